@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo "make setup   install everything into .venv (PYTHON=python3.12 to choose the Python)"
+	@echo "make demo    setup, then record and distill a small run: recipes/digits.yaml"
+	@echo "make test    setup, lint and the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove caches and build output (keeps .venv, runs/ and outputs/)"
+
+setup: $(STAMP)
+
+# Written last, so that an install which stopped half-way is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	@rm -f $@
+	@PYTHON="$(PYTHON)" bash setup.sh
+	@touch $@
+
+demo: setup
+	$(BIN)/tgdd run recipes/digits.yaml
+
+test: setup lint
+	$(BIN)/pytest -q
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy tgdd_plugin
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,65 @@
+"""Training augmentation as Composer algorithms: DSA for each image, and CutMix for some of the batches."""
+
+from __future__ import annotations
+
+import torch
+from composer.algorithms import CutMix
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+
+from tgdd_plugin.augment import augment, draw_augmentation, parse_augmentation
+
+
+class SiameseAugmentation(Algorithm):
+    """Augments every image of a training batch with a draw of its own (DSA; Zhao and Bilen, ICML 2021).
+
+    Works on normalised images on the device, before the forward pass, in any Trainer.
+
+    Args:
+        strategy (str): Operations joined by ``_`` (see :mod:`tgdd_plugin.augment`). Default:
+            ``'color_crop_flip'``; as in the literature, without ``cutout`` beside CutMix.
+        seed (int): Of the draws. Default: ``0``.
+
+    Example:
+        >>> trainer = Trainer(model=model, ..., algorithms=[SiameseAugmentation()])  # doctest: +SKIP
+    """
+
+    def __init__(self, strategy: str = "color_crop_flip", seed: int = 0) -> None:
+        parse_augmentation(strategy)
+        self.strategy = strategy
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.BEFORE_FORWARD
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        images = state.batch_get_item(0)
+        draw = draw_augmentation(self.strategy, len(images), images.shape[2:], self.generator)
+        draw = {name: tensor.to(images.device, non_blocking=True) for name, tensor in draw.items()}
+        state.batch_set_item(0, augment(images, draw))
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor], strict: bool = False) -> None:
+        self.generator.set_state(state["generator"])
+
+
+class RandomCutMix(CutMix):
+    """Composer's CutMix, applied to a batch with probability ``p``; the literature's evaluation uses p = 0.5.
+
+    Args:
+        p (float): Default: ``0.5``.
+        alpha (float): Of the Beta distribution of the areas. Default: ``1.0``.
+    """
+
+    def __init__(self, p: float = 0.5, alpha: float = 1.0) -> None:
+        super().__init__(alpha=alpha)
+        self.p = p
+        self._mixing = False
+
+    def match(self, event: Event, state: State) -> bool:
+        if event == Event.BEFORE_FORWARD:
+            # From torch's global stream, as Composer's own draws: the Trainer seeds it and its checkpoints restore it.
+            self._mixing = bool(torch.rand(()) < self.p)
+        return self._mixing and super().match(event, state)

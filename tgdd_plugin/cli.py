@@ -1,0 +1,155 @@
+"""The ``tgdd`` command: run | record | distill | retrain | show."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tgdd_plugin import __version__
+from tgdd_plugin.errors import InputError
+
+if TYPE_CHECKING:
+    from tgdd_plugin.recipe import Recipe
+
+STEPS = {
+    "run": "record, distill and retrain",
+    "record": "train networks and record their trajectories",
+    "distill": "distill a trajectory into a .beton",
+    "retrain": "train networks on a .beton and score them beside random and full data",
+    "show": "print a trajectory folder or the card of a .beton, and draw the latter's images",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Returns:
+        0, or 2 after one line on standard error for input that cannot be used; 130 when interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    # Modules that recipes name as module:function may lie in the current folder.
+    sys.path.insert(0, os.getcwd())
+    try:
+        if options.step == "show":
+            _show(Path(options.path), options.picture)
+        else:
+            _work(options.step, options.path, options.overrides)
+    except (InputError, OSError) as error:
+        print(f"tgdd: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tgdd: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tgdd", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"tgdd_plugin {__version__}")
+    steps = parser.add_subparsers(dest="step", required=True)
+    for name, text in STEPS.items():
+        step = steps.add_parser(name, help=text, description=text)
+        if name == "show":
+            step.add_argument("path", help="trajectory folder or .beton")
+            step.add_argument("--picture", metavar="PNG", help="where to draw a .beton (default: beside it)")
+            continue
+        shortcut = {"distill": ", or a trajectory folder", "retrain": ", or a .beton"}.get(name, "")
+        step.add_argument("path", help=f"recipe (YAML){shortcut}")
+        step.add_argument("overrides", nargs="*", metavar="key=value", help="such as distill.steps=500")
+    return parser
+
+
+def _work(step: str, path: str, overrides: list[str]) -> None:
+    # Imported here: `tgdd show` and `tgdd --help` need not wait seconds for Composer.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="composer|torchmetrics")
+    from tgdd_plugin.recipe import read_recipe
+
+    if step == "distill" and Path(path).is_dir():
+        recipe = read_recipe(None, [f"trajectory={path}", *overrides])
+    elif step == "retrain" and path.endswith(".beton"):
+        recipe = read_recipe(None, [f"file={path}", *overrides])
+    else:
+        recipe = read_recipe(path, overrides)
+    if step in ("run", "record"):
+        _record(recipe)
+    if step in ("run", "distill"):
+        _distill(recipe)
+    if step in ("run", "retrain"):
+        _retrain(recipe)
+
+
+def _record(recipe: Recipe) -> None:
+    from dataclasses import asdict
+
+    from tgdd_plugin.data import load_data
+    from tgdd_plugin.recipe import NetworkSettings
+    from tgdd_plugin.recording import record
+
+    real, _ = load_data(recipe.data, progress=True)
+    network = recipe.network or NetworkSettings()
+    trajectory = record(
+        recipe.trajectory_folder,
+        real,
+        network.factory(real.shape, real.num_classes),
+        recipe.record,
+        job={"data": asdict(recipe.data), "network": asdict(network)},
+        seed=recipe.seed,
+        device=recipe.device,
+    )
+    stages = sum(len(run.stages) for run in trajectory.runs.values())
+    print(f"recorded  {trajectory.folder}: {len(trajectory.runs)} run(s), {stages} stages")
+
+
+def _distill(recipe: Recipe) -> None:
+    from tgdd_plugin.data import load_data
+    from tgdd_plugin.distillation import distill
+    from tgdd_plugin.trajectory import Trajectory
+
+    trajectory = Trajectory.open(recipe.trajectory_folder)
+    real, _ = load_data(recipe.data, progress=True)
+    network = recipe.network.factory(real.shape, trajectory.run.num_classes) if recipe.network else None
+    path = distill(trajectory, real, recipe.beton, recipe.distill, network=network, device=recipe.device)
+    print(f"distilled {path}")
+
+
+def _retrain(recipe: Recipe) -> None:
+    from tgdd_plugin.data import load_data
+    from tgdd_plugin.retraining import retrain, table
+
+    real, test = load_data(recipe.data, progress=True)
+    network = recipe.network.factory(real.shape, real.num_classes) if recipe.network else None
+    results = recipe.beton.parent / "results.json"
+    rows = retrain(
+        recipe.beton,
+        test,
+        recipe.retrain,
+        real=real,
+        network=network,
+        device=recipe.device,
+        seed=recipe.seed,
+        results=results,
+    )
+    print(f"\n{table(rows)}\n\nresults   {results}")
+
+
+def _show(path: Path, picture: str | None) -> None:
+    from tgdd_plugin.beton import card_path, read_beton, read_card
+    from tgdd_plugin.report import describe_trajectory, image_grid, write_picture
+    from tgdd_plugin.trajectory import Trajectory
+
+    if path.is_file():
+        read_card(path)
+        print(card_path(path).read_text())
+        grid = image_grid(*read_beton(path))
+        print(f"picture: {write_picture(Path(picture) if picture else path.with_suffix('.png'), grid)}")
+    else:
+        print(describe_trajectory(Trajectory.open(path)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

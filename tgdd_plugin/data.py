@@ -1,0 +1,162 @@
+"""The data sets that recipes can name. Nothing else in the package knows a data set's name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.datasets as tv
+from torchvision.transforms import CenterCrop, Compose, Grayscale, Resize
+
+from tgdd_plugin.beton import card_path, read_beton, read_card
+from tgdd_plugin.errors import InputError
+from tgdd_plugin.pool import ImagePool
+
+NAMES = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "image_folder", "beton")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images.
+
+    Args:
+        name: One of :data:`NAMES`, or ``module:function`` of a function that returns two map-style data sets of
+            (image, int) pairs, train and test. Default: ``'digits'``, scikit-learn's, which come with the package.
+        root: Folder of torchvision's data sets, or for ``image_folder`` the folder that has ``train`` and ``val`` or
+            ``test``. What is missing is downloaded where torchvision can. Default: ``'data'``.
+        train, test: Files (``beton``) or folders (``image_folder``). Default: found in ``root``.
+        image_size: Side in pixels that images are resized (shorter side) and centre-cropped to. Default: as they are.
+        grey: Whether to turn an image folder grey. Default: ``False``.
+        per_class: Use only so many training images of each class, drawn with seed 0. Default: ``None``, all.
+        holdout: Share of the training images to hold out and score on in place of the test images: for choosing
+            settings without a look at the test set. Default: ``0.0``.
+    """
+
+    name: str = "digits"
+    root: str = "data"
+    train: str | None = None
+    test: str | None = None
+    image_size: int | None = None
+    grey: bool = False
+    per_class: int | None = None
+    holdout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.holdout < 1:
+            raise InputError(f"holdout is {self.holdout}; wanted a share of the training images from 0 to below 1")
+        if self.name not in NAMES and ":" not in self.name:
+            raise InputError(f"data '{self.name}' is unknown; wanted one of {', '.join(NAMES)}, or module:function")
+
+
+def load_data(settings: DataSettings, *, progress: bool = False) -> tuple[ImagePool, ImagePool]:
+    """Train and test images.
+
+    Raises:
+        InputError: If they cannot be found or used.
+    """
+    train, test = _read(settings, progress)
+    if settings.per_class is not None:
+        generator = torch.Generator().manual_seed(0)
+        index = train.draw(torch.arange(train.num_classes), settings.per_class, generator, "data.per_class")
+        train = train.subset(index.flatten())
+    if settings.holdout:
+        train, test = train.split(settings.holdout, torch.Generator().manual_seed(1))
+    return train, test
+
+
+def _read(settings: DataSettings, progress: bool) -> tuple[ImagePool, ImagePool]:
+    if settings.name == "digits":
+        return _digits()
+    if settings.name == "beton":
+        if not settings.train or not settings.test:
+            raise InputError("data 'beton' needs the files data.train=... and data.test=...")
+        return _from_beton(settings.train), _from_beton(settings.test)
+    train, test = _image_folders(settings) if settings.name == "image_folder" else _datasets(settings)
+    pools = [ImagePool.from_dataset(dataset, progress=progress) for dataset in (train, test)]
+    if pools[1].num_classes < pools[0].num_classes:
+        pools[1].name_classes(pools[0].classes)
+    return pools[0], pools[1]
+
+
+def _digits() -> tuple[ImagePool, ImagePool]:
+    """scikit-learn's 1,797 digits of 8×8 grey levels 0..16: 1,257 for training and 540 for testing, by class."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images / 16 * 255).round().to(torch.uint8).unsqueeze(1)
+    labels = torch.from_numpy(digits.target)
+    index = train_test_split(torch.arange(len(labels)).numpy(), test_size=540, stratify=digits.target, random_state=0)
+    train, test = (ImagePool(images[i], labels[i], [str(n) for n in range(10)]) for i in index)
+    return train, test
+
+
+def _from_beton(path: str) -> ImagePool:
+    images, labels = read_beton(path)
+    return ImagePool(images, labels, read_card(path).classes if card_path(path).is_file() else None)
+
+
+def _image_folders(settings: DataSettings) -> tuple[Any, Any]:
+    root = Path(settings.root)
+    train = Path(settings.train) if settings.train else root / "train"
+    test = (
+        Path(settings.test)
+        if settings.test
+        else next((p for p in (root / "val", root / "test") if p.is_dir()), root / "val")
+    )
+    steps: list[Any] = [Grayscale()] if settings.grey else []
+    if settings.image_size:
+        steps += [Resize(settings.image_size), CenterCrop(settings.image_size)]
+    for folder in (train, test):
+        if not folder.is_dir():
+            raise InputError(f"there is no folder '{folder}'; data.root wants train/<class>/ and val/<class>/ in it")
+    try:
+        sets = [tv.ImageFolder(str(folder), transform=Compose(steps) if steps else None) for folder in (train, test)]
+    except FileNotFoundError as error:
+        raise InputError(f"{error}".splitlines()[0]) from error
+    if sets[0].classes != sets[1].classes:
+        raise InputError(f"'{train}' and '{test}' have different class folders; wanted the same names in both")
+    return sets[0], sets[1]
+
+
+def _datasets(settings: DataSettings) -> tuple[Any, Any]:
+    transform = None
+    if settings.image_size:
+        transform = Compose([Resize(settings.image_size), CenterCrop(settings.image_size)])
+    known: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
+        "cifar10": (tv.CIFAR10, {"train": True}, {"train": False}),
+        "cifar100": (tv.CIFAR100, {"train": True}, {"train": False}),
+        "mnist": (tv.MNIST, {"train": True}, {"train": False}),
+        "fashion_mnist": (tv.FashionMNIST, {"train": True}, {"train": False}),
+        "svhn": (tv.SVHN, {"split": "train"}, {"split": "test"}),
+    }
+    if settings.name in known:
+        make, *splits = known[settings.name]
+        found = [_found_or_downloaded(make, settings, transform=transform, **split) for split in splits]
+        return found[0], found[1]
+    module, _, function = settings.name.partition(":")
+    try:
+        pair = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"data '{settings.name}' cannot be imported: {error}") from error
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InputError(f"data '{settings.name}' returned {type(pair).__name__}; wanted two data sets, train and test")
+    return pair[0], pair[1]
+
+
+def _found_or_downloaded(make: Callable[..., Any], settings: DataSettings, **options: Any) -> Any:
+    try:
+        return make(settings.root, download=False, **options)
+    except RuntimeError:
+        pass
+    try:
+        return make(settings.root, download=True, **options)
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"{settings.name} is not under '{settings.root}' and cannot be downloaded ({error}); put it there in "
+            f"torchvision's layout, or set data.root"
+        ) from error

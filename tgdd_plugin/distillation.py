@@ -1,0 +1,379 @@
+"""distill(): a trajectory and real images in, a ``.beton`` out, by way of a Composer run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from composer import Callback, DataSpec, Logger, State, Trainer
+from composer.algorithms import EMA
+from composer.core import Time, TimeUnit
+from composer.loggers import LoggerDestination
+from composer.models import ComposerClassifier
+from composer.utils import dist, get_device
+from torch import nn
+
+from tgdd_plugin.augment import draw_augmentation, parse_augmentation
+from tgdd_plugin.beton import Card, write_beton
+from tgdd_plugin.errors import InputError
+from tgdd_plugin.files import check_writable
+from tgdd_plugin.model import DistillationModel
+from tgdd_plugin.network import FeatureNetwork, find_head
+from tgdd_plugin.networks import OWN, build_network
+from tgdd_plugin.pool import ImagePool
+from tgdd_plugin.report import image_grid
+from tgdd_plugin.stages import StageBank
+from tgdd_plugin.synthetic import STARTS, SyntheticImages, start_pixels
+from tgdd_plugin.trajectory import Run, Trajectory, versions
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """What a distillation does. Defaults are the paper's (arXiv 2512.02469) unless they say otherwise.
+
+    Args:
+        images_per_class: n, stored images for each class. Default: ``10``.
+        factor: f of multi-formation: each stored image holds f×f sub-images, enlarged when decoded. Default: ``2``.
+        start: ``'mix'``, ``'real'`` or ``'noise'``, see :func:`tgdd_plugin.synthetic.start_pixels`. Default: ``'mix'``.
+        steps: Default: ``10_000``.
+        learning_rate: Of SGD on the pixels. Default: ``0.02 · images_per_class``, and ``0.2 · images_per_class`` from
+            128 px on. That is twice the published rates: the published loop steps class after class with momentum 0.5,
+            which moves every class by twice its gradient; one step for all classes without momentum does the same.
+        alpha: α, weight of the constraint. Default: ``2.5`` up to 10 images per class and ``0.5`` above.
+        max_gap: L, how many stages the late one is drawn from, the early one included. Default: ``7``.
+        real_per_class: Real images of each class and step. Default: ``128``.
+        max_decoded: Most decoded synthetic images of a class and step; of more, as many are drawn. Default: ``200``.
+        augmentation: Operations joined by ``_`` (see :mod:`tgdd_plugin.augment`). Leave ``flip`` out where mirrored
+            images change class, as with digits. Default: ``'color_crop_cutout_flip'``.
+        ema: Half-life, as a Composer time string in batches (``'100ba'``), of an exponential moving average of the
+            pixels, which then is what ships. Default: ``None``, the last iterate ships.
+        precision: ``'fp32'``, or ``'bf16'`` for networks in autocast with the loss in float32. Default: ``'fp32'``.
+        seed: Of every draw. Default: ``0``.
+
+    Raises:
+        InputError: For a value out of range.
+    """
+
+    images_per_class: int = 10
+    factor: int = 2
+    start: str = "mix"
+    steps: int = 10_000
+    learning_rate: float | None = None
+    alpha: float | None = None
+    max_gap: int = 7
+    real_per_class: int = 128
+    max_decoded: int = 200
+    augmentation: str = "color_crop_cutout_flip"
+    ema: str | None = None
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("images_per_class", "factor", "steps", "max_gap", "real_per_class", "max_decoded"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; wanted at least 1")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; wanted 0 or more")
+        for name in ("learning_rate", "alpha"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{name} is {value}; wanted a number from 0 on")
+        for name, wanted in (("start", STARTS), ("precision", ("fp32", "bf16"))):
+            if getattr(self, name) not in wanted:
+                raise InputError(f"{name} is '{getattr(self, name)}'; wanted one of {', '.join(wanted)}")
+        parse_augmentation(self.augmentation)
+        if self.ema is not None:
+            _batches("ema", self.ema)
+
+    def resolved(self, side: int) -> DistillSettings:
+        """With the defaults that depend on the number and the ``side`` (pixels) of the images filled in."""
+        rate = (0.2 if side >= 128 else 0.02) * self.images_per_class
+        alpha = 2.5 if self.images_per_class <= 10 else 0.5
+        filled = {
+            "learning_rate": rate if self.learning_rate is None else self.learning_rate,
+            "alpha": alpha if self.alpha is None else self.alpha,
+        }
+        return DistillSettings(**{**asdict(self), **filled})
+
+
+def distill(
+    trajectory: Trajectory | str | Path,
+    real: Any,
+    output: str | Path,
+    settings: DistillSettings | None = None,
+    *,
+    network: nn.Module | Callable[[], nn.Module] | None = None,
+    head: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes_per_chunk: int | None = None,
+    device: str | None = None,
+    checkpoint_interval: str = "500ba",
+    image_interval: int = 1000,
+    loggers: Sequence[LoggerDestination] = (),
+    callbacks: Sequence[Callback] = (),
+    progress_bar: bool = True,
+    trainer_options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Distills a trajectory into a ``.beton`` by TGDD (arXiv 2512.02469), as a Composer run.
+
+    One step is: draw an early and a late stage of one run, and for each class a batch of real images and one
+    augmentation; match the classes' mean features under the early stage, keep the classes apart under the late one;
+    take one SGD step on the pixels of all classes, then clamp them to [0, 1].
+
+    Checkpoints lie in a hidden folder beside ``output`` until it is written. The same call, made again after a crash,
+    goes on from the last one and ends with the same bits.
+
+    Args:
+        trajectory: The folder that :class:`TGDDCallback` recorded, or an open :class:`Trajectory`.
+        real: The real training images: an :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset` takes.
+        output: The ``.beton`` to write; its card is ``<output>.yaml``.
+        settings: Default: ``DistillSettings()``, the paper's.
+        network: The network that was trained, or a function that builds it; its weights do not matter. A
+            ``ComposerClassifier`` may be given whole. Default: for this package's networks, built as recorded.
+        head: Name of its linear head. Default: as recorded.
+        mean, std: Per-channel normalisation for pixels in [0, 1]. Default: as recorded.
+        classes_per_chunk: Classes in one forward pass; fewer need less memory and give the same images. Default: all.
+        device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
+        checkpoint_interval: How often to save, as a Composer time string. Default: ``'500ba'``.
+        image_interval: Steps between pictures of the images sent to ``loggers``; 0 for none. Default: ``1000``.
+        loggers, callbacks: The user's own, for the Trainer.
+        progress_bar: Default: ``True``.
+        trainer_options: More arguments for Composer's ``Trainer``; they override ours.
+
+    Returns:
+        The path of the written file.
+
+    Raises:
+        InputError: If anything given does not fit: before any step is made wherever that can be known, and else with
+            the last checkpoint kept.
+    """
+    output = check_writable(Path(output))
+    trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
+    run = trajectory.run
+    pool = real if isinstance(real, ImagePool) else ImagePool.from_dataset(real, progress=progress_bar)
+    if pool.num_classes != run.num_classes:
+        # Numbered classes are counted from the labels; the head knows better.
+        pool.name_classes(run.classes or [str(i) for i in range(run.num_classes)])
+    mean, std = _normalisation(mean, std, run, pool)
+    settings = (settings or DistillSettings()).resolved(pool.shape[1])
+    if classes_per_chunk is not None and classes_per_chunk < 1:
+        raise InputError(f"classes_per_chunk is {classes_per_chunk}; wanted at least 1")
+
+    on = get_device(device).tensor_to_device(torch.empty(0)).device
+    bare = _bare_network(network, run, pool)
+    frozen = FeatureNetwork(bare, find_head(bare, run.num_classes, head or _recorded_head(bare, run.head)))
+    bank = StageBank(trajectory, bare, on)
+    frozen.network.to(on)
+    frozen.check(bank[0], pool.shape, run.num_classes)
+    shape = (pool.num_classes, settings.images_per_class, *pool.shape)
+    # The start has a stream of its own, apart from every (step, rank).
+    start = start_pixels(settings.start, shape, settings.factor, pool, step_generator(settings.seed, 0, 2**31))
+    synthetic = SyntheticImages(start, settings.factor)
+    draws = Draws(settings, bank, pool, synthetic)
+    draws(0)  # a class with too few images is found out here, not after the Trainer is set up
+    model = DistillationModel(
+        synthetic, frozen, bank, pool.to(on), mean=mean, std=std, alpha=settings.alpha or 0.0,
+        bf16=settings.precision == "bf16",
+    )  # fmt: skip
+
+    optimizer = torch.optim.SGD(synthetic.parameters(), lr=settings.learning_rate or 0.0)
+    # Right after the step, so that whatever looks at the pixels next (EMA, a checkpoint) finds them in [0, 1].
+    optimizer.register_step_post_hook(lambda *_: synthetic.clamp_())
+    # The name holds all the result depends on: another job never resumes from these checkpoints.
+    key = json.dumps([asdict(settings), trajectory.checksums, mean, std, list(shape)])
+    run_name = f"distill-{output.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    checkpoints = output.parent / f".{run_name}"
+    options: dict[str, Any] = {
+        "model": model,
+        "train_dataloader": DataSpec(
+            _Steps(settings.steps),
+            batch_transforms=draws,
+            get_num_samples_in_batch=lambda batch: len(batch["classes"]),
+        ),
+        "max_duration": f"{settings.steps}ba",
+        "optimizers": optimizer,
+        "algorithms": [EMA(half_life=settings.ema, update_interval="1ba")] if settings.ema else [],
+        "callbacks": [_Watch(image_interval, bank.names, synthetic), *callbacks],
+        "loggers": list(loggers),
+        "device": device,
+        "device_train_microbatch_size": classes_per_chunk or pool.num_classes,
+        "precision": "fp32",
+        "progress_bar": progress_bar,
+        "seed": settings.seed,
+        "run_name": run_name,
+        "autoresume": True,
+        "save_folder": str(checkpoints),
+        "save_interval": checkpoint_interval,
+        "save_overwrite": True,
+        "save_num_checkpoints_to_keep": 1,
+    }
+    trainer = Trainer(**{**options, **(trainer_options or {})})
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
+    if dist.get_global_rank() == 0:
+        card = Card(
+            classes=pool.classes,
+            images=0,
+            images_per_class=settings.images_per_class,
+            shape=list(pool.shape),
+            mean=mean,
+            std=std,
+            factor=settings.factor,
+            method={"name": "TGDD", "source": "sampled", **asdict(settings)},
+            network=run.network,
+            trajectory={"runs": [r.name for r in trajectory.runs.values()], "stages": trajectory.checksums},
+            versions=versions("mosaicml", "ffcv", "numpy"),
+        )
+        write_beton(output, *synthetic.to_uint8(), card)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    dist.barrier()
+    return output
+
+
+def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """A CPU generator that depends on (seed, step, rank) alone, so that any step can be drawn again."""
+    state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+@dataclass
+class Draws:
+    """Everything random about a step, as a batch that Composer splits by class and moves to the device."""
+
+    settings: DistillSettings
+    bank: StageBank
+    pool: ImagePool
+    synthetic: SyntheticImages
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        """The batch of one step on this rank; see :meth:`DistillationModel.forward`."""
+        s = self.settings
+        generator = step_generator(s.seed, step, dist.get_global_rank())
+        pair = self.bank.draw(s.max_gap, generator)
+        classes = torch.arange(self.pool.num_classes)
+        batch = {
+            "classes": classes,
+            "early": pair.early,
+            "late": pair.late,
+            "real": self.pool.draw(classes, s.real_per_class, generator, "each step (real_per_class)"),
+            "draw": draw_augmentation(s.augmentation, len(classes), self.pool.shape[1:], generator),
+        }
+        decoded = self.synthetic.decoded_per_class
+        if decoded > s.max_decoded:
+            order = torch.rand(len(classes), decoded, generator=generator).argsort(1)
+            batch["chosen"] = order[:, : s.max_decoded]
+        return batch
+
+
+class _Steps:
+    """Yields the numbers of the steps. Draws are made later, so a resumed run passes over those done at no cost."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.steps))
+
+
+class _Watch(Callback):
+    """Shows the images to the user's loggers and stops a run whose loss is no longer finite."""
+
+    def __init__(self, interval: int, names: list[str], synthetic: SyntheticImages) -> None:
+        self.interval = interval
+        self.names = names
+        self.synthetic = synthetic
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        if not math.isfinite(float(state.loss["total"])):  # type: ignore[index, call-overload]
+            early, late = (self.names[state.batch[key]] for key in ("early", "late"))
+            raise InputError(
+                f"the loss is no longer finite at step {state.timestamp.batch.value} (early stage: {early}; late "
+                f"stage: {late}); lower learning_rate or alpha. The last checkpoint keeps the last good images"
+            )
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if self.interval and state.timestamp.batch.value % self.interval == 0:
+            logger.log_images(image_grid(*self.synthetic.to_uint8()), name="tgdd/synthetic")
+
+
+def _batches(name: str, value: str) -> int:
+    """A Composer time string in batches as a number.
+
+    Raises:
+        InputError: If it is none.
+    """
+    try:
+        time = Time.from_input(value)
+        if time.unit is TimeUnit.BATCH and time.value > 0:
+            return int(time.value)
+    except (ValueError, TypeError, RuntimeError):
+        pass
+    raise InputError(f"{name} is {value!r}; wanted a Composer time string in batches, for example '100ba'")
+
+
+def _bare_network(network: nn.Module | Callable[[], nn.Module] | None, run: Run, pool: ImagePool) -> nn.Module:
+    """A copy of the network alone, out of whatever the user gave, or built as the manifest says."""
+    if network is None:
+        # Only from our own factories: a folder that came from elsewhere must not choose what is imported and called.
+        name = (run.network.get("factory") or "").removeprefix("tgdd_plugin.networks:")
+        if name not in OWN:
+            raise InputError(
+                f"the trajectory does not say how to build its network ({run.network['class']}); pass network= (on the "
+                f"command line network.name=module:function), the network or a function that builds it"
+            )
+        return build_network(name, run.network["arguments"], pool.shape, run.num_classes)
+    built = network if isinstance(network, nn.Module) else network()
+    return copy.deepcopy(built.module if isinstance(built, ComposerClassifier) else built)
+
+
+def _recorded_head(network: nn.Module, recorded: str) -> str | None:
+    """The recorded head's name in the bare network, which may lack the prefix of the user's ComposerModel."""
+    fitting = [n for n, _ in network.named_modules() if n and (recorded == n or recorded.endswith(f".{n}"))]
+    return max(fitting, key=len, default=None)
+
+
+def _normalisation(
+    mean: Sequence[float] | None, std: Sequence[float] | None, run: Run, pool: ImagePool
+) -> tuple[list[float], list[float]]:
+    """The given normalisation, else the recorded one, checked against the inputs that the run is known to have seen."""
+    mean, std = (mean, std) if mean is not None and std is not None else (run.mean, run.std)
+    pool_mean, pool_std = pool.statistics()
+    if mean is None or std is None:
+        raise InputError(
+            f"the trajectory does not say how its inputs were normalised; pass mean= and std= as in training (0 and 1 "
+            f"for none; these images have mean {_rounded(pool_mean)} and std {_rounded(pool_std)})"
+        )
+    if not len(mean) == len(std) == pool.shape[0]:
+        raise InputError(f"{len(mean)} means and {len(std)} stds came for images of {pool.shape[0]} channel(s)")
+    if run.input and len(run.input["mean"]) == len(mean):
+        seen_mean, seen_std = np.array(run.input["mean"]), np.array(run.input["std"])
+        ours_mean = (np.array(pool_mean) - mean) / std
+        ours_std = np.array(pool_std) / std
+        # Augmentation moves these a little; a wrong normalisation moves them by whole deviations.
+        off = np.abs(ours_mean - seen_mean) / ours_std
+        if off.max() > 1 or (ours_std / seen_std).max() > 2.5 or (seen_std / ours_std).max() > 2.5:
+            raise InputError(
+                f"training saw inputs of mean {_rounded(seen_mean)} and std {_rounded(seen_std)}, but mean "
+                f"{_rounded(mean)} and std {_rounded(std)} turn these images into mean {_rounded(ours_mean)} and std "
+                f"{_rounded(ours_std)}; pass the training's mean= and std="
+            )
+    return [float(m) for m in mean], [float(s) for s in std]
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(value), 3) for value in values]

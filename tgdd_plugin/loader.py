@@ -1,0 +1,132 @@
+"""Loaders of compact sets: the whole set resident on a device, or FFCV's. Never an empty epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from composer.utils import dist
+
+from tgdd_plugin.beton import read_beton, read_card, restored_threads
+from tgdd_plugin.errors import InputError
+
+
+class DeviceLoader:
+    """Batches of (normalised images, labels) from uint8 images that stay where they are, in a new order each epoch.
+
+    The last batch may be smaller, and a set smaller than ``batch_size`` is one batch. Under several ranks, each
+    gets its share of every epoch.
+
+    Args:
+        images: uint8, ``(N, C, H, W)``.
+        labels: ``(N,)``.
+        mean, std: Per-channel normalisation for pixels in [0, 1].
+        batch_size: On each rank.
+        shuffle: Default: ``True``.
+        seed: Of the order. Default: ``0``.
+        device: Where batches are wanted. Default: where ``images`` are.
+    """
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; wanted at least 1")
+        self.device = torch.device(device) if device is not None else images.device
+        self.images = images
+        self.labels = labels.to(self.device)
+        self.mean, self.std = list(mean), list(std)
+        self.batch_size = min(batch_size, len(images))
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch on this rank."""
+        share = len(range(dist.get_global_rank(), len(self.images), dist.get_world_size()))
+        return -(-share // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order = torch.arange(len(self.images))
+        if self.shuffle:
+            state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]
+            order = torch.randperm(len(order), generator=torch.Generator().manual_seed(int(state)))
+            self.epoch += 1
+        order = order[dist.get_global_rank() :: dist.get_world_size()]
+        mean = torch.tensor(self.mean, device=self.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=self.device).view(-1, 1, 1)
+        for index in order.split(self.batch_size):
+            images = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
+            yield (images.float() / 255 - mean) / std, self.labels[index.to(self.device)]
+
+
+def beton_loader(
+    path: str | Path,
+    batch_size: int = 64,
+    *,
+    backend: str = "device",
+    shuffle: bool = True,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Any:
+    """Batches of (normalised images, labels) from a ``.beton`` and its card, for any training loop or Trainer.
+
+    Args:
+        path: The file; its card must lie beside it.
+        batch_size: Clamped to the number of images: no epoch is ever empty. Default: ``64``.
+        backend: ``'device'`` keeps the whole set on ``device``: for compact sets the faster by far. ``'ffcv'`` is
+            ``ffcv.Loader`` with its usual pipeline, for large files; grey images keep three channels there.
+        shuffle: Default: ``True``.
+        seed: Of the order. Default: ``0``.
+        device: Where batches are wanted, and for ``'device'`` where the set is kept. Default: ``'cpu'``.
+
+    Returns:
+        An iterable with ``len()``; float32 images ``(B, C, H, W)`` and int64 labels ``(B,)``.
+
+    Raises:
+        InputError: If the file or its card cannot be used.
+    """
+    card = read_card(path)
+    if backend == "device":
+        images, labels = read_beton(path)
+        return DeviceLoader(
+            images.to(device), labels, card.mean, card.std, batch_size=batch_size, shuffle=shuffle, seed=seed
+        )
+    if backend != "ffcv":
+        raise InputError(f"backend is '{backend}'; wanted 'device' or 'ffcv'")
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
+
+    channels = 3 // card.shape[0]
+    scale = [np.array(values * channels) * 255 for values in (card.mean, card.std)]
+    to_device = [ToDevice(torch.device(device), non_blocking=True)]
+    with restored_threads():
+        return Loader(
+            str(path),
+            batch_size=min(batch_size, card.images),
+            num_workers=1,
+            order=OrderOption.RANDOM if shuffle else OrderOption.SEQUENTIAL,
+            os_cache=True,
+            drop_last=False,
+            seed=seed,
+            pipelines={
+                "image": [
+                    SimpleRGBImageDecoder(), NormalizeImage(*scale, np.float32), ToTensor(), ToTorchImage(), *to_device
+                ],
+                "label": [IntDecoder(), ToTensor(), Squeeze(1), *to_device],
+            },
+        )  # fmt: skip

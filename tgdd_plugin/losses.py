@@ -1,0 +1,34 @@
+"""The two terms of TGDD's loss, as pure functions (arXiv 2512.02469)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def stage_matching(real: torch.Tensor, synthetic: torch.Tensor) -> torch.Tensor:
+    """Stage-wise distribution matching: Σ_c ‖ mean φ(ω_c X_c) − mean φ(ω_c S_c) ‖².
+
+    Args:
+        real: Features of real images under the early network, ``(k, m, D)`` for k classes of m images.
+        synthetic: Features of the synthetic images of the same classes, ``(k, n, D)``.
+
+    Returns:
+        The sum over the k classes, a scalar in float32.
+    """
+    return (real.float().mean(1) - synthetic.float().mean(1)).square().sum()
+
+
+def distribution_constraint(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """The distribution constraint: Σ_c mean CE( h(ω_c S_c), c ).
+
+    Args:
+        logits: Of the synthetic images under the late network, ``(k, n, K)``.
+        classes: Their class ids, ``(k,)``.
+
+    Returns:
+        The sum over the k classes, a scalar in float32.
+    """
+    count = logits.shape[1]
+    losses = F.cross_entropy(logits.float().flatten(0, 1), classes.repeat_interleave(count), reduction="sum")
+    return losses / count

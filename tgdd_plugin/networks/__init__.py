@@ -1,0 +1,95 @@
+"""The field's benchmark networks, and how to build any network from its name.
+
+The networks of this package know how they were built, so a trajectory recorded from one can be distilled without naming
+it again. :func:`described` gives a user's own factory the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from tgdd_plugin.errors import InputError
+from tgdd_plugin.networks import convnet as _convnet
+from tgdd_plugin.networks import resnet as _resnet
+from tgdd_plugin.networks import resnet_ap as _resnet_ap
+
+
+def described(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Decorator of a module-level network factory: notes on the network how it was built.
+
+    The network gets ``tgdd_network = {'factory': 'module:function', 'arguments': {...}}``, which
+    :class:`tgdd_plugin.TGDDCallback` writes into the manifest. Arguments must be plain values.
+    """
+
+    @functools.wraps(factory)
+    def build(*args: Any, **kwargs: Any) -> nn.Module:
+        bound = inspect.signature(factory).bind(*args, **kwargs)
+        bound.apply_defaults()
+        network = factory(*args, **kwargs)
+        name = f"{factory.__module__}:{factory.__qualname__}"
+        if factory.__module__.startswith(__name__ + "."):
+            name = f"{__name__}:{factory.__qualname__}"
+        network.tgdd_network = {"factory": name, "arguments": dict(bound.arguments)}  # type: ignore[assignment]
+        return network
+
+    return build
+
+
+convnet = described(_convnet.convnet)
+resnet10 = described(_resnet.resnet10)
+resnet18 = described(_resnet.resnet18)
+resnet_ap10 = described(_resnet_ap.resnet_ap10)
+
+OWN = {"convnet": convnet, "resnet10": resnet10, "resnet18": resnet18, "resnet_ap10": resnet_ap10}
+
+
+def find_factory(name: str) -> Callable[..., nn.Module]:
+    """The factory of a network of this package (``'convnet'``), or any other as ``'module:function'``.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    if name in OWN:
+        return OWN[name]
+    module, _, function = name.partition(":")
+    if not function:
+        raise InputError(f"network '{name}' is unknown; wanted one of {', '.join(OWN)}, or your own as module:function")
+    try:
+        factory = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"network '{name}' cannot be imported ({error}); the module must be installed or lie in the current folder"
+        ) from error
+    return factory
+
+
+def build_network(name: str, arguments: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Builds a network by name.
+
+    Args:
+        name: As in :func:`find_factory`.
+        arguments: Keyword arguments of the factory. ``num_classes`` is added if the factory takes it;
+            ``in_channels`` and ``image_size`` if it names them.
+        shape: (C, H, W) of the images.
+        num_classes: K.
+
+    Raises:
+        InputError: If the factory is unknown or does not take the arguments.
+    """
+    factory = find_factory(name)
+    parameters = inspect.signature(factory).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    known = {"in_channels": shape[0], "image_size": shape[1]}
+    arguments = {key: value for key, value in known.items() if key in parameters} | arguments
+    if "num_classes" in parameters or takes_any:
+        arguments.setdefault("num_classes", num_classes)
+    try:
+        return factory(**arguments)
+    except TypeError as error:
+        raise InputError(f"network '{name}' does not take {arguments}: {error}") from error

@@ -1,0 +1,236 @@
+"""Real images, by class, as uint8 in one tensor: on the device when they fit, memory-mapped when not."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from tgdd_plugin.errors import InputError
+
+MEMORY_LIMIT = 4 * 2**30
+"""Bytes of pixels beyond which a pool is memory-mapped from a temporary file. 4 GiB: CIFAR takes 0.15."""
+
+
+class ImagePool:
+    """N real images with their labels.
+
+    Args:
+        images: uint8 of shape ``(N, C, H, W)``, C 1 or 3.
+        labels: Class ids of shape ``(N,)``.
+        classes: Names of the K classes. Default: ``None``, their numbers up to the largest label.
+
+    Raises:
+        InputError: If the images are not uint8 ``(N, C, H, W)`` or a label lies outside 0..K-1.
+    """
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str] | None = None) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise InputError(
+                f"images are {images.dtype} of shape {tuple(images.shape)}; wanted uint8 (N, C, H, W) with 1 or 3 "
+                f"channels"
+            )
+        if len(images) == 0 or len(labels) != len(images):
+            raise InputError(f"{len(images)} images came with {len(labels)} labels; wanted at least one, and as many")
+        labels = labels.to("cpu", torch.int64)
+        self.classes = [str(c) for c in classes] if classes is not None else _numbers(int(labels.max()) + 1)
+        self.images = images
+        self.labels = labels
+        self._sort()
+
+    def _sort(self) -> None:
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= self.num_classes:
+            raise InputError(
+                f"labels run from {low} to {high}; wanted 0..{self.num_classes - 1} for {self.num_classes} classes. "
+                f"Renumber the labels or correct the class names"
+            )
+        self.counts = torch.bincount(self.labels, minlength=self.num_classes)
+        # The images stay where they are; this lists the positions of class 0, then of class 1, ...
+        self._order = self.labels.argsort(stable=True)
+        self._starts = self.counts.cumsum(0) - self.counts
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])  # type: ignore[return-value]
+
+    def name_classes(self, classes: Sequence[str]) -> None:
+        """Gives the classes names, and so K.
+
+        Raises:
+            InputError: If a label lies outside 0..K-1.
+        """
+        self.classes = [str(name) for name in classes]
+        self._sort()
+
+    def to(self, device: torch.device | str) -> ImagePool:
+        """Moves the images to a device if they fit in half of what is free there; else they stay in (mapped) memory."""
+        device = torch.device(device)
+        if device.type == "cuda" and self.images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+            return self
+        self.images = self.images.to(device)
+        return self
+
+    def draw(
+        self, classes: torch.Tensor, count: int, generator: torch.Generator, purpose: str = "a step"
+    ) -> torch.Tensor:
+        """Draws ``count`` images of each class without replacement.
+
+        Args:
+            classes: Class ids ``(k,)``, on the CPU.
+            count: m, how many of each.
+            generator: On the CPU.
+            purpose: What for, to be named in the error.
+
+        Returns:
+            Positions in the pool, ``(k, m)``, on the CPU.
+
+        Raises:
+            InputError: If a class has fewer images.
+        """
+        rows = []
+        for label in classes.tolist():
+            have = int(self.counts[label])
+            if have < count:
+                raise InputError(
+                    f"class {label} ('{self.classes[label]}') has {have} real images, {count} were asked for "
+                    f"{purpose}; ask for at most {have}, or add images of that class"
+                )
+            rows.append(self._order[self._starts[label] + torch.randperm(have, generator=generator)[:count]])
+        return torch.stack(rows)
+
+    def take(self, index: torch.Tensor) -> torch.Tensor:
+        """uint8 images at positions ``index`` of any shape: ``(*index.shape, C, H, W)``, where the pool lies."""
+        return self.images[index.to(self.images.device)]
+
+    def subset(self, index: torch.Tensor) -> ImagePool:
+        """A pool of the images at positions ``index`` ``(n,)``, copied."""
+        return ImagePool(self.take(index), self.labels[index.cpu()], self.classes)
+
+    def split(self, fraction: float, generator: torch.Generator) -> tuple[ImagePool, ImagePool]:
+        """Two disjoint pools: ``1 - fraction`` and ``fraction`` of every class, drawn at random."""
+        held, kept = [], []
+        for label in range(self.num_classes):
+            count = int(self.counts[label])
+            index = self.draw(torch.tensor([label]), count, generator)[0]
+            cut = round(count * fraction)
+            held.append(index[:cut])
+            kept.append(index[cut:])
+        return self.subset(torch.cat(kept)), self.subset(torch.cat(held))
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Per-channel mean and standard deviation of the pixels in [0, 1]."""
+        total = torch.zeros(self.images.shape[1], dtype=torch.float64)
+        squares = total.clone()
+        for block in self.images.split(4096):
+            values = block.double() / 255
+            total += values.sum((0, 2, 3)).cpu()
+            squares += values.square().sum((0, 2, 3)).cpu()
+        count = self.images.numel() / self.images.shape[1]
+        mean = total / count
+        # A constant channel would otherwise divide by zero.
+        std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+        return mean.tolist(), std.tolist()
+
+    @classmethod
+    def from_dataset(cls, dataset: Any, *, classes: Sequence[str] | None = None, progress: bool = False) -> ImagePool:
+        """Reads any map-style data set of (image, int) pairs, once.
+
+        Args:
+            dataset: With ``__len__`` and ``__getitem__``; an image may be PIL, a uint8 array ``(H, W)`` or
+                ``(H, W, C)``, or a tensor ``(C, H, W)``, uint8 or floating point in [0, 1]. It should not normalise or
+                augment: distillation does both.
+            classes: Names of the classes. Default: the data set's ``classes`` if it has any, else numbers.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            InputError: If an item is no such pair, sizes differ, values leave [0, 1], or a label is out of range.
+        """
+        count = len(dataset)
+        if count == 0:
+            raise InputError(f"the data set {type(dataset).__name__} is empty; wanted at least one (image, label) pair")
+        labels = torch.empty(count, dtype=torch.int64)
+        images: torch.Tensor | None = None
+        for i in tqdm(range(count), desc="reading images", unit="img", disable=not progress, leave=False):
+            image, labels[i] = _pair(dataset[i], i)
+            if images is None:
+                images = _allocate((count, *image.shape))
+            if image.shape != images.shape[1:]:
+                raise InputError(
+                    f"image {i} has shape {tuple(image.shape)}, the first has {tuple(images.shape[1:])}; give all the "
+                    f"same size, for example with torchvision's Resize and CenterCrop (image_size in a recipe)"
+                )
+            images[i] = image
+        assert images is not None
+        return cls(images, labels, classes if classes is not None else getattr(dataset, "classes", None))
+
+
+def _numbers(count: int) -> list[str]:
+    return [str(i) for i in range(count)]
+
+
+def _allocate(shape: tuple[int, ...]) -> torch.Tensor:
+    size = int(np.prod(shape))
+    if size <= MEMORY_LIMIT:
+        return torch.empty(shape, dtype=torch.uint8)
+    # The file is unlinked at once: the mapping keeps it alive, and nothing is left behind whatever happens.
+    with tempfile.NamedTemporaryFile(prefix="tgdd-pool-") as file:
+        return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
+
+
+def _pair(item: Any, position: int) -> tuple[torch.Tensor, int]:
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise InputError(f"item {position} of the data set is a {type(item).__name__}; wanted a pair (image, label)")
+    image, label = item
+    try:
+        number = int(label)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"the label of item {position} is {label!r}; wanted one integer class id (soft and multiple labels cannot "
+            f"be sorted by class)"
+        ) from None
+    return _to_uint8(image, position), number
+
+
+def _to_uint8(image: Any, position: int) -> torch.Tensor:
+    """An image in any of the accepted forms as uint8 (C, H, W)."""
+    if isinstance(image, Image.Image):
+        if image.mode not in ("L", "RGB"):
+            image = image.convert("L" if image.mode == "1" else "RGB")
+        image = np.asarray(image)
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3):
+            raise InputError(
+                f"image {position} is a {image.dtype} array of shape {image.shape}; wanted uint8 (H, W) or (H, W, C)"
+            )
+        array = np.ascontiguousarray(image[:, :, None] if image.ndim == 2 else image)
+        image = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    if not isinstance(image, torch.Tensor):
+        raise InputError(f"image {position} is a {type(image).__name__}; wanted PIL, a uint8 array or a tensor")
+    if image.ndim == 2:
+        image = image.unsqueeze(0)
+    if image.is_floating_point():
+        low, high = float(image.min()), float(image.max())
+        if not (0 <= low and high <= 1):
+            raise InputError(
+                f"image {position} has values from {low:.2f} to {high:.2f}; wanted [0, 1]. Give the data set without "
+                f"Normalize: distillation normalises by itself"
+            )
+        image = (image * 255).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        raise InputError(f"image {position} is a {image.dtype} tensor; wanted uint8 or floating point in [0, 1]")
+    return image

@@ -1,0 +1,181 @@
+"""A job as one YAML file: what to record, distill and retrain. Every default lives in the settings' own dataclass."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from tgdd_plugin.data import DataSettings
+from tgdd_plugin.distillation import DistillSettings
+from tgdd_plugin.errors import InputError
+from tgdd_plugin.networks import build_network, find_factory
+from tgdd_plugin.recording import RecordSettings
+from tgdd_plugin.retraining import RetrainSettings
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Which network.
+
+    Args:
+        name: ``convnet``, ``resnet10``, ``resnet18``, ``resnet_ap10``, or any factory as ``module:function``.
+            Default: ``'convnet'``.
+        arguments: The factory's own; in a recipe they stand beside ``name``: ``{name: convnet, width: 64}``. The
+            numbers of classes and channels and the image size are passed by themselves.
+    """
+
+    name: str = "convnet"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def factory(self, shape: tuple[int, int, int], num_classes: int) -> Callable[[], nn.Module]:
+        """A function that builds a fresh network for images of ``shape`` (C, H, W) and K classes."""
+        return lambda: build_network(self.name, self.arguments, shape, num_classes)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A job.
+
+    Args:
+        output: Folder for all that the job writes. Default: ``'outputs'``.
+        seed: The first seed of recording and retraining. Default: ``0``.
+        device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
+        trajectory: The trajectory folder. Default: ``<output>/trajectory``.
+        file: The ``.beton``. Default: ``<output>/<data>-ipc<n>.beton``.
+        data, network, record, distill, retrain: The settings of each part.
+    """
+
+    output: str = "outputs"
+    seed: int = 0
+    device: str | None = None
+    trajectory: str | None = None
+    file: str | None = None
+    data: DataSettings = field(default_factory=DataSettings)
+    network: NetworkSettings | None = None
+    record: RecordSettings = field(default_factory=RecordSettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
+    retrain: RetrainSettings = field(default_factory=RetrainSettings)
+
+    def __post_init__(self) -> None:
+        if self.device not in (None, "cpu", "gpu"):
+            raise InputError(f"device is '{self.device}'; wanted cpu or gpu")
+
+    @property
+    def trajectory_folder(self) -> Path:
+        return Path(self.trajectory) if self.trajectory else Path(self.output) / "trajectory"
+
+    @property
+    def beton(self) -> Path:
+        name = self.data.name.rpartition(":")[2]
+        return Path(self.file) if self.file else Path(self.output) / f"{name}-ipc{self.distill.images_per_class}.beton"
+
+
+def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and applies overrides.
+
+    Args:
+        path: The YAML file; ``None`` for all defaults.
+        overrides: ``key=value`` or ``section.key=value``, the value in YAML.
+
+    Raises:
+        InputError: For a file that is none, an unknown key (with the nearest known one), or a value of the wrong type.
+    """
+    content: Any = {}
+    if path is not None:
+        try:
+            content = yaml.safe_load(Path(path).read_text()) or {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"recipe '{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        except yaml.YAMLError as error:
+            raise InputError(f"recipe '{path}' is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"recipe '{path}' holds a {type(content).__name__}; wanted keys and values")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise InputError(f"'{override}' is no override; wanted key=value or section.key=value")
+        _place(content, key.split("."), value, override)
+    return _build(Recipe, content, "")
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe in full as YAML text, as a note beside results."""
+    content = asdict(recipe)
+    if recipe.network is not None:
+        content["network"] = {"name": recipe.network.name, **recipe.network.arguments}
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def _place(content: dict[str, Any], keys: list[str], value: str, override: str) -> None:
+    for key in keys[:-1]:
+        content = content.setdefault(key, {})
+        if not isinstance(content, dict):
+            raise InputError(f"'{override}' names a key below '{key}', which is a value")
+    try:
+        content[keys[-1]] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"the value of '{override}' is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _build(cls: type, content: Any, where: str) -> Any:
+    """A settings dataclass from a mapping; ``where`` is the section's name with a dot, for messages."""
+    if not isinstance(content, dict):
+        raise InputError(f"'{where[:-1]}' is {content!r}; wanted a section of keys and values")
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in fields(cls)]
+    if cls is NetworkSettings:
+        return _network(content)
+    values = {}
+    for key, value in content.items():
+        _check_known(key, names, where)
+        section = next((t for t in (hints[key], *typing.get_args(hints[key])) if is_dataclass(t)), None)
+        if section is not None and value is not None:
+            values[key] = _build(section, value, f"{where}{key}.")  # type: ignore[arg-type]
+        else:
+            values[key] = _typed(value, hints[key], where + key)
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise InputError(f"{where}{error}") from None
+
+
+def _network(content: dict[str, Any]) -> NetworkSettings:
+    arguments = dict(content)
+    name = _typed(arguments.pop("name", NetworkSettings.name), str, "network.name")
+    parameters = inspect.signature(find_factory(name)).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for key in arguments:
+            _check_known(key, [*parameters, "name"], "network.")
+    return NetworkSettings(name, arguments)
+
+
+def _check_known(key: Any, names: list[str], where: str) -> None:
+    if key not in names:
+        near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)
+        raise InputError(f"unknown key '{where}{key}'; did you mean '{where}{near[0]}'? Known: {', '.join(names)}")
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    wanted = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if value is None and type(None) in wanted:
+        return None
+    # YAML 1.1 takes 1e-3 for text; int and float are otherwise kept apart from text and from yes/no.
+    if float in wanted and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    for kind in wanted:
+        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+            return value
+    names = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in wanted)
+    raise InputError(f"'{where}' is {value!r} ({type(value).__name__}); wanted {names}")

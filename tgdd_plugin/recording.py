@@ -1,0 +1,133 @@
+"""record(): trains networks under TGDDCallback, for those who have no Composer script of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tgdd_plugin.callback import TGDDCallback
+from tgdd_plugin.errors import InputError
+from tgdd_plugin.files import write_whole
+from tgdd_plugin.loader import DeviceLoader
+from tgdd_plugin.pool import ImagePool
+from tgdd_plugin.training import TrainSettings, torch_device, train
+from tgdd_plugin.trajectory import MANIFEST, Run, Trajectory
+
+JOB = "job.json"
+
+
+@dataclass(frozen=True)
+class RecordSettings(TrainSettings):
+    """How the runs are trained and recorded; the training is :class:`TrainSettings`' with the paper's 60 epochs.
+
+    Args:
+        runs: R, networks trained one after another, with seeds ``seed``, ``seed + 1``, ... Default: ``1``.
+        interval: See :class:`TGDDCallback`. Default: ``'1ep'``.
+        max_stages: See :class:`TGDDCallback`. Default: ``None``.
+        dtype: See :class:`TGDDCallback`. Default: ``'float32'``.
+    """
+
+    runs: int = 1
+    interval: str = "1ep"
+    max_stages: int | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.runs < 1:
+            raise InputError(f"runs is {self.runs}; wanted at least 1")
+
+
+def record(
+    folder: str | Path,
+    real: ImagePool,
+    network: Callable[[], nn.Module],
+    settings: RecordSettings | None = None,
+    *,
+    job: dict[str, Any] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress_bar: bool = True,
+) -> Trajectory:
+    """Trains ``settings.runs`` networks and records them into one trajectory folder.
+
+    Runs that are complete in the folder are kept, so that the call can be made again after a crash.
+
+    Args:
+        folder: The trajectory folder.
+        real: The training images; inputs are normalised by their own mean and std.
+        network: Builds a fresh network.
+        settings: Default: ``RecordSettings()``.
+        job: Whatever else the runs depend on, as plain values; noted in the folder and compared when it exists.
+        seed: Of the first run. Default: ``0``.
+        device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
+        progress_bar: Default: ``True``.
+
+    Raises:
+        InputError: If the folder holds runs of another job.
+    """
+    settings = settings or RecordSettings()
+    folder = Path(folder)
+    depends = {"settings": {**asdict(settings), "runs": None}, "seed": seed, **(job or {})}
+    _check_job(folder / JOB, json.loads(json.dumps(depends)))
+    mean, std = real.statistics()
+    on = torch_device(device)
+    pool = real.to(on)
+    for number in range(settings.runs):
+        run_seed = seed + number
+        name = f"seed{run_seed}"
+        if (folder / name / MANIFEST).is_file() and Run.read(folder / name).complete:
+            continue
+        with torch.random.fork_rng():
+            torch.manual_seed(run_seed)
+            fresh = network()
+        train(
+            fresh,
+            DeviceLoader(pool.images, pool.labels, mean, std, batch_size=settings.batch_size, seed=run_seed, device=on),
+            real.num_classes,
+            settings,
+            seed=run_seed,
+            device=device,
+            title=f"recording run {number + 1}/{settings.runs}" if progress_bar else None,
+            metrics=True,
+            callbacks=[
+                TGDDCallback(
+                    str(folder),
+                    settings.interval,
+                    max_stages=settings.max_stages,
+                    dtype=settings.dtype,
+                    classes=real.classes,
+                    mean=mean,
+                    std=std,
+                )
+            ],
+            run_name=name,
+        )
+    return Trajectory.open(folder)
+
+
+def _check_job(path: Path, depends: dict[str, Any]) -> None:
+    if path.is_file():
+        earlier = json.loads(path.read_text())
+        for key in depends:
+            if earlier.get(key) != depends[key]:
+                raise InputError(
+                    f"'{path.parent}' was recorded by another job ({_difference(key, earlier.get(key), depends[key])})"
+                    f"; choose another output, or delete that folder"
+                )
+    else:
+        write_whole(path, json.dumps(depends, indent=1) + "\n")
+
+
+def _difference(key: str, earlier: Any, now: Any) -> str:
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        for name in {**earlier, **now}:
+            if earlier.get(name) != now.get(name):
+                return _difference(f"{key}.{name}", earlier.get(name), now.get(name))
+    return f"{key} was {earlier!r} and is now {now!r}"

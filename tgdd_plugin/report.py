@@ -1,0 +1,76 @@
+"""What a trajectory folder and a ``.beton`` look like: text and pictures for ``tgdd show``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from tgdd_plugin.files import whole_file
+from tgdd_plugin.trajectory import Run, Trajectory
+
+
+def describe_trajectory(trajectory: Trajectory) -> str:
+    """The folder in words: the network, what it was trained on, and a table of the stages of each run."""
+    run = trajectory.run
+    network = run.network.get("factory") or run.network["class"]
+    arguments = ", ".join(f"{key}={value}" for key, value in (run.network.get("arguments") or {}).items())
+    normalisation = "not recorded"
+    if run.mean is not None and run.std is not None:
+        normalisation = f"mean {[round(m, 4) for m in run.mean]}, std {[round(s, 4) for s in run.std]}"
+    shape = "x".join(str(int(n)) for n in run.input["shape"]) if run.input else "not recorded"
+    lines = [
+        f"trajectory  {trajectory.folder}",
+        f"network     {network}({arguments}), {run.network['parameters']:,} parameters",
+        f"head        {run.head}, {run.num_classes} classes" + (f": {', '.join(run.classes)}" if run.classes else ""),
+        f"input       {shape}, normalisation {normalisation}",
+        f"versions    {', '.join(f'{name} {number}' for name, number in run.versions.items())}",
+    ]
+    for folder, run in trajectory.runs.items():
+        size = sum((folder / stage.file).stat().st_size for stage in run.stages) / 2**20
+        state = "complete" if run.complete else "not complete"
+        lines += [
+            "",
+            f"run         {run.name}: {len(run.stages)} stages, {size:.1f} MiB, {state}",
+            *_stage_table(run),
+        ]
+    return "\n".join(lines)
+
+
+def _stage_table(run: Run) -> list[str]:
+    metrics = list(dict.fromkeys(name for stage in run.stages for name in stage.metrics))
+    rows = [["epoch", "batch", *metrics]]
+    for stage in run.stages:
+        values = [f"{stage.metrics[name]:.4f}" if name in stage.metrics else "-" for name in metrics]
+        rows.append([str(stage.epoch), str(stage.batch), *values])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def image_grid(images: torch.Tensor, labels: torch.Tensor, per_class: int = 10) -> torch.Tensor:
+    """One row a class, the first ``per_class`` images of each.
+
+    Args:
+        images: uint8, of shape ``(N, C, H, W)``.
+        labels: Class ids of shape ``(N,)``.
+        per_class: Columns at most. Default: ``10``.
+
+    Returns:
+        uint8 of shape ``(3, height, width)``, with a white line of 2 pixels between images.
+    """
+    groups = [images[labels == label][:per_class] for label in labels.unique()]
+    columns = max(len(group) for group in groups)
+    blank = images.new_full(images.shape[1:], 255)
+    cells = [image for group in groups for image in [*group, *[blank] * (columns - len(group))]]
+    return make_grid(torch.stack(cells), nrow=columns, padding=2, pad_value=255)
+
+
+def write_picture(path: Path, grid: torch.Tensor, min_side: int = 600) -> Path:
+    """Writes a grid as PNG, enlarged by a whole factor (nearest) until its longer side has ``min_side`` pixels."""
+    factor = max(1, round(min_side / max(grid.shape[1:])))
+    grid = grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    with whole_file(path) as temporary:
+        to_pil_image(grid).save(temporary, format="PNG")
+    return path

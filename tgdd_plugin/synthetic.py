@@ -1,0 +1,116 @@
+"""The synthetic images: their pixels, their start, multi-formation, and their form as uint8."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tgdd_plugin.errors import InputError
+from tgdd_plugin.pool import ImagePool
+
+STARTS = ("real", "mix", "noise")
+
+
+class SyntheticImages(nn.Module):
+    """n stored images for each of K classes, whose pixels are the parameter that distillation trains.
+
+    With ``factor`` f, each stored image is an f×f grid of sub-images (multi-formation; IDC, Kim et al., ICML 2022): n
+    stored images decode to n·f² images of full size.
+
+    Args:
+        pixels: Stored images in class order, in [0, 1], of shape ``(K, n, C, H, W)``.
+        factor: f. Default: ``1``.
+
+    Raises:
+        InputError: If the side of the images is no multiple of ``factor``.
+    """
+
+    def __init__(self, pixels: torch.Tensor, factor: int = 1) -> None:
+        super().__init__()
+        if factor < 1 or pixels.shape[-1] % factor or pixels.shape[-2] % factor:
+            raise InputError(
+                f"factor {factor} does not divide images of {pixels.shape[-2]}x{pixels.shape[-1]} pixels; choose a "
+                f"factor that divides both sides"
+            )
+        self.pixels = nn.Parameter(pixels)
+        self.factor = factor
+
+    @property
+    def decoded_per_class(self) -> int:
+        """n·f²."""
+        return self.pixels.shape[1] * self.factor**2
+
+    def decode(self, classes: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        """Images of full size of some classes, differentiably.
+
+        Args:
+            classes: Class ids, ``(k,)``.
+            chosen: Which decoded images of each class, ``(k, s)`` with values below n·f². Default: ``None``, all.
+
+        Returns:
+            Of shape ``(k, n·f², C, H, W)``, or ``(k, s, C, H, W)``.
+        """
+        f = self.factor
+        stored = self.pixels[classes]
+        k, n, channels, height, width = stored.shape
+        parts = stored.view(k, n, channels, f, height // f, f, width // f).permute(0, 1, 3, 5, 2, 4, 6)
+        parts = parts.reshape(k, n * f * f, channels, height // f, width // f)
+        if chosen is not None:
+            parts = parts[torch.arange(k, device=parts.device)[:, None], chosen]
+        if f == 1:
+            return parts
+        # Bilinear without aligned corners, as IDC decodes.
+        enlarged = F.interpolate(parts.flatten(0, 1), size=(height, width), mode="bilinear", align_corners=False)
+        return enlarged.view(k, -1, channels, height, width)
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Clamps the pixels to [0, 1], in place."""
+        self.pixels.clamp_(0, 1)
+
+    @torch.no_grad()
+    def to_uint8(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ships: decoded images ``(K·n·f², C, H, W)`` as uint8 on the CPU, and their labels ``(K·n·f²,)``."""
+        classes = torch.arange(len(self.pixels), device=self.pixels.device)
+        images = self.decode(classes).clamp(0, 1).mul(255).round().to(torch.uint8).flatten(0, 1)
+        return images.cpu(), classes.cpu().repeat_interleave(self.decoded_per_class)
+
+
+def start_pixels(
+    start: str,
+    shape: tuple[int, int, int, int, int],
+    factor: int,
+    pool: ImagePool | None,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """The pixels that distillation starts from.
+
+    Args:
+        start: ``'real'``: n real images a class. ``'mix'``: every one of the n·f² sub-images is a real image of its
+            own, shrunk (with factor 1 the same as ``'real'``). ``'noise'``: uniform in [0, 1], reading no real image.
+        shape: (K, n, C, H, W).
+        factor: f, as in :class:`SyntheticImages`.
+        pool: The real images; not needed for ``'noise'``.
+        generator: On the CPU.
+
+    Raises:
+        InputError: If ``start`` is unknown, or a class has too few real images.
+    """
+    if start not in STARTS:
+        raise InputError(f"start is '{start}'; wanted one of {', '.join(STARTS)}")
+    classes, count, channels, height, width = shape
+    if start == "noise":
+        return torch.rand(shape, generator=generator)
+    if pool is None:
+        raise InputError(f"start '{start}' needs real images; give real=, or start='noise'")
+    parts = factor**2 if start == "mix" else 1
+    index = pool.draw(torch.arange(classes), count * parts, generator, "to start from")
+    images = pool.take(index).float() / 255
+    if parts == 1:
+        return images
+    small = F.interpolate(
+        images.flatten(0, 1), size=(height // factor, width // factor), mode="bilinear", antialias=True
+    )
+    grid = small.view(classes, count, factor, factor, channels, height // factor, width // factor)
+    return grid.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape).clamp(0, 1)

@@ -1,0 +1,160 @@
+"""Training and scoring one network, by a Composer Trainer, in the field's usual way."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from composer import Callback, Logger, State, Trainer
+from composer.core import Algorithm
+from composer.models import ComposerClassifier
+from composer.optim import MultiStepScheduler
+from composer.utils import dist, get_device
+from torch import nn
+from torchmetrics import MetricCollection
+from tqdm.auto import tqdm
+
+from tgdd_plugin.algorithms import RandomCutMix, SiameseAugmentation
+from tgdd_plugin.augment import parse_augmentation
+from tgdd_plugin.errors import InputError
+from tgdd_plugin.loader import DeviceLoader
+from tgdd_plugin.pool import ImagePool
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a network is trained: SGD with DSA and CutMix, as dataset-distillation papers do (IDC, DANCE, TGDD).
+
+    Args:
+        epochs: Default: ``60``, the paper's number for recording.
+        batch_size: Default: ``64``.
+        learning_rate: Falls to a fifth at 2/3 and again at 5/6 of training. Default: ``0.01``.
+        momentum: Default: ``0.9``.
+        weight_decay: Default: ``5e-4``.
+        augmentation: Of each image, see :mod:`tgdd_plugin.augment`. Default: ``'color_crop_flip'``.
+        cutmix: Share of batches under CutMix. Default: ``0.5``.
+
+    Raises:
+        InputError: For a value out of range.
+    """
+
+    epochs: int = 60
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augmentation: str = "color_crop_flip"
+    cutmix: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; wanted at least 1")
+        if not 0 <= self.cutmix <= 1:
+            raise InputError(f"cutmix is {self.cutmix}; wanted a share of batches from 0 to 1")
+        parse_augmentation(self.augmentation)
+
+
+class _EpochBar(Callback):
+    """One progress bar for a whole fit; Composer's has a line an epoch, too many for a thousand short ones."""
+
+    def __init__(self, title: str, epochs: int) -> None:
+        self.title = title
+        self.epochs = epochs
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        done = state.timestamp.epoch.value
+        # Twice a second is enough: a compact set has hundreds of epochs a second.
+        self.bar = tqdm(total=self.epochs, initial=done, desc=self.title, unit="ep", mininterval=0.5, leave=False)
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        self.bar.update()
+
+    def close(self, state: State, logger: Logger) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+def train(
+    network: nn.Module,
+    loader: DeviceLoader,
+    num_classes: int,
+    settings: TrainSettings,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    title: str | None = None,
+    metrics: bool = False,
+    callbacks: Sequence[Callback] = (),
+    **trainer_options: Any,
+) -> nn.Module:
+    """Trains ``network`` in place.
+
+    Args:
+        network: Freshly initialised.
+        loader: Its data; the order of its batches is the loader's own affair.
+        num_classes: K.
+        settings: See :class:`TrainSettings`.
+        seed: Of the augmentation and CutMix. Default: ``0``.
+        device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
+        title: Of a progress bar on rank 0; ``None`` for none.
+        metrics: Whether the Trainer computes training accuracy. Default: ``False``.
+        callbacks: For the Trainer.
+        trainer_options: More arguments for Composer's ``Trainer``.
+
+    Returns:
+        The network, on the device.
+    """
+    model = ComposerClassifier(network, num_classes, train_metrics=None if metrics else MetricCollection([]))
+    algorithms: list[Algorithm] = []
+    if settings.augmentation != "none":
+        algorithms.append(SiameseAugmentation(settings.augmentation, seed + dist.get_global_rank()))
+    if settings.cutmix:
+        algorithms.append(RandomCutMix(settings.cutmix))
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    bar = [_EpochBar(title, settings.epochs)] if title and dist.get_global_rank() == 0 else []
+    trainer = Trainer(
+        model=model,
+        train_dataloader=loader,
+        max_duration=f"{settings.epochs}ep",
+        optimizers=optimizer,
+        schedulers=MultiStepScheduler(["0.666667dur", "0.833333dur"], gamma=0.2),
+        algorithms=algorithms,
+        callbacks=[*bar, *callbacks],
+        device=device,
+        precision="fp32",
+        progress_bar=False,
+        seed=seed,
+        **trainer_options,
+    )
+    try:
+        with warnings.catch_warnings():
+            # Composer says so of every last batch that is smaller than the others.
+            warnings.filterwarnings("ignore", message="Cannot split tensor of length")
+            trainer.fit()
+    finally:
+        trainer.close()
+    return network
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, pool: ImagePool, mean: Sequence[float], std: Sequence[float]) -> float:
+    """Share of the pool's images that the network classifies rightly, in evaluation mode, from 0 to 1."""
+    network.eval()
+    device = next(network.parameters()).device
+    loader = DeviceLoader(pool.images, pool.labels, mean, std, batch_size=512, shuffle=False, device=device)
+    right = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in loader)
+    return right / len(pool)
+
+
+def torch_device(device: str | None) -> torch.device:
+    """Composer's ``'cpu'``, ``'gpu'`` or ``None`` (a GPU if there is one) as torch's device."""
+    return get_device(device).tensor_to_device(torch.empty(0)).device
