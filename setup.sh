@@ -18,13 +18,14 @@ fi
 pick="run: make setup PYTHON=/path/to/python3"
 [[ $fresh == yes ]] || pick="remove .venv and $pick"
 command -v "$PYTHON" >/dev/null || die "no $PYTHON here; install Python 3.10 to 3.13, or $pick"
-read -r version prefix < <("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2], getattr(sys, "base_prefix", sys.prefix))') ||
+read -r version prefix < <("$PYTHON" -c 'import sys
+print("%d.%d %s" % (sys.version_info[0], sys.version_info[1], getattr(sys, "base_prefix", "")))') ||
     die "$PYTHON does not run"
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     die "Python 3.10 or newer is needed and $PYTHON is $version; install one, then $pick"
 # The newest torch that Composer takes (2.7.0, see constraints.txt) is built for Python up to 3.13.
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info >= (3, 14))' ||
-    die "$PYTHON is $version, and the torch that Composer needs has no build for it; take 3.10 to 3.13: $pick"
+    die "$PYTHON is $version, and the torch that Composer needs has no build for it; install 3.10 to 3.13, then $pick"
 
 # --- What FFCV's C++ extension is built with ----------------------------------------------------
 need=()
@@ -39,7 +40,7 @@ own=()
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' 2>/dev/null ||
     own+=("python$version-dev")
 if ((${#own[@]})); then
-    [[ $prefix == /usr ]] || die "$PYTHON ($prefix) lacks venv, ensurepip or Python.h; take a complete Python: $pick"
+    [[ $prefix == /usr ]] || die "$PYTHON ($prefix) lacks venv, ensurepip or Python.h; install a complete Python, then $pick"
     need+=("${own[@]}")
 fi
 
@@ -62,7 +63,9 @@ fi
 
 # --- Python packages ----------------------------------------------------------------------------
 if [[ $fresh == yes ]]; then
-    "$PYTHON" -m venv .venv || die "$PYTHON could not make .venv; remove what is left of it and run this again"
+    # The second test finds the remains of an older .venv, whose Python has since gone.
+    { "$PYTHON" -m venv .venv && .venv/bin/python -m pip --version >/dev/null; } ||
+        die "$PYTHON could not make a working .venv; remove what is left of it and run this again"
 fi
 say "Python $version, installing into .venv: PyTorch with CUDA and the rest, about 5 GB, 2 minutes or more ..."
 .venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' </dev/null ||

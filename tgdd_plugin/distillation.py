@@ -179,7 +179,7 @@ def distill(
     # The start has a stream of its own, apart from every (step, rank).
     start = start_pixels(settings.start, shape, settings.factor, pool, step_generator(settings.seed, 0, 2**31))
     synthetic = SyntheticImages(start, settings.factor)
-    draws = Draws(settings, bank, pool, synthetic)
+    draws = Draws(settings, bank, pool, synthetic, dist.get_global_rank())
     draws(0)  # a class with too few images is found out here, not after the Trainer is set up
     model = DistillationModel(
         synthetic, frozen, bank, pool.to(on), mean=mean, std=std, alpha=settings.alpha or 0.0,
@@ -256,11 +256,12 @@ class Draws:
     bank: StageBank
     pool: ImagePool
     synthetic: SyntheticImages
+    rank: int = 0
 
     def __call__(self, step: int) -> dict[str, Any]:
         """The batch of one step on this rank; see :meth:`DistillationModel.forward`."""
         s = self.settings
-        generator = step_generator(s.seed, step, dist.get_global_rank())
+        generator = step_generator(s.seed, step, self.rank)
         pair = self.bank.draw(s.max_gap, generator)
         classes = torch.arange(self.pool.num_classes)
         batch = {

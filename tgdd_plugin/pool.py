@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,9 @@ from tgdd_plugin.errors import InputError
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of pixels beyond which a pool is memory-mapped from a temporary file. 4 GiB: CIFAR takes 0.15."""
+
+MOST_CLASSES = 10**6
+"""Without class names, labels from here on are taken for something else than class ids."""
 
 
 class ImagePool:
@@ -38,7 +42,10 @@ class ImagePool:
         if len(images) == 0 or len(labels) != len(images):
             raise InputError(f"{len(images)} images came with {len(labels)} labels; wanted at least one, and as many")
         labels = labels.to("cpu", torch.int64)
-        self.classes = [str(c) for c in classes] if classes is not None else _numbers(int(labels.max()) + 1)
+        highest = int(labels.max())
+        if classes is None and highest >= MOST_CLASSES:
+            raise InputError(f"labels run up to {highest}; wanted class ids 0, 1, 2, ... Renumber the labels")
+        self.classes = [str(c) for c in classes] if classes is not None else _numbers(max(highest + 1, 1))
         self.images = images
         self.labels = labels
         self._sort()
@@ -119,10 +126,19 @@ class ImagePool:
 
     def subset(self, index: torch.Tensor) -> ImagePool:
         """A pool of the images at positions ``index`` ``(n,)``, copied."""
-        return ImagePool(self.take(index), self.labels[index.cpu()], self.classes)
+        if self.images.is_cuda:
+            return ImagePool(self.take(index), self.labels[index.cpu()], self.classes)
+        images = _allocate((len(index), *self.shape))  # a large pool's copy is large, too
+        for part, block in zip(images.split(4096), index.split(4096), strict=True):
+            part.copy_(self.take(block))
+        return ImagePool(images, self.labels[index], self.classes)
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple[ImagePool, ImagePool]:
-        """Two disjoint pools: ``1 - fraction`` and ``fraction`` of every class, drawn at random."""
+        """Two disjoint pools: ``1 - fraction`` and ``fraction`` of every class, drawn at random.
+
+        Raises:
+            InputError: If one of them would be empty.
+        """
         held, kept = [], []
         for label in range(self.num_classes):
             count = int(self.counts[label])
@@ -130,7 +146,13 @@ class ImagePool:
             cut = round(count * fraction)
             held.append(index[:cut])
             kept.append(index[cut:])
-        return self.subset(torch.cat(kept)), self.subset(torch.cat(held))
+        pools = torch.cat(kept), torch.cat(held)
+        if not len(pools[0]) or not len(pools[1]):
+            raise InputError(
+                f"a share of {fraction} of {len(self)} images in {self.num_classes} classes leaves {len(pools[0])} and "
+                f"{len(pools[1])} images; choose a share that leaves some in both parts"
+            )
+        return self.subset(pools[0]), self.subset(pools[1])
 
     def statistics(self) -> tuple[list[float], list[float]]:
         """Per-channel mean and standard deviation of the pixels in [0, 1]."""
@@ -160,6 +182,11 @@ class ImagePool:
         Raises:
             InputError: If an item is no such pair, sizes differ, values leave [0, 1], or a label is out of range.
         """
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise InputError(
+                f"the images came as a {type(dataset).__name__}; wanted a map-style data set (one with len() and "
+                f"dataset[i]), such as the one behind a loader"
+            )
         count = len(dataset)
         if count == 0:
             raise InputError(f"the data set {type(dataset).__name__} is empty; wanted at least one (image, label) pair")
@@ -171,8 +198,8 @@ class ImagePool:
                 images = _allocate((count, *image.shape))
             if image.shape != images.shape[1:]:
                 raise InputError(
-                    f"image {i} has shape {tuple(image.shape)}, the first has {tuple(images.shape[1:])}; give all the "
-                    f"same size, for example with torchvision's Resize and CenterCrop (image_size in a recipe)"
+                    f"image {i} has shape {tuple(image.shape)}, the first has {tuple(images.shape[1:])} (C, H, W); give "
+                    f"all the same, for example with torchvision's Resize and CenterCrop (image_size in a recipe)"
                 )
             images[i] = image
         assert images is not None
@@ -189,6 +216,14 @@ def _allocate(shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.uint8)
     # The file is unlinked at once: the mapping keeps it alive, and nothing is left behind whatever happens.
     with tempfile.NamedTemporaryFile(prefix="tgdd-pool-") as file:
+        # Taken now, a full disk is an error; found out at a write into the mapping, it would kill the process.
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise InputError(
+                f"{size / 2**30:.1f} GiB of images do not fit in '{tempfile.gettempdir()}' ({error.strerror}); point "
+                f"TMPDIR to a folder with room, or use fewer or smaller images"
+            ) from error
         return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
 
 
@@ -198,19 +233,27 @@ def _pair(item: Any, position: int) -> tuple[torch.Tensor, int]:
     image, label = item
     try:
         number = int(label)
+        whole = bool(number == label)  # neither a fraction nor text
     except (TypeError, ValueError):
+        whole = False
+    if not whole:
         raise InputError(
-            f"the label of item {position} is {label!r}; wanted one integer class id (soft and multiple labels cannot "
-            f"be sorted by class)"
-        ) from None
+            f"the label of item {position} is {' '.join(repr(label).split())}; wanted one integer class id (soft and "
+            f"multiple labels cannot be sorted by class)"
+        )
     return _to_uint8(image, position), number
 
 
 def _to_uint8(image: Any, position: int) -> torch.Tensor:
     """An image in any of the accepted forms as uint8 (C, H, W)."""
     if isinstance(image, Image.Image):
+        if image.mode == "F" or image.mode.startswith("I"):
+            raise InputError(
+                f"image {position} is a PIL image of mode '{image.mode}'; wanted 8 bits a channel. Scale it to 0..255 "
+                f"first: PIL itself would cut the values off there"
+            )
         if image.mode not in ("L", "RGB"):
-            image = image.convert("L" if image.mode == "1" else "RGB")
+            image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
         image = np.asarray(image)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3):

@@ -28,11 +28,7 @@ class SyntheticImages(nn.Module):
 
     def __init__(self, pixels: torch.Tensor, factor: int = 1) -> None:
         super().__init__()
-        if factor < 1 or pixels.shape[-1] % factor or pixels.shape[-2] % factor:
-            raise InputError(
-                f"factor {factor} does not divide images of {pixels.shape[-2]}x{pixels.shape[-1]} pixels; choose a "
-                f"factor that divides both sides"
-            )
+        _check_factor(factor, *pixels.shape[-2:])
         self.pixels = nn.Parameter(pixels)
         self.factor = factor
 
@@ -100,6 +96,7 @@ def start_pixels(
     if start not in STARTS:
         raise InputError(f"start is '{start}'; wanted one of {', '.join(STARTS)}")
     classes, count, channels, height, width = shape
+    _check_factor(factor, height, width)
     if start == "noise":
         return torch.rand(shape, generator=generator)
     if pool is None:
@@ -114,3 +111,10 @@ def start_pixels(
     )
     grid = small.view(classes, count, factor, factor, channels, height // factor, width // factor)
     return grid.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape).clamp(0, 1)
+
+
+def _check_factor(factor: int, height: int, width: int) -> None:
+    if factor < 1 or height % factor or width % factor:
+        raise InputError(
+            f"factor {factor} does not divide images of {height}x{width} pixels; choose one that divides both sides"
+        )
