@@ -16,7 +16,9 @@ from torchvision.models import resnet18
 
 from tgdd_plugin import DistillSettings, ImagePool, InputError, RetrainSettings, distill, read_card, retrain
 from tgdd_plugin.beton import read_beton
-from tgdd_plugin.distillation import step_generator
+from tgdd_plugin.draws import Draws, step_generator
+from tgdd_plugin.model import DistillationModel
+from tgdd_plugin.network import FeatureNetwork
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.recording import RecordSettings, record
 from tgdd_plugin.stages import StageBank
@@ -86,10 +88,6 @@ def test_the_loss_falls_and_is_logged_term_by_term(trajectory, pool, tmp_path):
 @pytest.mark.parametrize("factor", [1, 2])
 def test_equals_a_plain_loop_without_composer(trajectory, pool, tmp_path, factor):
     """The run itself (Trainer, draws, clamp, decoding, uint8) adds nothing to SGD on the model's loss."""
-    from tgdd_plugin.distillation import Draws
-    from tgdd_plugin.model import DistillationModel
-    from tgdd_plugin.network import FeatureNetwork
-
     settings = replace(SETTINGS, factor=factor, steps=5).resolved(8)
     path = run(trajectory, pool, tmp_path / "a.beton", settings)
     network = tiny()
@@ -155,7 +153,7 @@ def test_another_job_does_not_resume_from_these_checkpoints(trajectory, pool, tm
 
 def test_chunks_of_classes_give_the_same_images(trajectory, pool, tmp_path):
     whole = run(trajectory, pool, tmp_path / "whole.beton", replace(SETTINGS, factor=2))
-    parts = run(trajectory, pool, tmp_path / "parts.beton", replace(SETTINGS, factor=2), classes_per_chunk=2)
+    parts = run(trajectory, pool, tmp_path / "parts.beton", replace(SETTINGS, factor=2, classes_per_chunk=2))
     assert (read_beton(whole)[0].int() - read_beton(parts)[0].int()).abs().max() <= 1
 
 
@@ -180,8 +178,6 @@ def test_pixels_stay_between_black_and_white_after_every_step(trajectory, pool, 
 
 
 def test_no_more_than_max_decoded_images_enter_a_step(trajectory, pool, tmp_path):
-    from tgdd_plugin.distillation import Draws
-
     synthetic = SyntheticImages(torch.rand(3, 2, 3, 8, 8), 2)
     draws = Draws(replace(SETTINGS, factor=2, max_decoded=5), StageBank(trajectory, tiny()), pool, synthetic)
     chosen = draws(0)["chosen"]
@@ -265,8 +261,6 @@ def test_resnet18_of_torchvision_goes_all_the_way(tmp_path):
 
 
 def test_draws_depend_on_seed_step_and_rank_alone(trajectory, pool):
-    from tgdd_plugin.distillation import Draws
-
     draws = Draws(SETTINGS, StageBank(trajectory, tiny()), pool, SyntheticImages(torch.rand(3, 2, 3, 8, 8)))
     first = draws(5)
     draws(6)
@@ -289,10 +283,6 @@ run(sys.argv[1], patterned(), sys.argv[2], replace(SETTINGS, steps=1, learning_r
 
 def test_two_processes_average_their_gradients(trajectory, pool, tmp_path):
     """One step on two ranks moves the pixels by the mean of the two ranks' gradients, each from its own draws."""
-    from tgdd_plugin.distillation import Draws
-    from tgdd_plugin.model import DistillationModel
-    from tgdd_plugin.network import FeatureNetwork
-
     script = tmp_path / "ddp.py"
     script.write_text(DDP)
     path = tmp_path / "ddp.beton"
@@ -379,7 +369,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_stages(trajectory,
 
 @pytest.mark.parametrize(
     "change",
-    [{"steps": 0}, {"factor": 0}, {"alpha": -1.0}, {"start": "zeros"}, {"precision": "fp8"}, {"ema": "soon"},
+    [{"steps": 0}, {"factor": 0}, {"classes_per_chunk": 0},
+     {"alpha": -1.0}, {"start": "zeros"}, {"precision": "fp8"}, {"ema": "soon"},
      {"ema": "1ep"}, {"augmentation": "colour"}, {"learning_rate": float("nan")}, {"seed": -1}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(change):

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from tgdd_plugin.augment import augment, draw_augmentation
-from tgdd_plugin.distillation import DistillSettings, Draws
+from tgdd_plugin.draws import Draws
 from tgdd_plugin.losses import distribution_constraint, stage_matching
 from tgdd_plugin.model import DistillationModel
 from tgdd_plugin.network import FeatureNetwork
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.pool import ImagePool
+from tgdd_plugin.settings import DistillSettings
 from tgdd_plugin.stages import StagePair
 from tgdd_plugin.synthetic import SyntheticImages
 

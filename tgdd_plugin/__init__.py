@@ -17,18 +17,19 @@ if TYPE_CHECKING:
     from tgdd_plugin.algorithms import RandomCutMix, SiameseAugmentation
     from tgdd_plugin.beton import Card, read_beton, read_card, write_beton
     from tgdd_plugin.callback import TGDDCallback
-    from tgdd_plugin.distillation import DistillSettings, distill
+    from tgdd_plugin.distillation import distill
     from tgdd_plugin.errors import InputError
     from tgdd_plugin.loader import beton_loader
     from tgdd_plugin.pool import ImagePool
     from tgdd_plugin.retraining import RetrainSettings, retrain
+    from tgdd_plugin.settings import DistillSettings
     from tgdd_plugin.trajectory import Trajectory
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Card": "beton",
-    "DistillSettings": "distillation",
+    "DistillSettings": "settings",
     "ImagePool": "pool",
     "InputError": "errors",
     "RandomCutMix": "algorithms",

@@ -7,8 +7,8 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from composer import Callback, DataSpec, Logger, State, Trainer
 from composer.algorithms import EMA
-from composer.core import Time, TimeUnit
 from composer.loggers import LoggerDestination
 from composer.models import ComposerClassifier
 from composer.utils import dist, get_device
 from torch import nn
 
-from tgdd_plugin.augment import draw_augmentation, parse_augmentation
 from tgdd_plugin.beton import Card, write_beton
+from tgdd_plugin.draws import Draws, Steps, step_generator
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.files import check_writable
 from tgdd_plugin.model import DistillationModel
@@ -31,78 +30,10 @@ from tgdd_plugin.network import FeatureNetwork, find_head
 from tgdd_plugin.networks import OWN, build_network
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.report import image_grid
+from tgdd_plugin.settings import DistillSettings
 from tgdd_plugin.stages import StageBank
-from tgdd_plugin.synthetic import STARTS, SyntheticImages, start_pixels
+from tgdd_plugin.synthetic import SyntheticImages, start_pixels
 from tgdd_plugin.trajectory import Run, Trajectory, versions
-
-
-@dataclass(frozen=True)
-class DistillSettings:
-    """What a distillation does. Defaults are the paper's (arXiv 2512.02469) unless they say otherwise.
-
-    Args:
-        images_per_class: n, stored images for each class. Default: ``10``.
-        factor: f of multi-formation: each stored image holds f×f sub-images, enlarged when decoded. Default: ``2``.
-        start: ``'mix'``, ``'real'`` or ``'noise'``, see :func:`tgdd_plugin.synthetic.start_pixels`. Default: ``'mix'``.
-        steps: Default: ``10_000``.
-        learning_rate: Of SGD on the pixels. Default: ``0.02 · images_per_class``, and ``0.2 · images_per_class`` from
-            128 px on. That is twice the published rates: the published loop steps class after class with momentum 0.5,
-            which moves every class by twice its gradient; one step for all classes without momentum does the same.
-        alpha: α, weight of the constraint. Default: ``2.5`` up to 10 images per class and ``0.5`` above.
-        max_gap: L, how many stages the late one is drawn from, the early one included. Default: ``7``.
-        real_per_class: Real images of each class and step. Default: ``128``.
-        max_decoded: Most decoded synthetic images of a class and step; of more, as many are drawn. Default: ``200``.
-        augmentation: Operations joined by ``_`` (see :mod:`tgdd_plugin.augment`). Leave ``flip`` out where mirrored
-            images change class, as with digits. Default: ``'color_crop_cutout_flip'``.
-        ema: Half-life, as a Composer time string in batches (``'100ba'``), of an exponential moving average of the
-            pixels, which then is what ships. Default: ``None``, the last iterate ships.
-        precision: ``'fp32'``, or ``'bf16'`` for networks in autocast with the loss in float32. Default: ``'fp32'``.
-        seed: Of every draw. Default: ``0``.
-
-    Raises:
-        InputError: For a value out of range.
-    """
-
-    images_per_class: int = 10
-    factor: int = 2
-    start: str = "mix"
-    steps: int = 10_000
-    learning_rate: float | None = None
-    alpha: float | None = None
-    max_gap: int = 7
-    real_per_class: int = 128
-    max_decoded: int = 200
-    augmentation: str = "color_crop_cutout_flip"
-    ema: str | None = None
-    precision: str = "fp32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("images_per_class", "factor", "steps", "max_gap", "real_per_class", "max_decoded"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; wanted at least 1")
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; wanted 0 or more")
-        for name in ("learning_rate", "alpha"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} is {value}; wanted a number from 0 on")
-        for name, wanted in (("start", STARTS), ("precision", ("fp32", "bf16"))):
-            if getattr(self, name) not in wanted:
-                raise InputError(f"{name} is '{getattr(self, name)}'; wanted one of {', '.join(wanted)}")
-        parse_augmentation(self.augmentation)
-        if self.ema is not None:
-            _batches("ema", self.ema)
-
-    def resolved(self, side: int) -> DistillSettings:
-        """With the defaults that depend on the number and the ``side`` (pixels) of the images filled in."""
-        rate = (0.2 if side >= 128 else 0.02) * self.images_per_class
-        alpha = 2.5 if self.images_per_class <= 10 else 0.5
-        filled = {
-            "learning_rate": rate if self.learning_rate is None else self.learning_rate,
-            "alpha": alpha if self.alpha is None else self.alpha,
-        }
-        return DistillSettings(**{**asdict(self), **filled})
 
 
 def distill(
@@ -115,7 +46,6 @@ def distill(
     head: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    classes_per_chunk: int | None = None,
     device: str | None = None,
     checkpoint_interval: str = "500ba",
     image_interval: int = 1000,
@@ -142,7 +72,6 @@ def distill(
             ``ComposerClassifier`` may be given whole. Default: for this package's networks, built as recorded.
         head: Name of its linear head. Default: as recorded.
         mean, std: Per-channel normalisation for pixels in [0, 1]. Default: as recorded.
-        classes_per_chunk: Classes in one forward pass; fewer need less memory and give the same images. Default: all.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         checkpoint_interval: How often to save, as a Composer time string. Default: ``'500ba'``.
         image_interval: Steps between pictures of the images sent to ``loggers``; 0 for none. Default: ``1000``.
@@ -166,8 +95,6 @@ def distill(
         pool.name_classes(run.classes or [str(i) for i in range(run.num_classes)])
     mean, std = _normalisation(mean, std, run, pool)
     settings = (settings or DistillSettings()).resolved(pool.shape[1])
-    if classes_per_chunk is not None and classes_per_chunk < 1:
-        raise InputError(f"classes_per_chunk is {classes_per_chunk}; wanted at least 1")
 
     on = get_device(device).tensor_to_device(torch.empty(0)).device
     bare = _bare_network(network, run, pool)
@@ -196,7 +123,7 @@ def distill(
     options: dict[str, Any] = {
         "model": model,
         "train_dataloader": DataSpec(
-            _Steps(settings.steps),
+            Steps(settings.steps),
             batch_transforms=draws,
             get_num_samples_in_batch=lambda batch: len(batch["classes"]),
         ),
@@ -206,7 +133,7 @@ def distill(
         "callbacks": [_Watch(image_interval, bank.names, synthetic), *callbacks],
         "loggers": list(loggers),
         "device": device,
-        "device_train_microbatch_size": classes_per_chunk or pool.num_classes,
+        "device_train_microbatch_size": settings.classes_per_chunk or pool.num_classes,
         "precision": "fp32",
         "progress_bar": progress_bar,
         "seed": settings.seed,
@@ -242,55 +169,6 @@ def distill(
     return output
 
 
-def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """A CPU generator that depends on (seed, step, rank) alone, so that any step can be drawn again."""
-    state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
-
-
-@dataclass
-class Draws:
-    """Everything random about a step, as a batch that Composer splits by class and moves to the device."""
-
-    settings: DistillSettings
-    bank: StageBank
-    pool: ImagePool
-    synthetic: SyntheticImages
-    rank: int = 0
-
-    def __call__(self, step: int) -> dict[str, Any]:
-        """The batch of one step on this rank; see :meth:`DistillationModel.forward`."""
-        s = self.settings
-        generator = step_generator(s.seed, step, self.rank)
-        pair = self.bank.draw(s.max_gap, generator)
-        classes = torch.arange(self.pool.num_classes)
-        batch = {
-            "classes": classes,
-            "early": pair.early,
-            "late": pair.late,
-            "real": self.pool.draw(classes, s.real_per_class, generator, "each step (real_per_class)"),
-            "draw": draw_augmentation(s.augmentation, len(classes), self.pool.shape[1:], generator),
-        }
-        decoded = self.synthetic.decoded_per_class
-        if decoded > s.max_decoded:
-            order = torch.rand(len(classes), decoded, generator=generator).argsort(1)
-            batch["chosen"] = order[:, : s.max_decoded]
-        return batch
-
-
-class _Steps:
-    """Yields the numbers of the steps. Draws are made later, so a resumed run passes over those done at no cost."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.steps))
-
-
 class _Watch(Callback):
     """Shows the images to the user's loggers and stops a run whose loss is no longer finite."""
 
@@ -310,21 +188,6 @@ class _Watch(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         if self.interval and state.timestamp.batch.value % self.interval == 0:
             logger.log_images(image_grid(*self.synthetic.to_uint8()), name="tgdd/synthetic")
-
-
-def _batches(name: str, value: str) -> int:
-    """A Composer time string in batches as a number.
-
-    Raises:
-        InputError: If it is none.
-    """
-    try:
-        time = Time.from_input(value)
-        if time.unit is TimeUnit.BATCH and time.value > 0:
-            return int(time.value)
-    except (ValueError, TypeError, RuntimeError):
-        pass
-    raise InputError(f"{name} is {value!r}; wanted a Composer time string in batches, for example '100ba'")
 
 
 def _bare_network(network: nn.Module | Callable[[], nn.Module] | None, run: Run, pool: ImagePool) -> nn.Module:

@@ -15,11 +15,11 @@ import yaml
 from torch import nn
 
 from tgdd_plugin.data import DataSettings
-from tgdd_plugin.distillation import DistillSettings
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.networks import build_network, find_factory
 from tgdd_plugin.recording import RecordSettings
 from tgdd_plugin.retraining import RetrainSettings
+from tgdd_plugin.settings import DistillSettings
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.device not in (None, "cpu", "gpu"):
             raise InputError(f"device is '{self.device}'; wanted cpu or gpu")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; wanted 0 or more")
 
     @property
     def trajectory_folder(self) -> Path:
@@ -92,11 +94,12 @@ def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     content: Any = {}
     if path is not None:
         try:
-            content = yaml.safe_load(Path(path).read_text()) or {}
+            content = yaml.safe_load(Path(path).read_text())
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"recipe '{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from error
         except yaml.YAMLError as error:
             raise InputError(f"recipe '{path}' is no YAML: {' '.join(str(error).split())}") from error
+        content = {} if content is None else content
     if not isinstance(content, dict):
         raise InputError(f"recipe '{path}' holds a {type(content).__name__}; wanted keys and values")
     for override in overrides:
@@ -117,7 +120,9 @@ def recipe_text(recipe: Recipe) -> str:
 
 def _place(content: dict[str, Any], keys: list[str], value: str, override: str) -> None:
     for key in keys[:-1]:
-        content = content.setdefault(key, {})
+        if content.get(key) is None:  # absent, or a section with nothing in it
+            content[key] = {}
+        content = content[key]
         if not isinstance(content, dict):
             raise InputError(f"'{override}' names a key below '{key}', which is a value")
     try:
@@ -138,8 +143,9 @@ def _build(cls: type, content: Any, where: str) -> Any:
     for key, value in content.items():
         _check_known(key, names, where)
         section = next((t for t in (hints[key], *typing.get_args(hints[key])) if is_dataclass(t)), None)
-        if section is not None and value is not None:
-            values[key] = _build(section, value, f"{where}{key}.")  # type: ignore[arg-type]
+        if section is not None:
+            if value is not None:  # a section with nothing in it has its defaults
+                values[key] = _build(section, value, f"{where}{key}.")  # type: ignore[arg-type]
         else:
             values[key] = _typed(value, hints[key], where + key)
     try:
@@ -151,7 +157,12 @@ def _build(cls: type, content: Any, where: str) -> Any:
 def _network(content: dict[str, Any]) -> NetworkSettings:
     arguments = dict(content)
     name = _typed(arguments.pop("name", NetworkSettings.name), str, "network.name")
-    parameters = inspect.signature(find_factory(name)).parameters
+    factory = find_factory(name)
+    if not callable(factory):
+        raise InputError(
+            f"network.name '{name}' is a {type(factory).__name__}; wanted a function that builds a network"
+        )
+    parameters = inspect.signature(factory).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in arguments:
             _check_known(key, [*parameters, "name"], "network.")

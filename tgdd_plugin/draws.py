@@ -1,0 +1,65 @@
+"""Everything random about a distillation, as a function of (seed, step, rank): any step can be drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tgdd_plugin.augment import draw_augmentation
+from tgdd_plugin.pool import ImagePool
+from tgdd_plugin.settings import DistillSettings
+from tgdd_plugin.stages import StageBank
+from tgdd_plugin.synthetic import SyntheticImages
+
+
+def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+    """A CPU generator that depends on (seed, step, rank) alone, so that any step can be drawn again."""
+    state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+@dataclass
+class Draws:
+    """Everything random about a step, as a batch that Composer splits by class and moves to the device."""
+
+    settings: DistillSettings
+    bank: StageBank
+    pool: ImagePool
+    synthetic: SyntheticImages
+    rank: int = 0
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        """The batch of one step on this rank; see :meth:`DistillationModel.forward`."""
+        s = self.settings
+        generator = step_generator(s.seed, step, self.rank)
+        pair = self.bank.draw(s.max_gap, generator)
+        classes = torch.arange(self.pool.num_classes)
+        batch = {
+            "classes": classes,
+            "early": pair.early,
+            "late": pair.late,
+            "real": self.pool.draw(classes, s.real_per_class, generator, "each step (real_per_class)"),
+            "draw": draw_augmentation(s.augmentation, len(classes), self.pool.shape[1:], generator),
+        }
+        decoded = self.synthetic.decoded_per_class
+        if decoded > s.max_decoded:
+            order = torch.rand(len(classes), decoded, generator=generator).argsort(1)
+            batch["chosen"] = order[:, : s.max_decoded]
+        return batch
+
+
+class Steps:
+    """Yields the numbers of the steps. Draws are made later, so a resumed run passes over those done at no cost."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.steps))

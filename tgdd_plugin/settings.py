@@ -1,0 +1,105 @@
+"""What a distillation does: every setting, its default, and where the default comes from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from composer.core import Time, TimeUnit
+
+from tgdd_plugin.augment import parse_augmentation
+from tgdd_plugin.errors import InputError
+from tgdd_plugin.synthetic import STARTS
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """What a distillation does. Defaults are the paper's (arXiv 2512.02469) unless they say otherwise.
+
+    Args:
+        images_per_class: n, stored images for each class. Default: ``10``.
+        factor: f of multi-formation: each stored image holds f×f sub-images, enlarged when decoded. Default: ``2``.
+        start: ``'mix'``, ``'real'`` or ``'noise'``, see :func:`tgdd_plugin.synthetic.start_pixels`. Default: ``'mix'``.
+        steps: Default: ``10_000``.
+        learning_rate: Of SGD on the pixels. Default: ``0.02 · images_per_class``, and ``0.2 · images_per_class`` from
+            128 px on. That is twice the published rates: the published loop steps class after class with momentum 0.5,
+            which moves every class by twice its gradient; one step for all classes without momentum does the same.
+        alpha: α, weight of the constraint. Default: ``2.5`` up to 10 images per class and ``0.5`` above.
+        max_gap: L, how many stages the late one is drawn from, the early one included. Default: ``7``.
+        real_per_class: Real images of each class and step. Default: ``128``.
+        max_decoded: Most decoded synthetic images of a class and step; of more, as many are drawn. Default: ``200``.
+        augmentation: Operations joined by ``_`` (see :mod:`tgdd_plugin.augment`). Leave ``flip`` out where mirrored
+            images change class, as with digits. Default: ``'color_crop_cutout_flip'``.
+        ema: Half-life, as a Composer time string in batches (``'100ba'``), of an exponential moving average of the
+            pixels, which then is what ships. Default: ``None``, the last iterate ships.
+        classes_per_chunk: Classes in one forward pass; fewer need less memory and give the same images, up to the order
+            of float additions. Default: ``None``, all.
+        precision: ``'fp32'``, or ``'bf16'`` for networks in autocast with the loss in float32. Default: ``'fp32'``.
+        seed: Of every draw. Default: ``0``.
+
+    Raises:
+        InputError: For a value out of range.
+    """
+
+    images_per_class: int = 10
+    factor: int = 2
+    start: str = "mix"
+    steps: int = 10_000
+    learning_rate: float | None = None
+    alpha: float | None = None
+    max_gap: int = 7
+    real_per_class: int = 128
+    max_decoded: int = 200
+    augmentation: str = "color_crop_cutout_flip"
+    ema: str | None = None
+    classes_per_chunk: int | None = None
+    precision: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = (
+            "images_per_class",
+            "factor",
+            "steps",
+            "max_gap",
+            "real_per_class",
+            "max_decoded",
+            "classes_per_chunk",
+        )
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; wanted at least 1")
+        if self.seed < 0:
+            raise InputError(f"seed is {self.seed}; wanted 0 or more")
+        for name in ("learning_rate", "alpha"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{name} is {value}; wanted a number from 0 on")
+        for name, wanted in (("start", STARTS), ("precision", ("fp32", "bf16"))):
+            if getattr(self, name) not in wanted:
+                raise InputError(f"{name} is '{getattr(self, name)}'; wanted one of {', '.join(wanted)}")
+        parse_augmentation(self.augmentation)
+        if self.ema is not None:
+            _check_batches("ema", self.ema)
+
+    def resolved(self, side: int) -> DistillSettings:
+        """With the defaults that depend on the number and the ``side`` (pixels) of the images filled in."""
+        rate = (0.2 if side >= 128 else 0.02) * self.images_per_class
+        alpha = 2.5 if self.images_per_class <= 10 else 0.5
+        filled = {
+            "learning_rate": rate if self.learning_rate is None else self.learning_rate,
+            "alpha": alpha if self.alpha is None else self.alpha,
+        }
+        return DistillSettings(**{**asdict(self), **filled})
+
+
+def _check_batches(name: str, value: str) -> None:
+    """Raises an InputError unless ``value`` is a Composer time string in batches."""
+    try:
+        time = Time.from_input(value)
+        if time.unit is TimeUnit.BATCH and time.value > 0:
+            return
+    except (ValueError, TypeError, RuntimeError):
+        pass
+    raise InputError(f"{name} is {value!r}; wanted a Composer time string in batches, for example '100ba'")
