@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from composer.algorithms import CutMix
 from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
+from composer.utils import dist
 
 from tgdd_plugin.augment import augment, draw_augmentation, parse_augmentation
+from tgdd_plugin.errors import InputError
 
 
 class SiameseAugmentation(Algorithm):
     """Augments every image of a training batch with a draw of its own (DSA; Zhao and Bilen, ICML 2021).
 
-    Works on normalised images on the device, before the forward pass, in any Trainer.
+    Works on normalised images on the device, before the forward pass, in any Trainer. The draws of a batch depend on
+    (seed, rank, batch) alone, so a resumed run makes those of an uninterrupted one.
 
     Args:
         strategy (str): Operations joined by ``_`` (see :mod:`tgdd_plugin.augment`). Default:
@@ -26,23 +30,24 @@ class SiameseAugmentation(Algorithm):
 
     def __init__(self, strategy: str = "color_crop_flip", seed: int = 0) -> None:
         parse_augmentation(strategy)
+        if seed < 0:
+            raise InputError(f"seed is {seed}; wanted 0 or more")
         self.strategy = strategy
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
+        self._generator = torch.Generator()
 
     def match(self, event: Event, state: State) -> bool:
-        return event == Event.BEFORE_FORWARD
+        return event in (Event.BATCH_START, Event.BEFORE_FORWARD)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if event == Event.BATCH_START:  # the microbatches of a batch share its stream
+            key = np.random.SeedSequence([self.seed, dist.get_global_rank(), state.timestamp.batch.value])
+            self._generator.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+            return
         images = state.batch_get_item(0)
-        draw = draw_augmentation(self.strategy, len(images), images.shape[2:], self.generator)
+        draw = draw_augmentation(self.strategy, len(images), images.shape[2:], self._generator)
         draw = {name: tensor.to(images.device, non_blocking=True) for name, tensor in draw.items()}
         state.batch_set_item(0, augment(images, draw))
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, torch.Tensor], strict: bool = False) -> None:
-        self.generator.set_state(state["generator"])
 
 
 class RandomCutMix(CutMix):
@@ -54,6 +59,8 @@ class RandomCutMix(CutMix):
     """
 
     def __init__(self, p: float = 0.5, alpha: float = 1.0) -> None:
+        if not 0 <= p <= 1:
+            raise InputError(f"p is {p}; wanted a share of batches from 0 to 1")
         super().__init__(alpha=alpha)
         self.p = p
         self._mixing = False

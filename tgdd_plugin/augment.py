@@ -2,7 +2,8 @@
 
 A draw is a dictionary of tensors whose first dimension is the group, so that it can be split and moved like a batch.
 In distillation a group is a class, and its real and synthetic images share a draw; in training a group is one image.
-Images are normalised first: what is shifted in or cut out is then the mean colour, 0. Strengths are DSA's.
+Images are normalised first: what is shifted in or cut out is then the mean colour, 0. Strengths and distributions are
+DSA's; the order is always color, scale and rotate (in one resampling), crop, flip, cutout.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ def draw_augmentation(strategy: str, groups: int, size: tuple[int, int], generat
         draw["saturation"] = uniform(0, SATURATION)
         draw["contrast"] = uniform(1 - CONTRAST, 1 + CONTRAST)
     if "scale" in operations or "rotate" in operations:
-        log_scale = uniform(-math.log(SCALE), math.log(SCALE), 2) * ("scale" in operations)
+        scale = uniform(1 / SCALE, SCALE, 2) if "scale" in operations else torch.ones(groups, 2)
         angle = uniform(-ROTATE_DEGREES, ROTATE_DEGREES) * (math.pi / 180) * ("rotate" in operations)
-        draw["affine"] = _inverse_affine(log_scale.exp(), angle)
+        draw["affine"] = _affine(scale, angle)
     if "crop" in operations or "flip" in operations:
         pad = [int(side * CROP_PAD + 0.5) * ("crop" in operations) for side in size]
         mirrored = integers(0, 1).bool() & torch.tensor("flip" in operations)
@@ -94,7 +95,7 @@ def augment(images: torch.Tensor, draw: Draw) -> torch.Tensor:
     groups, count, channels, height, width = images.shape
 
     def per_image(name: str) -> torch.Tensor:
-        return draw[name].view(groups, 1, 1, 1, 1)
+        return draw[name].to(images.dtype).view(groups, 1, 1, 1, 1)
 
     if "brightness" in draw:
         images = images + per_image("brightness")
@@ -103,7 +104,7 @@ def augment(images: torch.Tensor, draw: Draw) -> torch.Tensor:
         mean = images.mean((2, 3, 4), keepdim=True)
         images = torch.lerp(mean, images, per_image("contrast"))
     if "affine" in draw:
-        grid = F.affine_grid(draw["affine"], [groups, 1, height, width], align_corners=False)
+        grid = F.affine_grid(draw["affine"].to(images.dtype), [groups, 1, height, width], align_corners=False)
         # Every image of a group shares the grid, so the group's images are sampled as channels of one.
         stacked = images.reshape(groups, count * channels, height, width)
         images = F.grid_sample(stacked, grid, align_corners=False).view_as(images)
@@ -135,9 +136,8 @@ def _take(images: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
     return taken * (index >= 0)
 
 
-def _inverse_affine(scale: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
-    """Output-to-input matrices, (G, 2, 3), of scaling by ``scale`` (G, 2), then turning by ``angle`` (G,)."""
+def _affine(scale: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """From output to input positions, (G, 2, 3): turned by ``angle`` (G,), then times ``scale`` (G, 2) in x and y."""
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    first = torch.stack([cos / scale[:, 0], sin / scale[:, 0], zero], -1)
-    second = torch.stack([-sin / scale[:, 1], cos / scale[:, 1], zero], -1)
-    return torch.stack([first, second], 1)
+    turn = torch.stack([torch.stack([cos, -sin, zero], -1), torch.stack([sin, cos, zero], -1)], 1)
+    return scale[:, :, None] * turn

@@ -2,28 +2,35 @@
 
 The file is plain FFCV: ``image`` (raw uint8 RGB), ``label`` (int) and, where there are any, ``soft_label`` (float32).
 A stock ``ffcv.Loader`` with the usual pipelines reads it. What FFCV has no place for lies in the card,
-``<name>.beton.yaml``. FFCV itself writes and reads the format; ``ffcv`` is imported only when a function is called.
+``<name>.beton.yaml``. FFCV itself writes the format and parses its tables; it is imported only when a function is
+called.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 
 from tgdd_plugin.errors import InputError
-from tgdd_plugin.files import sha256, whole_file, write_whole
+from tgdd_plugin.files import build_checked, sha256, whole_file, write_whole
+from tgdd_plugin.pool import allocate
 
 FORMAT = 1
 MIN_PAGE = 2**21
 """FFCV's smallest page. A file has at least one page of samples and is padded to whole ones: 4 MiB in all."""
+
+RAW = 1
+"""FFCV's mode of an image stored as plain pixels; 0 is JPEG."""
 
 
 @dataclass
@@ -60,10 +67,13 @@ class Card:
     accuracy: list[dict[str, Any]] = field(default_factory=list)
     sha256: str = ""
 
+    def text(self) -> str:
+        """The card as YAML."""
+        return yaml.safe_dump({"format": FORMAT, **asdict(self)}, sort_keys=False, default_flow_style=None, width=110)
+
     def write(self, beton: Path) -> None:
         """Writes the card of ``beton``, whole."""
-        content = {"format": FORMAT, **asdict(self)}
-        write_whole(card_path(beton), yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110))
+        write_whole(card_path(beton), self.text())
 
 
 def card_path(beton: str | Path) -> Path:
@@ -79,17 +89,20 @@ def read_card(beton: str | Path) -> Card:
     """
     path = card_path(beton)
     if not Path(beton).is_file():
-        raise InputError(f"there is no file '{beton}'; wanted a .beton written by distill()")
+        raise InputError(f"there is no file '{beton}'; wanted a .beton that distill() or tgdd distill wrote")
     try:
         content = yaml.safe_load(path.read_text())
-        if content.pop("format") != FORMAT:
+        if not isinstance(content, dict) or "format" not in content:
+            raise InputError(f"'{path}' is no card of a .beton; copy it again, beside its file")
+        if content["format"] != FORMAT:
             raise InputError(f"'{path}' has another format than {FORMAT}; it needs another version of tgdd_plugin")
-        known = {f.name for f in fields(Card)}
-        card = Card(**{key: value for key, value in content.items() if key in known})
+        card = build_checked(Card, content)
+        if not len(card.shape) == 3 or not len(card.mean) == len(card.std) == card.shape[0] or not len(card.classes):
+            raise TypeError("classes, shape, mean and std do not fit each other")
     except FileNotFoundError:
         raise InputError(f"'{beton}' has no card '{path.name}' beside it; copy both files together") from None
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise InputError(f"the card '{path}' is damaged: {str(error).splitlines()[0]}") from error
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+        raise InputError(f"the card '{path}' is damaged ({_brief(error)}); copy it again") from error
     if card.sha256 != sha256(Path(beton)):
         raise InputError(f"'{beton}' is not the file that '{path.name}' describes (checksums differ); copy both again")
     return card
@@ -115,33 +128,51 @@ def write_beton(
         InputError: If shapes, types or values are not as said. FFCV's writer would wait for ever on such an image, so
             everything is checked before it starts.
     """
-    from ffcv.fields import IntField, NDArrayField, RGBImageField
-    from ffcv.writer import DatasetWriter
-
     path = Path(path)
     arrays = [_rgb(images), labels.cpu().numpy().astype(np.int64)]
-    if len(images) == 0 or labels.shape != (len(images),):
-        raise InputError(f"{len(images)} images came with labels of shape {tuple(labels.shape)}; wanted one each")
+    if len(images) == 0 or labels.shape != (len(images),) or labels.is_floating_point():
+        shape = tuple(labels.shape)
+        raise InputError(f"{len(images)} images came with {labels.dtype} labels of shape {shape}; wanted one int each")
     if labels.min() < 0 or labels.max() >= len(card.classes):
         raise InputError(f"labels leave 0..{len(card.classes) - 1}; wanted class ids of the card's classes")
-    written = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+    if not len(card.mean) == len(card.std) == images.shape[1]:
+        raise InputError(f"the card has mean {card.mean} and std {card.std}; wanted {images.shape[1]} value(s) each")
     if soft_labels is not None:
         wanted = (len(images), len(card.classes))
         if soft_labels.shape != wanted or not soft_labels.isfinite().all():
             raise InputError(f"soft labels are {tuple(soft_labels.shape)}; wanted finite values of shape {wanted}")
         arrays.append(np.ascontiguousarray(soft_labels.detach().float().cpu().numpy()))
-        written["soft_label"] = NDArrayField(np.dtype("float32"), (len(card.classes),))
+    sample = sum(a[0].nbytes for a in arrays if a.ndim > 1)
     page = MIN_PAGE
-    while page < arrays[0][0].nbytes:
+    while page < sample:  # a sample must fit in one page
         page *= 2
     with whole_file(path) as temporary:
+        # Pages of samples, one begun and two around the header, and below 100 bytes a sample in FFCV's tables.
+        _check_room(path.parent, page * (3 + len(images) // (page // sample)) + 100 * len(images))
+        with restored_threads():
+            from ffcv.fields import IntField, NDArrayField, RGBImageField
+            from ffcv.writer import DatasetWriter
+
+        written = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+        if soft_labels is not None:
+            written["soft_label"] = NDArrayField(np.dtype("float32"), (len(card.classes),))
         # One worker writes the same bytes every time. Its progress bar would be of a second's work.
         with contextlib.redirect_stderr(io.StringIO()):
             DatasetWriter(str(temporary), written, page_size=page, num_workers=1).from_indexed_dataset(_Rows(arrays))
         card.images, card.shape = len(images), list(images.shape[1:])
         card.sha256 = sha256(temporary)
-    card.write(path)
+        text = card.text()  # what cannot be written as YAML fails here, while the earlier file is still in place
+    write_whole(card_path(path), text)
     return path
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    # On a full disk FFCV's writing process dies, and the one that started it waits for ever.
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"'{folder}' has {free / 2**20:.0f} MiB left, {needed / 2**20:.0f} are needed; make room there"
+        )
 
 
 class _Rows:
@@ -162,60 +193,115 @@ def _rgb(images: torch.Tensor) -> np.ndarray:
 
 
 def read_beton(path: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reads the images and labels of any ``.beton`` with fields ``image`` and ``label``, through FFCV.
+    """Reads the images and labels of any ``.beton`` with fields ``image`` (raw or JPEG) and ``label``.
 
     Returns:
         uint8 images ``(N, C, H, W)``, with C = 1 if the file has a card that says so and else 3, and labels ``(N,)``.
 
     Raises:
-        InputError: If there is no such file, it is no such ``.beton``, or its images have several sizes.
+        InputError: If there is no such file, it is no such ``.beton``, it is damaged or not the one that its card
+            describes, or its images have several sizes.
     """
-    from ffcv.fields.basics import IntDecoder
-    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.reader import Reader
-
     if not Path(path).is_file():
         raise InputError(f"there is no file '{path}'; wanted a .beton")
+    # Before FFCV parses a byte: it believes whatever a file says.
+    card = read_card(path) if card_path(path).is_file() else None
+    tables = check_beton(Path(path))
+    images = allocate((len(tables.labels), card.shape[0] if card else 3, tables.height, tables.width))
+    rows = images.numpy()
+    # Not by FFCV's Loader: for that, it compiles for a second or two, and it would wait for ever on a damaged JPEG.
+    content = np.memmap(path, np.uint8, mode="r")
+    for i, (start, size, raw) in enumerate(zip(tables.starts, tables.sizes, tables.raw, strict=True)):
+        data = content[start : start + size]
+        pixels = data.reshape(tables.height, tables.width, 3) if raw else _from_jpeg(data)
+        if pixels is None or pixels.shape[:2] != (tables.height, tables.width):
+            raise InputError(f"image {i} of '{path}' is damaged; copy or write the file again")
+        rows[i] = pixels.transpose(2, 0, 1)[: rows.shape[1]]
+    return images, torch.from_numpy(tables.labels.astype(np.int64))
+
+
+def _from_jpeg(data: np.ndarray) -> np.ndarray | None:
+    try:
+        return np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a ``.beton`` says of its N images, checked.
+
+    Args:
+        fields: Names of all fields, in the order of the file.
+        height, width: Of every image.
+        labels: ``(N,)``.
+        starts, sizes: Where in the file each image's bytes are, ``(N,)``.
+        raw: Whether they are plain pixels, else they are a JPEG, ``(N,)``.
+    """
+
+    fields: list[str]
+    height: int
+    width: int
+    labels: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    raw: np.ndarray
+
+
+def check_beton(path: Path) -> Tables:
+    """Parses the tables of a ``.beton`` and makes the checks that FFCV does not make: it follows any pointer.
+
+    Raises:
+        InputError: If the file is damaged or lacks what is needed.
+    """
+    with restored_threads():
+        from ffcv.fields import IntField, RGBImageField
+        from ffcv.reader import Reader
+
     try:
         reader = Reader(str(path))
-        names = set(reader.handlers)
-        count = reader.num_samples
-    except Exception as error:  # FFCV parses bytes without checks, so anything may come out
-        raise InputError(f"'{path}' is no FFCV file ({type(error).__name__}: {error})") from error
-    if not {"image", "label"} <= names:
-        raise InputError(f"'{path}' has fields {sorted(names)}; wanted 'image' and 'label'")
-    with restored_threads():
-        try:
-            loader = Loader(
-                str(path),
-                batch_size=min(count, 512),
-                num_workers=1,
-                order=OrderOption.SEQUENTIAL,
-                os_cache=True,
-                drop_last=False,
-                pipelines={
-                    "image": [SimpleRGBImageDecoder()],
-                    "label": [IntDecoder()],
-                    **dict.fromkeys(names - {"image", "label"}),
-                },
-            )
-            # FFCV reuses its buffers, so each batch is copied.
-            batches = [(torch.tensor(image), torch.tensor(label)) for image, label in loader]
-        except TypeError as error:
-            raise InputError(
-                f"the images of '{path}' have several sizes; write it again with one size (resize the images first)"
-            ) from error
-    images = torch.cat([image for image, _ in batches]).permute(0, 3, 1, 2)
-    labels = torch.cat([label for _, label in batches]).flatten()
-    if card_path(path).is_file() and read_card(path).shape[0] == 1:
-        images = images[:, :1]
-    return images.contiguous(), labels
+    except Exception as error:  # bytes that are no header can lead to anything
+        raise InputError(f"'{path}' is no FFCV file, or a damaged one ({_brief(error)}); wanted a .beton") from error
+    kinds = {name: type(handler) for name, handler in reader.handlers.items()}
+    if kinds.get("image") is not RGBImageField or kinds.get("label") is not IntField:
+        found = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
+        raise InputError(f"'{path}' has fields {found}; wanted image (RGBImageField) and label (IntField)")
+    if reader.num_samples == 0:
+        raise InputError(f"'{path}' holds no images; wanted at least one")
+    image, labels = (reader.metadata[f"f{list(kinds).index(name)}"] for name in ("image", "label"))
+    raw, end = image["mode"] == RAW, path.stat().st_size
+    # Each image's entry in the table of allocations, which has its size.
+    table = np.sort(reader.alloc_table, order="ptr")
+    table = table[np.searchsorted(table["ptr"], image["data_ptr"]).clip(max=len(table) - 1)] if len(table) else table
+    if not (
+        reader.page_size >= MIN_PAGE
+        and len(image) == reader.num_samples == len(table)
+        and (table["ptr"] == image["data_ptr"]).all()
+        and (table["ptr"] <= end).all()
+        and (table["size"] <= end - table["ptr"]).all()
+        and (table["size"] == 3 * image["height"].astype(np.uint64) * image["width"])[raw].all()
+    ):
+        raise InputError(f"'{path}' is damaged: its images are not where it says; copy or write it again")
+    sizes = {(int(h), int(w)) for h, w in zip(image["height"], image["width"], strict=True)}
+    if len(sizes) > 1:
+        (low, high) = min(sizes), max(sizes)
+        raise InputError(
+            f"the images of '{path}' have several sizes, from {low[0]}x{low[1]} to {high[0]}x{high[1]} (H x W); wanted "
+            f"one: write it again with resized images"
+        )
+    return Tables(list(kinds), *sizes.pop(), labels, table["ptr"], table["size"], raw)
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
 
 
 @contextlib.contextmanager
 def restored_threads() -> Iterator[None]:
-    """FFCV's Loader sets torch's and numba's thread numbers for the whole process; this sets them back."""
+    """FFCV sets torch's and numba's thread numbers for the whole process, when imported and by its Loader.
+
+    This sets them back.
+    """
     import numba
 
     torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer.core import Callback, Event, State, Time, TimeUnit
 from composer.loggers import Logger
-from composer.models import ComposerClassifier
 from composer.utils import create_interval_scheduler, dist, format_name_with_dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from tgdd_plugin.errors import InputError
-from tgdd_plugin.network import find_head
-from tgdd_plugin.normalisation import find_normalisation, unwrap_dataset
-from tgdd_plugin.trajectory import MANIFEST, Run, add_stage, drop_stages_after, versions
+from tgdd_plugin.normalisation import (
+    describe_network,
+    find_classes,
+    find_normalisation,
+    network_weights,
+    training_metrics,
+    training_weights,
+)
+from tgdd_plugin.trajectory import MANIFEST, Run, add_stage, begin, versions
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -27,10 +30,9 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class TGDDCallback(Callback):
     """Records the initial weights and a stage per ``interval`` into a trajectory folder, for :func:`distill`.
 
-    Weights are those being trained, taken at ``BATCH_END``/``EPOCH_END``: never those that EMA swaps in for evaluation
-    and checkpoints. With SWA, the stage at its end is the averaged network. The stages of a run that was resumed, or
-    crashed and resumed itself, are bit for bit those of an uninterrupted one: stages later than the checkpoint are
-    dropped and made again.
+    Weights are those being trained, never those that EMA swaps in for evaluation and checkpoints. With SWA, the stage
+    at its end is the averaged network. The stages of a run that was resumed, or crashed and resumed itself, are bit for
+    bit those of an uninterrupted one: stages later than the checkpoint are dropped and made again.
 
     Args:
         folder (str): Where to record; ``{run_name}`` and Composer's other names are filled in. The run's stages lie in
@@ -38,11 +40,11 @@ class TGDDCallback(Callback):
             Default: ``'{run_name}/trajectory'``.
         interval (str | int | Time | Callable): Composer time string (``'1ep'``, ``'50ba'``, ``'0.1dur'``), number of
             epochs, or ``(state, event) -> bool`` asked at every ``BATCH_END`` and ``EPOCH_END``. The last moment of
-            training is always recorded. Default: ``'1ep'``, the paper's.
+            training is always recorded, also when it is stopped early. Default: ``'1ep'``, the paper's.
         max_stages (int, optional): Thin evenly to at most so many stages while training goes on, keeping first and
             last (see :func:`tgdd_plugin.trajectory.thin`). Default: ``None``, keep all.
-        dtype (str): ``'float32'``, ``'float16'`` or ``'bfloat16'``: how floating-point weights are stored.
-            Default: ``'float32'``.
+        dtype (str): ``'float32'``, ``'float16'`` or ``'bfloat16'``: how floating-point weights are stored. What is too
+            large for ``'float16'`` stays ``'float32'``. Default: ``'float32'``.
         head (str, optional): Name of the linear head, without the ``module.`` of ``ComposerClassifier``.
             Default: the last ``nn.Linear`` with as many outputs as there are classes.
         network (str, optional): ``'module:function'`` that builds the network, written into the manifest so that
@@ -77,40 +79,39 @@ class TGDDCallback(Callback):
     ) -> None:
         if dtype not in DTYPES:
             raise InputError(f"dtype is '{dtype}'; wanted one of {', '.join(DTYPES)}")
-        if max_stages is not None and max_stages < 2:
-            raise InputError(f"max_stages is {max_stages}; TGDD needs at least 2 stages")
+        if max_stages is not None and (not isinstance(max_stages, int) or max_stages < 2):
+            raise InputError(f"max_stages is {max_stages!r}; wanted a whole number from 2 on, the least TGDD needs")
         if (mean is None) != (std is None):
             raise InputError("mean and std belong together; give both or neither")
-        if callable(interval):
-            self._due = interval
-        else:
-            if Time.from_input(interval, TimeUnit.EPOCH).value <= 0:
-                raise InputError(f"interval is {interval!r}; wanted more than nothing, for example '1ep'")
-            self._due = create_interval_scheduler(
-                interval, checkpoint_events=False, final_events={Event.BATCH_END, Event.EPOCH_END}
+        if mean is not None and std is not None and (len(mean) != len(std) or min(std) <= 0):
+            raise InputError(
+                f"mean is {mean} and std {std}; wanted as many of one as of the other, and each std above 0"
             )
+        self._due, self.interval = _schedule(interval)
         self.folder = folder
-        self.interval = getattr(interval, "__name__", None) or str(interval)
         self.max_stages = max_stages
         self.dtype = DTYPES[dtype]
         self.head = head
         self.network = network
-        self.classes = classes
-        self.mean = mean
-        self.std = std
+        self.classes = [str(name) for name in classes] if classes is not None else None
+        self.mean = [float(m) for m in mean] if mean is not None else None
+        self.std = [float(s) for s in std] if std is not None else None
         self.overwrite = overwrite
         self._run: Run | None = None
         self._run_folder = Path()
-        self._input: dict[str, list[float]] | None = None
-        self._last_batch = -1
-        self._restored: dict[str, Any] = {}
+        self._restored_folder: str | None = None
+        # Where the run stands: the batch of its last stage, and how many were due so far, those since thinned included.
+        self._last_batch, self._due_so_far = -1, 0
 
     def init(self, state: State, logger: Logger) -> None:
         if sum(isinstance(callback, TGDDCallback) for callback in state.callbacks) > 1:
             raise InputError("the Trainer has two TGDDCallbacks; one records everything, so give it one")
         if getattr(state, "deepspeed_enabled", False):
             raise InputError("TGDDCallback cannot record under DeepSpeed, which shards the weights; use DDP or FSDP")
-        self._run_folder = Path(format_name_with_dist(self.folder, state.run_name)) / state.run_name
+        # A slash in the name would hide the run one folder deeper than Trajectory.open() looks.
+        self._run_folder = Path(format_name_with_dist(self.folder, state.run_name)) / state.run_name.replace("/", "-")
+        self._run, self._restored_folder = None, None
+        self._last_batch, self._due_so_far = -1, 0
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if state.fsdp_enabled and state.fsdp_state_dict_type != "full":
@@ -120,21 +121,12 @@ class TGDDCallback(Callback):
             )
         run = self._describe(state)
         batch = state.timestamp.batch.value
-        outcome: list[Any] = [None, None]
-        if dist.get_global_rank() == 0:
-            try:
-                self._reconcile(run, batch)
-            except (InputError, OSError) as error:
-                outcome[0] = str(error)
-            outcome[1] = run.stages[-1].batch if run.stages else -1
-        # All ranks go on, or all stop with the same message: a lone rank would wait for the others for ever.
-        dist.broadcast_object_list(outcome)
-        if outcome[0]:
-            raise InputError(outcome[0])
-        self._run, self._last_batch = run, outcome[1]
+        position = self._on_rank_0(lambda: self._reconcile(run, batch))
+        self._run = run
+        self._last_batch, self._due_so_far = position
         if self._last_batch < 0:
             if batch > 0:
-                earlier = self._restored.get("folder")
+                earlier = self._restored_folder
                 warnings.warn(
                     f"training resumes at batch {batch} but '{self._run_folder}' has no stage from before; recording "
                     f"starts here" + (f" (the checkpoint's stages are in '{earlier}')" if earlier else ""),
@@ -144,19 +136,24 @@ class TGDDCallback(Callback):
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
         """Notes shape and statistics of the first batch: distillation compares its own inputs with them."""
-        if self._input is None and dist.get_global_rank() == 0 and self._run is not None:
-            images = state.batch[0] if isinstance(state.batch, (tuple, list)) else None
-            if isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point():
-                values = images.float()
-                self._input = {
-                    "shape": [float(n) for n in values.shape[1:]],
-                    "mean": values.mean((0, 2, 3)).tolist(),
-                    "std": values.std((0, 2, 3)).tolist(),
-                }
-                self._run.input = self._input
-                if self._run.mean is None and 0 <= values.min() and 0.5 < values.max() <= 1:
-                    self._run.mean = [0.0] * values.shape[1]
-                    self._run.std = [1.0] * values.shape[1]
+        run = self._run
+        if run is None or run.input is not None or dist.get_global_rank() != 0:
+            return
+        images = state.batch[0] if isinstance(state.batch, (tuple, list)) else None
+        if isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point():
+            values = images.float()
+            run.input = {
+                "shape": [float(n) for n in values.shape[1:]],
+                "mean": values.mean((0, 2, 3)).tolist(),
+                "std": values.std((0, 2, 3)).tolist(),
+            }
+            if run.mean is None and 0 <= values.min() and 0.5 < values.max() <= 1:
+                run.mean = [0.0] * values.shape[1]
+                run.std = [1.0] * values.shape[1]
+            # At once: a run that crashes before its next stage would note another batch when it is resumed. Should the
+            # disk be full, that stage will say so, on all ranks.
+            with suppress(OSError):
+                run.write(self._run_folder)
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self._record_if_due(state, Event.BATCH_END)
@@ -165,22 +162,26 @@ class TGDDCallback(Callback):
         self._record_if_due(state, Event.EPOCH_END)
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        if dist.get_global_rank() == 0 and self._run is not None:
-            self._run.complete = True
-            self._run.write(self._run_folder)
+        # Missed so far if training was stopped by a callback after this one, or by an evaluation.
+        if state.timestamp.batch.value != self._last_batch:
+            self._record(state)
+        if (run := self._run) is not None:
+            run.complete = True
+            self._on_rank_0(lambda: run.write(self._run_folder))
 
     def state_dict(self) -> dict[str, Any]:
-        # Plain values only, for checkpoints loaded with weights_only=True. The manifest on disk is what counts.
-        stages = [[s.epoch, s.batch, s.file] for s in self._run.stages] if self._run else []
+        # Plain values only, for checkpoints loaded with weights_only=True. The stages themselves are on disk.
         return {
             "version": 1,
             "folder": str(self._run_folder),
             "last_batch": self._last_batch,
-            "stages": stages,
+            "due_so_far": self._due_so_far,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._restored = state
+        self._restored_folder = state["folder"]
+        if state["folder"] == str(self._run_folder):
+            self._last_batch, self._due_so_far = state["last_batch"], state["due_so_far"]
 
     def _record_if_due(self, state: State, event: Event) -> None:
         # A stage may fall due twice at one batch, at its end and at its epoch's.
@@ -188,90 +189,109 @@ class TGDDCallback(Callback):
             self._record(state)
 
     def _record(self, state: State) -> None:
-        # Collective under FSDP, so on every rank. It also drops the prefixes of DDP and torch.compile.
-        weights = state.get_model_state_dict()
+        index, self._due_so_far = self._due_so_far, self._due_so_far + 1
         self._last_batch = state.timestamp.batch.value
-        if dist.get_global_rank() == 0 and self._run is not None:
-            prefix = _prefix(_unwrapped(state.model))
-            weights = {
-                name.removeprefix(prefix): tensor.to(self.dtype) if tensor.is_floating_point() else tensor
-                for name, tensor in weights.items()
-                if isinstance(tensor, torch.Tensor) and name.startswith(prefix)
-            }
+        with training_weights(state):
+            # Collective under FSDP, so on every rank.
+            weights = network_weights(state, self.dtype)
+            self._on_rank_0(lambda: self._write(state, weights, index))
+
+    def _write(self, state: State, weights: dict[str, torch.Tensor], index: int) -> None:
+        if self._run is not None:
             add_stage(
                 self._run_folder,
                 self._run,
                 weights,
                 self.max_stages,
+                index=index,
                 epoch=state.timestamp.epoch.value,
                 batch=self._last_batch,
                 sample=state.timestamp.sample.value,
-                metrics=_metrics(state),
+                metrics=training_metrics(state),
             )
+
+    def _on_rank_0(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` answers on rank 0, on every rank; or, if the folder does not take it, an error on every rank.
+
+        A lone rank that stops would leave the others waiting for it for ever.
+        """
+        outcome: list[Any] = [None, None]
+        if dist.get_global_rank() == 0:
+            try:
+                outcome[0] = work()
+            except InputError as error:
+                outcome[1] = str(error)
+            except OSError as error:
+                outcome[1] = (
+                    f"cannot record in '{self._run_folder}' ({error.strerror or error}); make room, or give "
+                    f"TGDDCallback a folder you may write to"
+                )
+        dist.broadcast_object_list(outcome)
+        if outcome[1]:
+            raise InputError(outcome[1])
+        return outcome[0]
 
     def _describe(self, state: State) -> Run:
         """The manifest's head, read from the Trainer's state, with no stage yet."""
-        model = _unwrapped(state.model)
-        network = model.module if isinstance(model, ComposerClassifier) else model
-        num_classes = getattr(model, "num_classes", None)
-        # named_modules() keeps the prefix of torch.compile, which the recorded names lack.
-        names = {name.replace("_orig_mod.", ""): module for name, module in network.named_modules()}
-        head = find_head(network, num_classes, self.head).replace("_orig_mod.", "")
-        built = getattr(network, "tgdd_network", {})
-        mean, std = (self.mean, self.std) if self.mean else find_normalisation(state.train_dataloader)
-        dataset = unwrap_dataset(state.train_dataloader)
-        classes = self.classes or getattr(dataset, "classes", None)
+        network, head, num_classes = describe_network(state, self.head)
+        if self.network is not None:
+            network |= {"factory": self.network, "arguments": {}}
+        if self.classes is not None and len(self.classes) != num_classes:
+            raise InputError(
+                f"classes holds {len(self.classes)} names, but the head '{head}' has {num_classes} outputs; name each "
+                f"class once"
+            )
+        mean, std = (self.mean, self.std) if self.mean is not None else find_normalisation(state.train_dataloader)
         return Run(
             name=state.run_name,
-            network={
-                "class": f"{type(network).__module__}:{type(network).__qualname__}",
-                "parameters": sum(p.numel() for p in network.parameters()),
-                "factory": self.network or built.get("factory"),
-                "arguments": built.get("arguments", {}) if self.network is None else {},
-                "algorithms": [type(algorithm).__name__ for algorithm in state.algorithms],
-            },
+            network=network,
             head=head,
-            num_classes=names[head].out_features,
-            classes=[str(name) for name in classes] if classes is not None else None,
+            num_classes=num_classes,
+            classes=self.classes or find_classes(state.train_dataloader, num_classes),
             mean=mean,
             std=std,
-            input=self._input,
             interval=self.interval,
             versions=versions("mosaicml"),
         )
 
-    def _reconcile(self, run: Run, batch: int) -> None:
-        """Takes over what an earlier part of the same run left in the folder, up to ``batch``; on rank 0 only."""
-        if not (self._run_folder / MANIFEST).is_file():
-            self._run_folder.mkdir(parents=True, exist_ok=True)
-            return
-        earlier = Run.read(self._run_folder)
-        if batch == 0 and earlier.complete and not self.overwrite:
-            raise InputError(
-                f"run '{run.name}' is already recorded in '{self._run_folder}'; give the Trainer another run_name, the "
-                f"callback another folder, or overwrite=True"
-            )
-        run.stages = earlier.stages
-        run.input = run.input or earlier.input
-        if run.mean is None:
-            run.mean, run.std = earlier.mean, earlier.std
-        # A run that starts anew keeps nothing, not even initial weights: they may be of another seed.
-        drop_stages_after(self._run_folder, run, batch if batch > 0 else -1)
+    def _reconcile(self, run: Run, batch: int) -> tuple[int, int]:
+        """Takes over what an earlier part of the same run left in the folder, up to ``batch``; on rank 0 only.
+
+        Returns:
+            The batch of the last stage (-1: none), and how many stages were due so far.
+        """
+        last_batch, due_so_far = self._last_batch, self._due_so_far
+        if (self._run_folder / MANIFEST).is_file() and not (batch == 0 and self.overwrite):
+            earlier = Run.read(self._run_folder)
+            if batch == 0 and earlier.complete:
+                raise InputError(
+                    f"run '{run.name}' is already recorded in '{self._run_folder}'; give the Trainer another run_name, "
+                    f"the callback another folder, or overwrite=True"
+                )
+            # A run that starts anew keeps nothing, not even initial weights: they may be of another seed.
+            if batch > 0:
+                run.stages = [stage for stage in earlier.stages if stage.batch <= batch]
+                run.input = earlier.input
+                if run.mean is None:
+                    run.mean, run.std = earlier.mean, earlier.std
+        begin(self._run_folder, run)
+        if not run.stages:
+            return -1, 0
+        if last_batch < 0:
+            # Not in the checkpoint (it may have been loaded without callbacks): then as the folder has it.
+            last_batch, due_so_far = run.stages[-1].batch, run.stages[-1].index + 1
+        return last_batch, due_so_far
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def _prefix(model: nn.Module) -> str:
-    """``ComposerClassifier`` puts its network under ``module.``; stages carry the bare network's names."""
-    return "module." if isinstance(model, ComposerClassifier) else ""
-
-
-def _metrics(state: State) -> dict[str, float]:
-    """Training loss and metrics as the Trainer last computed them; those that are not finite numbers are left out."""
-    found = {name: float(value) for name, value in state.total_loss_dict.items()}
-    for name, value in state.train_metric_values.items():
-        if not isinstance(value, torch.Tensor) or value.numel() == 1:
-            found[name] = float(value)
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+def _schedule(interval: str | int | Time | Callable[[State, Event], bool]) -> tuple[Callable[..., bool], str]:
+    """Whether a stage is due, as a function of ``(state, event)``, and the interval in words."""
+    if callable(interval):
+        return interval, getattr(interval, "__name__", type(interval).__name__)
+    try:
+        time = Time.from_input(interval, TimeUnit.EPOCH)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"interval is {interval!r}; wanted a Composer time such as '1ep', '50ba', '0.1dur'") from error
+    if time.value <= 0 or time.unit == TimeUnit.ITERATION:
+        raise InputError(f"interval is {interval!r}; wanted more than nothing, in epochs, batches or shares: '1ep'")
+    due = create_interval_scheduler(time, checkpoint_events=False, final_events={Event.BATCH_END, Event.EPOCH_END})
+    return due, time.to_timestring()

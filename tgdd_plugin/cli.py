@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,10 @@ from tgdd_plugin import __version__
 from tgdd_plugin.errors import InputError
 
 if TYPE_CHECKING:
+    from tgdd_plugin.pool import ImagePool
     from tgdd_plugin.recipe import Recipe
+
+    Data = Callable[[], tuple[ImagePool, ImagePool]]
 
 STEPS = {
     "run": "record, distill and retrain",
@@ -33,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     # Modules that recipes name as module:function may lie in the current folder.
-    sys.path.insert(0, os.getcwd())
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         if options.step == "show":
             _show(Path(options.path), options.picture)
@@ -43,13 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tgdd: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("tgdd: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("tgdd: interrupted; the same command keeps what is finished and the last checkpoint", file=sys.stderr)
         return 130
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tgdd", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="tgdd",
+        description="Records the trajectory of a training run and distills it into a tiny FFCV data set (a .beton).",
+    )
     parser.add_argument("--version", action="version", version=f"tgdd_plugin {__version__}")
     steps = parser.add_subparsers(dest="step", required=True)
     for name, text in STEPS.items():
@@ -67,30 +76,40 @@ def _parser() -> argparse.ArgumentParser:
 def _work(step: str, path: str, overrides: list[str]) -> None:
     # Imported here: `tgdd show` and `tgdd --help` need not wait seconds for Composer.
     warnings.filterwarnings("ignore", category=FutureWarning, module="composer|torchmetrics")
+    from tgdd_plugin.beton import read_card
+    from tgdd_plugin.data import load_data
+    from tgdd_plugin.files import check_writable
     from tgdd_plugin.recipe import read_recipe
 
     if step == "distill" and Path(path).is_dir():
-        recipe = read_recipe(None, [f"trajectory={path}", *overrides])
+        recipe = read_recipe(None, [f"trajectory={json.dumps(path)}", *overrides])
     elif step == "retrain" and path.endswith(".beton"):
-        recipe = read_recipe(None, [f"file={path}", *overrides])
+        recipe = read_recipe(None, [f"file={json.dumps(path)}", *overrides])
     else:
         recipe = read_recipe(path, overrides)
+    # Found out now, and not after hours of work or of reading images.
+    if step == "run":
+        check_writable(recipe.beton)
+    elif step == "retrain":
+        read_card(recipe.beton)
+    data = functools.cache(lambda: load_data(recipe.data, progress=True))  # read once, by the first that needs it
     if step in ("run", "record"):
-        _record(recipe)
+        _record(recipe, data)
     if step in ("run", "distill"):
-        _distill(recipe)
+        _distill(recipe, data)
     if step in ("run", "retrain"):
-        _retrain(recipe)
+        _retrain(recipe, data)
 
 
-def _record(recipe: Recipe) -> None:
+def _record(recipe: Recipe, data: Data) -> None:
     from dataclasses import asdict
 
-    from tgdd_plugin.data import load_data
+    from tgdd_plugin.files import check_writable
     from tgdd_plugin.recipe import NetworkSettings
-    from tgdd_plugin.recording import record
+    from tgdd_plugin.recording import JOB, record
 
-    real, _ = load_data(recipe.data, progress=True)
+    check_writable(recipe.trajectory_folder / JOB)
+    real, _ = data()
     network = recipe.network or NetworkSettings()
     trajectory = record(
         recipe.trajectory_folder,
@@ -105,23 +124,23 @@ def _record(recipe: Recipe) -> None:
     print(f"recorded  {trajectory.folder}: {len(trajectory.runs)} run(s), {stages} stages")
 
 
-def _distill(recipe: Recipe) -> None:
-    from tgdd_plugin.data import load_data
+def _distill(recipe: Recipe, data: Data) -> None:
     from tgdd_plugin.distillation import distill
+    from tgdd_plugin.files import check_writable
     from tgdd_plugin.trajectory import Trajectory
 
     trajectory = Trajectory.open(recipe.trajectory_folder)
-    real, _ = load_data(recipe.data, progress=True)
+    check_writable(recipe.beton)
+    real, _ = data()
     network = recipe.network.factory(real.shape, trajectory.run.num_classes) if recipe.network else None
     path = distill(trajectory, real, recipe.beton, recipe.distill, network=network, device=recipe.device)
     print(f"distilled {path}")
 
 
-def _retrain(recipe: Recipe) -> None:
-    from tgdd_plugin.data import load_data
+def _retrain(recipe: Recipe, data: Data) -> None:
     from tgdd_plugin.retraining import retrain, table
 
-    real, test = load_data(recipe.data, progress=True)
+    real, test = data()
     network = recipe.network.factory(real.shape, real.num_classes) if recipe.network else None
     results = recipe.beton.parent / "results.json"
     rows = retrain(
@@ -138,17 +157,18 @@ def _retrain(recipe: Recipe) -> None:
 
 
 def _show(path: Path, picture: str | None) -> None:
-    from tgdd_plugin.beton import card_path, read_beton, read_card
-    from tgdd_plugin.report import describe_trajectory, image_grid, write_picture
+    from tgdd_plugin.beton import read_beton, read_card
+    from tgdd_plugin.report import describe_beton, describe_trajectory, image_grid, write_picture
     from tgdd_plugin.trajectory import Trajectory
 
-    if path.is_file():
-        read_card(path)
-        print(card_path(path).read_text())
-        grid = image_grid(*read_beton(path))
-        print(f"picture: {write_picture(Path(picture) if picture else path.with_suffix('.png'), grid)}")
-    else:
+    if path.is_dir():
         print(describe_trajectory(Trajectory.open(path)))
+    elif path.is_file():
+        print(describe_beton(path, read_card(path)))
+        grid = image_grid(*read_beton(path))
+        print(f"\npicture     {write_picture(Path(picture) if picture else path.with_suffix('.png'), grid)}")
+    else:
+        raise InputError(f"there is no '{path}'; wanted a trajectory folder or a .beton")
 
 
 if __name__ == "__main__":

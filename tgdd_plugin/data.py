@@ -16,7 +16,14 @@ from tgdd_plugin.beton import card_path, read_beton, read_card
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.pool import ImagePool
 
-NAMES = ("digits", "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "image_folder", "beton")
+_KNOWN: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
+    "cifar10": (tv.CIFAR10, {"train": True}, {"train": False}),
+    "cifar100": (tv.CIFAR100, {"train": True}, {"train": False}),
+    "mnist": (tv.MNIST, {"train": True}, {"train": False}),
+    "fashion_mnist": (tv.FashionMNIST, {"train": True}, {"train": False}),
+    "svhn": (tv.SVHN, {"split": "train"}, {"split": "test"}),
+}
+NAMES = ("digits", *_KNOWN, "image_folder", "beton")
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,16 @@ class DataSettings:
         if not 0 <= self.holdout < 1:
             raise InputError(f"holdout is {self.holdout}; wanted a share of the training images from 0 to below 1")
         if self.name not in NAMES and ":" not in self.name:
-            raise InputError(f"data '{self.name}' is unknown; wanted one of {', '.join(NAMES)}, or module:function")
+            raise InputError(f"name '{self.name}' is unknown; wanted one of {', '.join(NAMES)}, or module:function")
+        for name in ("image_size", "per_class"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; wanted at least 1")
+        # What would be passed over in silence is refused.
+        folders, files = ("image_folder",), ("image_folder", "beton")
+        for name, takers in (("grey", folders), ("train", files), ("test", files), ("image_size", (*_KNOWN, *folders))):
+            if getattr(self, name) and self.name not in takers:
+                raise InputError(f"{name} has no effect on data '{self.name}'; leave it out (for {', '.join(takers)})")
 
 
 def load_data(settings: DataSettings, *, progress: bool = False) -> tuple[ImagePool, ImagePool]:
@@ -74,12 +90,14 @@ def _read(settings: DataSettings, progress: bool) -> tuple[ImagePool, ImagePool]
     if settings.name == "beton":
         if not settings.train or not settings.test:
             raise InputError("data 'beton' needs the files data.train=... and data.test=...")
-        return _from_beton(settings.train), _from_beton(settings.test)
-    train, test = _image_folders(settings) if settings.name == "image_folder" else _datasets(settings)
-    pools = [ImagePool.from_dataset(dataset, progress=progress) for dataset in (train, test)]
-    if pools[1].num_classes < pools[0].num_classes:
-        pools[1].name_classes(pools[0].classes)
-    return pools[0], pools[1]
+        train, test = _from_beton(settings.train), _from_beton(settings.test)
+    else:
+        sets = _image_folders(settings) if settings.name == "image_folder" else _datasets(settings)
+        train, test = (ImagePool.from_dataset(dataset, progress=progress) for dataset in sets)
+    # Numbered classes are counted from the labels, and the last ones may lack test images.
+    if test.num_classes < train.num_classes:
+        test.name_classes(train.classes)
+    return train, test
 
 
 def _digits() -> tuple[ImagePool, ImagePool]:
@@ -117,7 +135,9 @@ def _image_folders(settings: DataSettings) -> tuple[Any, Any]:
     try:
         sets = [tv.ImageFolder(str(folder), transform=Compose(steps) if steps else None) for folder in (train, test)]
     except FileNotFoundError as error:
-        raise InputError(f"{error}".splitlines()[0]) from error
+        raise InputError(
+            f"{str(error).splitlines()[0]} (wanted <class>/<images>, in '{train}' and '{test}')"
+        ) from error
     if sets[0].classes != sets[1].classes:
         raise InputError(f"'{train}' and '{test}' have different class folders; wanted the same names in both")
     return sets[0], sets[1]
@@ -127,22 +147,19 @@ def _datasets(settings: DataSettings) -> tuple[Any, Any]:
     transform = None
     if settings.image_size:
         transform = Compose([Resize(settings.image_size), CenterCrop(settings.image_size)])
-    known: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
-        "cifar10": (tv.CIFAR10, {"train": True}, {"train": False}),
-        "cifar100": (tv.CIFAR100, {"train": True}, {"train": False}),
-        "mnist": (tv.MNIST, {"train": True}, {"train": False}),
-        "fashion_mnist": (tv.FashionMNIST, {"train": True}, {"train": False}),
-        "svhn": (tv.SVHN, {"split": "train"}, {"split": "test"}),
-    }
-    if settings.name in known:
-        make, *splits = known[settings.name]
+    if settings.name in _KNOWN:
+        make, *splits = _KNOWN[settings.name]
         found = [_found_or_downloaded(make, settings, transform=transform, **split) for split in splits]
         return found[0], found[1]
     module, _, function = settings.name.partition(":")
     try:
-        pair = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"data '{settings.name}' cannot be imported: {error}") from error
+        both = getattr(importlib.import_module(module), function)
+    except Exception as error:  # a module of the user's can fail in any way
+        raise InputError(
+            f"data '{settings.name}' cannot be imported ({type(error).__name__}: {error}); the module must be "
+            f"installed or lie in the current folder"
+        ) from error
+    pair = both()
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise InputError(f"data '{settings.name}' returned {type(pair).__name__}; wanted two data sets, train and test")
     return pair[0], pair[1]
@@ -151,12 +168,17 @@ def _datasets(settings: DataSettings) -> tuple[Any, Any]:
 def _found_or_downloaded(make: Callable[..., Any], settings: DataSettings, **options: Any) -> Any:
     try:
         return make(settings.root, download=False, **options)
-    except RuntimeError:
-        pass
+    except Exception as error:  # not all of torchvision's data sets have checksums
+        if not (isinstance(error, RuntimeError) and "Dataset not found" in str(error)):
+            raise InputError(
+                f"{settings.name} under '{settings.root}' is damaged ({type(error).__name__}: {error}); delete it "
+                f"there, and put or download it again"
+            ) from error
     try:
         return make(settings.root, download=True, **options)
     except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{settings.name} is not under '{settings.root}' and cannot be downloaded ({error}); put it there in "
+            f"{settings.name} is not under '{settings.root}' and cannot be downloaded ({reason}); put it there in "
             f"torchvision's layout, or set data.root"
         ) from error

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and parsed JSON that is checked before it is believed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from tgdd_plugin.errors import InputError
+
+Record = TypeVar("Record")
 
 
 def sha256(path: Path) -> str:
@@ -65,3 +69,32 @@ def check_writable(path: Path) -> Path:
             f"cannot write '{path}': {error.strerror or error}; choose an output path in a folder you may write to"
         ) from error
     return path
+
+
+def build_checked(cls: type[Record], content: dict[str, Any]) -> Record:
+    """An instance of a dataclass from parsed JSON; keys that the class does not know are left out.
+
+    Raises:
+        TypeError: If a field is missing or not of its annotated type.
+    """
+    if not isinstance(content, dict):
+        raise TypeError(f"{content!r:.40} is no mapping")
+    hints = get_type_hints(cls)
+    for name, hint in hints.items():
+        if name in content and not _is(content[name], hint):
+            raise TypeError(f"{name} is {content[name]!r:.40}; wanted {getattr(hint, '__name__', hint)}")
+    return cls(**{name: content[name] for name in hints if name in content})
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value of parsed JSON, or a list or mapping of built instances, is of the annotated type."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is UnionType:
+        return any(_is(value, option) for option in inner)
+    if origin is list:
+        return isinstance(value, list) and all(_is(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is(item, inner[1]) for item in value.values())
+    if hint is float:
+        return type(value) in (int, float)
+    return hint is Any or (value is None if hint is NoneType else type(value) is hint)

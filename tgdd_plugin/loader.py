@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from composer.utils import dist
 
-from tgdd_plugin.beton import read_beton, read_card, restored_threads
+from tgdd_plugin.beton import Card, check_beton, read_beton, read_card, restored_threads
 from tgdd_plugin.errors import InputError
 
 
@@ -18,7 +18,7 @@ class DeviceLoader:
     """Batches of (normalised images, labels) from uint8 images that stay where they are, in a new order each epoch.
 
     The last batch may be smaller, and a set smaller than ``batch_size`` is one batch. Under several ranks, each
-    gets its share of every epoch.
+    gets its share of every epoch; all shares are equally large, for which a few images may come twice.
 
     Args:
         images: uint8, ``(N, C, H, W)``.
@@ -42,8 +42,7 @@ class DeviceLoader:
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; wanted at least 1")
+        _check(batch_size, seed)
         self.device = torch.device(device) if device is not None else images.device
         self.images = images
         self.labels = labels.to(self.device)
@@ -55,7 +54,7 @@ class DeviceLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch on this rank."""
-        share = len(range(dist.get_global_rank(), len(self.images), dist.get_world_size()))
+        share = -(-len(self.images) // dist.get_world_size())
         return -(-share // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -64,7 +63,10 @@ class DeviceLoader:
             state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]
             order = torch.randperm(len(order), generator=torch.Generator().manual_seed(int(state)))
             self.epoch += 1
-        order = order[dist.get_global_rank() :: dist.get_world_size()]
+        # A rank with fewer batches than the others would leave them waiting for ever.
+        ranks = dist.get_world_size()
+        share = torch.arange(dist.get_global_rank(), -(-len(order) // ranks) * ranks, ranks)
+        order = order[share % len(order)]
         mean = torch.tensor(self.mean, device=self.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=self.device).view(-1, 1, 1)
         for index in order.split(self.batch_size):
@@ -87,7 +89,8 @@ def beton_loader(
         path: The file; its card must lie beside it.
         batch_size: Clamped to the number of images: no epoch is ever empty. Default: ``64``.
         backend: ``'device'`` keeps the whole set on ``device``: for compact sets the faster by far. ``'ffcv'`` is
-            ``ffcv.Loader`` with its usual pipeline, for large files; grey images keep three channels there.
+            ``ffcv.Loader`` with its usual pipeline, for large files; grey images keep three channels there, and
+            batches lie in buffers that FFCV uses again, so copy what you keep.
         shuffle: Default: ``True``.
         seed: Of the order. Default: ``0``.
         device: Where batches are wanted, and for ``'device'`` where the set is kept. Default: ``'cpu'``.
@@ -106,27 +109,67 @@ def beton_loader(
         )
     if backend != "ffcv":
         raise InputError(f"backend is '{backend}'; wanted 'device' or 'ffcv'")
-    from ffcv.fields.basics import IntDecoder
-    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
+    _check(batch_size, seed)
+    return _FFCVLoader(Path(path), card, batch_size, shuffle, seed, torch.device(device))
 
-    channels = 3 // card.shape[0]
-    scale = [np.array(values * channels) * 255 for values in (card.mean, card.std)]
-    to_device = [ToDevice(torch.device(device), non_blocking=True)]
-    with restored_threads():
-        return Loader(
-            str(path),
-            batch_size=min(batch_size, card.images),
-            num_workers=1,
-            order=OrderOption.RANDOM if shuffle else OrderOption.SEQUENTIAL,
-            os_cache=True,
-            drop_last=False,
-            seed=seed,
-            pipelines={
-                "image": [
-                    SimpleRGBImageDecoder(), NormalizeImage(*scale, np.float32), ToTensor(), ToTorchImage(), *to_device
-                ],
-                "label": [IntDecoder(), ToTensor(), Squeeze(1), *to_device],
-            },
-        )  # fmt: skip
+
+class _FFCVLoader:
+    """``ffcv.Loader`` that leaves the process' thread numbers alone, and no thread behind after an early stop."""
+
+    def __init__(self, path: Path, card: Card, batch_size: int, shuffle: bool, seed: int, device: torch.device) -> None:
+        fields = check_beton(path).fields
+        self.swapped = fields.index("label") < fields.index("image")
+        channels = 3 // card.shape[0]
+        self.mean, self.std = card.mean * channels, card.std * channels
+        ranks = dist.get_world_size()
+        self.batch_size = min(batch_size, -(-card.images // ranks))  # Composer wants to know it
+        with restored_threads():
+            from ffcv.fields.basics import IntDecoder
+            from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+            from ffcv.loader import Loader, OrderOption
+            from ffcv.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
+
+            scale = [np.array(values) * 255 for values in (self.mean, self.std)]
+            to_device = [ToDevice(device, non_blocking=True)]
+            self.loader = Loader(
+                str(path),
+                batch_size=self.batch_size,
+                num_workers=1,
+                order=OrderOption.RANDOM if shuffle else OrderOption.SEQUENTIAL,
+                os_cache=True,
+                distributed=ranks > 1,
+                drop_last=False,
+                seed=seed,
+                pipelines={
+                    **dict.fromkeys(fields),
+                    "image": [
+                        SimpleRGBImageDecoder(),
+                        NormalizeImage(*scale, np.float32),
+                        ToTensor(),
+                        ToTorchImage(),
+                        *to_device,
+                    ],
+                    "label": [IntDecoder(), ToTensor(), Squeeze(1), *to_device],
+                },
+            )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Sequence[torch.Tensor]]:
+        with restored_threads():
+            batches = iter(self.loader)
+            # FFCV's thread sets the numbers once more, before its first batch.
+            batch = next(batches, None)
+        try:
+            while batch is not None:
+                yield batch[::-1] if self.swapped else batch  # they come in the order of the file
+                batch = next(batches, None)
+        finally:
+            batches.close()
+
+
+def _check(batch_size: int, seed: int) -> None:
+    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if value < least:
+            raise InputError(f"{name} is {value}; wanted at least {least}")

@@ -128,7 +128,7 @@ class ImagePool:
         """A pool of the images at positions ``index`` ``(n,)``, copied."""
         if self.images.is_cuda:
             return ImagePool(self.take(index), self.labels[index.cpu()], self.classes)
-        images = _allocate((len(index), *self.shape))  # a large pool's copy is large, too
+        images = allocate((len(index), *self.shape))  # a large pool's copy is large, too
         for part, block in zip(images.split(4096), index.split(4096), strict=True):
             part.copy_(self.take(block))
         return ImagePool(images, self.labels[index], self.classes)
@@ -190,16 +190,17 @@ class ImagePool:
         count = len(dataset)
         if count == 0:
             raise InputError(f"the data set {type(dataset).__name__} is empty; wanted at least one (image, label) pair")
+        hidden = None if progress else True  # with None, tqdm draws on a terminal and not into a file
         labels = torch.empty(count, dtype=torch.int64)
         images: torch.Tensor | None = None
-        for i in tqdm(range(count), desc="reading images", unit="img", disable=not progress, leave=False):
+        for i in tqdm(range(count), desc="reading images", unit="img", disable=hidden, leave=False):
             image, labels[i] = _pair(dataset[i], i)
             if images is None:
-                images = _allocate((count, *image.shape))
+                images = allocate((count, *image.shape))
             if image.shape != images.shape[1:]:
                 raise InputError(
-                    f"image {i} has shape {tuple(image.shape)}, the first has {tuple(images.shape[1:])} (C, H, W); give "
-                    f"all the same, for example with torchvision's Resize and CenterCrop (image_size in a recipe)"
+                    f"image {i} is {_size(image)}, the first is {_size(images[0])}; give all the same, for example "
+                    f"with torchvision's Resize and CenterCrop (image_size in a recipe)"
                 )
             images[i] = image
         assert images is not None
@@ -210,7 +211,8 @@ def _numbers(count: int) -> list[str]:
     return [str(i) for i in range(count)]
 
 
-def _allocate(shape: tuple[int, ...]) -> torch.Tensor:
+def allocate(shape: tuple[int, ...]) -> torch.Tensor:
+    """An empty uint8 tensor, beyond :data:`MEMORY_LIMIT` mapped from a temporary file."""
     size = int(np.prod(shape))
     if size <= MEMORY_LIMIT:
         return torch.empty(shape, dtype=torch.uint8)
@@ -225,6 +227,11 @@ def _allocate(shape: tuple[int, ...]) -> torch.Tensor:
                 f"TMPDIR to a folder with room, or use fewer or smaller images"
             ) from error
         return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
+
+
+def _size(image: torch.Tensor) -> str:
+    channels, height, width = image.shape
+    return f"{height}x{width} (H x W) of {channels} channel(s)"
 
 
 def _pair(item: Any, position: int) -> tuple[torch.Tensor, int]:
@@ -274,6 +281,9 @@ def _to_uint8(image: Any, position: int) -> torch.Tensor:
                 f"Normalize: distillation normalises by itself"
             )
         image = (image * 255).round().to(torch.uint8)
-    if image.dtype != torch.uint8:
-        raise InputError(f"image {position} is a {image.dtype} tensor; wanted uint8 or floating point in [0, 1]")
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise InputError(
+            f"image {position} is {image.dtype} of shape {tuple(image.shape)}; wanted (C, H, W) with 1 or 3 channels, "
+            f"uint8 or floating point in [0, 1]"
+        )
     return image

@@ -13,10 +13,10 @@ from torch import nn
 
 from tgdd_plugin.callback import TGDDCallback
 from tgdd_plugin.errors import InputError
-from tgdd_plugin.files import write_whole
+from tgdd_plugin.files import check_writable, write_whole
 from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.pool import ImagePool
-from tgdd_plugin.training import TrainSettings, torch_device, train
+from tgdd_plugin.training import TrainSettings, check_network, torch_device, train
 from tgdd_plugin.trajectory import MANIFEST, Run, Trajectory
 
 JOB = "job.json"
@@ -42,6 +42,14 @@ class RecordSettings(TrainSettings):
         super().__post_init__()
         if self.runs < 1:
             raise InputError(f"runs is {self.runs}; wanted at least 1")
+        try:  # the callback checks its arguments: here, so that they are checked before any work
+            TGDDCallback("", self.interval, max_stages=self.max_stages, dtype=self.dtype)
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(
+                f"interval is '{self.interval}' ({error}); wanted a time such as '1ep' or '50ba'"
+            ) from error
 
 
 def record(
@@ -73,7 +81,8 @@ def record(
         InputError: If the folder holds runs of another job.
     """
     settings = settings or RecordSettings()
-    folder = Path(folder)
+    folder = check_writable(Path(folder) / JOB).parent
+    check_network(network, real.shape, real.num_classes)
     depends = {"settings": {**asdict(settings), "runs": None}, "seed": seed, **(job or {})}
     _check_job(folder / JOB, json.loads(json.dumps(depends)))
     mean, std = real.statistics()
@@ -113,8 +122,15 @@ def record(
 
 
 def _check_job(path: Path, depends: dict[str, Any]) -> None:
-    if path.is_file():
-        earlier = json.loads(path.read_text())
+    # A job that failed before it recorded anything binds nobody.
+    if path.is_file() and any(path.parent.glob(f"*/{MANIFEST}")):
+        try:
+            earlier = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"'{path}' is damaged ({error}); it says what was recorded there: choose another output, or delete "
+                f"that folder"
+            ) from error
         for key in depends:
             if earlier.get(key) != depends[key]:
                 raise InputError(

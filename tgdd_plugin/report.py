@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from torchvision.transforms.functional import to_pil_image
+from PIL import Image
 from torchvision.utils import make_grid
 
+from tgdd_plugin.beton import Card
 from tgdd_plugin.files import whole_file
 from tgdd_plugin.trajectory import Run, Trajectory
+
+
+def describe_beton(path: Path, card: Card) -> str:
+    """The card in words: what the set holds, how to use it, where it comes from, and what networks reach on it."""
+    names = card.classes if len(card.classes) <= 20 else [*card.classes[:20], "..."]
+    arguments = card.network.get("arguments") or {}
+    network = card.network.get("factory") or card.network.get("class") or "not recorded"
+    stages = len(card.trajectory.get("stages", []))
+    shape = "x".join(map(str, card.shape))
+    lines = [
+        f"file        {path}, {path.stat().st_size / 2**20:.1f} MiB, SHA-256 {card.sha256}",
+        f"images      {card.images} of {shape}: {card.images_per_class} stored per class, factor {card.factor}",
+        f"classes     {len(card.classes)}: {', '.join(names)}",
+        f"normalise   mean {[round(m, 4) for m in card.mean]}, std {[round(s, 4) for s in card.std]}",
+        f"method      {', '.join(f'{key} {value}' for key, value in card.method.items()) or 'not recorded'}",
+        f"network     {network}({', '.join(f'{key}={value}' for key, value in arguments.items())})",
+        f"trajectory  {', '.join(card.trajectory.get('runs', [])) or 'not recorded'}: {stages} stages",
+        f"versions    {', '.join(f'{name} {number}' for name, number in card.versions.items())}",
+    ]
+    for entry in card.accuracy:
+        head = f"accuracy    {entry['network']}, seeds {entry['seeds']}, {entry['test_images']} test images"
+        lines += ["", head, *_aligned(_accuracy_rows(entry))]
+    return "\n".join(lines)
+
+
+def _accuracy_rows(entry: dict[str, Any]) -> list[list[str]]:
+    rows = [["trained on", "images", "epochs", "accuracy %"]]
+    for row in entry["rows"]:
+        spread = "" if row["std_points"] is None else f" ± {row['std_points']:.1f}"
+        rows.append([row["name"], str(row["images"]), str(row["epochs"]), f"{row['mean_percent']:.1f}{spread}"])
+    return rows
 
 
 def describe_trajectory(trajectory: Trajectory) -> str:
@@ -45,6 +78,10 @@ def _stage_table(run: Run) -> list[str]:
     for stage in run.stages:
         values = [f"{stage.metrics[name]:.4f}" if name in stage.metrics else "-" for name in metrics]
         rows.append([str(stage.epoch), str(stage.batch), *values])
+    return _aligned(rows)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
 
@@ -72,5 +109,5 @@ def write_picture(path: Path, grid: torch.Tensor, min_side: int = 600) -> Path:
     factor = max(1, round(min_side / max(grid.shape[1:])))
     grid = grid.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     with whole_file(path) as temporary:
-        to_pil_image(grid).save(temporary, format="PNG")
+        Image.fromarray(grid.permute(1, 2, 0).numpy()).save(temporary, format="PNG")
     return path

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from composer.utils import dist
 from torch import nn
 
 from tgdd_plugin.beton import Card, read_beton, read_card
@@ -20,7 +21,7 @@ from tgdd_plugin.files import check_writable, write_whole
 from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.networks import OWN, build_network
 from tgdd_plugin.pool import ImagePool
-from tgdd_plugin.training import TrainSettings, accuracy, torch_device, train
+from tgdd_plugin.training import TrainSettings, accuracy, check_network, torch_device, train
 from tgdd_plugin.trajectory import versions
 
 
@@ -122,13 +123,20 @@ def retrain(
             )
     results = check_writable(Path(results)) if results else None
     build = network or _recorded_network(card)
+    # What cannot work is found out now, not after hours of training.
+    fresh_name = check_network(build, card.shape, len(card.classes))
+    sizes = [card.images_per_class] if card.factor == 1 else [card.images_per_class, card.images // len(card.classes)]
+    if real is not None:
+        for size in sizes:
+            _random_subset(real, size, seed)
     on = torch_device(device)
     rows = []
 
     def add(name: str, epochs: int, subset: Callable[[int], ImagePool]) -> None:
-        row = Row(name, len(subset(seed)), epochs)
+        row = Row(name, 0, epochs)
         for s in range(seed, seed + settings.seeds):
             pool = subset(s).to(on)
+            row.images = len(pool)
             with torch.random.fork_rng():
                 torch.manual_seed(s)
                 fresh = build()
@@ -159,17 +167,23 @@ def retrain(
     distilled = ImagePool(images, labels, card.classes)
     add("distilled", settings.epochs, lambda s: distilled)
     if real is not None:
-        add("random", settings.epochs, lambda s: _random_subset(real, card.images_per_class, s))
+        add("random", settings.epochs, lambda s: _random_subset(real, sizes[0], s))
         if card.factor > 1:
-            decoded = card.images // len(card.classes)
-            add("random, decoded number", settings.epochs, lambda s: _random_subset(real, decoded, s))
+            add("random, decoded number", settings.epochs, lambda s: _random_subset(real, sizes[1], s))
         if settings.full_epochs:
             add("full data", settings.full_epochs, lambda s: real)
-    summary = _summary(rows, test, fresh_name=type(build()).__name__, settings=settings, seed=seed, device=on)
-    card.accuracy = [*card.accuracy, summary]
-    card.write(Path(file))
-    if results:
-        write_whole(results, json.dumps({"file": Path(file).name, "sha256": card.sha256, **summary}, indent=1) + "\n")
+    summary = _summary(rows, test, fresh_name, settings, seed, on)
+    if dist.get_global_rank() == 0:
+        latest = read_card(file)  # another call may have added its rows meanwhile
+        if latest.sha256 != card.sha256:
+            raise InputError(
+                f"'{file}' was replaced during training, so its card gets no accuracies; retrain on it again"
+            )
+        latest.accuracy = [*latest.accuracy, summary]
+        latest.write(Path(file))
+        if results:
+            content = {"file": Path(file).name, "sha256": card.sha256, **summary}
+            write_whole(results, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return rows
 
 
@@ -229,7 +243,14 @@ def _summary(
         "test_images": len(test),
         "seeds": list(range(seed, seed + settings.seeds)),
         "settings": asdict(settings),
-        "rows": [{**asdict(row), "mean_percent": round(row.mean, 2), "std_points": round(row.std, 2)} for row in rows],
+        "rows": [
+            {
+                **asdict(row),
+                "mean_percent": round(row.mean, 2),
+                "std_points": round(row.std, 2) if len(row.accuracies) > 1 else None,  # JSON has no NaN
+            }
+            for row in rows
+        ],
         "device": f"{where}, {torch.get_num_threads()} threads",
         "versions": versions("mosaicml", "ffcv", "numpy"),
     }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +55,9 @@ class TrainSettings:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; wanted at least 1")
+        for name in ("learning_rate", "momentum", "weight_decay"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise InputError(f"{name} is {getattr(self, name)}; wanted a number from 0 on")
         if not 0 <= self.cutmix <= 1:
             raise InputError(f"cutmix is {self.cutmix}; wanted a share of batches from 0 to 1")
         parse_augmentation(self.augmentation)
@@ -67,8 +72,9 @@ class _EpochBar(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         done = state.timestamp.epoch.value
-        # Twice a second is enough: a compact set has hundreds of epochs a second.
-        self.bar = tqdm(total=self.epochs, initial=done, desc=self.title, unit="ep", mininterval=0.5, leave=False)
+        # Twice a second is enough: a compact set has hundreds of epochs a second. Into a file, twice a minute.
+        pause = 0.5 if sys.stderr.isatty() else 30
+        self.bar = tqdm(total=self.epochs, initial=done, desc=self.title, unit="ep", mininterval=pause, leave=False)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         self.bar.update()
@@ -111,7 +117,7 @@ def train(
     model = ComposerClassifier(network, num_classes, train_metrics=None if metrics else MetricCollection([]))
     algorithms: list[Algorithm] = []
     if settings.augmentation != "none":
-        algorithms.append(SiameseAugmentation(settings.augmentation, seed + dist.get_global_rank()))
+        algorithms.append(SiameseAugmentation(settings.augmentation, seed))
     if settings.cutmix:
         algorithms.append(RandomCutMix(settings.cutmix))
     optimizer = torch.optim.SGD(
@@ -145,13 +151,40 @@ def train(
     return network
 
 
+def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_classes: int) -> str:
+    """Builds a network, and sees whether it takes images of ``shape`` (C, H, W) and has an output for each class.
+
+    Returns:
+        The name of its class.
+
+    Raises:
+        InputError: If not.
+    """
+    with torch.random.fork_rng(), torch.no_grad():
+        network = build()
+        try:
+            came: Any = tuple(network.eval()(torch.zeros(2, *shape)).shape)
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            came = f"an error ({str(error).splitlines()[0]})"
+    if came != (2, num_classes):
+        raise InputError(
+            f"the network {type(network).__name__} makes {came} of 2 images of {list(shape)}; wanted "
+            f"{(2, num_classes)}. Build it for as many channels, pixels and classes"
+        )
+    return type(network).__name__
+
+
 @torch.no_grad()
 def accuracy(network: nn.Module, pool: ImagePool, mean: Sequence[float], std: Sequence[float]) -> float:
     """Share of the pool's images that the network classifies rightly, in evaluation mode, from 0 to 1."""
     network.eval()
     device = next(network.parameters()).device
-    loader = DeviceLoader(pool.images, pool.labels, mean, std, batch_size=512, shuffle=False, device=device)
-    right = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in loader)
+    scale = [torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std)]
+    right = 0
+    # Not by a DeviceLoader: under several ranks it has only a share of the images.
+    for index in torch.arange(len(pool)).split(512):
+        images = (pool.take(index).to(device).float() / 255 - scale[0]) / scale[1]
+        right += int((network(images).argmax(1).cpu() == pool.labels[index]).sum())
     return right / len(pool)
 
 

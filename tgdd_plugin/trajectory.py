@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+import math
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ import safetensors.torch
 import torch
 
 from tgdd_plugin.errors import InputError
-from tgdd_plugin.files import sha256, write_whole
+from tgdd_plugin.files import build_checked, sha256, write_whole
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -90,46 +91,80 @@ class Run:
 
     def write(self, folder: Path) -> None:
         """Writes ``folder/manifest.json``, whole."""
-        write_whole(folder / MANIFEST, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        # A network may have been built with arguments that JSON lacks: their names will do, training must go on.
+        content = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, default=str)
+        write_whole(folder / MANIFEST, content + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Run:
         """Reads ``folder/manifest.json``.
 
+        The folder may come from anywhere, so nothing in it is believed unchecked.
+
         Raises:
-            InputError: If it is missing, not JSON, of a later format, or lacks a field.
+            InputError: If it is missing, not JSON, of a later format, lacks a field, holds a value of the wrong type,
+                names a file outside ``folder``, or its stages are not in the order of training.
         """
         path = folder / MANIFEST
         try:
-            content = json.loads(path.read_text())
-            if content.pop("format") != FORMAT:
-                raise InputError(f"'{path}' has another format than {FORMAT}; it needs another version of tgdd_plugin")
-            known = {f.name for f in fields(cls)}
-            content = {key: value for key, value in content.items() if key in known}
-            content["stages"] = [Stage(**stage) for stage in content["stages"]]
-            return cls(**content)
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] == FORMAT:
+                return cls._checked(content)
         except FileNotFoundError:
             raise InputError(f"'{folder}' holds no {MANIFEST}; record it with TGDDCallback(folder=...)") from None
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-            raise InputError(f"'{path}' is damaged ({error}); record the run again") from error
+        except OSError as error:
+            raise InputError(
+                f"'{path}' cannot be read ({error.strerror}); make it readable or copy it again"
+            ) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            raise InputError(
+                f"'{path}' is damaged ({reason}); copy the folder again, or delete it and record the run again"
+            ) from error
+        raise InputError(f"'{path}' is of format {content['format']!r}, not {FORMAT}; update tgdd_plugin to open it")
+
+    @classmethod
+    def _checked(cls, content: dict[str, Any]) -> Run:
+        stages = content["stages"]
+        if isinstance(stages, list):
+            stages = [build_checked(Stage, stage) for stage in stages]
+        run = build_checked(cls, {**content, "stages": stages})
+        run.network["class"], run.network["parameters"]  # what every reader counts on
+        if run.input is not None:
+            run.input["shape"], run.input["mean"], run.input["std"]
+        for earlier, stage in zip([None, *run.stages], run.stages, strict=False):
+            if stage.file != Path(stage.file).name or "\\" in stage.file or not stage.file.endswith(".safetensors"):
+                raise ValueError(f"stage file '{stage.file}' is no name of a safetensors file in this folder")
+            if earlier and not (earlier.batch < stage.batch and earlier.index < stage.index):
+                raise ValueError(f"stage '{stage.file}' comes after '{earlier.file}' but is not later")
+        return run
 
 
 def thin(stages: list[Stage], max_stages: int | None) -> list[Stage]:
     """The stages to keep: the first, the last, and between them every 2^m-th with the smallest m that fits.
 
-    The answer depends on the stages' indices only, and a later, longer list keeps a subset of what a shorter one kept.
-    So a run may be thinned while it goes on, on bounded disk, and a resumed run ends with the stages of an
-    uninterrupted one. Between ``max_stages / 2`` and ``max_stages`` stages remain.
+    Which those are follows from the last stage's index alone, and of a longer list only stages are kept that a shorter
+    one kept too. So a run may be thinned while it goes on, on bounded disk, and a resumed run ends with the stages of
+    an uninterrupted one. More than half of ``max_stages`` remain.
     """
-    if max_stages is None or len(stages) <= max_stages:
+    if max_stages is None or not stages:
         return stages
+    last = stages[-1].index
     stride = 1
-    while len(kept := [s for s in stages if s.index % stride == 0 or s is stages[-1]]) > max_stages:
+    while math.ceil(last / stride) + 1 > max_stages:
         stride *= 2
-    return kept
+    return [stage for stage in stages if stage.index % stride == 0 or stage.index == last]
 
 
-def add_stage(folder: Path, run: Run, state: dict[str, torch.Tensor], max_stages: int | None, **when: Any) -> None:
+def add_stage(
+    folder: Path,
+    run: Run,
+    state: dict[str, torch.Tensor],
+    max_stages: int | None,
+    *,
+    index: int | None = None,
+    **when: Any,
+) -> None:
     """Writes a stage file, then the manifest that names it, then removes the files that thinning dropped.
 
     Args:
@@ -137,13 +172,15 @@ def add_stage(folder: Path, run: Run, state: dict[str, torch.Tensor], max_stages
         run: Its manifest, which gets the stage.
         state: The weights by name, on any device.
         max_stages: As in :func:`thin`.
+        index: See :class:`Stage`. Default: one more than the last stage's.
         when: ``epoch``, ``batch``, ``sample`` and ``metrics`` of the stage.
     """
     # Cloned: safetensors refuses tensors that share memory (tied weights); each name then has its own copy.
     content = safetensors.torch.save({name: t.detach().cpu().clone().contiguous() for name, t in state.items()})
     name = f"stage-ep{when['epoch']}-ba{when['batch']}.safetensors"
     write_whole(folder / name, content)
-    index = run.stages[-1].index + 1 if run.stages else 0
+    if index is None:
+        index = run.stages[-1].index + 1 if run.stages else 0
     run.stages.append(Stage(file=name, index=index, sha256=hashlib.sha256(content).hexdigest(), **when))
     kept = thin(run.stages, max_stages)
     dropped = {stage.file for stage in run.stages} - {stage.file for stage in kept}
@@ -153,14 +190,16 @@ def add_stage(folder: Path, run: Run, state: dict[str, torch.Tensor], max_stages
         (folder / file).unlink(missing_ok=True)
 
 
-def drop_stages_after(folder: Path, run: Run, batch: int) -> None:
-    """Forgets the stages later than ``batch``: they come from the future of a crashed run, which will remake them."""
-    late = [stage for stage in run.stages if stage.batch > batch]
-    if late:
-        run.stages = [stage for stage in run.stages if stage.batch <= batch]
-        run.write(folder)
-        for stage in late:
-            (folder / stage.file).unlink(missing_ok=True)
+def begin(folder: Path, run: Run) -> None:
+    """Writes the manifest of a run that starts or goes on, and removes every stage file that it does not name.
+
+    Those come from the future of a crashed run, which will make them again, or from a crash while writing.
+    """
+    run.write(folder)
+    named = {stage.file for stage in run.stages}
+    for path in [*folder.glob("stage-*.safetensors"), *folder.glob(".*.tmp")]:
+        if path.name not in named:
+            path.unlink(missing_ok=True)
 
 
 class Trajectory:
@@ -232,12 +271,12 @@ class Trajectory:
                     f"'{folder}' holds {len(run.stages)} stage(s); TGDD needs at least 2. Train longer or lower the "
                     f"callback's interval (it was '{run.interval}')"
                 )
-            for name in ("head", "num_classes", "classes", "mean", "std"):
-                if getattr(run, name) != getattr(self.run, name):
+            wanted = _shared(self.run)
+            for name, value in _shared(run).items():
+                if value != wanted[name]:
                     raise InputError(
-                        f"the runs in '{self.folder}' are not alike: {name} is {getattr(self.run, name)} in "
-                        f"'{self.run.name}' and {getattr(run, name)} in '{run.name}'; keep unlike runs in folders of "
-                        f"their own"
+                        f"the runs in '{self.folder}' are not alike: {name} is {wanted[name]} in '{self.run.name}' and "
+                        f"{value} in '{run.name}'; keep unlike runs in folders of their own"
                     )
 
     def _check_files(self) -> None:
@@ -251,6 +290,18 @@ class Trajectory:
                         f"stage '{path}' is damaged: its checksum differs from the manifest's; copy the folder again "
                         f"or record the run again"
                     )
+
+
+def _shared(run: Run) -> dict[str, Any]:
+    """What the runs of one trajectory must have in common."""
+    return {
+        "the number of parameters": run.network["parameters"],
+        "head": run.head,
+        "num_classes": run.num_classes,
+        "classes": run.classes,
+        "mean": run.mean,
+        "std": run.std,
+    }
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -1,0 +1,319 @@
+"""The command line as a user meets it: a job from start to end, pictures, and one line for what cannot work."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tgdd_plugin import cli
+from tgdd_plugin.beton import card_path, read_beton, read_card
+from tgdd_plugin.data import load_data
+from tgdd_plugin.recipe import read_recipe
+from tgdd_plugin.trajectory import Trajectory
+
+# Three classes of 8x8 grey images, in a module of the user's own in the current folder.
+MODULE = """
+import numpy as np
+
+def sets():
+    random = np.random.default_rng(0)
+    return [[(random.integers(80 * (i % 3), 80 * (i % 3) + 90, (8, 8), dtype=np.uint8), i % 3) for i in range(n)]
+            for n in (60, 30)]
+"""
+RECIPE = {
+    "output": "out",
+    "data": {"name": "cli_test_data:sets"},
+    "network": {"name": "convnet", "depth": 1, "width": 4},
+    "record": {"epochs": 2, "augmentation": "crop"},
+    "distill": {"images_per_class": 2, "factor": 2, "steps": 3, "real_per_class": 5, "augmentation": "crop"},
+    "retrain": {"epochs": 2, "seeds": 2, "full_epochs": 1, "augmentation": "crop"},
+}
+
+
+def tgdd(folder, *arguments):
+    """The command in a process of its own, with ``folder`` as the current one."""
+    path = os.pathsep.join([str(Path(cli.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "tgdd_plugin.cli", *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A folder in which `tgdd run` has been called, and what it printed."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "cli_test_data.py").write_text(MODULE)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    done = tgdd(folder, "run", "recipe.yaml", "retrain.epochs=3")
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture
+def here(job, tmp_path, monkeypatch):
+    """A copy of that folder, as the current one."""
+    shutil.copytree(job[0], tmp_path / "job")
+    monkeypatch.chdir(tmp_path / "job")
+    monkeypatch.syspath_prepend(str(tmp_path / "job"))
+    return tmp_path / "job"
+
+
+def snapshot(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_job_from_start_to_end(job):
+    folder, done = job
+    out = folder / "out"
+    written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    stages = {f"trajectory/seed0/stage-ep{i}-ba{i}.safetensors" for i in range(3)}  # 60 images are one batch
+    wanted = {"sets-ipc2.beton", "sets-ipc2.beton.yaml", "results.json", "trajectory/job.json"}
+    assert written == wanted | stages | {"trajectory/seed0/manifest.json"}  # and no checkpoint, no temporary file
+    lines = done.stdout.splitlines()
+    assert lines[0] == "recorded  out/trajectory: 1 run(s), 3 stages" and lines[1] == "distilled out/sets-ipc2.beton"
+    assert lines[-1] == "results   out/results.json"
+    rows = {line[:22].strip(): line[22:].split() for line in lines[5:9]}
+    content = json.loads((out / "results.json").read_text())
+    assert {r["name"]: [str(r["images"]), str(r["epochs"])] for r in content["rows"]} == {
+        name: cells[:2] for name, cells in rows.items()
+    }
+    assert rows["distilled"][:2] == ["24", "3"] and rows["full data"][:2] == ["60", "1"]  # the override counts
+    for row in content["rows"]:
+        assert rows[row["name"]][2] == f"{row['mean_percent']:.1f}"
+    # Nothing on the terminal that a user could do nothing about.
+    for word in ("Warning", "warn", "Traceback", "deprecated"):
+        assert word not in done.stderr
+    card = read_card(out / "sets-ipc2.beton")
+    assert card.accuracy[0]["rows"] == content["rows"]
+    assert (card.images, card.images_per_class, card.factor, card.shape) == (24, 2, 2, [1, 8, 8])
+
+
+def test_the_steps_one_by_one_and_the_shortcuts(here, capfd):
+    """`distill FOLDER` and `retrain FILE` give what the recipe gives; the images are the same to the bit."""
+    first = (here / "out/sets-ipc2.beton").read_bytes()
+    assert cli.main(["record", "recipe.yaml"]) == 0  # complete, so it is kept
+    assert "3 stages" in capfd.readouterr().out
+    options = [f"distill.{key}={value}" for key, value in RECIPE["distill"].items()]
+    data = "data.name=cli_test_data:sets"
+    shutil.copytree("out/trajectory", "2024")  # a folder whose name YAML takes for a number
+    assert cli.main(["distill", "2024", data, "file=again.beton", *options]) == 0
+    assert "distilled again.beton" in capfd.readouterr().out
+    assert Path("again.beton").read_bytes() == first
+    settings = ["retrain.epochs=1", "retrain.seeds=1", "retrain.full_epochs=0"]
+    assert cli.main(["retrain", "again.beton", data, *settings]) == 0
+    table = capfd.readouterr().out
+    rows = [line.split()[0] for line in table.splitlines()[3:] if line]
+    assert rows == ["distilled", "random", "random,", "results"] and "results   results.json" in table
+    assert len(read_card("again.beton").accuracy) == 1
+
+
+def test_images_are_read_once_for_a_whole_run(here, monkeypatch):
+    calls = []
+    monkeypatch.setattr("tgdd_plugin.data.load_data", lambda *a, **k: calls.append(a) or load_data(*a, **k))
+    assert (
+        cli.main(["run", "recipe.yaml", "output=other", "retrain.epochs=1", "retrain.seeds=1", "distill.steps=1"]) == 0
+    )
+    assert len(calls) == 1
+
+
+# One line, status 2, and nothing touched.
+
+
+def refused(capfd, folder, *arguments):
+    before = snapshot(folder)
+    status = cli.main([str(argument) for argument in arguments])
+    out, err = capfd.readouterr()
+    assert status == 2 and out == ""
+    assert err.startswith("tgdd: ") and err.endswith("\n") and err.count("\n") == 1 and "Traceback" not in err
+    assert snapshot(folder) == before
+    return err
+
+
+@pytest.mark.parametrize("step", ["run", "record", "distill", "retrain"])
+@pytest.mark.parametrize(
+    ("text", "overrides", "pattern"),
+    [
+        (None, [], "recipe 'my.yaml' cannot be read: No such file"),
+        ("a: [1", [], "recipe 'my.yaml' is no YAML"),
+        ("outptu: x", [], "unknown key 'outptu'; did you mean 'output'"),
+        ("distill: {steps: many}", [], "'distill.steps' is 'many' (str); wanted int"),
+        ("", ["distill.step=3"], "did you mean 'distill.steps'"),
+        ("", ["steps"], "'steps' is no override"),
+        ("data: {name: imagenet}", [], "data.name 'imagenet' is unknown"),
+        ("network: {name: convnet, widht: 3}", [], "did you mean 'network.width'"),
+    ],
+)
+def test_a_recipe_that_is_wrong(tmp_path, monkeypatch, capfd, step, text, overrides, pattern):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("my.yaml").write_text(text)
+    assert pattern in refused(capfd, tmp_path, step, "my.yaml", *overrides)
+
+
+def test_what_is_not_there(here, capfd):
+    assert "no trajectory folder 'none/trajectory'" in refused(capfd, here, "distill", "recipe.yaml", "output=none")
+    assert "recipe 'none' cannot be read" in refused(capfd, here, "distill", "none")
+    assert "holds no recorded run" in refused(capfd, here, "distill", "out/trajectory/..")
+    assert "there is no file 'none.beton'" in refused(capfd, here, "retrain", "none.beton")
+    assert "there is no file 'none/sets-ipc2.beton'" in refused(capfd, here, "retrain", "recipe.yaml", "output=none")
+    assert "there is no 'none.beton'; wanted" in refused(capfd, here, "show", "none.beton")
+    assert not Path("none").exists()
+    missing = refused(capfd, here, "record", "recipe.yaml", "data.name=no_such_module:sets")
+    assert "'no_such_module:sets' cannot be imported" in missing
+    folder = refused(capfd, here, "record", "recipe.yaml", "data.name=image_folder", "data.root=none")
+    assert "there is no folder 'none/train'" in folder
+
+
+@pytest.mark.parametrize("step", ["run", "record"])
+def test_an_output_that_cannot_be_written(here, capfd, step):
+    """Below a regular file, where not even root can write; found out before any work."""
+    Path("plain").write_text("a file")
+    assert "cannot write 'plain/x/" in refused(capfd, here, step, "recipe.yaml", "output=plain/x")
+
+
+def test_an_output_file_that_cannot_be_written(here, capfd):
+    Path("plain").write_text("a file")
+    for step in ("run", "distill"):
+        assert "cannot write 'plain/x.beton'" in refused(capfd, here, step, "recipe.yaml", "file=plain/x.beton")
+        assert "'out' is a folder; name a file in it" in refused(capfd, here, step, "recipe.yaml", "file=out")
+
+
+def test_a_job_that_does_not_fit_what_is_there(here, capfd):
+    changed = refused(capfd, here, "run", "recipe.yaml", "record.epochs=3")
+    assert "recorded by another job (settings.epochs was 2 and is now 3)" in changed
+    changed = refused(capfd, here, "record", "recipe.yaml", "network.width=8")
+    assert "network.arguments.width was 4 and is now 8" in changed
+    Path("out/trajectory/job.json").write_text("{")
+    assert "job.json' is damaged" in refused(capfd, here, "record", "recipe.yaml")
+    few = refused(capfd, here, "distill", "recipe.yaml", "distill.real_per_class=500")
+    assert "has 20 real images, 500 were asked for" in few
+    other = refused(capfd, here, "retrain", "out/sets-ipc2.beton", "data.name=digits")
+    assert "the test images are 10 classes of [1, 8, 8]; 'out/sets-ipc2.beton' holds 3 classes" in other
+    wrong = refused(capfd, here, "record", "recipe.yaml", "output=new", "network.depth=9")
+    assert "depth came as 9 with image_size 8" in wrong
+    # A job that comes to nothing does not stand in the way of the next one.
+    Path("new/trajectory").mkdir(parents=True, exist_ok=True)
+    shutil.copy("out/trajectory/job.json", "new/trajectory")
+    assert cli.main(["record", "recipe.yaml", "output=new", "network.width=8", "record.epochs=1"]) == 0
+    assert json.loads(Path("new/trajectory/job.json").read_text())["settings"]["epochs"] == 1
+
+
+def test_files_that_are_damaged(here, capfd):
+    file = Path("out/sets-ipc2.beton")
+    whole, card = file.read_bytes(), card_path(file).read_text()
+    file.write_bytes(whole[:100000])
+    for arguments in (("show", file), ("retrain", "recipe.yaml")):
+        assert "checksums differ" in refused(capfd, here, *arguments)
+    file.write_bytes(whole)
+    card_path(file).write_text(card[: len(card) // 2])
+    assert "the card 'out/sets-ipc2.beton.yaml' is damaged" in refused(capfd, here, "show", file)
+    card_path(file).unlink()
+    assert "has no card" in refused(capfd, here, "retrain", "recipe.yaml")
+    stage = next(Path("out/trajectory/seed0").glob("stage-ep1*"))
+    stage.write_bytes(stage.read_bytes()[:-1])
+    for arguments in (("show", "out/trajectory"), ("distill", "recipe.yaml")):
+        assert "checksum differs" in refused(capfd, here, *arguments)
+
+
+def test_an_interrupt_is_one_line(tmp_path, monkeypatch, capfd):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_work", interrupted)
+    assert cli.main(["run", "x.yaml"]) == 130
+    assert capfd.readouterr().err.startswith("tgdd: interrupted")
+
+
+def test_usage_errors_end_with_status_2(capfd):
+    for arguments in ([], ["destill", "x"], ["run"], ["show", "a", "b"]):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments)
+        assert stopped.value.code == 2
+        assert capfd.readouterr().err.startswith("usage: tgdd")
+
+
+# Show.
+
+
+def test_show_a_beton(here, capfd):
+    assert cli.main(["show", "out/sets-ipc2.beton"]) == 0
+    out, err = capfd.readouterr()
+    card = read_card("out/sets-ipc2.beton")
+    assert err == "" and out.splitlines()[-1] == "picture     out/sets-ipc2.png"
+    assert card.sha256 in out and "24 of 1x8x8: 2 stored per class, factor 2" in out and "alpha 2.5" in out
+    assert f"{card.accuracy[0]['rows'][0]['mean_percent']:.1f}" in out
+    # A row a class, eight images each, two white pixels between: 10 * 3 + 2 by 10 * 8 + 2, enlarged.
+    images, labels = read_beton("out/sets-ipc2.beton")
+    picture = np.asarray(Image.open("out/sets-ipc2.png"))
+    factor = picture.shape[1] // 82
+    assert factor > 1 and picture.shape == (32 * factor, 82 * factor, 3)
+    small = picture[factor // 2 :: factor, factor // 2 :: factor]
+    for row in range(3):
+        for column, image in enumerate(images[labels == row]):
+            cell = small[2 + 10 * row :, 2 + 10 * column :][:8, :8]
+            np.testing.assert_array_equal(cell, image[0].numpy()[:, :, None].repeat(3, 2))
+    small = small.copy()
+    for row in range(3):
+        for column in range(8):
+            small[2 + 10 * row :, 2 + 10 * column :][:8, :8] = 255
+    assert (small == 255).all()
+    assert cli.main(["show", "out/sets-ipc2.beton", "--picture", "new/other.png"]) == 0
+    assert Path("new/other.png").read_bytes() == Path("out/sets-ipc2.png").read_bytes()
+
+
+def test_show_a_trajectory(here, capfd):
+    assert cli.main(["show", "out/trajectory"]) == 0
+    out, err = capfd.readouterr()
+    assert err == "" and "seed0: 3 stages" in out and "convnet" in out and "3 classes" in out
+    assert cli.main(["show", "out/trajectory/seed0"]) == 0
+    assert "seed0: 3 stages" in capfd.readouterr().out
+
+
+def test_show_and_help_do_not_wait_for_composer(job):
+    script = """
+import sys
+from tgdd_plugin.cli import main
+for arguments in (["show", "out/trajectory"], ["show", "out/sets-ipc2.beton", "--picture", "p.png"]):
+    assert main(arguments) == 0
+    assert "composer" not in sys.modules, arguments
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    options = {"cwd": job[0], "env": environment, "capture_output": True, "text": True, "timeout": 100}
+    done = subprocess.run([sys.executable, "-c", script], **options)
+    assert done.returncode == 0, done.stderr
+    script = """
+import sys
+from tgdd_plugin.cli import main
+try:
+    main(["--help"])
+except SystemExit as stop:
+    assert stop.code == 0
+assert not {"composer", "torch", "ffcv"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], **options)
+    assert done.returncode == 0, done.stderr
+    assert all(step in done.stdout for step in ("run", "record", "distill", "retrain", "show"))
+
+
+def test_the_recipe_of_a_run_is_what_the_card_says(job):
+    recipe = read_recipe(job[0] / "recipe.yaml")
+    method = read_card(job[0] / "out/sets-ipc2.beton").method
+    for key, value in RECIPE["distill"].items():
+        assert method[key] == value == getattr(recipe.distill, key)
+    run = Trajectory.open(job[0] / "out/trajectory").run
+    assert run.network["arguments"]["width"] == 4 and run.classes == ["0", "1", "2"]
+    assert torch.is_tensor(read_beton(job[0] / "out/sets-ipc2.beton")[0])
