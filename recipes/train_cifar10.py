@@ -1,7 +1,7 @@
 """An ordinary Composer script that trains CIFAR-10, with one line added: it records its trajectory as it trains.
 
-    python recipes/train_cifar10.py --epochs 20
-    tgdd distill cifar10/trajectory data.name=cifar10
+python recipes/train_cifar10.py --epochs 20
+tgdd distill cifar10/trajectory data.name=cifar10
 """
 
 import argparse

@@ -111,6 +111,21 @@ def test_read_beton_gives_back_what_was_written_and_its_card(tmp_path, channels)
     assert yaml.safe_load(card_path(path).read_text())["format"] == 1
 
 
+def test_one_process_writes_so_that_the_bytes_repeat(tmp_path, monkeypatch):
+    """Several of FFCV's workers write their pages in the order in which they happen to end."""
+    workers = []
+    start = ffcv.writer.DatasetWriter.__init__
+
+    def noted(self, *arguments, num_workers=-1, **options):
+        workers.append(num_workers)
+        start(self, *arguments, num_workers=num_workers, **options)
+
+    monkeypatch.setattr(ffcv.writer.DatasetWriter, "__init__", noted)
+    images, labels, _ = made(count=700)
+    written = {write_beton(tmp_path / f"{i}.beton", images, labels, card()).read_bytes() for i in range(2)}
+    assert workers == [1, 1] and len(written) == 1
+
+
 def test_one_image(tmp_path):
     images, labels, _ = made(count=1)
     assert torch.equal(read_beton(write_beton(tmp_path / "one.beton", images, labels, card()))[0], images)
@@ -321,6 +336,30 @@ def test_every_pointer_is_checked(copy):
     assert refused > 120
     copy.write_bytes(content)
     assert len(beton_module.check_beton(copy).labels) == N
+
+
+def test_entries_that_would_lead_out_of_an_image_or_of_the_file(copy):
+    card_path(copy).unlink()
+    content = copy.read_bytes()
+    table, entry = struct.unpack_from("<HHIQQ", content)[4], 24 + 2 * 1041
+    (pointer,) = struct.unpack_from("<Q", content, entry + 5)
+    (row,) = [at for at in range(table, len(content), 24) if struct.unpack_from("<Q", content, at + 8)[0] == pointer]
+    size, end = 3 * 6 * 9, len(content)
+    cases = {
+        "a size that is not its pixels'": [(row + 16, "<Q", size + 1)],
+        "rows that are not its bytes'": [(entry + 3, "<H", 7)],
+        "a pointer that is in no table": [(entry + 5, "<Q", pointer + 1)],
+        "an image over the end": [(entry + 5, "<Q", end - size + 1), (row + 8, "<Q", end - size + 1)],
+        "a pointer beyond the end": [(entry + 5, "<Q", 2**63), (row + 8, "<Q", 2**63)],
+        "a huge JPEG": [(entry, "<B", 0), (row + 16, "<Q", 2**64 - 1)],
+    }
+    for name, changes in cases.items():
+        changed = bytearray(content)
+        for at, form, value in changes:
+            struct.pack_into(form, changed, at, value)
+        copy.write_bytes(changed)
+        with pytest.raises(InputError, match="is damaged: its images are not where it says"):
+            pytest.fail(f"{name}: {len(read_beton(copy)[0])} images were read")
 
 
 class Items:

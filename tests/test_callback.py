@@ -132,6 +132,21 @@ def test_own_composer_model(tmp_path: Path) -> None:
     assert noted["network"]["arguments"]["width"] == 4
 
 
+def test_mixed_precision(tmp_path: Path) -> None:
+    """Composer has it on GPUs only, so the model does here what Composer does there: the forward pass in bfloat16."""
+
+    class Mixed(OwnModel):
+        def forward(self, batch: Any) -> torch.Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = super().forward(batch)
+            assert logits.dtype == torch.bfloat16
+            return logits
+
+    probe = record(tmp_path, Mixed(tiny_network()))
+    assert_same(recorded(tmp_path / "run"), at(probe, 0, 4, 8, 12))
+    assert {tensor.dtype for tensor in recorded(tmp_path / "run")[12].values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("how", ["by the Trainer", "by the user", "a part", "the whole model"])
 def test_compiled(tmp_path: Path, how: str) -> None:
     network = tiny_network()

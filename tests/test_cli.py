@@ -174,8 +174,12 @@ def test_what_is_not_there(here, capfd):
     assert not Path("none").exists()
     missing = refused(capfd, here, "record", "recipe.yaml", "data.name=no_such_module:sets")
     assert "'no_such_module:sets' cannot be imported" in missing
-    folder = refused(capfd, here, "record", "recipe.yaml", "data.name=image_folder", "data.root=none")
-    assert "there is no folder 'none/train'" in folder
+    folder = ["record", "recipe.yaml", "data.name=image_folder", "data.root=pictures"]
+    assert "there is no folder 'pictures/train'" in refused(capfd, here, *folder)
+    for part in ("train", "val"):
+        Path(f"pictures/{part}/a").mkdir(parents=True)
+        Path(f"pictures/{part}/a/0.png").write_bytes(b"no picture")
+    assert "cannot identify image file" in refused(capfd, here, *folder)  # PIL's own error, which is an OSError
 
 
 @pytest.mark.parametrize("step", ["run", "record"])
@@ -219,7 +223,7 @@ def test_files_that_are_damaged(here, capfd):
     for arguments in (("show", file), ("retrain", "recipe.yaml")):
         assert "checksums differ" in refused(capfd, here, *arguments)
     file.write_bytes(whole)
-    card_path(file).write_text(card[: len(card) // 2])
+    card_path(file).write_text(card[: card.index("mean:")])
     assert "the card 'out/sets-ipc2.beton.yaml' is damaged" in refused(capfd, here, "show", file)
     card_path(file).unlink()
     assert "has no card" in refused(capfd, here, "retrain", "recipe.yaml")

@@ -101,7 +101,6 @@ def test_cifar_layout(tmp_path, monkeypatch, name):
 
 
 def test_svhn_layout_and_image_size(tmp_path, monkeypatch):
-    pytest.importorskip("scipy")
     made = {}
     for part, (_, file, _) in tv.SVHN.split_list.items():
         made[part] = np.random.default_rng(len(part)).integers(0, 256, (32, 32, 3, 12), dtype=np.uint8)

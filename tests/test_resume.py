@@ -43,16 +43,19 @@ class Crash(Callback):
             raise RuntimeError("crash")
 
 
-def network() -> TinyNetwork:
+def network(seed: int = 0) -> TinyNetwork:
     # Dropout draws and running statistics, so that a resumed run must get the generator and the buffers back too.
-    return tiny_network(norm=True, dropout=0.5)
+    return tiny_network(seed, norm=True, dropout=0.5)
 
 
-def train(root: Path, crash: int | None = None, *, tgdd: dict[str, Any] | None = None, **options: Any) -> Probe:
+def train(
+    root: Path, crash: int | None = None, *, tgdd: dict[str, Any] | TGDDCallback | None = None, **options: Any
+) -> Probe:
     """Trains 3 epochs of 4 batches with autoresume; crashes in batch ``crash`` (counted from 0) if one is named."""
-    net = network()
+    net = network(options.pop("start", 0))
     probe = Probe(net)
-    callbacks = [probe, TGDDCallback(str(root / "trajectory"), **(tgdd or {}))]
+    recorder = tgdd if isinstance(tgdd, TGDDCallback) else TGDDCallback(str(root / "trajectory"), **(tgdd or {}))
+    callbacks = [probe, *options.pop("callbacks", []), recorder]
     if crash is not None:
         callbacks.append(Crash(crash))
     options = {"save_interval": "1ep", "autoresume": True, **options}
@@ -127,16 +130,18 @@ def checkpoint(root: Path, epoch: int) -> str:
     return str(root / f"checkpoints/ep{epoch}-ba{4 * epoch}-rank0.pt")
 
 
+@pytest.mark.parametrize("same", [False, True], ids=["new callback", "same callback"])
 @pytest.mark.parametrize("ignored", [None, ["state/callbacks/*"]], ids=["whole checkpoint", "without callbacks"])
-def test_going_back_to_an_earlier_checkpoint(tmp_path: Path, ignored: list[str] | None) -> None:
+def test_going_back_to_an_earlier_checkpoint(tmp_path: Path, ignored: list[str] | None, same: bool) -> None:
     """Stages later than it are made again, also where the run had come to its end."""
-    train(tmp_path, tgdd={"interval": "2ba"})
+    recorder = TGDDCallback(str(tmp_path / "trajectory"), interval="2ba")
+    train(tmp_path, tgdd=recorder)
     wanted = contents(tmp_path)
     (tmp_path / "trajectory/run/stage-ep1-ba8.safetensors").write_bytes(b"from before")
     # Half as long, so that what is not made again must go.
     train(
         tmp_path,
-        tgdd={"interval": "2ba"},
+        tgdd=recorder if same else {"interval": "2ba"},
         autoresume=False,
         load_path=checkpoint(tmp_path, 1),
         load_ignore_keys=ignored,
@@ -147,7 +152,8 @@ def test_going_back_to_an_earlier_checkpoint(tmp_path: Path, ignored: list[str] 
     kept = [f"stage-{name}.safetensors" for name in ("ep0-ba0", "ep0-ba2", "ep0-ba4", "ep1-ba6", "ep1-ba8")]
     assert {name: got[name] for name in kept} == {name: wanted[name] for name in kept}
     assert set(got) == {*kept, "manifest.json"}
-    assert [stage["batch"] for stage in manifest(tmp_path / "trajectory/run")["stages"]] == [0, 2, 4, 6, 8]
+    stages = manifest(tmp_path / "trajectory/run")["stages"]
+    assert [(stage["batch"], stage["index"]) for stage in stages] == [(0, 0), (2, 1), (4, 2), (6, 3), (8, 4)]
 
 
 def test_going_on_with_a_finished_run(tmp_path: Path) -> None:
@@ -156,6 +162,35 @@ def test_going_on_with_a_finished_run(tmp_path: Path) -> None:
     train(tmp_path / "parts", autoresume=False, max_duration="2ep")
     train(tmp_path / "parts", autoresume=False, load_path=checkpoint(tmp_path / "parts", 2))
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_going_on_with_a_run_that_was_stopped(tmp_path: Path) -> None:
+    """The last checkpoint was saved before the callback learnt that this was the last moment."""
+
+    class Stop(Callback):
+        def batch_checkpoint(self, state: State, logger: Logger) -> None:
+            if state.timestamp.batch.value == 6:
+                state.stop_training()
+
+    tgdd = {"interval": "3ep"}
+    train(tmp_path, tgdd=tgdd, save_interval="6ba", callbacks=[Stop()])
+    assert list(recorded(tmp_path / "trajectory/run")) == [0, 6]
+    probe = train(tmp_path, tgdd=tgdd, save_interval="6ba")
+    run = Trajectory.open(tmp_path / "trajectory").run
+    assert [(stage.batch, stage.index) for stage in run.stages] == [(0, 0), (6, 1), (12, 2)]
+    stages = recorded(tmp_path / "trajectory/run")
+    assert_same({batch: stages[batch] for batch in (6, 12)}, {batch: probe.weights[batch] for batch in (6, 12)})
+
+
+def test_going_back_twice_under_another_name(tmp_path: Path) -> None:
+    """The checkpoint counts the stages of the run it was saved by, not of this one."""
+    train(tmp_path, autoresume=False)
+    again = {"run_name": "other", "load_path": checkpoint(tmp_path, 1), "autoresume": False, "save_overwrite": True}
+    with pytest.warns(UserWarning, match="recording starts here"), pytest.raises(RuntimeError, match="crash"):
+        train(tmp_path, 9, **again)
+    train(tmp_path, **again)
+    stages = manifest(tmp_path / "trajectory/other")["stages"]
+    assert [(stage["batch"], stage["index"]) for stage in stages] == [(4, 0), (8, 1), (12, 2)]
 
 
 @pytest.mark.parametrize("algorithms", [None, EMA], ids=["plain", "EMA"])
@@ -213,7 +248,7 @@ def test_folder_lost_between(tmp_path: Path) -> None:
 def test_new_start_after_a_crash_keeps_nothing(tmp_path: Path) -> None:
     """Without autoresume the run starts anew, perhaps from another seed."""
     crash(tmp_path, 7, autoresume=False, tgdd={"interval": "1ba"})
-    probe = train(tmp_path, autoresume=False, save_overwrite=True, seed=8)
+    probe = train(tmp_path, autoresume=False, save_overwrite=True, start=1)
     assert_same(recorded(tmp_path / "trajectory/run"), {batch: probe.weights[batch] for batch in (0, 4, 8, 12)})
     assert len(contents(tmp_path)) == 5
 

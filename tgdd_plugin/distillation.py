@@ -27,8 +27,9 @@ from tgdd_plugin.errors import InputError
 from tgdd_plugin.files import check_writable
 from tgdd_plugin.model import DistillationModel
 from tgdd_plugin.network import FeatureNetwork, find_head
-from tgdd_plugin.networks import OWN, build_network
+from tgdd_plugin.networks import build_recorded
 from tgdd_plugin.pool import ImagePool
+from tgdd_plugin.progress import ProgressBar
 from tgdd_plugin.report import image_grid
 from tgdd_plugin.settings import DistillSettings
 from tgdd_plugin.stages import StageBank
@@ -93,6 +94,11 @@ def distill(
     if pool.num_classes != run.num_classes:
         # Numbered classes are counted from the labels; the head knows better.
         pool.name_classes(run.classes or [str(i) for i in range(run.num_classes)])
+    if run.input and list(pool.shape) != (seen := [int(n) for n in run.input["shape"]]):
+        raise InputError(
+            f"the real images are {list(pool.shape)} (channels, height, width), but training saw {seen}; give the data "
+            f"the network was trained on (on the command line data.name=...)"
+        )
     mean, std = _normalisation(mean, std, run, pool)
     settings = (settings or DistillSettings()).resolved(pool.shape[1])
 
@@ -120,6 +126,9 @@ def distill(
     key = json.dumps([asdict(settings), trajectory.checksums, mean, std, list(shape)])
     run_name = f"distill-{output.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     checkpoints = output.parent / f".{run_name}"
+    watchers: list[Callback] = [_Watch(image_interval, bank.names, synthetic)]
+    if progress_bar:
+        watchers.append(ProgressBar("distilling"))
     options: dict[str, Any] = {
         "model": model,
         "train_dataloader": DataSpec(
@@ -130,12 +139,12 @@ def distill(
         "max_duration": f"{settings.steps}ba",
         "optimizers": optimizer,
         "algorithms": [EMA(half_life=settings.ema, update_interval="1ba")] if settings.ema else [],
-        "callbacks": [_Watch(image_interval, bank.names, synthetic), *callbacks],
+        "callbacks": [*watchers, *callbacks],
         "loggers": list(loggers),
         "device": device,
         "device_train_microbatch_size": settings.classes_per_chunk or pool.num_classes,
         "precision": "fp32",
-        "progress_bar": progress_bar,
+        "progress_bar": False,
         "seed": settings.seed,
         "run_name": run_name,
         "autoresume": True,
@@ -193,14 +202,7 @@ class _Watch(Callback):
 def _bare_network(network: nn.Module | Callable[[], nn.Module] | None, run: Run, pool: ImagePool) -> nn.Module:
     """A copy of the network alone, out of whatever the user gave, or built as the manifest says."""
     if network is None:
-        # Only from our own factories: a folder that came from elsewhere must not choose what is imported and called.
-        name = (run.network.get("factory") or "").removeprefix("tgdd_plugin.networks:")
-        if name not in OWN:
-            raise InputError(
-                f"the trajectory does not say how to build its network ({run.network['class']}); pass network= (on the "
-                f"command line network.name=module:function), the network or a function that builds it"
-            )
-        return build_network(name, run.network["arguments"], pool.shape, run.num_classes)
+        return build_recorded(run.network, pool.shape, run.num_classes)
     built = network if isinstance(network, nn.Module) else network()
     return copy.deepcopy(built.module if isinstance(built, ComposerClassifier) else built)
 

@@ -65,8 +65,10 @@ def check_writable(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
+        file = next((parent for parent in path.parents if parent.is_file()), None)
+        reason = f"'{file}' is a file, not a folder" if file else error.strerror or error
         raise InputError(
-            f"cannot write '{path}': {error.strerror or error}; choose an output path in a folder you may write to"
+            f"cannot write '{path}': {reason}; choose an output path in a folder you may write to"
         ) from error
     return path
 

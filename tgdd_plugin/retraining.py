@@ -15,11 +15,11 @@ import torch
 from composer.utils import dist
 from torch import nn
 
-from tgdd_plugin.beton import Card, read_beton, read_card
+from tgdd_plugin.beton import read_beton, read_card
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.files import check_writable, write_whole
 from tgdd_plugin.loader import DeviceLoader
-from tgdd_plugin.networks import OWN, build_network
+from tgdd_plugin.networks import build_recorded
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.training import TrainSettings, accuracy, check_network, torch_device, train
 from tgdd_plugin.trajectory import versions
@@ -122,7 +122,7 @@ def retrain(
                 f"{len(card.classes)} classes of {card.shape}. Give the data set that was distilled"
             )
     results = check_writable(Path(results)) if results else None
-    build = network or _recorded_network(card)
+    build = network or (lambda: build_recorded(card.network, card.shape, len(card.classes)))
     # What cannot work is found out now, not after hours of training.
     fresh_name = check_network(build, card.shape, len(card.classes))
     sizes = [card.images_per_class] if card.factor == 1 else [card.images_per_class, card.images // len(card.classes)]
@@ -215,17 +215,6 @@ def _random_subset(real: ImagePool, per_class: int, seed: int) -> ImagePool:
     generator = torch.Generator().manual_seed(seed)
     index = real.draw(torch.arange(real.num_classes), per_class, generator, "the random baseline")
     return real.subset(index.flatten())
-
-
-def _recorded_network(card: Card) -> Callable[[], nn.Module]:
-    name = (card.network.get("factory") or "").removeprefix("tgdd_plugin.networks:")
-    if name not in OWN:
-        raise InputError(
-            f"the card does not say how to build a network ({card.network.get('class', 'none recorded')}); pass "
-            f"network= (on the command line network.name=module:function), a function that builds a fresh one"
-        )
-    channels, height, width = card.shape
-    return lambda: build_network(name, card.network["arguments"], (channels, height, width), len(card.classes))
 
 
 def _summary(

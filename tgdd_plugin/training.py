@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from composer import Callback, Logger, State, Trainer
+from composer import Callback, Trainer
 from composer.core import Algorithm
 from composer.models import ComposerClassifier
 from composer.optim import MultiStepScheduler
-from composer.utils import dist, get_device
+from composer.utils import get_device
 from torch import nn
 from torchmetrics import MetricCollection
-from tqdm.auto import tqdm
 
 from tgdd_plugin.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.augment import parse_augmentation
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.pool import ImagePool
+from tgdd_plugin.progress import ProgressBar
 
 
 @dataclass(frozen=True)
@@ -63,27 +62,6 @@ class TrainSettings:
         parse_augmentation(self.augmentation)
 
 
-class _EpochBar(Callback):
-    """One progress bar for a whole fit; Composer's has a line an epoch, too many for a thousand short ones."""
-
-    def __init__(self, title: str, epochs: int) -> None:
-        self.title = title
-        self.epochs = epochs
-
-    def fit_start(self, state: State, logger: Logger) -> None:
-        done = state.timestamp.epoch.value
-        # Twice a second is enough: a compact set has hundreds of epochs a second. Into a file, twice a minute.
-        pause = 0.5 if sys.stderr.isatty() else 30
-        self.bar = tqdm(total=self.epochs, initial=done, desc=self.title, unit="ep", mininterval=pause, leave=False)
-
-    def epoch_end(self, state: State, logger: Logger) -> None:
-        self.bar.update()
-
-    def close(self, state: State, logger: Logger) -> None:
-        if hasattr(self, "bar"):
-            self.bar.close()
-
-
 def train(
     network: nn.Module,
     loader: DeviceLoader,
@@ -106,7 +84,7 @@ def train(
         settings: See :class:`TrainSettings`.
         seed: Of the augmentation and CutMix. Default: ``0``.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
-        title: Of a progress bar on rank 0; ``None`` for none.
+        title: Of a progress bar; ``None`` for none.
         metrics: Whether the Trainer computes training accuracy. Default: ``False``.
         callbacks: For the Trainer.
         trainer_options: More arguments for Composer's ``Trainer``.
@@ -126,7 +104,6 @@ def train(
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
-    bar = [_EpochBar(title, settings.epochs)] if title and dist.get_global_rank() == 0 else []
     trainer = Trainer(
         model=model,
         train_dataloader=loader,
@@ -134,7 +111,7 @@ def train(
         optimizers=optimizer,
         schedulers=MultiStepScheduler(["0.666667dur", "0.833333dur"], gamma=0.2),
         algorithms=algorithms,
-        callbacks=[*bar, *callbacks],
+        callbacks=[*([ProgressBar(title)] if title else []), *callbacks],
         device=device,
         precision="fp32",
         progress_bar=False,

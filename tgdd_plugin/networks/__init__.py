@@ -1,7 +1,7 @@
 """The field's benchmark networks, and how to build any network from its name.
 
 The networks of this package know how they were built, so a trajectory recorded from one can be distilled without naming
-it again. :func:`described` gives a user's own factory the same.
+it again. Any other must be named: a folder that came from elsewhere must not choose what is imported and called.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -24,7 +24,8 @@ def described(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Decorator of a module-level network factory: notes on the network how it was built.
 
     The network gets ``tgdd_network = {'factory': 'module:function', 'arguments': {...}}``, which
-    :class:`tgdd_plugin.TGDDCallback` writes into the manifest. Arguments must be plain values.
+    :class:`tgdd_plugin.TGDDCallback` writes into the manifest. Arguments must be plain values. For a factory of your
+    own it is a note: distillation tells you the name to give, and builds only this package's networks unasked.
     """
 
     @functools.wraps(factory)
@@ -62,14 +63,15 @@ def find_factory(name: str) -> Callable[..., nn.Module]:
         raise InputError(f"network '{name}' is unknown; wanted one of {', '.join(OWN)}, or your own as module:function")
     try:
         factory = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module of the user's can fail in any way
         raise InputError(
-            f"network '{name}' cannot be imported ({error}); the module must be installed or lie in the current folder"
+            f"network '{name}' cannot be imported ({type(error).__name__}: {error}); the module must be installed or "
+            f"lie in the current folder"
         ) from error
     return factory
 
 
-def build_network(name: str, arguments: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def build_network(name: str, arguments: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
     """Builds a network by name.
 
     Args:
@@ -93,3 +95,25 @@ def build_network(name: str, arguments: dict[str, Any], shape: tuple[int, int, i
         return factory(**arguments)
     except TypeError as error:
         raise InputError(f"network '{name}' does not take {arguments}: {error}") from error
+
+
+def build_recorded(record: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
+    """Builds the network that a manifest or a card tells of, if it is one of this package's.
+
+    Args:
+        record: ``class``, ``factory`` and ``arguments``, as :class:`tgdd_plugin.trajectory.Run` keeps them.
+        shape: (C, H, W) of the images.
+        num_classes: K.
+
+    Raises:
+        InputError: If it is another, which the user must name; or if it cannot be built.
+    """
+    name = (record.get("factory") or "").removeprefix(f"{__name__}:")
+    arguments = record.get("arguments") or {}
+    if name not in OWN:
+        noted = "".join(f" network.{key}={value}" for key, value in arguments.items())
+        raise InputError(
+            f"the network is not one of this package's ({record.get('class', 'not recorded')}); pass network=, it or a "
+            f"function that builds it, on the command line network.name={name or 'module:function'}{noted}"
+        )
+    return build_network(name, arguments, shape, num_classes)
