@@ -260,7 +260,6 @@ class TGDDCallback(Callback):
         Returns:
             The batch of the last stage (-1: none), and how many stages were due so far.
         """
-        last_batch, due_so_far = self._last_batch, self._due_so_far
         if (self._run_folder / MANIFEST).is_file() and not (batch == 0 and self.overwrite):
             earlier = Run.read(self._run_folder)
             if batch == 0 and earlier.complete:
@@ -277,10 +276,11 @@ class TGDDCallback(Callback):
         begin(self._run_folder, run)
         if not run.stages:
             return -1, 0
-        if last_batch < 0:
-            # Not in the checkpoint (it may have been loaded without callbacks): then as the folder has it.
-            last_batch, due_so_far = run.stages[-1].batch, run.stages[-1].index + 1
-        return last_batch, due_so_far
+        last = run.stages[-1]
+        if last.batch > self._last_batch:
+            # The checkpoint was loaded without callbacks, or saved before the stage of the same moment was recorded.
+            return last.batch, last.index + 1
+        return self._last_batch, self._due_so_far
 
 
 def _schedule(interval: str | int | Time | Callable[[State, Event], bool]) -> tuple[Callable[..., bool], str]:
