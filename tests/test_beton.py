@@ -23,7 +23,8 @@ from ffcv.writer import DatasetWriter
 from PIL import Image
 
 from tgdd_plugin import beton as beton_module
-from tgdd_plugin.beton import Card, card_path, read_beton, read_card, write_beton
+from tgdd_plugin.beton import read_beton, write_beton
+from tgdd_plugin.card import Card, card_path, read_card
 from tgdd_plugin.errors import InputError
 
 N, K = 23, 4
@@ -451,7 +452,8 @@ def test_the_first_use_of_ffcv_leaves_the_thread_numbers_alone(written, tmp_path
         import sys, torch, numba
         torch.set_num_threads(3)
         threads = 3, numba.get_num_threads()
-        from tgdd_plugin.beton import Card, read_beton, write_beton
+        from tgdd_plugin.beton import read_beton, write_beton
+        from tgdd_plugin.card import Card
         images, labels = read_beton(sys.argv[1])
         assert threads == (torch.get_num_threads(), numba.get_num_threads()), "reading"
         for name in [name for name in sys.modules if name.startswith("ffcv")]:

@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from tgdd_plugin import cli
-from tgdd_plugin.beton import card_path, read_beton, read_card
+from tgdd_plugin.beton import read_beton
+from tgdd_plugin.card import card_path, read_card
 from tgdd_plugin.data import load_data
 from tgdd_plugin.recipe import read_recipe
 from tgdd_plugin.trajectory import Trajectory

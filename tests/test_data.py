@@ -18,7 +18,8 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import cifar as tv_cifar
 
-from tgdd_plugin.beton import Card, write_beton
+from tgdd_plugin.beton import write_beton
+from tgdd_plugin.card import Card
 from tgdd_plugin.data import DataSettings, load_data
 from tgdd_plugin.errors import InputError
 

@@ -10,10 +10,11 @@ from composer.models import ComposerClassifier
 from torch import nn
 
 from tgdd_plugin import loader as loader_module
-from tgdd_plugin.beton import Card, write_beton
+from tgdd_plugin.beton import write_beton
+from tgdd_plugin.card import Card
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.inspection import find_normalisation
 from tgdd_plugin.loader import DeviceLoader, beton_loader
-from tgdd_plugin.normalisation import find_normalisation
 
 N, K = 23, 4
 MEAN, STD = [0.2, 0.4, 0.6], [0.1, 0.3, 0.5]

@@ -5,9 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tgdd_plugin.beton import Card, write_beton
+from tgdd_plugin.beton import write_beton
+from tgdd_plugin.card import Card
+from tgdd_plugin.manifest import Run
 from tgdd_plugin.report import describe_beton, describe_trajectory, image_grid, write_picture
-from tgdd_plugin.trajectory import Run, Trajectory, add_stage
+from tgdd_plugin.trajectory import Trajectory, add_stage
 
 
 def made(channels, count=14, side=(5, 7)):

@@ -10,7 +10,8 @@ import yaml
 from torch import nn
 
 from tgdd_plugin import retraining
-from tgdd_plugin.beton import Card, card_path, read_beton, read_card, write_beton
+from tgdd_plugin.beton import read_beton, write_beton
+from tgdd_plugin.card import Card, card_path, read_card
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.pool import ImagePool

@@ -15,7 +15,8 @@ from common import assert_same, manifest, recorded
 from safetensors.torch import save
 
 from tgdd_plugin.errors import InputError
-from tgdd_plugin.trajectory import Run, Stage, Trajectory, add_stage, begin, thin
+from tgdd_plugin.manifest import Run, Stage
+from tgdd_plugin.trajectory import Trajectory, add_stage, begin, thin
 
 
 def weights(number: int) -> dict[str, torch.Tensor]:

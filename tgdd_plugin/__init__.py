@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tgdd_plugin.algorithms import RandomCutMix, SiameseAugmentation
-    from tgdd_plugin.beton import Card, read_beton, read_card, write_beton
+    from tgdd_plugin.beton import read_beton, write_beton
     from tgdd_plugin.callback import TGDDCallback
+    from tgdd_plugin.card import Card, read_card
     from tgdd_plugin.distillation import distill
     from tgdd_plugin.errors import InputError
     from tgdd_plugin.loader import beton_loader
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Card": "beton",
+    "Card": "card",
     "DistillSettings": "settings",
     "ImagePool": "pool",
     "InputError": "errors",
@@ -40,7 +41,7 @@ _HOMES = {
     "beton_loader": "loader",
     "distill": "distillation",
     "read_beton": "beton",
-    "read_card": "beton",
+    "read_card": "card",
     "retrain": "retraining",
     "write_beton": "beton",
 }

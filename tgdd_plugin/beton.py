@@ -12,100 +12,24 @@ import contextlib
 import io
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 
-from tgdd_plugin.errors import InputError
-from tgdd_plugin.files import build_checked, sha256, whole_file, write_whole
+from tgdd_plugin.card import Card, card_path, read_card
+from tgdd_plugin.errors import InputError, brief
+from tgdd_plugin.files import sha256, whole_file, write_whole
 from tgdd_plugin.pool import allocate
 
-FORMAT = 1
 MIN_PAGE = 2**21
 """FFCV's smallest page. A file has at least one page of samples and is padded to whole ones: 4 MiB in all."""
 
 RAW = 1
 """FFCV's mode of an image stored as plain pixels; 0 is JPEG."""
-
-
-@dataclass
-class Card:
-    """What one must know to use a compact set, and where it comes from.
-
-    Args:
-        classes: Names of the K classes.
-        images: Images in the file, as a loader sees them.
-        images_per_class: Stored images for each class (the field's "IPC"); ``images`` is K · IPC · factor².
-        shape: (C, H, W) of the images. With C = 1 the file holds the grey value three times, as FFCV's image field is
-            RGB; :func:`beton_loader` gives one channel back.
-        mean, std: Per-channel normalisation, for pixels in [0, 1].
-        factor: f of multi-formation. The images in the file are decoded: nothing is left to be done by the user.
-        method: Settings of the distillation, empty for a set made otherwise.
-        network: What it was distilled on.
-        trajectory: ``runs`` and the SHA-256 of their ``stages``.
-        versions: Of the packages that wrote it.
-        accuracy: What networks trained on this very file reach, row by row, beside as many random real images.
-        sha256: Checksum of the ``.beton``.
-    """
-
-    classes: list[str]
-    images: int
-    images_per_class: int
-    shape: list[int]
-    mean: list[float]
-    std: list[float]
-    factor: int = 1
-    method: dict[str, Any] = field(default_factory=dict)
-    network: dict[str, Any] = field(default_factory=dict)
-    trajectory: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    accuracy: list[dict[str, Any]] = field(default_factory=list)
-    sha256: str = ""
-
-    def text(self) -> str:
-        """The card as YAML."""
-        return yaml.safe_dump({"format": FORMAT, **asdict(self)}, sort_keys=False, default_flow_style=None, width=110)
-
-    def write(self, beton: Path) -> None:
-        """Writes the card of ``beton``, whole."""
-        write_whole(card_path(beton), self.text())
-
-
-def card_path(beton: str | Path) -> Path:
-    """``name.beton.yaml`` beside ``name.beton``."""
-    return Path(f"{beton}.yaml")
-
-
-def read_card(beton: str | Path) -> Card:
-    """Reads the card of ``beton``.
-
-    Raises:
-        InputError: If it is missing or damaged, or belongs to another file.
-    """
-    path = card_path(beton)
-    if not Path(beton).is_file():
-        raise InputError(f"there is no file '{beton}'; wanted a .beton that distill() or tgdd distill wrote")
-    try:
-        content = yaml.safe_load(path.read_text())
-        if not isinstance(content, dict) or "format" not in content:
-            raise InputError(f"'{path}' is no card of a .beton; copy it again, beside its file")
-        if content["format"] != FORMAT:
-            raise InputError(f"'{path}' has another format than {FORMAT}; it needs another version of tgdd_plugin")
-        card = build_checked(Card, content)
-        if not len(card.shape) == 3 or not len(card.mean) == len(card.std) == card.shape[0] or not len(card.classes):
-            raise TypeError("classes, shape, mean and std do not fit each other")
-    except FileNotFoundError:
-        raise InputError(f"'{beton}' has no card '{path.name}' beside it; copy both files together") from None
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"the card '{path}' is damaged ({_brief(error)}); copy it again") from error
-    if card.sha256 != sha256(Path(beton)):
-        raise InputError(f"'{beton}' is not the file that '{path.name}' describes (checksums differ); copy both again")
-    return card
 
 
 def write_beton(
@@ -261,7 +185,7 @@ def check_beton(path: Path) -> Tables:
     try:
         reader = Reader(str(path))
     except Exception as error:  # bytes that are no header can lead to anything
-        raise InputError(f"'{path}' is no FFCV file, or a damaged one ({_brief(error)}); wanted a .beton") from error
+        raise InputError(f"'{path}' is no FFCV file, or a damaged one ({brief(error)}); wanted a .beton") from error
     kinds = {name: type(handler) for name, handler in reader.handlers.items()}
     if kinds.get("image") is not RGBImageField or kinds.get("label") is not IntField:
         found = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
@@ -290,10 +214,6 @@ def check_beton(path: Path) -> Tables:
             f"one: write it again with resized images"
         )
     return Tables(list(kinds), *sizes.pop(), labels, table["ptr"], table["size"], raw)
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
 
 
 @contextlib.contextmanager

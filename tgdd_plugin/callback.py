@@ -14,15 +14,16 @@ from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist, format_name_with_dist
 
 from tgdd_plugin.errors import InputError
-from tgdd_plugin.normalisation import (
+from tgdd_plugin.inspection import (
+    MetricMeans,
     describe_network,
     find_classes,
     find_normalisation,
     network_weights,
-    training_metrics,
     training_weights,
 )
-from tgdd_plugin.trajectory import MANIFEST, Run, add_stage, begin, versions
+from tgdd_plugin.manifest import MANIFEST, Run, versions
+from tgdd_plugin.trajectory import add_stage, begin
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -47,8 +48,6 @@ class TGDDCallback(Callback):
             large for ``'float16'`` stays ``'float32'``. Default: ``'float32'``.
         head (str, optional): Name of the linear head, without the ``module.`` of ``ComposerClassifier``.
             Default: the last ``nn.Linear`` with as many outputs as there are classes.
-        network (str, optional): ``'module:function'`` that builds the network, written into the manifest so that
-            ``tgdd distill FOLDER`` needs no other word. Default: known by itself for the networks of this package.
         classes (list[str], optional): Class names. Default: the training data set's ``classes``, if it has any.
         mean, std (list[float], optional): Per-channel normalisation of the inputs, for pixels in [0, 1]. Default: found
             in the training data set's torchvision ``Normalize``, or 0 and 1 if the inputs themselves lie in [0, 1].
@@ -71,7 +70,6 @@ class TGDDCallback(Callback):
         max_stages: int | None = None,
         dtype: str = "float32",
         head: str | None = None,
-        network: str | None = None,
         classes: list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
@@ -92,7 +90,6 @@ class TGDDCallback(Callback):
         self.max_stages = max_stages
         self.dtype = DTYPES[dtype]
         self.head = head
-        self.network = network
         self.classes = [str(name) for name in classes] if classes is not None else None
         self.mean = [float(m) for m in mean] if mean is not None else None
         self.std = [float(s) for s in std] if std is not None else None
@@ -102,6 +99,7 @@ class TGDDCallback(Callback):
         self._restored_folder: str | None = None
         # Where the run stands: the batch of its last stage, and how many were due so far, those since thinned included.
         self._last_batch, self._due_so_far = -1, 0
+        self._means = MetricMeans()
 
     def init(self, state: State, logger: Logger) -> None:
         if sum(isinstance(callback, TGDDCallback) for callback in state.callbacks) > 1:
@@ -112,6 +110,7 @@ class TGDDCallback(Callback):
         self._run_folder = Path(format_name_with_dist(self.folder, state.run_name)) / state.run_name.replace("/", "-")
         self._run, self._restored_folder = None, None
         self._last_batch, self._due_so_far = -1, 0
+        self._means = MetricMeans()
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if state.fsdp_enabled and state.fsdp_state_dict_type != "full":
@@ -156,6 +155,7 @@ class TGDDCallback(Callback):
                 run.write(self._run_folder)
 
     def batch_end(self, state: State, logger: Logger) -> None:
+        self._means.add(state)
         self._record_if_due(state, Event.BATCH_END)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
@@ -176,12 +176,14 @@ class TGDDCallback(Callback):
             "folder": str(self._run_folder),
             "last_batch": self._last_batch,
             "due_so_far": self._due_so_far,
+            "metrics": self._means.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored_folder = state["folder"]
         if state["folder"] == str(self._run_folder):
             self._last_batch, self._due_so_far = state["last_batch"], state["due_so_far"]
+            self._means.load_state_dict(state["metrics"])
 
     def _record_if_due(self, state: State, event: Event) -> None:
         # A stage may fall due twice at one batch, at its end and at its epoch's.
@@ -191,12 +193,13 @@ class TGDDCallback(Callback):
     def _record(self, state: State) -> None:
         index, self._due_so_far = self._due_so_far, self._due_so_far + 1
         self._last_batch = state.timestamp.batch.value
+        metrics = self._means.take()
         with training_weights(state):
             # Collective under FSDP, so on every rank.
             weights = network_weights(state, self.dtype)
-            self._on_rank_0(lambda: self._write(state, weights, index))
+            self._on_rank_0(lambda: self._write(state, weights, index, metrics))
 
-    def _write(self, state: State, weights: dict[str, torch.Tensor], index: int) -> None:
+    def _write(self, state: State, weights: dict[str, torch.Tensor], index: int, metrics: dict[str, float]) -> None:
         if self._run is not None:
             add_stage(
                 self._run_folder,
@@ -207,7 +210,7 @@ class TGDDCallback(Callback):
                 epoch=state.timestamp.epoch.value,
                 batch=self._last_batch,
                 sample=state.timestamp.sample.value,
-                metrics=training_metrics(state),
+                metrics=metrics,
             )
 
     def _on_rank_0(self, work: Callable[[], Any]) -> Any:
@@ -234,8 +237,6 @@ class TGDDCallback(Callback):
     def _describe(self, state: State) -> Run:
         """The manifest's head, read from the Trainer's state, with no stage yet."""
         network, head, num_classes = describe_network(state, self.head)
-        if self.network is not None:
-            network |= {"factory": self.network, "arguments": {}}
         if self.classes is not None and len(self.classes) != num_classes:
             raise InputError(
                 f"classes holds {len(self.classes)} names, but the head '{head}' has {num_classes} outputs; name each "

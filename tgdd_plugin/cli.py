@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 def _work(step: str, path: str, overrides: list[str]) -> None:
     # Imported here: `tgdd show` and `tgdd --help` need not wait seconds for Composer.
     warnings.filterwarnings("ignore", category=FutureWarning, module="composer|torchmetrics")
-    from tgdd_plugin.beton import read_card
+    from tgdd_plugin.card import read_card
     from tgdd_plugin.data import load_data
     from tgdd_plugin.files import check_writable
     from tgdd_plugin.recipe import read_recipe
@@ -157,7 +157,8 @@ def _retrain(recipe: Recipe, data: Data) -> None:
 
 
 def _show(path: Path, picture: str | None) -> None:
-    from tgdd_plugin.beton import read_beton, read_card
+    from tgdd_plugin.beton import read_beton
+    from tgdd_plugin.card import read_card
     from tgdd_plugin.report import describe_beton, describe_trajectory, image_grid, write_picture
     from tgdd_plugin.trajectory import Trajectory
 

@@ -12,7 +12,8 @@ import torch
 import torchvision.datasets as tv
 from torchvision.transforms import CenterCrop, Compose, Grayscale, Resize
 
-from tgdd_plugin.beton import card_path, read_beton, read_card
+from tgdd_plugin.beton import read_beton
+from tgdd_plugin.card import card_path, read_card
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.pool import ImagePool
 

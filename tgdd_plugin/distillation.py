@@ -21,10 +21,12 @@ from composer.models import ComposerClassifier
 from composer.utils import dist, get_device
 from torch import nn
 
-from tgdd_plugin.beton import Card, write_beton
+from tgdd_plugin.beton import write_beton
+from tgdd_plugin.card import Card
 from tgdd_plugin.draws import Draws, Steps, step_generator
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.files import check_writable
+from tgdd_plugin.manifest import Run, versions
 from tgdd_plugin.model import DistillationModel
 from tgdd_plugin.network import FeatureNetwork, find_head
 from tgdd_plugin.networks import build_recorded
@@ -34,7 +36,7 @@ from tgdd_plugin.report import image_grid
 from tgdd_plugin.settings import DistillSettings
 from tgdd_plugin.stages import StageBank
 from tgdd_plugin.synthetic import SyntheticImages, start_pixels
-from tgdd_plugin.trajectory import Run, Trajectory, versions
+from tgdd_plugin.trajectory import Trajectory
 
 
 def distill(

@@ -1,4 +1,6 @@
-"""The one error class of this package."""
+"""The one error class of this package, and the errors of others in one line."""
+
+from __future__ import annotations
 
 
 class InputError(ValueError):
@@ -6,3 +8,8 @@ class InputError(ValueError):
 
     The command line prints the message alone and ends with status 2.
     """
+
+
+def brief(error: Exception) -> str:
+    """An exception of another library as one line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")

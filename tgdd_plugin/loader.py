@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from composer.utils import dist
 
-from tgdd_plugin.beton import Card, check_beton, read_beton, read_card, restored_threads
+from tgdd_plugin.beton import check_beton, read_beton, restored_threads
+from tgdd_plugin.card import Card, read_card
 from tgdd_plugin.errors import InputError
 
 

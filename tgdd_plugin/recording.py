@@ -15,9 +15,10 @@ from tgdd_plugin.callback import TGDDCallback
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.files import check_writable, write_whole
 from tgdd_plugin.loader import DeviceLoader
+from tgdd_plugin.manifest import MANIFEST, Run
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.training import TrainSettings, check_network, torch_device, train
-from tgdd_plugin.trajectory import MANIFEST, Run, Trajectory
+from tgdd_plugin.trajectory import Trajectory
 
 JOB = "job.json"
 

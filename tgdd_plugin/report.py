@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
-from tgdd_plugin.beton import Card
+from tgdd_plugin.card import Card
 from tgdd_plugin.files import whole_file
-from tgdd_plugin.trajectory import Run, Trajectory
+from tgdd_plugin.manifest import Run
+from tgdd_plugin.trajectory import Trajectory
 
 
 def describe_beton(path: Path, card: Card) -> str:

@@ -15,14 +15,15 @@ import torch
 from composer.utils import dist
 from torch import nn
 
-from tgdd_plugin.beton import read_beton, read_card
+from tgdd_plugin.beton import read_beton
+from tgdd_plugin.card import read_card
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.files import check_writable, write_whole
 from tgdd_plugin.loader import DeviceLoader
+from tgdd_plugin.manifest import versions
 from tgdd_plugin.networks import build_recorded
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.training import TrainSettings, accuracy, check_network, torch_device, train
-from tgdd_plugin.trajectory import versions
 
 
 @dataclass(frozen=True)

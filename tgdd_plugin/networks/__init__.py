@@ -101,7 +101,7 @@ def build_recorded(record: dict[str, Any], shape: Sequence[int], num_classes: in
     """Builds the network that a manifest or a card tells of, if it is one of this package's.
 
     Args:
-        record: ``class``, ``factory`` and ``arguments``, as :class:`tgdd_plugin.trajectory.Run` keeps them.
+        record: ``class``, ``factory`` and ``arguments``, as :class:`tgdd_plugin.manifest.Run` keeps them.
         shape: (C, H, W) of the images.
         num_classes: K.
 

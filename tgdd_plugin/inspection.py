@@ -138,7 +138,7 @@ def _stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def describe_network(state: State, head: str | None = None) -> tuple[dict[str, Any], str, int]:
-    """What the manifest says of the network (see :class:`tgdd_plugin.trajectory.Run`).
+    """What the manifest says of the network (see :class:`tgdd_plugin.manifest.Run`).
 
     Args:
         state: The Trainer's, with any wrappers in place.
@@ -170,10 +170,34 @@ def describe_network(state: State, head: str | None = None) -> tuple[dict[str, A
     return described, bare_name(found), linear[found].out_features
 
 
-def training_metrics(state: State) -> dict[str, float]:
-    """Training loss and metrics as the Trainer last computed them; those that are not finite numbers are left out."""
-    found = {}
-    for name, value in {**state.total_loss_dict, **state.train_metric_values}.items():
-        if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
-            found[name] = float(value)
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+class MetricMeans:
+    """Means of the training loss and metrics over the batches since the last stage.
+
+    The Trainer itself has the last batch's only. Sums stay where the Trainer's values are, so that nothing waits for a
+    GPU between stages.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Any] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, state: State) -> None:
+        """Adds the batch that just ended."""
+        for name, value in {**state.total_loss_dict, **state.train_metric_values}.items():
+            if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means so far, those that are finite; begins anew."""
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return {name: mean for name, mean in means.items() if math.isfinite(mean)}
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Sum and count by name, as plain numbers."""
+        return {name: [float(total), self.counts[name]] for name, total in self.sums.items()}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        self.sums = {name: total for name, (total, _) in state.items()}
+        self.counts = {name: int(count) for name, (_, count) in state.items()}
