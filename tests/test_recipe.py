@@ -1,6 +1,7 @@
 """Recipes: every shipped one loads, every value lands where it belongs, and a slip of the pen is one clear line."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tgdd_plugin.errors import InputError
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.recipe import NetworkSettings, Recipe, read_recipe, recipe_text
 
+convnet_defaults = {p.name: p.default for p in inspect.signature(convnet).parameters.values()}
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
 
@@ -42,6 +44,18 @@ def test_every_shipped_recipe_loads_and_says_what_it_holds(path):
 
     within(content, full)
     assert not any(isinstance(value, str) and value.startswith("/") for value in full.values())  # of no machine
+
+
+def test_own_data_names_every_key_with_its_default():
+    content = yaml.safe_load((Path(__file__).parent.parent / "recipes" / "own_data.yaml").read_text())
+    defaults = dataclasses.asdict(Recipe())
+    del content["network"]["name"], defaults["network"]
+    assert content.pop("network") == {
+        "depth": 4,  # for the example's 64 pixels
+        **{name: convnet_defaults[name] for name in ("width", "norm", "activation", "pooling")},
+    }
+    chosen = {"output": "outputs/own"}, {"name": "image_folder", "root": "data/own", "image_size": 64}
+    assert content == {**defaults, **chosen[0], "data": {**defaults["data"], **chosen[1]}}
 
 
 def test_there_are_recipes():

@@ -78,8 +78,8 @@ def _work(step: str, path: str, overrides: list[str]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="composer|torchmetrics")
     from tgdd_plugin.card import read_card
     from tgdd_plugin.data import load_data
-    from tgdd_plugin.files import check_writable
-    from tgdd_plugin.recipe import read_recipe
+    from tgdd_plugin.files import check_writable, write_whole
+    from tgdd_plugin.recipe import read_recipe, recipe_text
 
     if step == "distill" and Path(path).is_dir():
         recipe = read_recipe(None, [f"trajectory={json.dumps(path)}", *overrides])
@@ -99,6 +99,8 @@ def _work(step: str, path: str, overrides: list[str]) -> None:
         _distill(recipe, data)
     if step in ("run", "retrain"):
         _retrain(recipe, data)
+    if step == "run":  # the job as it was done, overrides included, beside what came of it
+        write_whole(Path(recipe.output) / "recipe.yaml", recipe_text(recipe))
 
 
 def _record(recipe: Recipe, data: Data) -> None:
