@@ -103,6 +103,22 @@ def test_a_job_from_start_to_end(job):
     assert (card.images, card.images_per_class, card.factor, card.shape) == (24, 2, 2, [1, 8, 8])
 
 
+def test_a_job_given_again_keeps_what_is_finished(here, capfd):
+    """And distills anew what another setting asks for."""
+    file = here / "out/sets-ipc2.beton"
+    before = file.stat().st_mtime_ns
+    settings = ["retrain.epochs=1", "retrain.seeds=1", "retrain.full_epochs=0"]
+    assert cli.main(["run", "recipe.yaml", *settings]) == 0
+    assert "kept, it is of this job" in capfd.readouterr().out
+    assert file.stat().st_mtime_ns == before
+    assert cli.main(["run", "recipe.yaml", *settings, "distill.alpha=0.25", "file=other.beton"]) == 0
+    shutil.copy("other.beton", file)
+    shutil.copy("other.beton.yaml", f"{file}.yaml")
+    assert cli.main(["run", "recipe.yaml", *settings]) == 0
+    assert "kept" not in capfd.readouterr().out
+    assert read_card(file).method["alpha"] == 2.5
+
+
 def test_the_steps_one_by_one_and_the_shortcuts(here, capfd):
     """`distill FOLDER` and `retrain FILE` give what the recipe gives; the images are the same to the bit."""
     first = (here / "out/sets-ipc2.beton").read_bytes()

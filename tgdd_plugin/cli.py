@@ -96,7 +96,7 @@ def _work(step: str, path: str, overrides: list[str]) -> None:
     if step in ("run", "record"):
         _record(recipe, data)
     if step in ("run", "distill"):
-        _distill(recipe, data)
+        _distill(recipe, data, keep=step == "run")
     if step in ("run", "retrain"):
         _retrain(recipe, data)
     if step == "run":  # the job as it was done, overrides included, beside what came of it
@@ -126,13 +126,16 @@ def _record(recipe: Recipe, data: Data) -> None:
     print(f"recorded  {trajectory.folder}: {len(trajectory.runs)} run(s), {stages} stages")
 
 
-def _distill(recipe: Recipe, data: Data) -> None:
-    from tgdd_plugin.distillation import distill
+def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
+    from tgdd_plugin.distillation import distill, is_distilled
     from tgdd_plugin.files import check_writable
     from tgdd_plugin.trajectory import Trajectory
 
     trajectory = Trajectory.open(recipe.trajectory_folder)
     check_writable(recipe.beton)
+    if keep and is_distilled(recipe.beton, trajectory, recipe.distill):
+        print(f"distilled {recipe.beton}: kept, it is of this job")
+        return
     real, _ = data()
     network = recipe.network.factory(real.shape, trajectory.run.num_classes) if recipe.network else None
     path = distill(trajectory, real, recipe.beton, recipe.distill, network=network, device=recipe.device)

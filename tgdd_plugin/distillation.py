@@ -22,7 +22,7 @@ from composer.utils import dist, get_device
 from torch import nn
 
 from tgdd_plugin.beton import write_beton
-from tgdd_plugin.card import Card
+from tgdd_plugin.card import Card, read_card
 from tgdd_plugin.draws import Draws, Steps, step_generator
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.files import check_writable
@@ -169,7 +169,7 @@ def distill(
             mean=mean,
             std=std,
             factor=settings.factor,
-            method={"name": "TGDD", "source": "sampled", **asdict(settings)},
+            method=_method(settings),
             network=run.network,
             trajectory={"runs": [r.name for r in trajectory.runs.values()], "stages": trajectory.checksums},
             versions=versions("mosaicml", "ffcv", "numpy"),
@@ -178,6 +178,23 @@ def distill(
         shutil.rmtree(checkpoints, ignore_errors=True)
     dist.barrier()
     return output
+
+
+def is_distilled(output: str | Path, trajectory: Trajectory, settings: DistillSettings | None = None) -> bool:
+    """Whether ``output`` is there already, whole, from the same stages under the same settings.
+
+    What else :func:`distill` may be given (other images, a normalisation of one's own) is not looked at.
+    """
+    try:
+        card = read_card(output)
+    except InputError:
+        return False
+    wanted = (settings or DistillSettings()).resolved(card.shape[1])
+    return card.method == _method(wanted) and card.trajectory.get("stages") == trajectory.checksums
+
+
+def _method(settings: DistillSettings) -> dict[str, Any]:
+    return {"name": "TGDD", "source": "sampled", **asdict(settings)}
 
 
 class _Watch(Callback):
