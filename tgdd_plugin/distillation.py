@@ -101,7 +101,8 @@ def distill(
             f"the real images are {list(pool.shape)} (channels, height, width), but training saw {seen}; give the data "
             f"the network was trained on (on the command line data.name=...)"
         )
-    mean, std = _normalisation(mean, std, run, pool)
+    pool_statistics = pool.statistics()
+    mean, std = _normalisation(mean, std, run, *pool_statistics)
     settings = (settings or DistillSettings()).resolved(pool.shape[1])
 
     on = get_device(device).tensor_to_device(torch.empty(0)).device
@@ -125,7 +126,8 @@ def distill(
     # Right after the step, so that whatever looks at the pixels next (EMA, a checkpoint) finds them in [0, 1].
     optimizer.register_step_post_hook(lambda *_: synthetic.clamp_())
     # The name holds all the result depends on: another job never resumes from these checkpoints.
-    key = json.dumps([asdict(settings), trajectory.checksums, mean, std, list(shape)])
+    images = [list(shape), pool.counts.tolist(), pool_statistics]
+    key = json.dumps([asdict(settings), trajectory.checksums, mean, std, images, type(bare).__qualname__])
     run_name = f"distill-{output.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     checkpoints = output.parent / f".{run_name}"
     watchers: list[Callback] = [_Watch(image_interval, bank.names, synthetic)]
@@ -233,18 +235,21 @@ def _recorded_head(network: nn.Module, recorded: str) -> str | None:
 
 
 def _normalisation(
-    mean: Sequence[float] | None, std: Sequence[float] | None, run: Run, pool: ImagePool
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    run: Run,
+    pool_mean: list[float],
+    pool_std: list[float],
 ) -> tuple[list[float], list[float]]:
     """The given normalisation, else the recorded one, checked against the inputs that the run is known to have seen."""
     mean, std = (mean, std) if mean is not None and std is not None else (run.mean, run.std)
-    pool_mean, pool_std = pool.statistics()
     if mean is None or std is None:
         raise InputError(
             f"the trajectory does not say how its inputs were normalised; pass mean= and std= as in training (0 and 1 "
             f"for none; these images have mean {_rounded(pool_mean)} and std {_rounded(pool_std)})"
         )
-    if not len(mean) == len(std) == pool.shape[0]:
-        raise InputError(f"{len(mean)} means and {len(std)} stds came for images of {pool.shape[0]} channel(s)")
+    if not len(mean) == len(std) == len(pool_mean):
+        raise InputError(f"{len(mean)} means and {len(std)} stds came for images of {len(pool_mean)} channel(s)")
     if run.input and len(run.input["mean"]) == len(mean):
         seen_mean, seen_std = np.array(run.input["mean"]), np.array(run.input["std"])
         ours_mean = (np.array(pool_mean) - mean) / std
