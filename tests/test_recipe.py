@@ -200,7 +200,7 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, text, pattern):
         ("data: {name: imagenet}", "data.name 'imagenet' is unknown"),
         ("network: {name: vgg}", "network 'vgg' is unknown; wanted one of convnet"),
         ("network: {name: 'no_such:net'}", "network 'no_such:net' cannot be imported"),
-        ("network: {name: 'sys:path'}", "network.name 'sys:path' is a list; wanted a function"),
+        ("network: {name: 'sys:path'}", "network 'sys:path' is a list; wanted a function"),
     ],
 )
 def test_a_value_out_of_range_names_its_section(tmp_path, text, pattern):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torchvision.transforms import CenterCrop, Compose, Grayscale, Resize
 from tgdd_plugin.beton import read_beton
 from tgdd_plugin.card import card_path, read_card
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.imports import import_function
 from tgdd_plugin.pool import ImagePool
 
 _KNOWN: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
@@ -152,15 +152,7 @@ def _datasets(settings: DataSettings) -> tuple[Any, Any]:
         make, *splits = _KNOWN[settings.name]
         found = [_found_or_downloaded(make, settings, transform=transform, **split) for split in splits]
         return found[0], found[1]
-    module, _, function = settings.name.partition(":")
-    try:
-        both = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module of the user's can fail in any way
-        raise InputError(
-            f"data '{settings.name}' cannot be imported ({type(error).__name__}: {error}); the module must be "
-            f"installed or lie in the current folder"
-        ) from error
-    pair = both()
+    pair = import_function("data", settings.name)()
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise InputError(f"data '{settings.name}' returned {type(pair).__name__}; wanted two data sets, train and test")
     return pair[0], pair[1]

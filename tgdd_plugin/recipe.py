@@ -157,12 +157,7 @@ def _build(cls: type, content: Any, where: str) -> Any:
 def _network(content: dict[str, Any]) -> NetworkSettings:
     arguments = dict(content)
     name = _typed(arguments.pop("name", NetworkSettings.name), str, "network.name")
-    factory = find_factory(name)
-    if not callable(factory):
-        raise InputError(
-            f"network.name '{name}' is a {type(factory).__name__}; wanted a function that builds a network"
-        )
-    parameters = inspect.signature(factory).parameters
+    parameters = inspect.signature(find_factory(name)).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in arguments:
             _check_known(key, [*parameters, "name"], "network.")

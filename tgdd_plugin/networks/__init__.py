@@ -7,7 +7,6 @@ it again. Any other must be named: a folder that came from elsewhere must not ch
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.imports import import_function
 from tgdd_plugin.networks import convnet as _convnet
 from tgdd_plugin.networks import resnet as _resnet
 from tgdd_plugin.networks import resnet_ap as _resnet_ap
@@ -58,17 +58,9 @@ def find_factory(name: str) -> Callable[..., nn.Module]:
     """
     if name in OWN:
         return OWN[name]
-    module, _, function = name.partition(":")
-    if not function:
+    if ":" not in name:
         raise InputError(f"network '{name}' is unknown; wanted one of {', '.join(OWN)}, or your own as module:function")
-    try:
-        factory = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module of the user's can fail in any way
-        raise InputError(
-            f"network '{name}' cannot be imported ({type(error).__name__}: {error}); the module must be installed or "
-            f"lie in the current folder"
-        ) from error
-    return factory
+    return import_function("network", name)
 
 
 def build_network(name: str, arguments: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
