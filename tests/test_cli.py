@@ -103,6 +103,19 @@ def test_a_job_from_start_to_end(job):
     assert (card.images, card.images_per_class, card.factor, card.shape) == (24, 2, 2, [1, 8, 8])
 
 
+def test_a_trajectory_that_lacks_its_normalisation_can_be_distilled(here, capfd):
+    manifest = here / "out/trajectory/seed0/manifest.json"
+    content = json.loads(manifest.read_text())
+    mean, std = content["mean"], content["std"]
+    manifest.write_text(json.dumps({**content, "mean": None, "std": None}))
+    options = [f"distill.{key}={value}" for key, value in RECIPE["distill"].items()]
+    command = ["distill", "out/trajectory", "data.name=cli_test_data:sets", "file=given.beton", *options]
+    assert cli.main(command) == 2
+    assert "data.mean=[...] data.std=[...]" in capfd.readouterr().err
+    assert cli.main([*command, f"data.mean={mean}", f"data.std={std}", "head=classifier"]) == 0
+    assert Path("given.beton").read_bytes() == (here / "out/sets-ipc2.beton").read_bytes()
+
+
 def test_a_job_given_again_keeps_what_is_finished(here, capfd):
     """And distills anew what another setting asks for."""
     file = here / "out/sets-ipc2.beton"

@@ -84,6 +84,16 @@ def test_a_full_recipe_is_read_back_the_same(tmp_path):
     assert recipe.beton == Path("somewhere/image_folder-ipc50.beton")
 
 
+def test_a_list_of_numbers():
+    assert read_recipe(None, ["data.mean=[0, 0.5]", "data.std=[1, 2e-1]"]).data.std == [1.0, 0.2]
+    with pytest.raises(InputError, match=r"'data.mean' is 0.5 \(float\); wanted a list of float or nothing"):
+        read_recipe(None, ["data.mean=0.5"])
+    with pytest.raises(InputError, match=r"'data.mean\[1\]' is 'x' \(str\); wanted float"):
+        read_recipe(None, ["data.mean=[0, x]"])
+    with pytest.raises(InputError, match="wanted both or neither"):
+        read_recipe(None, ["data.mean=[0, 0]", "data.std=[1]"])
+
+
 def test_defaults_are_the_dataclasses_own(tmp_path):
     for text in ("", "# nothing\n", "{}", "data:\ndistill:\nnetwork:\n", "distill: {}"):
         assert read_recipe(write(tmp_path, text)) == Recipe() == read_recipe(None)

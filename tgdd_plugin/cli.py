@@ -118,7 +118,10 @@ def _record(recipe: Recipe, data: Data) -> None:
         real,
         network.factory(real.shape, real.num_classes),
         recipe.record,
-        job={"data": asdict(recipe.data), "network": asdict(network)},
+        head=recipe.head,
+        mean=recipe.data.mean,
+        std=recipe.data.std,
+        job={"data": asdict(recipe.data), "network": asdict(network), "head": recipe.head},
         seed=recipe.seed,
         device=recipe.device,
     )
@@ -138,7 +141,17 @@ def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
         return
     real, _ = data()
     network = recipe.network.factory(real.shape, trajectory.run.num_classes) if recipe.network else None
-    path = distill(trajectory, real, recipe.beton, recipe.distill, network=network, device=recipe.device)
+    path = distill(
+        trajectory,
+        real,
+        recipe.beton,
+        recipe.distill,
+        network=network,
+        head=recipe.head,
+        mean=recipe.data.mean,
+        std=recipe.data.std,
+        device=recipe.device,
+    )
     print(f"distilled {path}")
 
 

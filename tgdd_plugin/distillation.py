@@ -245,8 +245,9 @@ def _normalisation(
     mean, std = (mean, std) if mean is not None and std is not None else (run.mean, run.std)
     if mean is None or std is None:
         raise InputError(
-            f"the trajectory does not say how its inputs were normalised; pass mean= and std= as in training (0 and 1 "
-            f"for none; these images have mean {_rounded(pool_mean)} and std {_rounded(pool_std)})"
+            f"the trajectory does not say how its inputs were normalised; pass mean= and std= as in training, on the "
+            f"command line data.mean=[...] data.std=[...] (0 and 1 for none; these images have mean "
+            f"{_rounded(pool_mean)} and std {_rounded(pool_std)})"
         )
     if not len(mean) == len(std) == len(pool_mean):
         raise InputError(f"{len(mean)} means and {len(std)} stds came for images of {len(pool_mean)} channel(s)")
@@ -260,7 +261,8 @@ def _normalisation(
             raise InputError(
                 f"training saw inputs of mean {_rounded(seen_mean)} and std {_rounded(seen_std)}, but mean "
                 f"{_rounded(mean)} and std {_rounded(std)} turn these images into mean {_rounded(ours_mean)} and std "
-                f"{_rounded(ours_std)}; pass the training's mean= and std="
+                f"{_rounded(ours_std)}; pass the training's mean= and std=, on the command line "
+                f"data.mean=[...] data.std=[...]"
             )
     return [float(m) for m in mean], [float(s) for s in std]
 

@@ -51,6 +51,7 @@ class Recipe:
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         trajectory: The trajectory folder. Default: ``<output>/trajectory``.
         file: The ``.beton``. Default: ``<output>/<data>-ipc<n>.beton``.
+        head: Name of the network's linear head. Default: the one recorded; for recording, the last with K outputs.
         data, network, record, distill, retrain: The settings of each part.
     """
 
@@ -59,6 +60,7 @@ class Recipe:
     device: str | None = None
     trajectory: str | None = None
     file: str | None = None
+    head: str | None = None
     data: DataSettings = field(default_factory=DataSettings)
     network: NetworkSettings | None = None
     record: RecordSettings = field(default_factory=RecordSettings)
@@ -181,7 +183,17 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         except ValueError:
             pass
     for kind in wanted:
-        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
+        if typing.get_origin(kind) is list and isinstance(value, list):
+            return [_typed(item, typing.get_args(kind)[0], f"{where}[{i}]") for i, item in enumerate(value)]
+        if (
+            typing.get_origin(kind) is None
+            and isinstance(value, kind)
+            and (kind is bool or not isinstance(value, bool))
+        ):
             return value
-    names = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in wanted)
+    names = " or ".join("nothing" if kind is type(None) else _name(kind) for kind in wanted)
     raise InputError(f"'{where}' is {value!r} ({type(value).__name__}); wanted {names}")
+
+
+def _name(kind: Any) -> str:
+    return f"a list of {typing.get_args(kind)[0].__name__}" if typing.get_origin(kind) is list else kind.__name__

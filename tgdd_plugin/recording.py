@@ -59,6 +59,9 @@ def record(
     network: Callable[[], nn.Module],
     settings: RecordSettings | None = None,
     *,
+    head: str | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
     job: dict[str, Any] | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -70,9 +73,11 @@ def record(
 
     Args:
         folder: The trajectory folder.
-        real: The training images; inputs are normalised by their own mean and std.
+        real: The training images.
         network: Builds a fresh network.
         settings: Default: ``RecordSettings()``.
+        head: See :class:`TGDDCallback`.
+        mean, std: Per-channel normalisation of the inputs, for pixels in [0, 1]. Default: the images' own.
         job: Whatever else the runs depend on, as plain values; noted in the folder and compared when it exists.
         seed: Of the first run. Default: ``0``.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
@@ -86,7 +91,8 @@ def record(
     check_network(network, real.shape, real.num_classes)
     depends = {"settings": {**asdict(settings), "runs": None}, "seed": seed, **(job or {})}
     _check_job(folder / JOB, json.loads(json.dumps(depends)))
-    mean, std = real.statistics()
+    if mean is None or std is None:
+        mean, std = real.statistics()
     on = torch_device(device)
     pool = real.to(on)
     for number in range(settings.runs):
@@ -112,6 +118,7 @@ def record(
                     settings.interval,
                     max_stages=settings.max_stages,
                     dtype=settings.dtype,
+                    head=head,
                     classes=real.classes,
                     mean=mean,
                     std=std,
