@@ -103,6 +103,23 @@ def test_a_job_from_start_to_end(job):
     assert (card.images, card.images_per_class, card.factor, card.shape) == (24, 2, 2, [1, 8, 8])
 
 
+def test_a_job_on_a_recording_of_ones_own_leaves_it_alone(here, capfd):
+    own = here / "own"
+    shutil.copytree(here / "out/trajectory", own, ignore=shutil.ignore_patterns("job.json"))
+    before = snapshot(own)
+    settings = ["retrain.epochs=1", "retrain.seeds=1", "retrain.full_epochs=0"]
+    assert cli.main(["run", "recipe.yaml", "trajectory=own", "file=own.beton", *settings]) == 0
+    assert "recorded by a Trainer of yours" in capfd.readouterr().out
+    assert cli.main(["record", "recipe.yaml", "trajectory=own"]) == 2
+    assert "was recorded by a Trainer of yours" in capfd.readouterr().err
+    assert snapshot(own) == before
+
+
+def test_a_path_that_is_not_there_says_what_was_wanted(here, capfd):
+    assert cli.main(["distill", "nowhere"]) == 2
+    assert "there is no 'nowhere'; wanted a trajectory folder or a recipe" in capfd.readouterr().err
+
+
 def test_a_trajectory_that_lacks_its_normalisation_can_be_distilled(here, capfd):
     manifest = here / "out/trajectory/seed0/manifest.json"
     content = json.loads(manifest.read_text())
@@ -196,7 +213,7 @@ def test_a_recipe_that_is_wrong(tmp_path, monkeypatch, capfd, step, text, overri
 
 def test_what_is_not_there(here, capfd):
     assert "no trajectory folder 'none/trajectory'" in refused(capfd, here, "distill", "recipe.yaml", "output=none")
-    assert "recipe 'none' cannot be read" in refused(capfd, here, "distill", "none")
+    assert "recipe 'none.yaml' cannot be read" in refused(capfd, here, "distill", "none.yaml")
     assert "holds no recorded run" in refused(capfd, here, "distill", "out/trajectory/..")
     assert "there is no file 'none.beton'" in refused(capfd, here, "retrain", "none.beton")
     assert "there is no file 'none/sets-ipc2.beton'" in refused(capfd, here, "retrain", "recipe.yaml", "output=none")

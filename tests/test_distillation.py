@@ -327,7 +327,9 @@ def bad(match, **options):
         bad("no linear layer", network=lambda: nn.Conv2d(3, 3, 1)),
         bad("no nn.Linear", head="nowhere"),
         bad("came for images of 3", mean=[0.5], std=[0.5]),
-        bad("training saw inputs", mean=[0.0] * 3, std=[0.05] * 3),
+        bad("was recorded with mean", mean=[0.0] * 3, std=[0.05] * 3),
+        bad("belong together", mean=[0.5] * 3),
+        bad("checkpoint_interval is 'soon'", checkpoint_interval="soon"),
         bad("is a folder", output="."),
         bad("cannot write", output="file/below.beton"),
     ],
@@ -349,6 +351,32 @@ def test_labels_beyond_the_head_are_refused(trajectory, pool, tmp_path):
     more = ImagePool(pool.images, pool.labels + 1)
     with pytest.raises(InputError, match=r"labels run from 1 to 3; wanted 0\.\.2"):
         run(trajectory, more, tmp_path / "a.beton")
+
+
+def test_images_that_training_cannot_have_seen_are_refused(trajectory, pool, tmp_path):
+    darker = ImagePool(pool.images // 5, pool.labels, pool.classes)
+    with pytest.raises(InputError, match="training saw inputs"):
+        run(trajectory, darker, tmp_path / "a.beton")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused(trajectory, pool, tmp_path):
+    with pytest.raises(InputError, match="torch sees none here"):
+        run(trajectory, pool, tmp_path / "a.beton", device="gpu")
+
+
+def test_classes_must_be_the_trajectorys_in_its_order(trajectory, pool, tmp_path):
+    turned = ImagePool(pool.images, 2 - pool.labels, pool.classes[::-1])
+    with pytest.raises(InputError, match="classes are chess, columns, rows; the trajectory has rows, columns, chess"):
+        run(trajectory, turned, tmp_path / "a.beton")
+    nameless = ImagePool(pool.images, pool.labels)
+    assert read_card(run(trajectory, nameless, tmp_path / "a.beton")).classes == ["rows", "columns", "chess"]
+
+
+def test_a_start_that_takes_too_many_images_says_how_many_are_right(trajectory, pool, tmp_path):
+    with pytest.raises(InputError, match=r"= 24 of each; lower images_per_class to 5, or take start 'real'"):
+        run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, images_per_class=6, factor=2))
+    run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, images_per_class=5, factor=2, steps=1))
 
 
 def test_images_of_another_size_are_refused(trajectory, tmp_path):

@@ -101,7 +101,7 @@ BAD = {
     "fraction": ([(GREY, 0.5)], "label of item 0 is 0.5; wanted one integer"),
     "text": ([(GREY, "3")], "label of item 0 is '3'; wanted one integer"),
     "nothing": ([(GREY, None)], "label of item 0 is None"),
-    "negative label": ([(GREY, 0), (GREY, -1)], "labels run from -1 to 0; wanted 0..0"),
+    "negative label": ([(GREY, 0), (GREY, -1)], "labels run from -1 to 0; wanted numbers from 0 on"),
     "only negative labels": ([(GREY, -1)], "labels run from -1 to -1"),
     "an id for a label": ([(GREY, 10**9)], "labels run up to 1000000000"),
     "several sizes": ([(GREY, 0), (GREY.T, 0)], r"image 1 is 7x5 .*first is 5x7 .*Resize"),

@@ -265,8 +265,15 @@ def test_images_of_another_shape_are_refused(file, trained):
     for name in ("test", "real"):
         for other, shape in ((pool(9, 0, channels=3), "3, 8, 8"), (pool(9, 0, side=6), "1, 6, 6")):
             refused(trained, pattern.format(name, shape), file, **{"real": REAL, "test": TEST, name: other})
-    fewer = ImagePool(TEST.images[:2], TEST.labels[:2])
-    refused(trained, r"the test images are 2 classes of", file, fewer)
+    fewer = ImagePool(TEST.images, TEST.labels.clamp(max=1), ["dark", "other"])
+    refused(trained, r"classes are dark, other; '.*' has dark, ", file, fewer)
+    more = ImagePool(TEST.images, TEST.labels + 1)
+    refused(trained, r"the test images are 4 classes of", file, more)
+
+
+def test_a_network_in_place_of_a_function_is_refused(file, trained):
+    with pytest.raises(InputError, match="wanted a function that builds a fresh one for each seed"):
+        retrain(file, TEST, QUICK, network=convnet(K, 1, 8, **ARGUMENTS), progress_bar=False)
 
 
 def test_too_few_real_images_are_refused(file, trained):

@@ -51,7 +51,8 @@ class TGDDCallback(Callback):
         classes (list[str], optional): Class names. Default: the training data set's ``classes``, if it has any.
         mean, std (list[float], optional): Per-channel normalisation of the inputs, for pixels in [0, 1]. Default: found
             in the training data set's torchvision ``Normalize``, or 0 and 1 if the inputs themselves lie in [0, 1].
-        overwrite (bool): Whether to replace a complete recording of the same run name. Default: ``False``.
+        overwrite (bool): Whether to replace a complete recording of the same run name; one that was cut short is
+            replaced with a warning when its run begins anew. Default: ``False``.
 
     Raises:
         InputError: From the constructor for an unusable argument; at the start of training for what it cannot record: a
@@ -267,6 +268,12 @@ class TGDDCallback(Callback):
                 raise InputError(
                     f"run '{run.name}' is already recorded in '{self._run_folder}'; give the Trainer another run_name, "
                     f"the callback another folder, or overwrite=True"
+                )
+            if batch == 0 and len(earlier.stages) > 1:
+                warnings.warn(
+                    f"run '{run.name}' begins anew: its {len(earlier.stages)} stages in '{self._run_folder}', up to "
+                    f"batch {earlier.stages[-1].batch}, are replaced (it was cut short and no checkpoint was loaded)",
+                    stacklevel=2,
                 )
             # A run that starts anew keeps nothing, not even initial weights: they may be of another seed.
             if batch > 0:

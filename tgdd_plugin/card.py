@@ -28,6 +28,7 @@ class Card:
         factor: f of multi-formation. The images in the file are decoded: nothing is left to be done by the user.
         method: Settings of the distillation, empty for a set made otherwise.
         network: What it was distilled on.
+        real: How many real ``images`` were read, and their :meth:`ImagePool.fingerprint`.
         trajectory: ``runs`` and the SHA-256 of their ``stages``.
         versions: Of the packages that wrote it.
         accuracy: What networks trained on this very file reach, row by row, beside as many random real images.
@@ -43,6 +44,7 @@ class Card:
     factor: int = 1
     method: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
+    real: dict[str, Any] = field(default_factory=dict)
     trajectory: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     accuracy: list[dict[str, Any]] = field(default_factory=list)

@@ -85,6 +85,9 @@ def _work(step: str, path: str, overrides: list[str]) -> None:
         recipe = read_recipe(None, [f"trajectory={json.dumps(path)}", *overrides])
     elif step == "retrain" and path.endswith(".beton"):
         recipe = read_recipe(None, [f"file={json.dumps(path)}", *overrides])
+    elif not Path(path).exists() and Path(path).suffix not in (".yaml", ".yml"):
+        wanted = {"distill": "a trajectory folder or a recipe", "retrain": "a .beton or a recipe"}.get(step, "a recipe")
+        raise InputError(f"there is no '{path}'; wanted {wanted} (YAML)")
     else:
         recipe = read_recipe(path, overrides)
     # Found out now, and not after hours of work or of reading images.
@@ -94,7 +97,7 @@ def _work(step: str, path: str, overrides: list[str]) -> None:
         read_card(recipe.beton)
     data = functools.cache(lambda: load_data(recipe.data, progress=True))  # read once, by the first that needs it
     if step in ("run", "record"):
-        _record(recipe, data)
+        _record(recipe, data, keep=step == "run")
     if step in ("run", "distill"):
         _distill(recipe, data, keep=step == "run")
     if step in ("run", "retrain"):
@@ -103,14 +106,19 @@ def _work(step: str, path: str, overrides: list[str]) -> None:
         write_whole(Path(recipe.output) / "recipe.yaml", recipe_text(recipe))
 
 
-def _record(recipe: Recipe, data: Data) -> None:
+def _record(recipe: Recipe, data: Data, keep: bool) -> None:
     from dataclasses import asdict
 
     from tgdd_plugin.files import check_writable
+    from tgdd_plugin.manifest import MANIFEST
     from tgdd_plugin.recipe import NetworkSettings
     from tgdd_plugin.recording import JOB, record
 
-    check_writable(recipe.trajectory_folder / JOB)
+    folder = recipe.trajectory_folder
+    if keep and any(folder.glob(f"*/{MANIFEST}")) and not (folder / JOB).is_file():
+        print(f"recorded  {folder}: kept, it was recorded by a Trainer of yours")
+        return
+    check_writable(folder / JOB)
     real, _ = data()
     network = recipe.network or NetworkSettings()
     trajectory = record(
@@ -132,14 +140,17 @@ def _record(recipe: Recipe, data: Data) -> None:
 def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
     from tgdd_plugin.distillation import distill, is_distilled
     from tgdd_plugin.files import check_writable
+    from tgdd_plugin.networks import recorded_factory
     from tgdd_plugin.trajectory import Trajectory
 
     trajectory = Trajectory.open(recipe.trajectory_folder)
     check_writable(recipe.beton)
-    if keep and is_distilled(recipe.beton, trajectory, recipe.distill):
+    if recipe.network is None:
+        recorded_factory(trajectory.run.network)  # what cannot be built is found out before any image is read
+    real, _ = data()
+    if keep and is_distilled(recipe.beton, trajectory, real, recipe.distill):
         print(f"distilled {recipe.beton}: kept, it is of this job")
         return
-    real, _ = data()
     network = recipe.network.factory(real.shape, trajectory.run.num_classes) if recipe.network else None
     path = distill(
         trajectory,

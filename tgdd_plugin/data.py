@@ -160,7 +160,7 @@ def _datasets(settings: DataSettings) -> tuple[Any, Any]:
         make, *splits = _KNOWN[settings.name]
         found = [_found_or_downloaded(make, settings, transform=transform, **split) for split in splits]
         return found[0], found[1]
-    pair = import_function("data", settings.name)()
+    pair = import_function("data", settings.name)()  # should it fail, its own traceback is what helps
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise InputError(f"data '{settings.name}' returned {type(pair).__name__}; wanted two data sets, train and test")
     return pair[0], pair[1]

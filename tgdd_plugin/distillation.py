@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from composer import Callback, DataSpec, Logger, State, Trainer
 from composer.algorithms import EMA
+from composer.core import Time
 from composer.loggers import LoggerDestination
 from composer.models import ComposerClassifier
-from composer.utils import dist, get_device
+from composer.utils import dist
 from torch import nn
 
 from tgdd_plugin.beton import write_beton
@@ -29,13 +30,14 @@ from tgdd_plugin.files import check_writable
 from tgdd_plugin.manifest import Run, versions
 from tgdd_plugin.model import DistillationModel
 from tgdd_plugin.network import FeatureNetwork, find_head
-from tgdd_plugin.networks import build_recorded
+from tgdd_plugin.networks import build_recorded, recorded_factory
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.progress import ProgressBar
 from tgdd_plugin.report import image_grid
 from tgdd_plugin.settings import DistillSettings
 from tgdd_plugin.stages import StageBank
 from tgdd_plugin.synthetic import SyntheticImages, start_pixels
+from tgdd_plugin.training import torch_device
 from tgdd_plugin.trajectory import Trajectory
 
 
@@ -64,7 +66,7 @@ def distill(
     take one SGD step on the pixels of all classes, then clamp them to [0, 1].
 
     Checkpoints lie in a hidden folder beside ``output`` until it is written. The same call, made again after a crash,
-    goes on from the last one and ends with the same bits.
+    goes on from the last one and ends with the same bits (on a CPU; a GPU may add in another order).
 
     Args:
         trajectory: The folder that :class:`TGDDCallback` recorded, or an open :class:`Trajectory`.
@@ -92,20 +94,26 @@ def distill(
     output = check_writable(Path(output))
     trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
     run = trajectory.run
+    if network is None:
+        recorded_factory(run.network)  # what cannot be built is found out before any image is read
+    if (mean is None) != (std is None):
+        raise InputError("mean and std belong together; give both or neither")
+    try:
+        Time.from_timestring(checkpoint_interval)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"checkpoint_interval is {checkpoint_interval!r}; wanted a time such as '500ba'") from error
+    on = torch_device(device)
     pool = real if isinstance(real, ImagePool) else ImagePool.from_dataset(real, progress=progress_bar)
-    if pool.num_classes != run.num_classes:
-        # Numbered classes are counted from the labels; the head knows better.
-        pool.name_classes(run.classes or [str(i) for i in range(run.num_classes)])
+    pool.agree(run.classes, run.num_classes, "the trajectory")
     if run.input and list(pool.shape) != (seen := [int(n) for n in run.input["shape"]]):
         raise InputError(
             f"the real images are {list(pool.shape)} (channels, height, width), but training saw {seen}; give the data "
-            f"the network was trained on (on the command line data.name=...)"
+            f"the network was trained on (on the command line data.name=..., data.image_size=...)"
         )
     pool_statistics = pool.statistics()
     mean, std = _normalisation(mean, std, run, *pool_statistics)
     settings = (settings or DistillSettings()).resolved(pool.shape[1])
 
-    on = get_device(device).tensor_to_device(torch.empty(0)).device
     bare = _bare_network(network, run, pool)
     frozen = FeatureNetwork(bare, find_head(bare, run.num_classes, head or _recorded_head(bare, run.head)))
     bank = StageBank(trajectory, bare, on)
@@ -126,8 +134,10 @@ def distill(
     # Right after the step, so that whatever looks at the pixels next (EMA, a checkpoint) finds them in [0, 1].
     optimizer.register_step_post_hook(lambda *_: synthetic.clamp_())
     # The name holds all the result depends on: another job never resumes from these checkpoints.
-    images = [list(shape), pool.counts.tolist(), pool_statistics]
-    key = json.dumps([asdict(settings), trajectory.checksums, mean, std, images, type(bare).__qualname__])
+    fingerprint = pool.fingerprint()
+    key = json.dumps(
+        [asdict(settings), trajectory.checksums, mean, std, list(shape), fingerprint, type(bare).__qualname__]
+    )
     run_name = f"distill-{output.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     checkpoints = output.parent / f".{run_name}"
     watchers: list[Callback] = [_Watch(image_interval, bank.names, synthetic)]
@@ -173,6 +183,7 @@ def distill(
             factor=settings.factor,
             method=_method(settings),
             network=run.network,
+            real={"images": len(pool), "fingerprint": fingerprint},
             trajectory={"runs": [r.name for r in trajectory.runs.values()], "stages": trajectory.checksums},
             versions=versions("mosaicml", "ffcv", "numpy"),
         )
@@ -182,17 +193,15 @@ def distill(
     return output
 
 
-def is_distilled(output: str | Path, trajectory: Trajectory, settings: DistillSettings | None = None) -> bool:
-    """Whether ``output`` is there already, whole, from the same stages under the same settings.
-
-    What else :func:`distill` may be given (other images, a normalisation of one's own) is not looked at.
-    """
+def is_distilled(output: str | Path, trajectory: Trajectory, pool: ImagePool, settings: DistillSettings) -> bool:
+    """Whether ``output`` is there already, whole, from the same stages and images under the same settings."""
     try:
         card = read_card(output)
     except InputError:
         return False
-    wanted = (settings or DistillSettings()).resolved(card.shape[1])
-    return card.method == _method(wanted) and card.trajectory.get("stages") == trajectory.checksums
+    same = card.method == _method(settings.resolved(card.shape[1]))
+    same = same and card.trajectory.get("stages") == trajectory.checksums
+    return same and card.real.get("fingerprint") == pool.fingerprint()
 
 
 def _method(settings: DistillSettings) -> dict[str, Any]:
@@ -242,6 +251,13 @@ def _normalisation(
     pool_std: list[float],
 ) -> tuple[list[float], list[float]]:
     """The given normalisation, else the recorded one, checked against the inputs that the run is known to have seen."""
+    if mean is not None and std is not None and run.mean is not None and run.std is not None:
+        given, recorded = np.array([mean, std]), np.array([run.mean, run.std])
+        if given.shape == recorded.shape and np.abs(given - recorded).max() > 0.01:
+            raise InputError(
+                f"the trajectory was recorded with mean {_rounded(run.mean)} and std {_rounded(run.std)}, and mean "
+                f"{_rounded(mean)} and std {_rounded(std)} were given; leave mean and std out"
+            )
     mean, std = (mean, std) if mean is not None and std is not None else (run.mean, run.std)
     if mean is None or std is None:
         raise InputError(

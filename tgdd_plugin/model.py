@@ -84,8 +84,9 @@ class DistillationModel(ComposerModel):
         }
 
     def _prepared(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
-        mean, std = self.mean.to(images.device), self.std.to(images.device)
-        return augment((images - mean) / std, draw)
+        if self.mean.device != images.device:  # once: Composer moves the pixels alone
+            self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+        return augment((images - self.mean) / self.std, draw)
 
     def loss(  # type: ignore[override]  # Composer logs each entry of a dictionary, though its annotation has none
         self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, Any]

@@ -24,7 +24,10 @@ def find_head(network: nn.Module, num_classes: int | None = None, name: str | No
     """
     linear = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
     if name is not None and name not in linear:
-        raise InputError(f"head '{name}' is no nn.Linear of the network; its linear layers are {sorted(linear)}")
+        raise InputError(
+            f"head '{name}' is no nn.Linear of the network; its linear layers are {sorted(linear)}. Name one of "
+            f"them; a network without any cannot be used, as TGDD matches the input of its linear head"
+        )
     wide = [n for n, m in linear.items() if num_classes in (None, m.out_features) and name in (None, n)]
     if not wide:
         wanted = f"with {num_classes} outputs" if num_classes else "at all"

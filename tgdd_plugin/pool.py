@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from tgdd_plugin.errors import InputError
+from tgdd_plugin.errors import InputError, brief
 from tgdd_plugin.images import to_pair
 
 MEMORY_LIMIT = 4 * 2**30
@@ -54,8 +55,9 @@ class ImagePool:
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= self.num_classes:
             raise InputError(
-                f"labels run from {low} to {high}; wanted 0..{self.num_classes - 1} for {self.num_classes} classes. "
-                f"Renumber the labels or correct the class names"
+                f"labels run from {low} to {high}; wanted "
+                + (f"0..{self.num_classes - 1} for {self.num_classes} classes" if low >= 0 else "numbers from 0 on")
+                + ". Renumber the labels or correct the class names"
             )
         self.counts = torch.bincount(self.labels, minlength=self.num_classes)
         # The images stay where they are; this lists the positions of class 0, then of class 1, ...
@@ -83,6 +85,36 @@ class ImagePool:
         """
         self.classes = [str(name) for name in classes]
         self._sort()
+
+    def agree(self, classes: Sequence[str] | None, num_classes: int, owner: str) -> None:
+        """Takes over the classes of ``owner`` if the pool's are but numbers; else they must be the same, in order.
+
+        Args:
+            classes: The owner's names, or ``None``.
+            num_classes: K of the owner.
+            owner: What has them (a trajectory, a file), to be named in the error.
+
+        Raises:
+            InputError: If names or their order differ, or a label lies outside 0..K-1.
+        """
+        numbers = _numbers(num_classes)
+        known = list(classes) if classes is not None else numbers
+        if self.classes == known:
+            return
+        if self.classes == _numbers(self.num_classes) or (known == numbers and self.num_classes != num_classes):
+            self.name_classes(known)
+        elif known != numbers:
+            raise InputError(
+                f"the real images' classes are {', '.join(self.classes[:12])}; {owner} has {', '.join(known[:12])}. "
+                f"Give the same data, with its labels in the same order"
+            )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the labels and of up to 4,096 images, evenly spaced: tells other images, cheaply."""
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        spaced = torch.linspace(0, len(self) - 1, min(len(self), 4096)).long()
+        digest.update(self.take(spaced).cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> ImagePool:
         """Moves the images to a device if they fit in half of what is free there; else they stay in (mapped) memory."""
@@ -194,7 +226,13 @@ class ImagePool:
         labels = torch.empty(count, dtype=torch.int64)
         images: torch.Tensor | None = None
         for i in tqdm(range(count), desc="reading images", unit="img", disable=hidden, leave=False):
-            image, labels[i] = to_pair(dataset[i], i)
+            try:
+                item = dataset[i]
+            except Exception as error:  # files and code of the user's can fail in any way
+                raise InputError(
+                    f"item {i} of the data set cannot be read ({brief(error)}); mend or remove it"
+                ) from error
+            image, labels[i] = to_pair(item, i)
             if images is None:
                 images = allocate((count, *image.shape))
             if image.shape != images.shape[1:]:

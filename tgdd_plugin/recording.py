@@ -130,6 +130,11 @@ def record(
 
 
 def _check_job(path: Path, depends: dict[str, Any]) -> None:
+    if not path.is_file() and any(path.parent.glob(f"*/{MANIFEST}")):
+        raise InputError(
+            f"'{path.parent}' was recorded by a Trainer of yours; distill it as it is, or choose another output or "
+            f"trajectory folder to record into"
+        )
     # A job that failed before it recorded anything binds nobody.
     if path.is_file() and any(path.parent.glob(f"*/{MANIFEST}")):
         try:

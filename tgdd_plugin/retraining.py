@@ -16,7 +16,7 @@ from composer.utils import dist
 from torch import nn
 
 from tgdd_plugin.beton import read_beton
-from tgdd_plugin.card import read_card
+from tgdd_plugin.card import Card, read_card
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.files import check_writable, write_whole
 from tgdd_plugin.loader import DeviceLoader
@@ -82,10 +82,10 @@ class Row:
 
 def retrain(
     file: str | Path,
-    test: ImagePool,
+    test: Any,
     settings: RetrainSettings | None = None,
     *,
-    real: ImagePool | None = None,
+    real: Any = None,
     network: Callable[[], nn.Module] | None = None,
     device: str | None = None,
     seed: int = 0,
@@ -96,7 +96,7 @@ def retrain(
 
     Args:
         file: The ``.beton``, as it ships, its card beside it. The card gets the accuracies.
-        test: Real test images.
+        test: Real test images: an :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset` takes.
         settings: Default: ``RetrainSettings()``.
         real: The real training images, for the rows of random and full data. Default: those rows are left out.
         network: A function that builds a fresh network. Default: for this package's networks, as the card says.
@@ -116,12 +116,13 @@ def retrain(
     settings = settings or RetrainSettings()
     card = read_card(file)
     images, labels = read_beton(file)
-    for name, pool in (("test", test), ("real", real)):
-        if pool is not None and (list(pool.shape) != card.shape or pool.num_classes != len(card.classes)):
-            raise InputError(
-                f"the {name} images are {pool.num_classes} classes of {list(pool.shape)}; '{file}' holds "
-                f"{len(card.classes)} classes of {card.shape}. Give the data set that was distilled"
-            )
+    test = _pool(test, "test", file, card)
+    real = None if real is None else _pool(real, "real", file, card)
+    if isinstance(network, nn.Module):
+        raise InputError(
+            f"network is a {type(network).__name__}; wanted a function that builds a fresh one for each seed, such as "
+            f"lambda: {type(network).__name__}(...)"
+        )
     results = check_writable(Path(results)) if results else None
     build = network or (lambda: build_recorded(card.network, card.shape, len(card.classes)))
     # What cannot work is found out now, not after hours of training.
@@ -210,6 +211,18 @@ def table(rows: Sequence[Row]) -> str:
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
              for row in cells]  # fmt: skip
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _pool(images: Any, name: str, file: str | Path, card: Card) -> ImagePool:
+    """The images as a pool, if they are of the file's shape and classes."""
+    pool = images if isinstance(images, ImagePool) else ImagePool.from_dataset(images)
+    if list(pool.shape) != card.shape or pool.num_classes > len(card.classes):
+        raise InputError(
+            f"the {name} images are {pool.num_classes} classes of {list(pool.shape)}; '{file}' holds "
+            f"{len(card.classes)} classes of {card.shape}. Give the data set that was distilled"
+        )
+    pool.agree(card.classes, len(card.classes), f"'{file}'")
+    return pool
 
 
 def _random_subset(real: ImagePool, per_class: int, seed: int) -> ImagePool:

@@ -102,6 +102,14 @@ def start_pixels(
     if pool is None:
         raise InputError(f"start '{start}' needs real images; give real=, or start='noise'")
     parts = factor**2 if start == "mix" else 1
+    fewest = int(pool.counts[:classes].min())
+    if fewest < count * parts:
+        many = " · factor²" if parts > 1 else ""
+        raise InputError(
+            f"class '{pool.classes[int(pool.counts.argmin())]}' has {fewest} real images to start from, and start "
+            f"'{start}' takes images_per_class{many} = {count * parts} of each; lower images_per_class to "
+            f"{fewest // parts}" + (", or take start 'real' or factor 1" if parts > 1 else "") + ", or start 'noise'"
+        )
     index = pool.draw(torch.arange(classes), count * parts, generator, "to start from")
     images = pool.take(index).float() / 255
     if parts == 1:

@@ -168,5 +168,11 @@ def accuracy(network: nn.Module, pool: ImagePool, mean: Sequence[float], std: Se
 
 
 def torch_device(device: str | None) -> torch.device:
-    """Composer's ``'cpu'``, ``'gpu'`` or ``None`` (a GPU if there is one) as torch's device."""
+    """Composer's ``'cpu'``, ``'gpu'`` or ``None`` (a GPU if there is one) as torch's device.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if device == "gpu" and not torch.cuda.is_available():
+        raise InputError("device is 'gpu', but torch sees none here; use device 'cpu', or leave it out")
     return get_device(device).tensor_to_device(torch.empty(0)).device

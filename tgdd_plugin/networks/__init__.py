@@ -100,12 +100,21 @@ def build_recorded(record: dict[str, Any], shape: Sequence[int], num_classes: in
     Raises:
         InputError: If it is another, which the user must name; or if it cannot be built.
     """
+    return build_network(recorded_factory(record), record.get("arguments") or {}, shape, num_classes)
+
+
+def recorded_factory(record: dict[str, Any]) -> str:
+    """Which of this package's networks a manifest or a card tells of; see :func:`build_recorded`.
+
+    Raises:
+        InputError: If it is another.
+    """
     name = (record.get("factory") or "").removeprefix(f"{__name__}:")
-    arguments = record.get("arguments") or {}
     if name not in OWN:
+        arguments = record.get("arguments") or {}
         noted = "".join(f" network.{key}={value}" for key, value in arguments.items())
         raise InputError(
             f"the network is not one of this package's ({record.get('class', 'not recorded')}); pass network=, it or a "
             f"function that builds it, on the command line network.name={name or 'module:function'}{noted}"
         )
-    return build_network(name, arguments, shape, num_classes)
+    return name
