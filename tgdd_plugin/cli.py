@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _show(Path(options.path), options.picture)
         else:
             _work(options.step, options.path, options.overrides)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
         print(f"tgdd: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

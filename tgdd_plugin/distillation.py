@@ -216,16 +216,16 @@ class _Watch(Callback):
         self.names = names
         self.synthetic = synthetic
 
-    def after_loss(self, state: State, logger: Logger) -> None:
-        if not math.isfinite(float(state.loss["total"])):  # type: ignore[index, call-overload]
+    def batch_end(self, state: State, logger: Logger) -> None:
+        step = state.timestamp.batch.value
+        # The Trainer's own number, which costs no wait for the device; this step's checkpoint would come later.
+        if not math.isfinite(state.total_loss_dict["loss/train/total"]):
             early, late = (self.names[state.batch[key]] for key in ("early", "late"))
             raise InputError(
-                f"the loss is no longer finite at step {state.timestamp.batch.value} (early stage: {early}; late "
-                f"stage: {late}); lower learning_rate or alpha. The last checkpoint keeps the last good images"
+                f"the loss is no longer finite at step {step - 1} (early stage: {early}; late stage: {late}); lower "
+                f"learning_rate or alpha. The last checkpoint keeps the last good images"
             )
-
-    def batch_end(self, state: State, logger: Logger) -> None:
-        if self.interval and state.timestamp.batch.value % self.interval == 0:
+        if self.interval and step % self.interval == 0:
             logger.log_images(image_grid(*self.synthetic.to_uint8()), name="tgdd/synthetic")
 
 
