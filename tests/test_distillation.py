@@ -16,10 +16,11 @@ from torchvision.models import resnet18
 
 from tgdd_plugin import DistillSettings, ImagePool, InputError, RetrainSettings, distill, read_card, retrain
 from tgdd_plugin.beton import read_beton
-from tgdd_plugin.draws import Draws, step_generator
+from tgdd_plugin.draws import Draws
 from tgdd_plugin.model import DistillationModel
 from tgdd_plugin.network import FeatureNetwork
 from tgdd_plugin.networks import convnet
+from tgdd_plugin.randomness import keyed_generator
 from tgdd_plugin.recording import RecordSettings, record
 from tgdd_plugin.stages import StageBank
 from tgdd_plugin.synthetic import SyntheticImages, start_pixels
@@ -92,7 +93,7 @@ def test_equals_a_plain_loop_without_composer(trajectory, pool, tmp_path, factor
     path = run(trajectory, pool, tmp_path / "a.beton", settings)
     network = tiny()
     bank = StageBank(trajectory, network)
-    start = start_pixels("mix", (3, 2, 3, 8, 8), factor, pool, step_generator(0, 0, 2**31))
+    start = start_pixels("mix", (3, 2, 3, 8, 8), factor, pool, keyed_generator(0, 0, 2**31))
     synthetic = SyntheticImages(start, factor)
     draws = Draws(settings, bank, pool, synthetic)
     mean, std = pool.statistics()
@@ -193,7 +194,7 @@ def test_no_more_than_max_decoded_images_enter_a_step(trajectory, pool, tmp_path
 
 def test_bfloat16_moves_the_pixels_nearly_as_float32_does(trajectory, pool, tmp_path):
     moved = []
-    start = start_pixels("mix", (3, 2, 3, 8, 8), 1, pool, step_generator(0, 0, 2**31))
+    start = start_pixels("mix", (3, 2, 3, 8, 8), 1, pool, keyed_generator(0, 0, 2**31))
     for precision in ("fp32", "bf16"):
         steps = Steps()
         settings = replace(SETTINGS, steps=1, precision=precision)
@@ -254,7 +255,7 @@ def test_resnet18_of_torchvision_goes_all_the_way(tmp_path):
     assert trajectory.run.head == "fc"
     settings = replace(SETTINGS, steps=3, factor=2, images_per_class=1, learning_rate=0.02)
     path = run(trajectory, pool, tmp_path / "a.beton", settings, network=build)
-    start = start_pixels("mix", (3, 1, 3, 32, 32), 2, pool, step_generator(0, 0, 2**31))
+    start = start_pixels("mix", (3, 1, 3, 32, 32), 2, pool, keyed_generator(0, 0, 2**31))
     assert not torch.equal(read_beton(path)[0], SyntheticImages(start, 2).to_uint8()[0])
     rows = retrain(
         path, pool, RetrainSettings(epochs=2, seeds=1, full_epochs=0), network=build, device="cpu", progress_bar=False
@@ -268,7 +269,7 @@ def test_draws_depend_on_seed_step_and_rank_alone(trajectory, pool):
     draws(6)
     again = draws(5)
     assert torch.equal(first["real"], again["real"]) and first["early"] == again["early"]
-    numbers = {float(torch.rand((), generator=step_generator(*key))) for key in [(0, 5), (0, 6), (1, 5), (0, 5, 1)]}
+    numbers = {float(torch.rand((), generator=keyed_generator(*key))) for key in [(0, 5), (0, 6), (1, 5), (0, 5, 1)]}
     assert len(numbers) == 4
 
 
@@ -296,7 +297,7 @@ def test_two_processes_average_their_gradients(trajectory, pool, tmp_path):
 
     network = tiny()
     bank = StageBank(trajectory, network)
-    synthetic = SyntheticImages(start_pixels("mix", (3, 2, 3, 8, 8), 1, pool, step_generator(0, 0, 2**31)))
+    synthetic = SyntheticImages(start_pixels("mix", (3, 2, 3, 8, 8), 1, pool, keyed_generator(0, 0, 2**31)))
     mean, std = pool.statistics()
     model = DistillationModel(
         synthetic, FeatureNetwork(network, "classifier"), bank, pool, mean=mean, std=std, alpha=2.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from composer.algorithms import CutMix
 from composer.core import Algorithm, Event, State
@@ -11,6 +10,7 @@ from composer.utils import dist
 
 from tgdd_plugin.augment import augment, draw_augmentation, parse_augmentation
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.randomness import keyed_generator
 
 
 class SiameseAugmentation(Algorithm):
@@ -41,8 +41,7 @@ class SiameseAugmentation(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event == Event.BATCH_START:  # the microbatches of a batch share its stream
-            key = np.random.SeedSequence([self.seed, dist.get_global_rank(), state.timestamp.batch.value])
-            self._generator.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+            self._generator = keyed_generator(self.seed, dist.get_global_rank(), state.timestamp.batch.value)
             return
         images = state.batch_get_item(0)
         draw = draw_augmentation(self.strategy, len(images), images.shape[2:], self._generator)

@@ -112,19 +112,18 @@ def _record(recipe: Recipe, data: Data, keep: bool) -> None:
     from dataclasses import asdict
 
     from tgdd_plugin.files import check_writable
-    from tgdd_plugin.manifest import MANIFEST
     from tgdd_plugin.recipe import NetworkSettings
-    from tgdd_plugin.recording import JOB, record
+    from tgdd_plugin.recording import JOB, is_foreign, record
 
     folder = recipe.trajectory_folder
-    if keep and any(folder.glob(f"*/{MANIFEST}")) and not (folder / JOB).is_file():
+    if keep and is_foreign(folder):
         print(f"recorded  {folder}: kept, it was recorded by a Trainer of yours")
         return
     check_writable(folder / JOB)
     real, _ = data()
     network = recipe.network or NetworkSettings()
     trajectory = record(
-        recipe.trajectory_folder,
+        folder,
         real,
         network.factory(real.shape, real.num_classes),
         recipe.record,

@@ -24,7 +24,7 @@ from torch import nn
 
 from tgdd_plugin.beton import write_beton
 from tgdd_plugin.card import Card, read_card
-from tgdd_plugin.draws import Draws, Steps, step_generator
+from tgdd_plugin.draws import Draws, Steps
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.files import check_writable
 from tgdd_plugin.manifest import Run, versions
@@ -33,6 +33,7 @@ from tgdd_plugin.network import FeatureNetwork, find_head
 from tgdd_plugin.networks import build_recorded, recorded_factory
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.progress import ProgressBar
+from tgdd_plugin.randomness import keyed_generator
 from tgdd_plugin.report import image_grid
 from tgdd_plugin.settings import DistillSettings
 from tgdd_plugin.stages import StageBank
@@ -121,7 +122,7 @@ def distill(
     frozen.check(bank[0], pool.shape, run.num_classes)
     shape = (pool.num_classes, settings.images_per_class, *pool.shape)
     # The start has a stream of its own, apart from every (step, rank).
-    start = start_pixels(settings.start, shape, settings.factor, pool, step_generator(settings.seed, 0, 2**31))
+    start = start_pixels(settings.start, shape, settings.factor, pool, keyed_generator(settings.seed, 0, 2**31))
     synthetic = SyntheticImages(start, settings.factor)
     draws = Draws(settings, bank, pool, synthetic, dist.get_global_rank())
     draws(0)  # a class with too few images is found out here, not after the Trainer is set up

@@ -6,20 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from tgdd_plugin.augment import draw_augmentation
 from tgdd_plugin.pool import ImagePool
+from tgdd_plugin.randomness import keyed_generator
 from tgdd_plugin.settings import DistillSettings
 from tgdd_plugin.stages import StageBank
 from tgdd_plugin.synthetic import SyntheticImages
-
-
-def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
-    """A CPU generator that depends on (seed, step, rank) alone, so that any step can be drawn again."""
-    state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 @dataclass
@@ -35,7 +29,7 @@ class Draws:
     def __call__(self, step: int) -> dict[str, Any]:
         """The batch of one step on this rank; see :meth:`DistillationModel.forward`."""
         s = self.settings
-        generator = step_generator(s.seed, step, self.rank)
+        generator = keyed_generator(s.seed, step, self.rank)
         pair = self.bank.draw(s.max_gap, generator)
         classes = torch.arange(self.pool.num_classes)
         batch = {

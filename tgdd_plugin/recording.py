@@ -43,14 +43,8 @@ class RecordSettings(TrainSettings):
         super().__post_init__()
         if self.runs < 1:
             raise InputError(f"runs is {self.runs}; wanted at least 1")
-        try:  # the callback checks its arguments: here, so that they are checked before any work
-            TGDDCallback("", self.interval, max_stages=self.max_stages, dtype=self.dtype)
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(
-                f"interval is '{self.interval}' ({error}); wanted a time such as '1ep' or '50ba'"
-            ) from error
+        # The callback checks its arguments: here, so that they are checked before any work.
+        TGDDCallback("", self.interval, max_stages=self.max_stages, dtype=self.dtype)
 
 
 def record(
@@ -129,14 +123,23 @@ def record(
     return Trajectory.open(folder)
 
 
+def is_foreign(folder: Path) -> bool:
+    """Whether ``folder`` holds runs that a Trainer of the user's recorded, not :func:`record`."""
+    return _has_runs(folder) and not (folder / JOB).is_file()
+
+
+def _has_runs(folder: Path) -> bool:
+    return any(folder.glob(f"*/{MANIFEST}"))
+
+
 def _check_job(path: Path, depends: dict[str, Any]) -> None:
-    if not path.is_file() and any(path.parent.glob(f"*/{MANIFEST}")):
+    if is_foreign(path.parent):
         raise InputError(
             f"'{path.parent}' was recorded by a Trainer of yours; distill it as it is, or choose another output or "
             f"trajectory folder to record into"
         )
     # A job that failed before it recorded anything binds nobody.
-    if path.is_file() and any(path.parent.glob(f"*/{MANIFEST}")):
+    if _has_runs(path.parent):
         try:
             earlier = dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:

@@ -18,17 +18,15 @@ from tgdd_plugin.trajectory import Trajectory
 def describe_beton(path: Path, card: Card) -> str:
     """The card in words: what the set holds, how to use it, where it comes from, and what networks reach on it."""
     names = card.classes if len(card.classes) <= 20 else [*card.classes[:20], "..."]
-    arguments = card.network.get("arguments") or {}
-    network = card.network.get("factory") or card.network.get("class") or "not recorded"
     stages = len(card.trajectory.get("stages", []))
     shape = "x".join(map(str, card.shape))
     lines = [
         f"file        {path}, {path.stat().st_size / 2**20:.1f} MiB, SHA-256 {card.sha256}",
         f"images      {card.images} of {shape}: {card.images_per_class} stored per class, factor {card.factor}",
         f"classes     {len(card.classes)}: {', '.join(names)}",
-        f"normalise   mean {[round(m, 4) for m in card.mean]}, std {[round(s, 4) for s in card.std]}",
+        f"normalise   {_normalisation(card.mean, card.std)}",
         f"method      {', '.join(f'{key} {value}' for key, value in card.method.items()) or 'not recorded'}",
-        f"network     {network}({', '.join(f'{key}={value}' for key, value in arguments.items())})",
+        f"network     {_network(card.network)}",
         f"trajectory  {', '.join(card.trajectory.get('runs', [])) or 'not recorded'}: {stages} stages",
         f"versions    {', '.join(f'{name} {number}' for name, number in card.versions.items())}",
     ]
@@ -49,17 +47,12 @@ def _accuracy_rows(entry: dict[str, Any]) -> list[list[str]]:
 def describe_trajectory(trajectory: Trajectory) -> str:
     """The folder in words: the network, what it was trained on, and a table of the stages of each run."""
     run = trajectory.run
-    network = run.network.get("factory") or run.network["class"]
-    arguments = ", ".join(f"{key}={value}" for key, value in (run.network.get("arguments") or {}).items())
-    normalisation = "not recorded"
-    if run.mean is not None and run.std is not None:
-        normalisation = f"mean {[round(m, 4) for m in run.mean]}, std {[round(s, 4) for s in run.std]}"
     shape = "x".join(str(int(n)) for n in run.input["shape"]) if run.input else "not recorded"
     lines = [
         f"trajectory  {trajectory.folder}",
-        f"network     {network}({arguments}), {run.network['parameters']:,} parameters",
+        f"network     {_network(run.network)}, {run.network['parameters']:,} parameters",
         f"head        {run.head}, {run.num_classes} classes" + (f": {', '.join(run.classes)}" if run.classes else ""),
-        f"input       {shape}, normalisation {normalisation}",
+        f"input       {shape}, normalisation {_normalisation(run.mean, run.std)}",
         f"versions    {', '.join(f'{name} {number}' for name, number in run.versions.items())}",
     ]
     for folder, run in trajectory.runs.items():
@@ -71,6 +64,17 @@ def describe_trajectory(trajectory: Trajectory) -> str:
             *_stage_table(run),
         ]
     return "\n".join(lines)
+
+
+def _network(record: dict[str, Any]) -> str:
+    arguments = ", ".join(f"{key}={value}" for key, value in (record.get("arguments") or {}).items())
+    return f"{record.get('factory') or record.get('class') or 'not recorded'}({arguments})"
+
+
+def _normalisation(mean: list[float] | None, std: list[float] | None) -> str:
+    if mean is None or std is None:
+        return "not recorded"
+    return f"mean {[round(m, 4) for m in mean]}, std {[round(s, 4) for s in std]}"
 
 
 def _stage_table(run: Run) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 from composer.core import Time, TimeUnit
 
@@ -87,11 +87,11 @@ class DistillSettings:
         """With the defaults that depend on the number and the ``side`` (pixels) of the images filled in."""
         rate = (0.2 if side >= 128 else 0.02) * self.images_per_class
         alpha = 2.5 if self.images_per_class <= 10 else 0.5
-        filled = {
-            "learning_rate": rate if self.learning_rate is None else self.learning_rate,
-            "alpha": alpha if self.alpha is None else self.alpha,
-        }
-        return DistillSettings(**{**asdict(self), **filled})
+        return replace(
+            self,
+            learning_rate=rate if self.learning_rate is None else self.learning_rate,
+            alpha=alpha if self.alpha is None else self.alpha,
+        )
 
 
 def _check_batches(name: str, value: str) -> None:
