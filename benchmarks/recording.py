@@ -15,21 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import platform
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import torch
 from composer import Trainer
 from composer.models import ComposerClassifier
+from machine import describe_machine, print_figures, spread
 
 import tgdd_plugin.callback
 import tgdd_plugin.trajectory
@@ -141,15 +138,6 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, Seconds]], floa
     return pairs[1:], sum(sizes) / len(sizes)
 
 
-def spread(values: list[float]) -> Seconds:
-    """Median, the quartiles, and the bounds of the median by the order of the values (95 %)."""
-    values = sorted(values)
-    low, _, high = quantiles(values, n=4, method="inclusive")
-    reach = 0.98 * math.sqrt(len(values))
-    first, last = max(0, math.floor(len(values) / 2 - reach)), min(len(values) - 1, math.ceil(len(values) / 2 + reach))
-    return {"median": median(values), "low": low, "high": high, "from": values[first], "to": values[last]}
-
-
 def summarize(pairs: list[dict[str, Seconds]], size: float) -> dict[str, Seconds]:
     """Figures by name; ``size`` is a stage's in bytes."""
 
@@ -197,14 +185,10 @@ def main() -> None:
 
     pairs, size = measure(options)
     summary = summarize(pairs, size)
-    device = torch.cuda.get_device_name() if options.device == "gpu" else f"{platform.machine()} CPU"
-    machine = f"{device}, {os.cpu_count()} cores, {options.threads} thread(s), torch {torch.__version__}"
+    machine = describe_machine(options.device, options.threads)
     print(f"{machine}; ConvNet-3 of width {options.width}, {options.images} images of {options.side}x{options.side},")
     print(f"{options.epochs} epoch(s), a {options.dtype} stage per {options.interval}, {len(pairs)} pairs\n")
-    print(f"{'':34}  {'median':>8}  {'middle half':>20}  {'median within':>20}")
-    for name, v in summary.items():
-        bounds = [f"{v[low]:.3f} .. {v[high]:.3f}" for low, high in (("low", "high"), ("from", "to"))]
-        print(f"{name:34}  {v['median']:8.3f}  {bounds[0]:>20}  {bounds[1]:>20}")
+    print_figures(summary)
     verdict = "within" if summary[OVERHEAD]["median"] < LIMIT else "above"
     print(f"\nThe overhead beside file writing is {verdict} the {LIMIT} % allowed.")
     if options.json:
