@@ -150,8 +150,18 @@ def manifest(run_folder: Path) -> dict[str, Any]:
 
 
 def recorded(run_folder: Path) -> dict[int, Weights]:
-    """The stages of a run by batch."""
-    return {stage["batch"]: load_file(run_folder / stage["file"]) for stage in manifest(run_folder)["stages"]}
+    """The weights of a run's stages by batch."""
+    files = {stage["batch"]: load_file(run_folder / stage["file"]) for stage in manifest(run_folder)["stages"]}
+    return {batch: {n: t for n, t in file.items() if not n.startswith("tgdd/")} for batch, file in files.items()}
+
+
+def statistics(run_folder: Path) -> dict[int, Weights]:
+    """What the files of a run's stages hold beside weights, by batch; for ``means`` and ``counts``."""
+    files = {stage["batch"]: load_file(run_folder / stage["file"]) for stage in manifest(run_folder)["stages"]}
+    return {
+        batch: {n.removeprefix("tgdd/class_"): t for n, t in file.items() if n.startswith("tgdd/")}
+        for batch, file in files.items()
+    }
 
 
 def assert_same(stages: Mapping[int, Weights], wanted: Mapping[int, Weights]) -> None:

@@ -23,17 +23,21 @@ from common import (
     tiny_network,
 )
 from composer import Callback, State, Time, Trainer
-from composer.algorithms import EMA, SWA
+from composer.algorithms import EMA, SWA, CutMix, CutOut, LabelSmoothing, MixUp, RandAugment
 from composer.callbacks import CheckpointSaver, EarlyStopper
-from composer.core import Event
+from composer.core import Algorithm, Event
 from composer.models import ComposerClassifier, ComposerModel
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision import transforms
 from torchvision.transforms import v2
 
 from tgdd_plugin import TGDDCallback
+from tgdd_plugin.algorithms import RandomCutMix, SiameseAugmentation
+from tgdd_plugin.augment import OPERATIONS
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.inspection import find_augmentation
+from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.networks import convnet
 
 EPOCH = 4  # batches, see make_trainer
@@ -297,7 +301,7 @@ def test_thinning_while_training(tmp_path: Path, max_stages: int) -> None:
     wanted = sorted({*range(0, 12, stride), 12})
     assert_same(recorded(tmp_path / "run"), at(probe, *wanted))
     files = {stage["file"] for stage in manifest(tmp_path / "run")["stages"]}
-    assert {path.name for path in (tmp_path / "run").iterdir()} == files | {"manifest.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == files | {"manifest.json", "exemplars.safetensors"}
 
 
 # What is written.
@@ -462,6 +466,72 @@ def test_images_that_are_no_tensor_batch(tmp_path: Path) -> None:
     assert list(recorded(tmp_path / "run")) == [0, 4, 8, 12]
 
 
+@pytest.mark.parametrize(
+    ("transform", "wanted"),
+    [
+        (None, "none"),
+        (transforms.Compose([transforms.ToTensor(), transforms.Resize(8), transforms.Normalize([0], [1])]), "none"),
+        (v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.CenterCrop(8)]), "none"),
+        (transforms.Compose([transforms.RandomHorizontalFlip(), transforms.RandomCrop(8, 1)]), "crop_flip"),
+        (v2.Compose([v2.RandomResizedCrop(8), v2.RandomErasing()]), "crop_cutout_scale"),
+        (nn.Sequential(transforms.RandomRotation(5), transforms.ColorJitter(0.1)), "color_rotate"),
+        (v2.RandomApply([v2.ColorJitter(0.1), v2.RandomHorizontalFlip()]), "color_flip"),
+        (transforms.RandomAffine(0, translate=(0.1, 0.1)), "crop"),
+        (v2.RandomAffine(5, scale=(0.8, 1.2)), "scale_rotate"),
+        (transforms.RandomAffine(5, shear=3), None),
+        (transforms.RandomGrayscale(), None),
+        (transforms.Lambda(lambda image: image), None),
+        (transforms.Compose([transforms.RandomHorizontalFlip(), lambda image: image]), None),
+        (lambda image: image, None),
+    ],
+)
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda data: data, lambda data: Subset(data, range(4)), lambda data: ConcatDataset([Pictures(), data])],
+    ids=["alone", "subset", "concatenated"],
+)
+def test_augmentation_in_the_data_set(transform: Any, wrap: Any, wanted: str | None) -> None:
+    loader = DataLoader(wrap(Pictures(transform=transform)))
+    assert find_augmentation(loader, []) == wanted
+
+
+class OwnAlgorithm(Algorithm):
+    def match(self, event: Event, state: State) -> bool:
+        return False
+
+    def apply(self, event: Event, state: State, logger: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "wanted"),
+    [
+        ([], "none"),
+        ([EMA(half_life="3ba"), LabelSmoothing(), MixUp(), CutMix(), RandomCutMix()], "none"),
+        ([SiameseAugmentation("flip_crop_color")], "color_crop_flip"),
+        ([SiameseAugmentation("rotate"), CutOut()], "cutout_rotate"),
+        ([RandAugment()], None),
+        ([OwnAlgorithm()], None),
+    ],
+)
+def test_augmentation_by_algorithms(algorithms: list[Algorithm], wanted: str | None) -> None:
+    device_loader = DeviceLoader(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4), [0], [1], batch_size=2)
+    for loader in (device_loader, DataLoader(Pictures())):
+        assert find_augmentation(loader, algorithms) == wanted
+    flipped = DataLoader(Wrapped(Pictures(), transforms.RandomHorizontalFlip()))
+    both = "_".join(name for name in OPERATIONS if name in {*(wanted or "").split("_"), "flip"})
+    assert find_augmentation(flipped, algorithms) == (both if wanted else None)
+
+
+def test_augmentation_that_cannot_be_told() -> None:
+    assert find_augmentation([(torch.zeros(1, 1, 8, 8), torch.zeros(1))], []) is None
+    assert find_augmentation(DataLoader(Pictures(), collate_fn=lambda items: items), []) is None
+
+
+def test_augmentation_is_noted(tmp_path: Path) -> None:
+    record(tmp_path, None, {"algorithms": [SiameseAugmentation("flip_color")], "max_duration": "1ba"})
+    assert manifest(tmp_path / "run")["augmentation"] == "color_flip"
+
+
 def test_arguments_that_json_lacks(tmp_path: Path) -> None:
     network = tiny_network()
     network.tgdd_network = {"factory": "my:net", "arguments": {"norm": nn.BatchNorm2d}}  # type: ignore[assignment]
@@ -492,7 +562,7 @@ def test_second_run_of_the_same_name(tmp_path: Path) -> None:
     assert contents(tmp_path / "run") == before
     probe = record(tmp_path, tiny_network(1), interval="2ep", overwrite=True)
     assert_same(recorded(tmp_path / "run"), at(probe, 0, 8, 12))
-    assert len(contents(tmp_path / "run")) == 4
+    assert len(contents(tmp_path / "run")) == 5
 
 
 @pytest.mark.parametrize("content", ["{", '{"format": 1, "name": 3}', "[]", '{"format": 99}'])
@@ -503,7 +573,7 @@ def test_damaged_manifest(tmp_path: Path, content: str) -> None:
         record(tmp_path)
     probe = record(tmp_path, interval="3ep", overwrite=True)
     assert_same(recorded(tmp_path / "run"), at(probe, 0, 12))
-    assert len(contents(tmp_path / "run")) == 3
+    assert len(contents(tmp_path / "run")) == 4
 
 
 def test_several_runs_in_one_folder(tmp_path: Path) -> None:
@@ -561,6 +631,9 @@ def test_two_fits_are_one_run(tmp_path: Path, algorithms: list[Any]) -> None:
         ({"mean": [0.5]}, "mean and std belong together"),
         ({"mean": [0.5], "std": [0.1, 0.1]}, "as many of one as of the other"),
         ({"mean": [0.5], "std": [0.0]}, "each std above 0"),
+        ({"exemplars": -1}, "exemplars is -1; wanted a whole number of images of each class, or 0 for none"),
+        ({"exemplars": True}, "exemplars is True; wanted"),
+        ({"exemplars": 2.5}, "exemplars is 2.5; wanted"),
         ({"interval": "often"}, "interval is 'often'; wanted a Composer time such as '1ep'"),
         ({"interval": "0ep"}, "interval is '0ep'; wanted more than nothing"),
         ({"interval": -1}, "interval is -1; wanted more than nothing"),

@@ -83,7 +83,8 @@ def test_a_job_from_start_to_end(job):
     written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     stages = {f"trajectory/seed0/stage-ep{i}-ba{i}.safetensors" for i in range(3)}  # 60 images are one batch
     wanted = {"sets-ipc2.beton", "sets-ipc2.beton.yaml", "results.json", "recipe.yaml", "trajectory/job.json"}
-    assert written == wanted | stages | {"trajectory/seed0/manifest.json"}  # and no checkpoint, no temporary file
+    recorded = {f"trajectory/seed0/{name}" for name in ("manifest.json", "exemplars.safetensors")}
+    assert written == wanted | stages | recorded  # and no checkpoint, no temporary file
     lines = done.stdout.splitlines()
     assert lines[0] == "recorded  out/trajectory: 1 run(s), 3 stages" and lines[1] == "distilled out/sets-ipc2.beton"
     assert lines[-1] == "results   out/results.json"

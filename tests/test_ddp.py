@@ -12,13 +12,14 @@ from typing import Any
 import composer.core.state
 import pytest
 import torch
-from common import Probe, Weights, assert_same, fit, manifest, recorded, tiny_network
+from common import Probe, Weights, assert_same, fit, manifest, recorded, statistics, tiny_network
 from composer import Callback, Logger, State
 from composer.utils import dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from tgdd_plugin import TGDDCallback
+from tgdd_plugin.class_means import ClassMeans
 from tgdd_plugin.errors import InputError
 
 LIMIT = 100  # seconds; a pair of processes needs 15
@@ -81,6 +82,38 @@ def train_fsdp(root: Path, state_dict_type: str) -> WholeWeights:
     return probe
 
 
+def train_statistics(root: Path, batch_size: int, **options: Any) -> None:
+    """9 batches of the same 8 images on any number of ranks; the second, resumed part begins within an interval."""
+    fit(
+        tiny_network(),
+        callbacks=[TGDDCallback(str(root / "trajectory"), interval="4ba")],
+        save_folder=str(root / f"checkpoints-statistics-{batch_size}"),
+        save_interval="3ba",
+        save_overwrite=True,
+        run_name=f"statistics-{batch_size}",
+        max_duration="9ba",
+        batch_size=batch_size,
+        **options,
+    )
+
+
+def lone_rank() -> Weights:
+    """Class means to which rank 1 adds nothing, saved and loaded once between."""
+    means = ClassMeans()
+    for labels in ([0, 1], [1, 1]):
+        state, means = means.state_dict(), ClassMeans()
+        means.load_state_dict(state)
+        means.prepare(2, 3, "cpu")
+        means.begin_pass()
+        if dist.get_global_rank() == 0:
+            means.add(torch.arange(6.0).view(2, 3), torch.tensor(labels))
+        means.end_pass()
+        means.commit()
+    taken = means.take()
+    assert taken is not None
+    return {"means": taken[0], "counts": taken[1]}
+
+
 def keep(root: Path, name: str, weights: dict[int, Weights]) -> None:
     torch.save(weights, root / f"{name}-rank{dist.get_global_rank()}.pt")
 
@@ -89,6 +122,10 @@ def first_launch(root: Path) -> None:
     """A whole run, FSDP, and a run in which rank 0 alone fails: its disk is full at batch 10."""
     dist.initialize_dist("cpu")
     keep(root, "whole", train(root, "whole").weights)
+    train_statistics(root, 4)
+    keep(root, "statistics", statistics(run(root, "statistics-4")))
+    train_statistics(root, 4, load_path=str(root / "checkpoints-statistics-4/ep1-ba6-rank0.pt"))
+    keep(root, "lone", {0: lone_rank()})
     keep(root, "fsdp", train_fsdp(root, "full").weights)
     try:
         train_fsdp(root, "sharded")
@@ -180,6 +217,32 @@ def test_stages_under_fsdp(root: Path, first: tuple[int, list[str]]) -> None:
     assert noted["head"] == "fc"
     assert noted["network"]["class"] == "common:TinyNetwork"
     assert noted["network"]["parameters"] == sum(p.numel() for p in tiny_network().parameters())
+
+
+def test_statistics_are_those_of_both_ranks(root: Path, first: tuple[int, list[str]]) -> None:
+    """As one process adds them up over the same images; also when resumed within an interval."""
+    train_statistics(root, 8)
+    alone, resumed = statistics(run(root, "statistics-8")), statistics(run(root, "statistics-4"))
+    assert list(alone) == [0, 4, 8, 9] and all(alone[batch] for batch in (4, 8, 9))
+    for found in (torch.load(root / "statistics-rank0.pt"), resumed):
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+    assert manifest(run(root, "statistics-4"))["exemplars"]
+
+
+def test_statistics_of_one_rank_alone(root: Path, first: tuple[int, list[str]]) -> None:
+    """Batch 1 of 2 has weight 1/4."""
+    rows = torch.arange(6.0).view(2, 3)
+    for rank in (0, 1):
+        found = torch.load(root / f"lone-rank{rank}.pt")[0]
+        torch.testing.assert_close(found["counts"], torch.tensor([0.25, 2.25]))
+        torch.testing.assert_close(found["means"], torch.stack([rows[0], (rows.sum(0) + rows[1] / 4) / 2.25]))
+
+
+def test_statistics_under_fsdp(root: Path, first: tuple[int, list[str]]) -> None:
+    fit(tiny_network(), callbacks=[TGDDCallback(str(root / "alone"))], max_duration="2ep", batch_size=16)
+    found, alone = statistics(run(root, "fsdp-full")), statistics(root / "alone/run")
+    assert alone[2] and alone[4]
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_sharded_state_is_refused(root: Path, first: tuple[int, list[str]]) -> None:

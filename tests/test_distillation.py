@@ -182,7 +182,9 @@ def test_pixels_stay_between_black_and_white_after_every_step(trajectory, pool, 
 
 def test_no_more_than_max_decoded_images_enter_a_step(trajectory, pool, tmp_path):
     synthetic = SyntheticImages(torch.rand(3, 2, 3, 8, 8), 2)
-    draws = Draws(replace(SETTINGS, factor=2, max_decoded=5), StageBank(trajectory, tiny()), pool, synthetic)
+    draws = Draws(
+        replace(SETTINGS, factor=2, max_decoded=5).resolved(8), StageBank(trajectory, tiny()), pool, synthetic
+    )
     chosen = draws(0)["chosen"]
     assert chosen.shape == (3, 5)
     assert all(len(set(row.tolist())) == 5 and max(row) < 8 for row in chosen)
@@ -264,7 +266,7 @@ def test_resnet18_of_torchvision_goes_all_the_way(tmp_path):
 
 
 def test_draws_depend_on_seed_step_and_rank_alone(trajectory, pool):
-    draws = Draws(SETTINGS, StageBank(trajectory, tiny()), pool, SyntheticImages(torch.rand(3, 2, 3, 8, 8)))
+    draws = Draws(SETTINGS.resolved(8), StageBank(trajectory, tiny()), pool, SyntheticImages(torch.rand(3, 2, 3, 8, 8)))
     first = draws(5)
     draws(6)
     again = draws(5)
@@ -304,7 +306,7 @@ def test_two_processes_average_their_gradients(trajectory, pool, tmp_path):
     )
     gradients = []
     for rank in range(2):
-        draws = Draws(SETTINGS, bank, pool, synthetic)
+        draws = Draws(SETTINGS.resolved(8), bank, pool, synthetic)
         draws.rank = rank
         batch = draws(0)
         gradients.append(torch.autograd.grad(model.loss(model(batch), batch)["total"], synthetic.pixels)[0])

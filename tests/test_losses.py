@@ -44,7 +44,7 @@ def make(factor: int, count: int = 2, pair: StagePair = TWO_STAGES):
     pool = ImagePool(torch.randint(0, 256, (len(labels), 3, SIDE, SIDE), dtype=torch.uint8), labels)
     pixels = torch.rand(CLASSES, count, 3, SIDE, SIDE, dtype=torch.float64)
     synthetic = SyntheticImages(pixels, factor)
-    settings = DistillSettings(images_per_class=count, factor=factor, real_per_class=REAL)
+    settings = DistillSettings(images_per_class=count, factor=factor, real_per_class=REAL).resolved(SIDE)
     bank = Bank(networks, pair)
     frozen = FeatureNetwork(copy.deepcopy(networks[0]), "classifier")
     model = DistillationModel(synthetic, frozen, bank, pool, mean=MEAN, std=STD, alpha=ALPHA)
@@ -69,7 +69,7 @@ def loss_by_formula(pixels, factor, batch, networks, pool):
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (MEAN, STD))
     match = constraint = 0.0
     for c in range(CLASSES):
-        omega = {name: tensor[c : c + 1] for name, tensor in batch["draw"].items()}
+        omega = {name: tensor[c] for name, tensor in batch["draw"].items()}
 
         def features(image, omega=omega):
             seen = augment(((image - mean) / std)[None], omega)
@@ -185,4 +185,5 @@ def test_siamese_images_of_a_class_share_their_augmentation():
     both = model._prepared(same, batch["draw"]), model._prepared(same.clone(), batch["draw"])
     assert torch.equal(*both)
     other = draw_augmentation("color_crop_cutout_flip", CLASSES, (SIDE, SIDE), torch.Generator().manual_seed(99))
+    other = {name: values.unsqueeze(1) for name, values in other.items()}
     assert not torch.equal(both[0], model._prepared(same, other))

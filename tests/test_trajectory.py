@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from common import assert_same, manifest, recorded
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.manifest import Run, Stage
@@ -115,6 +115,7 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
     run.network |= {"factory": None, "arguments": {"width": 4}, "algorithms": ["EMA"]}
     run.classes, run.mean, run.std = ["kät", "dog", "owl"], [0.5], [0.25]
     run.input = {"shape": [1, 8, 8], "mean": [0.1], "std": [0.2]}
+    run.augmentation, run.exemplars = "color_flip", "ab"
     run.stages = [Stage("s.safetensors", 0, 0, 0, 0, "ab", {"loss": 0.5})]
     run.write(tmp_path)
     assert Run.read(tmp_path) == run
@@ -126,6 +127,64 @@ def test_keys_of_a_later_version_are_left_out(tmp_path: Path) -> None:
     content["novelty"] = content["stages"][0]["novelty"] = 1
     (tmp_path / "run/manifest.json").write_text(json.dumps(content))
     assert Run.read(tmp_path / "run") == run
+
+
+# Class means.
+
+
+def write_means(folder: Path, means: Any, counts: Any) -> Trajectory:
+    run = write_run(folder, 2)
+    add_stage(folder / "run", run, weights(2), None, class_means=(means, counts), epoch=2, batch=8, sample=64)
+    return Trajectory.open(folder)
+
+
+def test_class_means(tmp_path: Path) -> None:
+    means, counts = torch.rand(3, 5), torch.tensor([2.5, 0.0, 1.0])
+    trajectory = write_means(tmp_path, means, counts)
+    stages = trajectory.run.stages
+    found = trajectory.class_means(tmp_path / "run", stages[2])
+    assert found is not None and torch.equal(found[0], means) and torch.equal(found[1], counts)
+    assert trajectory.class_means(tmp_path / "run", stages[1]) is None
+    assert_same({2: trajectory.load(tmp_path / "run", stages[2])}, {2: weights(2)})
+    content = load_file(tmp_path / "run" / stages[2].file)
+    assert set(content) == {*weights(2), "tgdd/class_means", "tgdd/class_counts"}
+
+
+@pytest.mark.parametrize(
+    ("means", "counts"),
+    [
+        (torch.zeros(4, 5), torch.zeros(4)),
+        (torch.zeros(3), torch.zeros(3)),
+        (torch.zeros(3, 5), torch.zeros(5)),
+        (torch.zeros(3, 5), torch.zeros(3, 1)),
+        (torch.zeros(3, 5, dtype=torch.float16), torch.zeros(3)),
+        (torch.full((3, 5), float("nan")), torch.zeros(3)),
+        (torch.zeros(3, 5), torch.tensor([1.0, float("inf"), 0])),
+        (torch.zeros(3, 5), torch.tensor([1.0, -1, 0])),
+    ],
+)
+def test_class_means_that_are_none(tmp_path: Path, means: torch.Tensor, counts: torch.Tensor) -> None:
+    trajectory = write_means(tmp_path, means, counts)
+    with pytest.raises(InputError, match=r"wanted finite float32 \(3, features\) and \(3,\). Copy the folder") as error:
+        trajectory.class_means(tmp_path / "run", trajectory.run.stages[2])
+    assert "stage-ep2-ba8.safetensors' has class means and counts of torch.float" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_class_means_without_counts(tmp_path: Path) -> None:
+    run = write_run(tmp_path, 2)
+    lone = {**weights(2), "tgdd/class_means": torch.zeros(3, 5)}
+    add_stage(tmp_path / "run", run, lone, None, epoch=2, batch=8, sample=64)
+    with pytest.raises(InputError, match="wanted finite float32"):
+        Trajectory.open(tmp_path).class_means(tmp_path / "run", run.stages[2])
+
+
+def test_class_means_of_a_stage_that_is_no_safetensors(tmp_path: Path) -> None:
+    trajectory = write_means(tmp_path, torch.zeros(3, 5), torch.zeros(3))
+    for content in (b"", b"\x80\x04N."):
+        stage_file(tmp_path, 2).write_bytes(content)
+        with pytest.raises(InputError, match="stage-ep2-ba8.safetensors' cannot be read"):
+            trajectory.class_means(tmp_path / "run", trajectory.run.stages[2])
 
 
 # Opening what is not.
@@ -256,6 +315,8 @@ def put(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (put("mean", to=["a"]), r"mean is \['a'\]; wanted"),
         (put("input", to={"shape": 3}), "input is {'shape': 3}; wanted"),
         (put("input", to={"shape": [1, 8, 8]}), "no 'mean'"),
+        (put("augmentation", to=["flip"]), "augmentation is .* wanted"),
+        (put("exemplars", to=True), "exemplars is True; wanted"),
         (put("complete", to="no"), "complete is 'no'; wanted bool"),
         (put("stages", to={}), "stages is {}; wanted list"),
         (put("stages", to=["a", "b"]), "'a' is no mapping"),

@@ -62,10 +62,10 @@ class RandomCutMix(CutMix):
             raise InputError(f"p is {p}; wanted a share of batches from 0 to 1")
         super().__init__(alpha=alpha)
         self.p = p
-        self._mixing = False
+        self.mixing = False  # whether the batch at hand is mixed
 
     def match(self, event: Event, state: State) -> bool:
         if event == Event.BEFORE_FORWARD:
             # From torch's global stream, as Composer's own draws: the Trainer seeds it and its checkpoints restore it.
-            self._mixing = bool(torch.rand(()) < self.p)
-        return self._mixing and super().match(event, state)
+            self.mixing = bool(torch.rand(()) < self.p)
+        return self.mixing and super().match(event, state)

@@ -13,12 +13,17 @@ from composer.core import Callback, Event, State, Time, TimeUnit
 from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, dist, format_name_with_dist
 
+from tgdd_plugin.class_means import ClassMeans, HeadInput
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.exemplars import EXEMPLARS, Exemplars
 from tgdd_plugin.inspection import (
     MetricMeans,
     describe_network,
+    find_augmentation,
     find_classes,
+    find_head_layer,
     find_normalisation,
+    is_mixed,
     network_weights,
     training_weights,
 )
@@ -34,6 +39,12 @@ class TGDDCallback(Callback):
     Weights are those being trained, never those that EMA swaps in for evaluation and checkpoints. With SWA, the stage
     at its end is the averaged network. The stages of a run that was resumed, or crashed and resumed itself, are bit for
     bit those of an uninterrupted one: stages later than the checkpoint are dropped and made again.
+
+    With ``statistics`` each stage but the first also holds the class means of φ(x), the head's input in training, over
+    the batches since the stage before, recent ones more (see :class:`tgdd_plugin.class_means.ClassMeans`):
+    distillation then needs no real image. Only images of a single class count, so none of a batch that MixUp or CutMix
+    mixed: with :class:`RandomCutMix` at p = 0.5, half of the batches count. Under several ranks they are those of all
+    ranks' images, which after a resume are equal but for rounding.
 
     Args:
         folder (str): Where to record; ``{run_name}`` and Composer's other names are filled in. The run's stages lie in
@@ -51,6 +62,12 @@ class TGDDCallback(Callback):
         classes (list[str], optional): Class names. Default: the training data set's ``classes``, if it has any.
         mean, std (list[float], optional): Per-channel normalisation of the inputs, for pixels in [0, 1]. Default: found
             in the training data set's torchvision ``Normalize``, or 0 and 1 if the inputs themselves lie in [0, 1].
+        statistics (bool): Whether to record class means. Training goes on without them, with one warning, where
+            batches are not (images, one label for each) or always mixed. Default: ``True``.
+        exemplars (int): How many real images of each class to keep in the run's folder, for distillation to start from;
+            0 where images must not leave. They are the first of the run's first epoch, as rank 0's loader gives them:
+            before :class:`SiameseAugmentation`, CutMix and MixUp, but after transforms of the data set and Composer's
+            ``CutOut``. 256 MiB of them at most. Default: ``40``, enough for 10 images per class at factor 2.
         overwrite (bool): Whether to replace a complete recording of the same run name; one that was cut short is
             replaced with a warning when its run begins anew. Default: ``False``.
 
@@ -74,6 +91,8 @@ class TGDDCallback(Callback):
         classes: list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        statistics: bool = True,
+        exemplars: int = 40,
         overwrite: bool = False,
     ) -> None:
         if dtype not in DTYPES:
@@ -86,6 +105,10 @@ class TGDDCallback(Callback):
             raise InputError(
                 f"mean is {mean} and std {std}; wanted as many of one as of the other, and each std above 0"
             )
+        if type(exemplars) is not int or exemplars < 0:
+            raise InputError(
+                f"exemplars is {exemplars!r}; wanted a whole number of images of each class, or 0 for none"
+            )
         self._due, self.interval = _schedule(interval)
         self.folder = folder
         self.max_stages = max_stages
@@ -94,6 +117,8 @@ class TGDDCallback(Callback):
         self.classes = [str(name) for name in classes] if classes is not None else None
         self.mean = [float(m) for m in mean] if mean is not None else None
         self.std = [float(s) for s in std] if std is not None else None
+        self.statistics = statistics
+        self.exemplars = exemplars
         self.overwrite = overwrite
         self._run: Run | None = None
         self._run_folder = Path()
@@ -101,6 +126,10 @@ class TGDDCallback(Callback):
         # Where the run stands: the batch of its last stage, and how many were due so far, those since thinned included.
         self._last_batch, self._due_so_far = -1, 0
         self._means = MetricMeans()
+        self._class_means = ClassMeans()
+        self._head_input = HeadInput()
+        self._exemplars = Exemplars(0, 0)
+        self._warned: set[str] = set()
 
     def init(self, state: State, logger: Logger) -> None:
         if sum(isinstance(callback, TGDDCallback) for callback in state.callbacks) > 1:
@@ -111,7 +140,9 @@ class TGDDCallback(Callback):
         self._run_folder = Path(format_name_with_dist(self.folder, state.run_name)) / state.run_name.replace("/", "-")
         self._run, self._restored_folder = None, None
         self._last_batch, self._due_so_far = -1, 0
-        self._means = MetricMeans()
+        self._means, self._class_means = MetricMeans(), ClassMeans()
+        self._exemplars = Exemplars(0, 0)
+        self._warned = set()
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if state.fsdp_enabled and state.fsdp_state_dict_type != "full":
@@ -119,11 +150,21 @@ class TGDDCallback(Callback):
                 f"FSDP's state_dict_type is '{state.fsdp_state_dict_type}', so no rank holds the whole weights; set "
                 f"parallelism_config['fsdp']['state_dict_type'] = 'full'"
             )
-        run = self._describe(state)
+        head, layer = find_head_layer(state, self.head)
+        run = self._describe(state, head, layer.out_features)
         batch = state.timestamp.batch.value
         position = self._on_rank_0(lambda: self._reconcile(run, batch))
         self._run = run
+        if position[0] != self._last_batch:
+            # What the checkpoint had added up is part of the last stage, or of none that is kept.
+            self._means, self._class_means = MetricMeans(), ClassMeans()
         self._last_batch, self._due_so_far = position
+        if self.statistics:
+            device = state.device.tensor_to_device(torch.empty(0)).device
+            self._class_means.prepare(run.num_classes, layer.in_features, device)
+            self._head_input.attach(layer)
+        if dist.get_global_rank() == 0:
+            self._exemplars = Exemplars(run.num_classes, 0 if run.exemplars else self.exemplars)
         if self._last_batch < 0:
             if batch > 0:
                 earlier = self._restored_folder
@@ -135,12 +176,12 @@ class TGDDCallback(Callback):
             self._record(state)
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        """Notes shape and statistics of the first batch: distillation compares its own inputs with them."""
+        """Looks at the first batch, for distillation to compare its own inputs with, and keeps exemplars."""
         run = self._run
-        if run is None or run.input is not None or dist.get_global_rank() != 0:
+        if run is None or dist.get_global_rank() != 0:
             return
-        images = state.batch[0] if isinstance(state.batch, (tuple, list)) else None
-        if isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point():
+        images, targets = _pair(state.batch)
+        if run.input is None and isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point():
             values = images.float()
             run.input = {
                 "shape": [float(n) for n in values.shape[1:]],
@@ -154,30 +195,65 @@ class TGDDCallback(Callback):
             # disk be full, that stage will say so, on all ranks.
             with suppress(OSError):
                 run.write(self._run_folder)
+        if not self._exemplars.done:
+            problem = self._exemplars.add(images, targets, run.mean, run.std)
+            if problem:
+                self._warn(
+                    "exemplars",
+                    f"TGDDCallback keeps fewer than exemplars={self.exemplars} real images of each class, or none: "
+                    f"{problem}; distillation that has no other real images starts from noise for what is missing",
+                )
+            self._keep_exemplars()
+
+    def before_train_batch(self, state: State, logger: Logger) -> None:
+        if self.statistics:
+            self._class_means.begin_pass()
+
+    def before_loss(self, state: State, logger: Logger) -> None:
+        # By now the algorithms have mixed or smoothed the labels, so what they did can be seen.
+        if self.statistics and self._run is not None:
+            features = self._head_input.take()
+            if not is_mixed(state.algorithms):
+                self._class_means.add(features, _pair(state.batch)[1])
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        if self.statistics:
+            self._class_means.end_pass()
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self._means.add(state)
+        if self.statistics:
+            self._class_means.commit()
+            self._head_input.take()  # activation checkpointing has filled it once more, in the backward pass
         self._record_if_due(state, Event.BATCH_END)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
+        self._exemplars.done = True  # images come again from here on
+        self._keep_exemplars()
         self._record_if_due(state, Event.EPOCH_END)
 
     def fit_end(self, state: State, logger: Logger) -> None:
+        self._head_input.detach()
+        self._exemplars.done = True
         # Missed so far if training was stopped by a callback after this one, or by an evaluation.
         if state.timestamp.batch.value != self._last_batch:
             self._record(state)
         if (run := self._run) is not None:
             run.complete = True
-            self._on_rank_0(lambda: run.write(self._run_folder))
+            self._on_rank_0(lambda: self._finish(run))
+
+    def close(self, state: State, logger: Logger) -> None:
+        self._head_input.detach()  # not yet if training ended with an error
 
     def state_dict(self) -> dict[str, Any]:
-        # Plain values only, for checkpoints loaded with weights_only=True. The stages themselves are on disk.
+        # Plain values and tensors only, for checkpoints loaded with weights_only=True. The stages are on disk.
         return {
             "version": 1,
             "folder": str(self._run_folder),
             "last_batch": self._last_batch,
             "due_so_far": self._due_so_far,
             "metrics": self._means.state_dict(),
+            "class_means": self._class_means.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -185,6 +261,8 @@ class TGDDCallback(Callback):
         if state["folder"] == str(self._run_folder):
             self._last_batch, self._due_so_far = state["last_batch"], state["due_so_far"]
             self._means.load_state_dict(state["metrics"])
+            if self.statistics and "class_means" in state:  # checkpoints of the first version have none
+                self._class_means.load_state_dict(state["class_means"])
 
     def _record_if_due(self, state: State, event: Event) -> None:
         # A stage may fall due twice at one batch, at its end and at its epoch's.
@@ -195,24 +273,61 @@ class TGDDCallback(Callback):
         index, self._due_so_far = self._due_so_far, self._due_so_far + 1
         self._last_batch = state.timestamp.batch.value
         metrics = self._means.take()
+        class_means = self._class_means.take()
+        if self._class_means.problem:
+            self._warn(
+                "statistics",
+                f"no class statistics in the stage at batch {self._last_batch} ({self._class_means.problem}); "
+                f"distillation needs the real images there",
+            )
         with training_weights(state):
             # Collective under FSDP, so on every rank.
             weights = network_weights(state, self.dtype)
-            self._on_rank_0(lambda: self._write(state, weights, index, metrics))
+            self._on_rank_0(lambda: self._write(state, weights, class_means, index, metrics))
 
-    def _write(self, state: State, weights: dict[str, torch.Tensor], index: int, metrics: dict[str, float]) -> None:
+    def _write(
+        self,
+        state: State,
+        weights: dict[str, torch.Tensor],
+        class_means: tuple[torch.Tensor, torch.Tensor] | None,
+        index: int,
+        metrics: dict[str, float],
+    ) -> None:
         if self._run is not None:
+            self._write_exemplars(self._run)
             add_stage(
                 self._run_folder,
                 self._run,
                 weights,
                 self.max_stages,
+                class_means=class_means,
                 index=index,
                 epoch=state.timestamp.epoch.value,
                 batch=self._last_batch,
                 sample=state.timestamp.sample.value,
                 metrics=metrics,
             )
+
+    def _keep_exemplars(self) -> None:
+        """Writes the exemplars as soon as there will be no more of them, so that a resumed run finds them."""
+        if (run := self._run) is not None and self._exemplars.done and len(self._exemplars):
+            # On rank 0 alone, so a full disk must wait for the next stage, which is written on all ranks' account.
+            with suppress(OSError):
+                self._finish(run)
+
+    def _write_exemplars(self, run: Run) -> None:
+        # Before the manifest that names them.
+        if self._exemplars.done and len(self._exemplars):
+            run.exemplars = self._exemplars.write(self._run_folder)
+
+    def _finish(self, run: Run) -> None:
+        self._write_exemplars(run)
+        run.write(self._run_folder)
+
+    def _warn(self, about: str, message: str) -> None:
+        if about not in self._warned and dist.get_global_rank() == 0:
+            self._warned.add(about)
+            warnings.warn(message, stacklevel=3)
 
     def _on_rank_0(self, work: Callable[[], Any]) -> Any:
         """What ``work`` answers on rank 0, on every rank; or, if the folder does not take it, an error on every rank.
@@ -235,9 +350,8 @@ class TGDDCallback(Callback):
             raise InputError(outcome[1])
         return outcome[0]
 
-    def _describe(self, state: State) -> Run:
+    def _describe(self, state: State, head: str, num_classes: int) -> Run:
         """The manifest's head, read from the Trainer's state, with no stage yet."""
-        network, head, num_classes = describe_network(state, self.head)
         if self.classes is not None and len(self.classes) != num_classes:
             raise InputError(
                 f"classes holds {len(self.classes)} names, but the head '{head}' has {num_classes} outputs; name each "
@@ -246,13 +360,14 @@ class TGDDCallback(Callback):
         mean, std = (self.mean, self.std) if self.mean is not None else find_normalisation(state.train_dataloader)
         return Run(
             name=state.run_name,
-            network=network,
+            network=describe_network(state),
             head=head,
             num_classes=num_classes,
             classes=self.classes or find_classes(state.train_dataloader, num_classes),
             mean=mean,
             std=std,
             interval=self.interval,
+            augmentation=find_augmentation(state.train_dataloader, state.algorithms),
             versions=versions("mosaicml"),
         )
 
@@ -279,6 +394,8 @@ class TGDDCallback(Callback):
             if batch > 0:
                 run.stages = [stage for stage in earlier.stages if stage.batch <= batch]
                 run.input = earlier.input
+                if self.exemplars and (self._run_folder / EXEMPLARS).is_file():
+                    run.exemplars = earlier.exemplars
                 if run.mean is None:
                     run.mean, run.std = earlier.mean, earlier.std
         begin(self._run_folder, run)
@@ -289,6 +406,12 @@ class TGDDCallback(Callback):
             # The checkpoint was loaded without callbacks, or saved before the stage of the same moment was recorded.
             return last.batch, last.index + 1
         return self._last_batch, self._due_so_far
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    """Images and targets of a batch, or ``None`` for what it has not."""
+    pair = batch if isinstance(batch, (tuple, list)) else ()
+    return (*pair[:2], None, None)[:2]  # type: ignore[return-value]
 
 
 def _schedule(interval: str | int | Time | Callable[[State, Event], bool]) -> tuple[Callable[..., bool], str]:

@@ -139,6 +139,7 @@ def _record(recipe: Recipe, data: Data, keep: bool) -> None:
 
 
 def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
+    from tgdd_plugin.agreement import input_shape
     from tgdd_plugin.distillation import distill, is_distilled
     from tgdd_plugin.files import check_writable
     from tgdd_plugin.networks import recorded_factory
@@ -148,11 +149,12 @@ def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
     check_writable(recipe.beton)
     if recipe.network is None:
         recorded_factory(trajectory.run.network)  # what cannot be built is found out before any image is read
-    real, _ = data()
+    real = None if recipe.distill.source == "recorded" else data()[0]
     if keep and is_distilled(recipe.beton, trajectory, real, recipe.distill):
         print(f"distilled {recipe.beton}: kept, it is of this job")
         return
-    network = recipe.network.factory(real.shape, trajectory.run.num_classes) if recipe.network else None
+    shape = real.shape if real else input_shape(trajectory.run)
+    network = recipe.network.factory(shape, trajectory.run.num_classes) if recipe.network else None
     path = distill(
         trajectory,
         real,

@@ -18,30 +18,36 @@ from tgdd_plugin.synthetic import SyntheticImages
 
 @dataclass
 class Draws:
-    """Everything random about a step, as a batch that Composer splits by class and moves to the device."""
+    """Everything random about a step, as a batch that Composer splits by class and moves to the device.
+
+    Without a pool the batch has no real images; as recorded means contain the draws of many images, every synthetic
+    image then has a draw of its own.
+    """
 
     settings: DistillSettings
     bank: StageBank
-    pool: ImagePool
+    pool: ImagePool | None
     synthetic: SyntheticImages
     rank: int = 0
 
     def __call__(self, step: int) -> dict[str, Any]:
         """The batch of one step on this rank; see :meth:`DistillationModel.forward`."""
         s = self.settings
+        assert s.augmentation is not None, "resolved settings are wanted"
         generator = keyed_generator(s.seed, step, self.rank)
         pair = self.bank.draw(s.max_gap, generator)
-        classes = torch.arange(self.pool.num_classes)
-        batch = {
-            "classes": classes,
-            "early": pair.early,
-            "late": pair.late,
-            "real": self.pool.draw(classes, s.real_per_class, generator, "each step (real_per_class)"),
-            "draw": draw_augmentation(s.augmentation, len(classes), self.pool.shape[1:], generator),
-        }
+        count, _, *_, height, width = self.synthetic.pixels.shape
+        classes = torch.arange(count)
+        batch = {"classes": classes, "early": pair.early, "late": pair.late}
         decoded = self.synthetic.decoded_per_class
+        groups = min(decoded, s.max_decoded)
+        if self.pool is not None:
+            batch["real"] = self.pool.draw(classes, s.real_per_class, generator, "each step (real_per_class)")
+            groups = 1
+        draw = draw_augmentation(s.augmentation, count * groups, (height, width), generator)
+        batch["draw"] = {name: values.unflatten(0, (count, groups)) for name, values in draw.items()}
         if decoded > s.max_decoded:
-            order = torch.rand(len(classes), decoded, generator=generator).argsort(1)
+            order = torch.rand(count, decoded, generator=generator).argsort(1)
             batch["chosen"] = order[:, : s.max_decoded]
         return batch
 

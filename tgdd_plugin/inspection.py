@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from composer.algorithms import EMA
-from composer.core import State
+from composer.algorithms import EMA, AugMix, ColOut, CutMix, CutOut, MixUp, ProgressiveResizing, RandAugment
+from composer.core import Algorithm, State
 from composer.models import ComposerClassifier
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, default_collate
 
+from tgdd_plugin.algorithms import RandomCutMix, SiameseAugmentation
+from tgdd_plugin.augment import OPERATIONS, parse_augmentation
 from tgdd_plugin.network import find_head
 
 # Names under which torch.compile, FSDP and activation checkpointing keep the module that they wrap.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+# torchvision's transforms, v1 and v2 by the same names, as operations of this package.
+PLAIN = {
+    *("Normalize", "ToTensor", "PILToTensor", "ToPILImage", "ToImage", "ToDtype", "ToPureTensor", "ConvertImageDtype"),
+    *("Identity", "Resize", "CenterCrop", "Pad", "Grayscale", "RGB"),
+}
+CONTAINERS = {"Compose", "Sequential", "RandomApply", "RandomChoice", "RandomOrder"}
+TRANSFORMS = {
+    "ColorJitter": {"color"},
+    "RandomCrop": {"crop"},
+    "RandomErasing": {"cutout"},
+    "RandomHorizontalFlip": {"flip"},
+    "RandomResizedCrop": {"crop", "scale"},
+    "RandomRotation": {"rotate"},
+}
 
 
 def dataset_layers(loader: Any) -> list[Any]:
@@ -63,6 +81,72 @@ def find_normalisation(loader: Any) -> tuple[list[float] | None, list[float] | N
         if isinstance(inner, (list, tuple)):
             transforms.extend(inner)
     return None, None
+
+
+def find_augmentation(loader: Any, algorithms: Iterable[Algorithm]) -> str | None:
+    """What augmentation training images get, as a strategy of :mod:`tgdd_plugin.augment`.
+
+    Looks at the algorithms of the Trainer and at the torchvision transforms of the data set and of the wrappers around
+    it. Strengths are not compared, and MixUp and CutMix do not count: they mix images.
+
+    Returns:
+        Operations joined by ``_`` in the order of :data:`tgdd_plugin.augment.OPERATIONS`; ``'none'`` if there are
+        none; ``None`` if that cannot be told, or if there is one that this package does not have.
+    """
+    found = [_operations(algorithm) for algorithm in algorithms]
+    # This package's own loaders do not augment. Others may anywhere, and a function that collates batches, too.
+    if not type(loader).__module__.startswith("tgdd_plugin."):
+        if not isinstance(loader, DataLoader) or loader.collate_fn is not default_collate:
+            return None
+        for dataset in _all_datasets(loader.dataset):
+            transforms = [getattr(dataset, "transform", None), getattr(dataset, "transforms", None)]
+            found += [_transform_operations(transform) for transform in transforms if transform is not None]
+    operations: set[str] = set()
+    for names in found:
+        if names is None:
+            return None
+        operations |= names
+    return "_".join(name for name in OPERATIONS if name in operations) or "none"
+
+
+def _operations(algorithm: Algorithm) -> set[str] | None:
+    if isinstance(algorithm, SiameseAugmentation):
+        return set(parse_augmentation(algorithm.strategy))
+    if isinstance(algorithm, CutOut):
+        return {"cutout"}
+    unlike = (AugMix, ColOut, ProgressiveResizing, RandAugment)
+    known = type(algorithm).__module__.startswith(("composer.", "tgdd_plugin."))
+    return set() if known and not isinstance(algorithm, unlike) else None
+
+
+def _all_datasets(dataset: Any) -> list[Any]:
+    """A data set and all those inside it, out of ``Subset`` and ``ConcatDataset`` alike."""
+    found = [dataset]
+    for outer in found:  # grows on the way
+        datasets = getattr(outer, "datasets", None)
+        inner = [getattr(outer, "dataset", None), *(datasets if isinstance(datasets, (list, tuple)) else ())]
+        found += [one for one in inner if one is not None and all(one is not other for other in found)]
+    return found
+
+
+def _transform_operations(transform: Any) -> set[str] | None:
+    name = type(transform).__name__
+    if not type(transform).__module__.startswith(("torchvision.", "torch.nn.")):
+        return None
+    if name == "StandardTransform":  # VisionDataset's pair of transforms for image and label
+        return set() if transform.transform is None else _transform_operations(transform.transform)
+    if name in CONTAINERS:
+        inner = transform.transforms if hasattr(transform, "transforms") else transform
+        parts = [_transform_operations(part) for part in inner]
+        return None if None in parts else {operation for part in parts for operation in part or ()}
+    if name == "RandomAffine":
+        moved = {
+            "rotate": any(transform.degrees),
+            "crop": transform.translate is not None,
+            "scale": transform.scale is not None,
+        }
+        return {operation for operation, has in moved.items() if has} if transform.shear is None else None
+    return set() if name in PLAIN else TRANSFORMS.get(name)
 
 
 def _floats(value: Any) -> list[float] | None:
@@ -137,37 +221,50 @@ def _stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return stored
 
 
-def describe_network(state: State, head: str | None = None) -> tuple[dict[str, Any], str, int]:
-    """What the manifest says of the network (see :class:`tgdd_plugin.manifest.Run`).
+def find_head_layer(state: State, head: str | None = None) -> tuple[str, nn.Linear]:
+    """The network's head, by its bare name, inside whatever wraps it.
 
     Args:
         state: The Trainer's, with any wrappers in place.
-        head: Name of the head, if the user gave it.
-
-    Returns:
-        The manifest's ``network``, the head's name and its number of outputs.
+        head: Its name, if the user gave it.
 
     Raises:
         InputError: If there is no such head.
     """
-    network, prefix = bare_network(state.model)
+    network, _ = bare_network(state.model)
     # Modules are named with the wrappers around them, which the recorded names lack.
     linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
     spelt = next((name for name in linear if bare_name(name) == head), head)
     found = find_head(network, getattr(_unwrapped(state.model), "num_classes", None), spelt)
+    return bare_name(found), linear[found]
+
+
+def describe_network(state: State) -> dict[str, Any]:
+    """What the manifest says of the network (see :class:`tgdd_plugin.manifest.Run`)."""
+    network, prefix = bare_network(state.model)
     # Parameters are but shards under FSDP; the gathered ones are whole.
     whole: dict[str, Any] = state.get_model_state_dict()
     sizes = [whole.get(prefix + bare_name(name), parameter).numel() for name, parameter in network.named_parameters()]
     notes = (getattr(module, "tgdd_network", None) for module in network.modules())
     built: dict[str, Any] = next(filter(None, notes), {})
-    described = {
+    return {
         "class": f"{type(network).__module__}:{type(network).__qualname__}",
         "parameters": sum(sizes),
         "factory": built.get("factory"),
         "arguments": built.get("arguments", {}),
         "algorithms": [type(algorithm).__name__ for algorithm in state.algorithms],
     }
-    return described, bare_name(found), linear[found].out_features
+
+
+def is_mixed(algorithms: Iterable[Algorithm]) -> bool:
+    """Whether one of Composer's MixUp and CutMix, or a subclass, mixed the images of the batch in the Trainer.
+
+    Asked between the forward pass and the loss. With ``interpolate_loss`` the targets alone would not tell.
+    """
+    return any(
+        algorithm.mixing if isinstance(algorithm, RandomCutMix) else isinstance(algorithm, (CutMix, MixUp))
+        for algorithm in algorithms
+    )
 
 
 class MetricMeans:

@@ -53,6 +53,9 @@ class Run:
         std: The same for the standard deviation.
         input: ``shape`` (C, H, W) and per-channel ``mean`` and ``std`` of the first batch, as the network got it.
         interval: How often a stage was due, as given to the callback.
+        augmentation: What augmentation the training images got, as a strategy of :mod:`tgdd_plugin.augment` in the
+            order of its operations, ``'none'`` included, if known.
+        exemplars: SHA-256 of ``exemplars.safetensors`` beside the manifest; ``None`` if no real images are kept.
         complete: Whether ``fit()`` came to its end.
         stages: The stages, in the order of training.
         versions: Of the packages that recorded it.
@@ -67,6 +70,8 @@ class Run:
     std: list[float] | None = None
     input: dict[str, list[float]] | None = None
     interval: str = "1ep"
+    augmentation: str | None = None
+    exemplars: str | None = None
     complete: bool = False
     stages: list[Stage] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)

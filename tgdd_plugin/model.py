@@ -26,7 +26,7 @@ class DistillationModel(ComposerModel):
         synthetic: The images to train.
         network: The frozen network.
         bank: Its stages.
-        pool: The real images.
+        pool: The real images; ``None`` to match the bank's recorded means.
         mean, std: Per-channel normalisation of pixels in [0, 1].
         alpha: α, the weight of the constraint.
         bf16: Whether networks run in bfloat16 autocast.
@@ -37,7 +37,7 @@ class DistillationModel(ComposerModel):
         synthetic: SyntheticImages,
         network: FeatureNetwork,
         bank: StageBank,
-        pool: ImagePool,
+        pool: ImagePool | None,
         *,
         mean: Sequence[float],
         std: Sequence[float],
@@ -58,35 +58,41 @@ class DistillationModel(ComposerModel):
         """Features and logits of a step's classes.
 
         Args:
-            batch: ``classes`` (k,), ``real`` (k, m) positions in the pool, ``chosen`` (k, s) decoded images or absent,
-                ``draw`` of k augmentations, ``early`` and ``late`` positions in the bank.
+            batch: ``classes`` (k,), ``real`` (k, m) positions in the pool or absent, ``chosen`` (k, s) decoded images
+                or absent, ``draw`` of (k, 1) augmentations, one for each class, or of (k, s), one for each synthetic
+                image, ``early`` and ``late`` positions in the bank.
 
         Returns:
-            ``real`` (k, m, D), ``synthetic`` (k, n, D), ``logits`` (k, n, K) and ``classes`` (k,).
+            ``real`` (k, m, D), or (k, 1, D) for recorded means, ``synthetic`` (k, n, D), ``classes`` (k,), and unless
+            α = 0 ``logits`` (k, n, K).
         """
         classes, draw = batch["classes"], batch["draw"]
         early, late = self.bank[batch["early"]], self.bank[batch["late"]]
-        real = self.pool.take(batch["real"]).to(classes.device, non_blocking=True).float() / 255
-        synthetic = self.synthetic.decode(classes, batch.get("chosen"))
-        real, synthetic = self._prepared(real, draw), self._prepared(synthetic, draw)
+        synthetic = self._prepared(self.synthetic.decode(classes, batch.get("chosen")), draw)
         with torch.autocast(classes.device.type, torch.bfloat16, enabled=self.bf16):
-            with torch.no_grad():
-                real_features, _ = self.network(early, real.flatten(0, 1))
+            if self.pool is None:
+                assert self.bank.means is not None
+                real_features = self.bank.means[batch["early"], classes].unsqueeze(1)
+            else:
+                real = self.pool.take(batch["real"]).to(classes.device, non_blocking=True).float() / 255
+                with torch.no_grad():
+                    real_features, _ = self.network(early, self._prepared(real, draw).flatten(0, 1))
+                real_features = real_features.unflatten(0, real.shape[:2])
             features, logits = self.network(early, synthetic.flatten(0, 1))
-            if batch["late"] != batch["early"]:
+            if self.alpha and batch["late"] != batch["early"]:
                 _, logits = self.network(late, synthetic.flatten(0, 1))
         shape = synthetic.shape[:2]
-        return {
-            "real": real_features.unflatten(0, real.shape[:2]),
-            "synthetic": features.unflatten(0, shape),
-            "logits": logits.unflatten(0, shape),
-            "classes": classes,
-        }
+        outputs = {"real": real_features, "synthetic": features.unflatten(0, shape), "classes": classes}
+        return {**outputs, "logits": logits.unflatten(0, shape)} if self.alpha else outputs
 
     def _prepared(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Normalised and augmented, ``(k, n, C, H, W)`` as they came."""
         if self.mean.device != images.device:  # once: Composer moves the pixels alone
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-        return augment((images - self.mean) / self.std, draw)
+        each = next(iter(draw.values())).shape[1] > 1 if draw else False
+        grouped = images.flatten(0, 1) if each else images
+        draw = {name: values.flatten(0, 1) for name, values in draw.items()}
+        return augment((grouped - self.mean) / self.std, draw).view(images.shape)
 
     def loss(  # type: ignore[override]  # Composer logs each entry of a dictionary, though its annotation has none
         self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, Any]
@@ -98,5 +104,7 @@ class DistillationModel(ComposerModel):
         """
         scale = len(self.synthetic.pixels) / len(outputs["classes"])
         match = stage_matching(outputs["real"], outputs["synthetic"]) * scale
+        if not self.alpha:
+            return {"match": match, "total": match.clone()}  # Composer scales the total in place
         constraint = distribution_constraint(outputs["logits"], outputs["classes"]) * scale
         return {"match": match, "constraint": constraint, "total": match + self.alpha * constraint}

@@ -47,11 +47,18 @@ class FeatureNetwork:
     Args:
         network: The module that gives the shape of the computation; put into evaluation mode, weights unused.
         head: Name of its linear head.
+        compiled: Whether :func:`torch.compile` builds the forward and backward passes. Default: ``False``.
+
+    Attributes:
+        slice_size: Most images in one call of the network; more are passed slice by slice. Default: ``None``, no limit.
     """
 
-    def __init__(self, network: nn.Module, head: str) -> None:
+    def __init__(self, network: nn.Module, head: str, *, compiled: bool = False) -> None:
         self.network = network.eval().requires_grad_(False)
-        self.head = network.get_submodule(head)
+        self.slice_size: int | None = None
+        self._with_features = _WithFeatures(self.network, head)
+        # With fixed shapes: slices are of one size wherever that can be had.
+        self._call = torch.compile(self._functional, dynamic=False) if compiled else self._functional
 
     def __call__(self, weights: Mapping[str, torch.Tensor], images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """φ(images) and h(images) under ``weights``.
@@ -63,13 +70,14 @@ class FeatureNetwork:
         Returns:
             Features of shape ``(N, D)`` and logits of shape ``(N, K)``.
         """
-        captured: list[torch.Tensor] = []
-        hook = self.head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
-        try:
-            logits = functional_call(self.network, dict(weights), (images,))
-        finally:
-            hook.remove()
-        return captured[-1].flatten(1), logits
+        outputs = [self._call(_named(weights), part) for part in images.split(even_part(len(images), self.slice_size))]
+        if len(outputs) == 1:
+            return outputs[0]
+        features, logits = zip(*outputs, strict=True)
+        return torch.cat(features), torch.cat(logits)
+
+    def _functional(self, weights: dict[str, torch.Tensor], images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return functional_call(self._with_features, weights, (images,))
 
     def check(self, weights: Mapping[str, torch.Tensor], shape: tuple[int, ...], num_classes: int) -> None:
         """Calls the network once on a blank image of ``shape`` (C, H, W).
@@ -77,10 +85,8 @@ class FeatureNetwork:
         Raises:
             InputError: If it does not take such images or does not answer with logits of shape ``(1, K)``.
         """
-        parameter = next(iter(weights.values()))
         try:
-            with torch.no_grad():
-                logits = self(weights, torch.zeros(1, *shape, device=parameter.device))[1]
+            logits = self._blank(weights, shape)[1]
         except (RuntimeError, IndexError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
@@ -92,6 +98,55 @@ class FeatureNetwork:
             raise InputError(
                 f"{type(self.network).__name__} answers one image with {got}; wanted logits of shape (1, {num_classes})"
             )
+
+    @torch.no_grad()
+    def _blank(self, weights: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        device = next(iter(weights.values())).device
+        return self._functional(_named(weights), torch.zeros(1, *shape, device=device))
+
+    def footprint(self, weights: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> tuple[int, int]:
+        """Bytes of the largest activation of one image of ``shape`` (C, H, W), and of all of them, in float32."""
+        sizes: list[int] = []
+        leaves = [module for module in self.network.modules() if not list(module.children())]
+        hooks = [
+            leaf.register_forward_hook(
+                lambda *arguments: sizes.append(arguments[2].numel() * 4 if torch.is_tensor(arguments[2]) else 0)
+            )
+            for leaf in leaves
+        ]
+        try:
+            self._blank(weights, shape)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return max(sizes), sum(sizes)
+
+
+def even_part(count: int, limit: int | None) -> int:
+    """How much of ``count`` to take at a time: at most ``limit``, a little less if that leaves no remainder."""
+    most = min(limit or count, count)
+    return next((size for size in range(most, most // 2, -1) if count % size == 0), most)
+
+
+def _named(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By their names in :class:`_WithFeatures`."""
+    return {f"network.{name}": tensor for name, tensor in weights.items()}
+
+
+class _WithFeatures(nn.Module):
+    """A network that returns the input of its head beside its logits."""
+
+    def __init__(self, network: nn.Module, head: str) -> None:
+        super().__init__()
+        self.network = network
+        self._seen: list[torch.Tensor] = []
+        network.get_submodule(head).register_forward_pre_hook(lambda _, inputs: self._seen.append(inputs[0]))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self._seen.clear()
+        logits = self.network(images)
+        # Cloned: as a view of what the head got, it could not be given out by a compiled pass that lays that out anew.
+        return self._seen.pop().flatten(1).clone(), logits
 
 
 def fit_names(recorded: Mapping[str, torch.Tensor], network: nn.Module, where: str) -> dict[str, str]:

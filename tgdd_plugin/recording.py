@@ -32,19 +32,21 @@ class RecordSettings(TrainSettings):
         interval: See :class:`TGDDCallback`. Default: ``'1ep'``.
         max_stages: See :class:`TGDDCallback`. Default: ``None``.
         dtype: See :class:`TGDDCallback`. Default: ``'float32'``.
+        exemplars: See :class:`TGDDCallback`. Default: ``40``.
     """
 
     runs: int = 1
     interval: str = "1ep"
     max_stages: int | None = None
     dtype: str = "float32"
+    exemplars: int = 40
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.runs < 1:
             raise InputError(f"runs is {self.runs}; wanted at least 1")
         # The callback checks its arguments: here, so that they are checked before any work.
-        TGDDCallback("", self.interval, max_stages=self.max_stages, dtype=self.dtype)
+        TGDDCallback("", self.interval, max_stages=self.max_stages, dtype=self.dtype, exemplars=self.exemplars)
 
 
 def record(
@@ -116,6 +118,7 @@ def record(
                     classes=real.classes,
                     mean=mean,
                     std=std,
+                    exemplars=settings.exemplars,
                 )
             ],
             run_name=name,
@@ -147,6 +150,9 @@ def _check_job(path: Path, depends: dict[str, Any]) -> None:
                 f"'{path}' is damaged ({error}); it says what was recorded there: choose another output, or delete "
                 f"that folder"
             ) from error
+        # A setting that the version which recorded it did not have yet is no difference.
+        if isinstance(earlier.get("settings"), dict):
+            earlier["settings"] = {**depends["settings"], **earlier["settings"]}
         for key in depends:
             if earlier.get(key) != depends[key]:
                 raise InputError(

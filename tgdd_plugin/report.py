@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from tgdd_plugin.card import Card
+from tgdd_plugin.exemplars import read_exemplars
 from tgdd_plugin.files import whole_file
 from tgdd_plugin.manifest import Run
 from tgdd_plugin.trajectory import Trajectory
@@ -61,9 +62,16 @@ def describe_trajectory(trajectory: Trajectory) -> str:
         lines += [
             "",
             f"run         {run.name}: {len(run.stages)} stages, {size:.1f} MiB, {state}",
+            f"statistics  {_statistics(trajectory, folder, run)}",
             *_stage_table(run),
         ]
     return "\n".join(lines)
+
+
+def _statistics(trajectory: Trajectory, folder: Path, run: Run) -> str:
+    count = sum(trajectory.class_means(folder, stage) is not None for stage in run.stages)
+    real = f"{len(read_exemplars(folder, run.num_classes)[1])} real images" if run.exemplars else "no real images"
+    return f"class means in {count} stages; {real} kept; augmentation {run.augmentation or 'not known'}"
 
 
 def _network(record: dict[str, Any]) -> str:

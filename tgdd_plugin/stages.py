@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from tgdd_plugin.errors import InputError
+from tgdd_plugin.manifest import Stage
 from tgdd_plugin.network import fit_names
 from tgdd_plugin.trajectory import Trajectory
 
@@ -28,12 +31,27 @@ class StageBank:
         trajectory: The runs, R of them with S_r stages each.
         network: The bare network that the weights belong to.
         device: Where to keep them.
+        matched: Stages that features are matched under: ``'all'``, or the ``'first'`` or ``'last'`` of each run.
+        recorded: Whether only stages with recorded class means are matched, and the means kept as well.
+
+    Attributes:
+        means: Recorded class means of φ, ``(S, K, D)``; zeros where a stage has none. ``None`` unless ``recorded``.
 
     Raises:
-        InputError: If the network does not fit a stage.
+        InputError: If the network does not fit a stage, or a run has no stage to match under.
     """
 
-    def __init__(self, trajectory: Trajectory, network: nn.Module, device: torch.device | str = "cpu") -> None:
+    means: torch.Tensor | None = None
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        network: nn.Module,
+        device: torch.device | str = "cpu",
+        *,
+        matched: str = "all",
+        recorded: bool = False,
+    ) -> None:
         self.sizes = [len(run.stages) for run in trajectory.runs.values()]
         self.names = [
             f"run '{run.name}', epoch {stage.epoch}, batch {stage.batch}"
@@ -45,14 +63,27 @@ class StageBank:
             name: torch.empty((sum(self.sizes), *tensor.shape), dtype=tensor.dtype, device=device)
             for name, tensor in wanted.items()
         }
-        position = 0
-        for folder, run in trajectory.runs.items():
-            for stage in run.stages:
-                recorded = trajectory.load(folder, stage)
-                spelt = fit_names(recorded, network, f"stage '{folder / stage.file}'")
-                for name, bank in self.stacked.items():
-                    bank[position] = recorded[spelt[name]]
-                position += 1
+        stages = [(folder, stage) for folder, run in trajectory.runs.items() for stage in run.stages]
+        for position, (folder, stage) in enumerate(stages):
+            weights = trajectory.load(folder, stage)
+            spelt = fit_names(weights, network, f"stage '{folder / stage.file}'")
+            for name, bank in self.stacked.items():
+                bank[position] = weights[spelt[name]]
+        usable = self._take_means(trajectory, stages, device) if recorded else list(range(len(stages)))
+        chosen = {"all": slice(None), "first": slice(1), "last": slice(-1, None)}[matched]
+        # Positions that may be the early stage, run by run, and where each run ends.
+        self._early: list[list[int]] = []
+        self._ends: list[int] = []
+        for folder, size in zip(trajectory.runs, self.sizes, strict=True):
+            start = self._ends[-1] if self._ends else 0
+            self._ends.append(start + size)
+            self._early.append([position for position in usable if start <= position < start + size][chosen])
+            if not self._early[-1]:
+                raise InputError(
+                    f"'{folder}' has no stage with means of all {trajectory.run.num_classes} classes. TGDDCallback "
+                    f"records them, unless statistics=False, from images of one class each (mixed ones do not count); "
+                    f"give the real images (source 'sampled'), or record again, with longer intervals for rare classes"
+                )
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -60,6 +91,21 @@ class StageBank:
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         """The weights of one stage by name, as views."""
         return {name: bank[position] for name, bank in self.stacked.items()}
+
+    def _take_means(
+        self, trajectory: Trajectory, stages: list[tuple[Path, Stage]], device: torch.device | str
+    ) -> list[int]:
+        """Fills ``means``; returns the positions of stages that have one for every class."""
+        usable = []
+        for position, (folder, stage) in enumerate(stages):
+            found = trajectory.class_means(folder, stage)
+            if found is None or not bool((found[1] > 0).all()):
+                continue
+            if self.means is None:
+                self.means = torch.zeros(len(stages), *found[0].shape, device=device)
+            self.means[position] = found[0]
+            usable.append(position)
+        return usable
 
     def draw(self, max_gap: int, generator: torch.Generator) -> StagePair:
         """Draws r ~ U{runs}, j ~ U{0..S-1} and k ~ U{j..min(j+L-1, S-1)} (TGDD, section "method").
@@ -72,8 +118,6 @@ class StageBank:
         def uniform(count: int) -> int:
             return int(torch.randint(count, (), generator=generator))
 
-        run = uniform(len(self.sizes))
-        early = uniform(self.sizes[run])
-        late = early + uniform(min(max_gap, self.sizes[run] - early))
-        start = sum(self.sizes[:run])
-        return StagePair(start + early, start + late)
+        run = uniform(len(self._early))
+        early = self._early[run][uniform(len(self._early[run]))]
+        return StagePair(early, early + uniform(min(max_gap, self._ends[run] - early)))

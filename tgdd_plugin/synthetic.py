@@ -66,6 +66,12 @@ class SyntheticImages(nn.Module):
         self.pixels.clamp_(0, 1)
 
     @torch.no_grad()
+    def keep_finite_(self) -> None:
+        """Clears the gradient, in place, if any of it is no finite number. Nothing waits for the device."""
+        if (gradient := self.pixels.grad) is not None:
+            gradient.copy_(torch.where(gradient.isfinite().all(), gradient, 0.0))
+
+    @torch.no_grad()
     def to_uint8(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What ships: decoded images ``(K·n·f², C, H, W)`` as uint8 on the CPU, and their labels ``(K·n·f²,)``."""
         classes = torch.arange(len(self.pixels), device=self.pixels.device)

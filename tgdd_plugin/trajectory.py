@@ -6,7 +6,9 @@
       <run name>/                     one training run; several runs in one folder are several trajectories
         manifest.json                 what was trained, on what, and its stages with their checksums
         stage-ep0-ba0.safetensors     the weights at one moment, buffers included
+        stage-ep1-ba782.safetensors   the same, with the class means of the features since the stage before
         ...
+        exemplars.safetensors         a few real images of each class
 
 Stages are safetensors and the manifest is JSON, so nothing in the folder is ever unpickled. Both are written whole
 (``os.replace``), the stage before the manifest that names it: a crash leaves at most a file that no manifest names.
@@ -24,8 +26,13 @@ import safetensors.torch
 import torch
 
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.exemplars import EXEMPLARS, read_exemplars
 from tgdd_plugin.files import sha256, write_whole
 from tgdd_plugin.manifest import MANIFEST, Run, Stage
+from tgdd_plugin.pool import ImagePool
+
+# Names in a stage's file that are no weights.
+CLASS_MEANS, CLASS_COUNTS = "tgdd/class_means", "tgdd/class_counts"
 
 
 def thin(stages: list[Stage], max_stages: int | None) -> list[Stage]:
@@ -50,6 +57,7 @@ def add_stage(
     state: dict[str, torch.Tensor],
     max_stages: int | None,
     *,
+    class_means: tuple[torch.Tensor, torch.Tensor] | None = None,
     index: int | None = None,
     **when: Any,
 ) -> None:
@@ -60,9 +68,13 @@ def add_stage(
         run: Its manifest, which gets the stage.
         state: The weights by name, on any device.
         max_stages: As in :func:`thin`.
+        class_means: Means ``(K, D)`` of φ(x) and counts ``(K,)`` by class, float32, since the stage before. Default:
+            ``None``, the stage has none.
         index: See :class:`Stage`. Default: one more than the last stage's.
         when: ``epoch``, ``batch``, ``sample`` and ``metrics`` of the stage.
     """
+    if class_means is not None:
+        state = {**state, CLASS_MEANS: class_means[0], CLASS_COUNTS: class_means[1]}
     # Cloned: safetensors refuses tensors that share memory (tied weights); each name then has its own copy.
     content = safetensors.torch.save({name: t.detach().cpu().clone().contiguous() for name, t in state.items()})
     name = f"stage-ep{when['epoch']}-ba{when['batch']}.safetensors"
@@ -79,13 +91,13 @@ def add_stage(
 
 
 def begin(folder: Path, run: Run) -> None:
-    """Writes the manifest of a run that starts or goes on, and removes every stage file that it does not name.
+    """Writes the manifest of a run that starts or goes on, and removes every file of a recording it does not name.
 
     Those come from the future of a crashed run, which will make them again, or from a crash while writing.
     """
     run.write(folder)
-    named = {stage.file for stage in run.stages}
-    for path in [*folder.glob("stage-*.safetensors"), *folder.glob(".*.tmp")]:
+    named = {stage.file for stage in run.stages} | ({EXEMPLARS} if run.exemplars else set())
+    for path in [*folder.glob("stage-*.safetensors"), folder / EXEMPLARS, *folder.glob(".*.tmp")]:
         if path.name not in named:
             path.unlink(missing_ok=True)
 
@@ -108,10 +120,10 @@ class Trajectory:
 
         Args:
             folder: What the callback's ``folder`` came to, for example ``my-run/trajectory``.
-            check: Whether to read every stage and compare its checksum. Default: ``True``.
+            check: Whether to read every stage, and the exemplars, and compare their checksums. Default: ``True``.
 
         Raises:
-            InputError: If the folder is missing or empty, a run has fewer than two stages, a stage is missing or
+            InputError: If the folder is missing or empty, a run has fewer than two stages, a file is missing or
                 differs from its checksum, or the runs are not of one network.
         """
         folder = Path(folder)
@@ -148,9 +160,61 @@ class Trajectory:
             InputError: If the file cannot be read.
         """
         try:
-            return safetensors.torch.load_file(run_folder / stage.file)
+            content = safetensors.torch.load_file(run_folder / stage.file)
         except (OSError, safetensors.SafetensorError) as error:
             raise InputError(f"stage '{run_folder / stage.file}' cannot be read: {error}") from error
+        return {name: tensor for name, tensor in content.items() if name not in (CLASS_MEANS, CLASS_COUNTS)}
+
+    def class_means(self, run_folder: Path, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Class means of φ(x) in training since the stage before; the stage's weights are not read.
+
+        Returns:
+            Means ``(K, D)`` and the sums ``(K,)`` of the images' weights they are of, float32 on the CPU. A class with
+            count 0 has mean 0: no image of it was seen. ``None`` if the stage has none, as the first of a run.
+
+        Raises:
+            InputError: If the file cannot be read, or these are not of that shape and finite.
+        """
+        path = run_folder / stage.file
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                found = [file.get_tensor(name) for name in (CLASS_MEANS, CLASS_COUNTS) if name in file.keys()]
+        except (OSError, safetensors.SafetensorError) as error:
+            raise InputError(f"stage '{path}' cannot be read: {error}") from error
+        if not found:
+            return None
+        classes = self.runs[run_folder].num_classes
+        if (
+            len(found) != 2
+            or found[0].ndim != 2
+            or len(found[0]) != classes
+            or found[1].shape != (classes,)
+            or not all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in found)
+            or found[1].min() < 0
+        ):
+            held = " and ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in found)
+            raise InputError(
+                f"stage '{path}' has class means and counts of {held}; wanted finite float32 ({classes}, features) and "
+                f"({classes},). Copy the folder again, or record the run again"
+            )
+        return found[0], found[1]
+
+    def exemplars(self) -> ImagePool | None:
+        """The real images that the runs kept, all runs' together, or ``None`` if they kept none.
+
+        Raises:
+            InputError: If a file cannot be read, or holds no such images of one size.
+        """
+        kept = [read_exemplars(path, run.num_classes) for path, run in self.runs.items() if run.exemplars]
+        if not kept:
+            return None
+        if len(shapes := {tuple(images.shape[1:]) for images, _ in kept}) > 1:
+            raise InputError(
+                f"the exemplars of the runs in '{self.folder}' are of shapes {sorted(shapes)}; keep runs on images of "
+                f"unlike sizes in folders of their own"
+            )
+        classes = self.run.classes or [str(number) for number in range(self.run.num_classes)]
+        return ImagePool(torch.cat([images for images, _ in kept]), torch.cat([labels for _, labels in kept]), classes)
 
     def _check_runs(self) -> None:
         for folder, run in self.runs.items():
@@ -170,14 +234,19 @@ class Trajectory:
     def _check_files(self) -> None:
         for folder, run in self.runs.items():
             for stage in run.stages:
-                path = folder / stage.file
-                if not path.is_file():
-                    raise InputError(f"stage '{path}' is missing; copy the whole folder or record the run again")
-                if sha256(path) != stage.sha256:
-                    raise InputError(
-                        f"stage '{path}' is damaged: its checksum differs from the manifest's; copy the folder again "
-                        f"or record the run again"
-                    )
+                _check_file("stage", folder / stage.file, stage.sha256)
+            if run.exemplars is not None:
+                _check_file("exemplars", folder / EXEMPLARS, run.exemplars)
+
+
+def _check_file(what: str, path: Path, checksum: str) -> None:
+    if not path.is_file():
+        raise InputError(f"{what} '{path}' is missing; copy the whole folder or record the run again")
+    if sha256(path) != checksum:
+        raise InputError(
+            f"{what} '{path}' is damaged: its checksum differs from the manifest's; copy the folder again or record "
+            f"the run again"
+        )
 
 
 def _shared(run: Run) -> dict[str, Any]:

@@ -1,0 +1,41 @@
+"""Targets of a training batch, as class ids or as shares of the classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+TOLERANCE = 1e-6
+"""Up to which shares of a soft label count as equal."""
+
+
+def one_class(targets: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The class of each image, and whether the image is of that one class alone.
+
+    A soft label is of one class if all its shares but the largest are equal: one-hot, or smoothed. Of two classes, only
+    one-hot is: a smoothed label might as well be a mixed one. A class outside 0..K-1, such as -100, is none.
+
+    Args:
+        targets: Class ids ``(N,)`` or ``(N, 1)``, or shares ``(N, K)`` with K at least 2.
+        num_classes: K.
+
+    Returns:
+        Class ids in 0..K-1, int64 of shape ``(N,)``, and bools of shape ``(N,)``, both where the targets are.
+    """
+    if not targets.is_floating_point():
+        targets = targets.flatten().long()
+        inside = (targets >= 0) & (targets < num_classes)
+        return targets.clamp(0, num_classes - 1), inside
+    largest, second = targets.float().topk(2, 1).values.unbind(1)
+    least = targets.float().amin(1) if num_classes > 2 else torch.zeros_like(second)
+    return targets.argmax(1), ((second - least).abs() <= TOLERANCE) & (largest - second > TOLERANCE)
+
+
+def fits(targets: Any, count: int, num_classes: int) -> bool:
+    """Whether :func:`one_class` can read ``targets`` as the labels of ``count`` images."""
+    if not isinstance(targets, torch.Tensor) or targets.is_complex():
+        return False
+    if targets.is_floating_point():
+        return targets.shape == (count, num_classes) and num_classes > 1
+    return targets.shape in ((count,), (count, 1))

@@ -1,0 +1,97 @@
+"""What is seen of a distillation: its cost before it starts, its images meanwhile, and a loss that is no number."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from composer import Callback, Logger, State
+
+from tgdd_plugin.draws import Draws
+from tgdd_plugin.errors import InputError
+from tgdd_plugin.model import DistillationModel
+from tgdd_plugin.report import image_grid
+from tgdd_plugin.synthetic import SyntheticImages
+
+
+class NotFinite(InputError):
+    """The loss of a step is no finite number.
+
+    Args:
+        message: For the user.
+        step: Steps made before.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class Watch(Callback):
+    """Shows the images to the user's loggers, and stops a run whose loss is no longer finite, with the last good ones.
+
+    Args:
+        interval: Steps between pictures; 0 for none.
+        names: Of the stages, by their position in the bank.
+        synthetic: The images.
+    """
+
+    def __init__(self, interval: int, names: list[str], synthetic: SyntheticImages) -> None:
+        self.interval = interval
+        self.names = names
+        self.synthetic = synthetic
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        # All gradients are there and the optimizer's step is yet to come: no hook of the optimizer's is called here.
+        self.synthetic.keep_finite_()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        step = state.timestamp.batch.value
+        # The Trainer's own number, which costs no wait for the device; this step's checkpoint would come later.
+        if not math.isfinite(state.total_loss_dict["loss/train/total"]):
+            early, late = (self.names[state.batch[key]] for key in ("early", "late"))
+            raise NotFinite(
+                f"the loss is no longer finite at step {step - 1} (early stage: {early}; late stage: {late}); lower "
+                f"learning_rate or alpha",
+                step - 1,
+            )
+        if self.interval and step % self.interval == 0:
+            logger.log_images(image_grid(*self.synthetic.to_uint8()), name="tgdd/synthetic")
+
+
+def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, device: torch.device) -> str:
+    """The cost of a distillation in a line, from timing one chunk of classes; the pixels stay as they are."""
+    model.to(device)
+    batch = draws(0)
+    part = {
+        name: {key: tensor[:chunk].to(device) for key, tensor in value.items()}
+        if isinstance(value, dict)
+        else value[:chunk].to(device)
+        if isinstance(value, torch.Tensor)
+        else value
+        for name, value in batch.items()
+    }
+    seconds = 0.0
+    for _ in range(2):  # the first warms up, and compiles
+        began = time.perf_counter()
+        model.loss(model(part), part)["total"].backward()
+        model.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - began
+    count = len(batch["classes"])
+    step = seconds * count / chunk
+    real = batch["real"].numel() if "real" in batch else 0
+    synthetic = count * min(draws.synthetic.decoded_per_class, draws.settings.max_decoded)
+    stages = sum(tensor.nbytes for tensor in model.bank.stacked.values()) / 2**20
+    return (
+        f"{steps} steps of {real} real and {synthetic} synthetic images, {chunk} of {count} classes at a time: about "
+        f"{step:.3g} s each, {_duration(steps * step)} in all; {len(model.bank)} stages take {stages:.0f} MiB"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
