@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -196,7 +196,7 @@ def random_trajectory(
     std: Sequence[float] | None = None,
     seed: int = 0,
 ) -> Trajectory:
-    """Writes a trajectory of untrained networks: for timing, where what the weights are does not matter.
+    """Writes a trajectory of untrained networks and random class means: for timing, where the values do not matter.
 
     Args:
         folder: The trajectory folder, made if missing.
@@ -227,7 +227,11 @@ def random_trajectory(
                         complete=True,
                     )
                     begin(folder / run.name, run)
+                head = network.get_submodule(run.head)
+                assert isinstance(head, nn.Linear)
+                means = torch.randn(num_classes, head.in_features), torch.ones(num_classes)
+                when: dict[str, Any] = {"epoch": stage, "batch": stage, "sample": 0, "metrics": {}}
                 add_stage(
-                    folder / run.name, run, network.state_dict(), None, epoch=stage, batch=stage, sample=0, metrics={}
+                    folder / run.name, run, network.state_dict(), None, class_means=means if stage else None, **when
                 )
     return Trajectory.open(folder)

@@ -376,6 +376,21 @@ def test_classes_must_be_the_trajectorys_in_its_order(trajectory, pool, tmp_path
     assert read_card(run(trajectory, nameless, tmp_path / "a.beton")).classes == ["rows", "columns", "chess"]
 
 
+@pytest.mark.parametrize("ema", [None, "4ba"])
+def test_a_run_that_broke_off_after_its_last_step_is_written_out(trajectory, pool, tmp_path, ema):
+    settings = replace(SETTINGS, ema=ema)
+    whole = run(trajectory, pool, tmp_path / "whole" / "a.beton", settings)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("tgdd_plugin.distillation.write_beton", full)
+        run(trajectory, pool, tmp_path / "a.beton", settings, checkpoint_interval="12ba")
+    path = run(trajectory, pool, tmp_path / "a.beton", settings, checkpoint_interval="12ba")
+    assert torch.equal(read_beton(path)[0], read_beton(whole)[0])
+
+
 def test_a_start_that_takes_too_many_images_says_how_many_are_right(trajectory, pool, tmp_path):
     with pytest.raises(InputError, match=r"= 24 of each; lower images_per_class to 5, or take start 'real'"):
         run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, images_per_class=6, factor=2))

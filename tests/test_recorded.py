@@ -187,10 +187,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(trajectory, tmp_path)
 
 
 def test_the_command_line_reads_no_data_set(trajectory, tmp_path, capsys):
-    arguments = ["distill", str(trajectory.folder), f"output={tmp_path / 'out'}", "distill.source=recorded"]
-    arguments += ["distill.images_per_class=1", "distill.steps=2", "data.name=cifar10", "data.root=nowhere"]
+    arguments = ["distill", str(trajectory.folder), f"output={tmp_path / 'out'}"]
+    arguments += ["distill.images_per_class=1", "distill.steps=2"]
     assert main(arguments) == 0, capsys.readouterr().err
-    assert read_card(tmp_path / "out" / "cifar10-ipc1.beton").images == 12
+    assert read_card(tmp_path / "out" / "digits-ipc1.beton").images == 12
+    assert main([*arguments, "data.name=cifar10", "data.root=nowhere"]) == 2, "named data is wanted for sampling"
+    assert main([*arguments, "data.name=cifar10", "data.root=nowhere", "distill.source=recorded"]) == 0
 
 
 @pytest.mark.parametrize("stages", ["first", "last"])

@@ -84,7 +84,10 @@ def fit_halving(options: Callable[[int], dict[str, Any]], chunk: int, synthetic:
     while True:
         trainer = Trainer(**options(chunk))
         try:
-            return trainer.fit()
+            # A run that broke off after its last step, as on a full disk, has none left to make.
+            if trainer.state.max_duration is None or trainer.state.timestamp.batch < trainer.state.max_duration:
+                trainer.fit()
+            return
         except RuntimeError as error:  # torch has a class of its own for GPUs only
             if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error):
                 raise

@@ -84,7 +84,10 @@ def _work(step: str, path: str, overrides: list[str]) -> None:
     from tgdd_plugin.recipe import read_recipe, recipe_text
 
     if step == "distill" and Path(path).is_dir():
-        recipe = read_recipe(None, [f"trajectory={json.dumps(path)}", *overrides])
+        # Without a word about data the folder itself is all there is to distill from.
+        named = any(override.startswith("data.") for override in overrides)
+        source = [] if named else ["distill.source=recorded"]
+        recipe = read_recipe(None, [f"trajectory={json.dumps(path)}", *source, *overrides])
     elif step == "retrain" and path.endswith(".beton"):
         recipe = read_recipe(None, [f"file={json.dumps(path)}", *overrides])
     elif not Path(path).exists() and Path(path).suffix not in (".yaml", ".yml"):

@@ -124,7 +124,7 @@ def train(
             warnings.filterwarnings("ignore", message="Cannot split tensor of length")
             # And this when the two shares of a CutMix label add up to 0.9999999.
             warnings.filterwarnings("ignore", message="Some targets have less than 1 total probability")
-            # A short epoch may have none but mixed batches; distilling from such stages alone is refused in a clear line.
+            # A short epoch may have mixed batches only; distilling from no other stages is refused in a clear line.
             warnings.filterwarnings("ignore", message="no class statistics.*mix every batch")
             trainer.fit()
     finally:
