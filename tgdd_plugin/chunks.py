@@ -14,9 +14,10 @@ from tgdd_plugin.errors import InputError, brief
 from tgdd_plugin.network import even_part
 from tgdd_plugin.synthetic import SyntheticImages
 
-CPU_ACTIVATION = 20 * 2**20
-"""Bytes of the largest activation in one call on a CPU. Beyond 32 MiB glibc maps and unmaps every tensor, and touching
-its pages anew costs more than computing: ReLU on 64 MiB took 20 times as long as on 16."""
+CPU_ACTIVATION = 10 * 2**20
+"""Bytes of the largest activation in one call on a CPU: with two threads faster than twice as much. Beyond 32 MiB,
+glibc maps and unmaps every tensor, and touching its pages anew costs more than computing: ReLU on 64 MiB took 20 times
+as long as on 16."""
 
 COMPILED_FROM = 1_000_000
 """Passes of a 32 px image through a network from which the half minute that compiling takes is soon won back."""
