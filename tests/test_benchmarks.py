@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tgdd_plugin import DistillSettings, read_card, retrain
+from tgdd_plugin.beton import read_beton
 from tgdd_plugin.data import DataSettings, load_data
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.recipe import read_recipe
@@ -27,6 +29,7 @@ import accuracy  # noqa: E402
 import one_run  # noqa: E402
 import pieces  # noqa: E402
 import rows  # noqa: E402
+import time_to_accuracy  # noqa: E402
 
 RECIPE = str(ROOT / "recipes" / "digits.yaml")
 SMALL = "device=cpu data.per_class=12 network.depth=1 network.width=4 record.epochs=3 record.batch_size=32".split()
@@ -48,6 +51,7 @@ def content(folder: Path) -> dict[str, Any]:
     return {row["name"]: timeless(row) for row in rows.read_rows(folder)}
 
 
+LOOPS = ("engine-sampled", "engine-recorded")
 EVERYTHING = ("--source", "sampled", "--float", "--paper-protocol")
 
 
@@ -288,3 +292,20 @@ def test_trajectories_of_several_short_and_often_recorded_runs(tmp_path):
         "runs1-2ba-from1": {"seed1": [0, 2, 4, 6, 8]},
         "runs1-short1-from1": {"seed1": [0, 4, 8], "seed2": [0, 4]},
     }
+
+
+def test_loops_leave_the_images_that_they_would_ship(tmp_path, capsys):
+    """The engine's last images are those that distill() itself wrote; the same command runs no loop again."""
+    assert run(time_to_accuracy, tmp_path, "--steps", "2", "4") == 0
+    first = content(tmp_path)
+    assert set(first) == {f"digits-{loop}-{step}" for loop in ("published loop", *LOOPS) for step in (2, 4)}
+    for loop in LOOPS:
+        kept = [load_file(tmp_path / "work" / loop / f"{step}.safetensors")["images"] for step in (2, 4)]
+        assert torch.equal(kept[1], read_beton(tmp_path / "work" / loop / "last.beton")[0][:, :1])
+        assert not torch.equal(*kept)
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time_to_accuracy, "distill", None)
+        assert run(time_to_accuracy, tmp_path, "--steps", "2", "4") == 0
+    assert content(tmp_path) == first
+    assert "| engine, recorded | 4 |" in capsys.readouterr().out

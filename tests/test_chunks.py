@@ -117,6 +117,15 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_images(trajectory, tmp_pa
     assert not (tmp_path / "a.beton").exists()
 
 
+def test_the_cost_is_told_before_the_start_and_changes_nothing(trajectory, tmp_path, capsys):
+    pool = patterned()
+    told = run(trajectory, pool, tmp_path / "told.beton", progress_bar=True)
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("distilling 12 steps"))
+    assert "of 24 real and 6 synthetic images, 3 of 3 classes at a time: about" in line and "3 stages" in line
+    silent = run(trajectory, pool, tmp_path / "silent.beton")
+    assert torch.equal(read_beton(told)[0], read_beton(silent)[0])
+
+
 def test_compiled_passes_are_the_same_up_to_rounding(trajectory, tmp_path):
     torch.manual_seed(0)
     plain = FeatureNetwork(tiny(), "classifier")

@@ -201,7 +201,7 @@ class TGDDCallback(Callback):
                 self._warn(
                     "exemplars",
                     f"TGDDCallback keeps fewer than exemplars={self.exemplars} real images of each class, or none: "
-                    f"{problem}; distillation that has no other real images starts from noise for what is missing",
+                    f"{problem}. To distill without the data set, take start='noise' or fewer images per class",
                 )
             self._keep_exemplars()
 

@@ -65,6 +65,8 @@ def shall_compile(wanted: bool | None, images: int, side: int, device: torch.dev
     """
     if wanted is False or (wanted is None and images * side**2 < COMPILED_FROM * 32**2):
         return False
+    # Of one function torch compiles eight forms and then no more: those of earlier distillations give way.
+    torch.compiler.reset()
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except Exception as error:  # a missing compiler shows in many ways
