@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import torch
 from composer import Callback, Logger, State
@@ -64,14 +65,7 @@ def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, dev
     """The cost of a distillation in a line, from timing one chunk of classes; the pixels stay as they are."""
     model.to(device)
     batch = draws(0)
-    part = {
-        name: {key: tensor[:chunk].to(device) for key, tensor in value.items()}
-        if isinstance(value, dict)
-        else value[:chunk].to(device)
-        if isinstance(value, torch.Tensor)
-        else value
-        for name, value in batch.items()
-    }
+    part = _first(batch, chunk, device)
     seconds = 0.0
     for _ in range(2):  # the first warms up, and compiles
         began = time.perf_counter()
@@ -89,6 +83,13 @@ def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, dev
         f"{steps} steps of {real} real and {synthetic} synthetic images, {chunk} of {count} classes at a time: about "
         f"{step:.3g} s each, {_duration(steps * step)} in all; {len(model.bank)} stages take {stages:.0f} MiB"
     )
+
+
+def _first(value: Any, classes: int, device: torch.device) -> Any:
+    """A batch, or a part of one, of its first classes only, on the device."""
+    if isinstance(value, dict):
+        return {name: _first(inner, classes, device) for name, inner in value.items()}
+    return value[:classes].to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _duration(seconds: float) -> str:
