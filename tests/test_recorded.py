@@ -73,8 +73,7 @@ def test_needs_the_trajectory_alone(trajectory, tmp_path):
     assert not is_distilled(path, trajectory, patterned(), SETTINGS), "with real images at hand they are sampled"
 
 
-@pytest.mark.parametrize("views", [1, 2])
-def test_loss_and_gradient_equal_the_formula(trajectory, views):
+def test_loss_and_gradient_equal_the_formula(trajectory):
     """‖ recorded mean − mean φ_j(ω_i s_i) ‖² summed over classes, + α · cross-entropy, image by image in float64."""
     torch.manual_seed(0)
     network = tiny()
@@ -84,8 +83,7 @@ def test_loss_and_gradient_equal_the_formula(trajectory, views):
     model = DistillationModel(
         synthetic, FeatureNetwork(network, "classifier"), bank, None, mean=mean, std=std, alpha=0.7
     )
-    settings = replace(SETTINGS, views=views).resolved(8, sampled=False)
-    draws = Draws(settings, bank, None, synthetic)
+    draws = Draws(SETTINGS.resolved(8, sampled=False), bank, None, synthetic)
     batch = next(b for b in map(draws, range(100)) if b["early"] != b["late"])
     losses = model.loss(model(batch), batch)
     losses["total"].backward()
@@ -100,19 +98,18 @@ def test_loss_and_gradient_equal_the_formula(trajectory, views):
     total = 0
     for c in range(3):
         features = []
-        for view in range(8 * views):
-            i = view // views
+        for i in range(8):
             row, column = i % 4 // 2, i % 2
             part = pixels[c, i // 4, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
             image = F.interpolate(part[None], size=8, mode="bilinear", align_corners=False)
             omega = {
-                name: (values.double() if values.is_floating_point() else values)[c, view : view + 1]
+                name: (values.double() if values.is_floating_point() else values)[c, i : i + 1]
                 for name, values in batch["draw"].items()
             }
             seen = augment((image - scale[0]) / scale[1], omega)
             features.append(early.features(seen).flatten())
-            total = total + 0.7 * F.cross_entropy(late(seen), torch.tensor([c])) / (8 * views)
-        total = total + ((wanted_means[c] - sum(features) / len(features)) ** 2).sum()
+            total = total + 0.7 * F.cross_entropy(late(seen), torch.tensor([c])) / 8
+        total = total + ((wanted_means[c] - sum(features) / 8) ** 2).sum()
     total.backward()
     torch.testing.assert_close(losses["total"].double(), total.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(synthetic.pixels.grad.double(), pixels.grad, rtol=1e-3, atol=1e-5)
@@ -148,11 +145,6 @@ def test_a_trajectory_without_statistics_is_refused_in_one_line(trajectory, tmp_
 def test_sampling_without_real_images_is_refused(trajectory, tmp_path):
     with pytest.raises(InputError, match="source is 'sampled'.*none were given"):
         run(trajectory, tmp_path / "a.beton", replace(SETTINGS, source="sampled"))
-
-
-def test_views_want_the_recorded_source(trajectory, tmp_path):
-    with pytest.raises(InputError, match="views is 2.*share one draw"):
-        run(trajectory, tmp_path / "a.beton", replace(SETTINGS, views=2), real=patterned())
 
 
 def test_a_start_that_wants_more_images_than_were_kept(trajectory, tmp_path):

@@ -123,7 +123,7 @@ def distill(
     head = find_head(bare, run.num_classes, head or recorded_head(bare, run.head))
     bank = StageBank(trajectory, bare, on, matched=settings.stages, recorded=pool is None)
     real_count = settings.real_per_class if pool else 0
-    synthetic_count = min(settings.images_per_class * settings.factor**2, settings.max_decoded) * settings.views
+    synthetic_count = min(settings.images_per_class * settings.factor**2, settings.max_decoded)
     passes = settings.steps * run.num_classes * (real_count + 2 * synthetic_count)
     compiled = shall_compile(settings.compile, passes, shape[1], on)
     frozen = FeatureNetwork(bare.to(on), head, compiled=compiled)

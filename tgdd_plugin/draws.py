@@ -40,7 +40,7 @@ class Draws:
         classes = torch.arange(count)
         batch = {"classes": classes, "early": pair.early, "late": pair.late}
         decoded = self.synthetic.decoded_per_class
-        groups = min(decoded, s.max_decoded) * s.views
+        groups = min(decoded, s.max_decoded)
         if self.pool is not None:
             batch["real"] = self.pool.draw(classes, s.real_per_class, generator, "each step (real_per_class)")
             groups = 1

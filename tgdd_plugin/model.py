@@ -59,8 +59,8 @@ class DistillationModel(ComposerModel):
 
         Args:
             batch: ``classes`` (k,), ``real`` (k, m) positions in the pool or absent, ``chosen`` (k, s) decoded images
-                or absent, ``draw`` of (k, 1) augmentations, one for each class, or of (k, s · views), so many for each
-                synthetic image, ``early`` and ``late`` positions in the bank.
+                or absent, ``draw`` of (k, 1) augmentations, one for each class, or of (k, s), one for each synthetic
+                image, ``early`` and ``late`` positions in the bank.
 
         Returns:
             ``real`` (k, m, D), or (k, 1, D) for recorded means, ``synthetic`` (k, n, D), ``classes`` (k,), and unless
@@ -86,16 +86,13 @@ class DistillationModel(ComposerModel):
         return {**outputs, "logits": logits.unflatten(0, shape)} if self.alpha else outputs
 
     def _prepared(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Normalised and augmented: ``(k, n, C, H, W)`` with one draw a class, else as many as there are draws."""
+        """Normalised and augmented, ``(k, n, C, H, W)`` as they came."""
         if self.mean.device != images.device:  # once: Composer moves the pixels alone
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-        images = (images - self.mean) / self.std
-        draws = next(iter(draw.values())).shape[1] if draw else 1
+        each = next(iter(draw.values())).shape[1] > 1 if draw else False
+        grouped = images.flatten(0, 1) if each else images
         draw = {name: values.flatten(0, 1) for name, values in draw.items()}
-        if draws == 1:
-            return augment(images, draw)
-        images = images.repeat_interleave(draws // images.shape[1], 1)
-        return augment(images.flatten(0, 1), draw).view(images.shape)
+        return augment((grouped - self.mean) / self.std, draw).view(images.shape)
 
     def loss(  # type: ignore[override]  # Composer logs each entry of a dictionary, though its annotation has none
         self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, Any]

@@ -44,8 +44,6 @@ class DistillSettings:
             images change class, as with digits. Default: ``None``, which is ``'color_crop_cutout_flip'`` for the source
             ``'sampled'``, and for ``'recorded'`` what the training was seen to do, as the means contain it
             (``'color_crop_flip'`` if that is not known).
-        views: Augmentation draws of each synthetic image in a step, for the source ``'recorded'``; a step costs so many
-            times as much, and the images' means vary less. Default: ``1``.
         ema: Half-life, as a Composer time string in batches (``'100ba'``), of an exponential moving average of the
             pixels, which then is what ships. Default: ``None``, the last iterate ships.
         classes_per_chunk: Classes in one forward and backward pass; fewer need less memory and give the same images,
@@ -73,7 +71,6 @@ class DistillSettings:
     real_per_class: int = 128
     max_decoded: int = 200
     augmentation: str | None = None
-    views: int = 1
     ema: str | None = None
     classes_per_chunk: int | None = None
     precision: str = "fp32"
@@ -88,7 +85,6 @@ class DistillSettings:
             "max_gap",
             "real_per_class",
             "max_decoded",
-            "views",
             "classes_per_chunk",
         )
         for name in counts:
@@ -120,11 +116,6 @@ class DistillSettings:
         rate = (0.2 if side >= 128 else 0.02) * self.images_per_class
         alpha = 2.5 if self.images_per_class <= 10 else 0.5
         source = self.source or ("sampled" if sampled else "recorded")
-        if source == "sampled" and self.views > 1:
-            raise InputError(
-                f"views is {self.views}, but with source 'sampled' a class' real and synthetic images share one draw; "
-                f"leave it at 1, or take source 'recorded'"
-            )
         augmentation = "color_crop_cutout_flip" if source == "sampled" else trained_with or "color_crop_flip"
         return replace(
             self,

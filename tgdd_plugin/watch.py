@@ -77,7 +77,7 @@ def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, dev
     count = len(batch["classes"])
     step = seconds * count / chunk
     real = batch["real"].numel() if "real" in batch else 0
-    synthetic = count * min(draws.synthetic.decoded_per_class, draws.settings.max_decoded) * draws.settings.views
+    synthetic = count * min(draws.synthetic.decoded_per_class, draws.settings.max_decoded)
     stages = sum(tensor.nbytes for tensor in model.bank.stacked.values()) / 2**20
     return (
         f"{steps} steps of {real} real and {synthetic} synthetic images, {chunk} of {count} classes at a time: about "
