@@ -144,6 +144,17 @@ class At(Callback):
             self.act(state)
 
 
+class Crash(Callback):
+    """Raises inside a batch, after its forward pass."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def after_forward(self, state: State, logger: Logger) -> None:
+        if state.timestamp.batch.value == self.batch:
+            raise RuntimeError("crash")
+
+
 def manifest(run_folder: Path) -> dict[str, Any]:
     """A run's manifest, parsed."""
     return json.loads((run_folder / "manifest.json").read_text())

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from common import CLASSES, Pictures, fit, manifest, tiny_network
-from composer import Callback, Logger, State
+from common import CLASSES, Crash, Pictures, fit, manifest, tiny_network
 from composer.algorithms import LabelSmoothing
 from safetensors.torch import load_file, save
 
@@ -142,15 +141,6 @@ def test_batches_that_are_none(images: Any, targets: Any, problem: str) -> None:
 
 
 # Several runs, resumed runs.
-
-
-class Crash(Callback):
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-
-    def after_forward(self, state: State, logger: Logger) -> None:
-        if state.timestamp.batch.value == self.batch:
-            raise RuntimeError("crash")
 
 
 @pytest.mark.parametrize(("exemplars", "save"), [(3, "2ba"), (40, "1ep")])

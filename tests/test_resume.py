@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from common import (
+    Crash,
     Pictures,
     Probe,
     TinyNetwork,
@@ -30,17 +31,6 @@ from torch.utils.data import DataLoader
 from tgdd_plugin import TGDDCallback
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.trajectory import Trajectory
-
-
-class Crash(Callback):
-    """Raises inside a batch, after its forward pass."""
-
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-
-    def after_forward(self, state: State, logger: Logger) -> None:
-        if state.timestamp.batch.value == self.batch:
-            raise RuntimeError("crash")
 
 
 def network(seed: int = 0) -> TinyNetwork:
