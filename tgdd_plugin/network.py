@@ -95,7 +95,7 @@ class FeatureNetwork:
         """
         try:
             logits = self._blank(weights, shape)[1]
-        except (RuntimeError, IndexError, TypeError) as error:
+        except (RuntimeError, IndexError, TypeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"{type(self.network).__name__} does not take images of shape {tuple(shape)}: {reason}; give the data "

@@ -16,8 +16,10 @@ from torch import nn
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.imports import import_function
 from tgdd_plugin.networks import convnet as _convnet
+from tgdd_plugin.networks import densenet as _densenet
 from tgdd_plugin.networks import resnet as _resnet
 from tgdd_plugin.networks import resnet_ap as _resnet_ap
+from tgdd_plugin.networks import vit as _vit
 
 
 def described(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -46,8 +48,17 @@ convnet = described(_convnet.convnet)
 resnet10 = described(_resnet.resnet10)
 resnet18 = described(_resnet.resnet18)
 resnet_ap10 = described(_resnet_ap.resnet_ap10)
+densenet121 = described(_densenet.densenet121)
+vit = described(_vit.vit)
 
-OWN = {"convnet": convnet, "resnet10": resnet10, "resnet18": resnet18, "resnet_ap10": resnet_ap10}
+OWN = {
+    "convnet": convnet,
+    "resnet10": resnet10,
+    "resnet18": resnet18,
+    "resnet_ap10": resnet_ap10,
+    "densenet121": densenet121,
+    "vit": vit,
+}
 
 
 def find_factory(name: str) -> Callable[..., nn.Module]:

@@ -1,0 +1,154 @@
+"""Choosing real images by their features, the "coresets" that distilled sets are compared with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from tgdd_plugin.errors import InputError
+from tgdd_plugin.network import FeatureNetwork, find_head
+from tgdd_plugin.pool import ImagePool
+
+
+@torch.no_grad()
+def features_of(
+    network: nn.Module,
+    pool: ImagePool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    head: str | None = None,
+    batch_size: int = 512,
+) -> torch.Tensor:
+    """φ(x) of every image of a pool, in evaluation mode. The network is copied and stays as it is.
+
+    Args:
+        network: From normalised images ``(N, C, H, W)`` to logits ``(N, K)``; it is run where its weights lie.
+        pool: The images, and K.
+        mean, std: Per-channel normalisation for pixels in [0, 1].
+        head: Name of the linear layer whose input is φ(x). Default: found by :func:`tgdd_plugin.network.find_head`.
+        batch_size: Images in one call of the network. Default: 512.
+
+    Returns:
+        Features ``(N, D)``, float32 on the CPU, in the order of the pool.
+
+    Raises:
+        InputError: If the network has no such head or does not take these images, or if the normalisation is not of
+            their channels.
+    """
+    channels = pool.shape[0]
+    if not len(mean) == len(std) == channels:
+        raise InputError(f"{len(mean)} means and {len(std)} stds came for images of {channels} channel(s)")
+    frozen = FeatureNetwork(copy.deepcopy(network), find_head(network, pool.num_classes, head))
+    weights = network.state_dict()
+    frozen.check(weights, pool.shape, pool.num_classes)
+    device = next(iter(weights.values())).device
+    shift, scale = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+    features = torch.empty(0)
+    for index in torch.arange(len(pool)).split(batch_size):
+        images = (pool.take(index).to(device).float() / 255 - shift) / scale
+        part = frozen(weights, images)[0]
+        if not len(features):  # all at once, as joining the parts would need room for them twice
+            features = torch.empty(len(pool), part.shape[1])
+        features[index] = part.float().cpu()
+    return features
+
+
+def herding(features: torch.Tensor, labels: torch.Tensor, per_class: int) -> torch.Tensor:
+    """Images of each class whose mean is near the class' mean (M. Welling, "Herding Dynamical Weights to Learn", 2009).
+
+    Chosen one by one, without replacement, as in iCaRL (S.-A. Rebuffi et al., CVPR 2017): always the image that brings
+    the mean of the chosen ones nearest to the mean of the class; the first of those that do so equally. So the first m
+    of a class' images are its herding set of m.
+
+    Features are compared as they are, as in the herding baseline of dataset condensation (issue 15 of its authors'
+    repository VICO-UoE/DatasetCondensation; IDC's ``coreset.py``). iCaRL itself has them of length 1, for which give
+    ``torch.nn.functional.normalize(features)``.
+
+    Args:
+        features: ``(N, D)``, of any floating point.
+        labels: Class ids ``(N,)``; K is one more than the largest.
+        per_class: n, how many of each class.
+
+    Returns:
+        Positions ``(K * n,)``, int64 on the CPU, those of class 0 first, each class' in the order of their choice.
+
+    Raises:
+        InputError: If a class has fewer images, or features are not finite or not ``(N, D)`` with as many labels.
+    """
+    return _of_each_class(features, labels, per_class, _herd)
+
+
+def k_center(features: torch.Tensor, labels: torch.Tensor, per_class: int) -> torch.Tensor:
+    """Images of each class that leave none of it far away: greedy k-center (O. Sener and S. Savarese, ICLR 2018).
+
+    The first is the image nearest to the mean of the class, as in the baseline of dataset condensation (issue 21 of its
+    authors' repository VICO-UoE/DatasetCondensation). Each further one is the farthest from those chosen before it,
+    the first of those that are equally far, so that the first m of a class' images are its set of m.
+
+    Arguments, result and errors are those of :func:`herding`.
+    """
+    return _of_each_class(features, labels, per_class, _spread)
+
+
+def _of_each_class(
+    features: torch.Tensor, labels: torch.Tensor, per_class: int, choose: Callable[[torch.Tensor, int], list[int]]
+) -> torch.Tensor:
+    """What ``choose`` finds among the float64 features ``(M, D)`` of each class, as positions in all of them."""
+    if not features.is_floating_point() or features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
+        raise InputError(
+            f"features are {features.dtype} of shape {tuple(features.shape)} with labels of shape "
+            f"{tuple(labels.shape)}; wanted floating point (N, D) and (N,)"
+        )
+    if per_class < 1:
+        raise InputError(f"per_class came as {per_class}; wanted at least 1")
+    labels = labels.to("cpu", torch.int64)
+    if int(labels.min()) < 0:
+        raise InputError(f"labels run from {int(labels.min())}; wanted class ids 0, 1, 2, ... Renumber the labels")
+    counts = torch.bincount(labels).tolist()
+    for label, have in enumerate(counts):
+        if have < per_class:
+            raise InputError(
+                f"class {label} has {have} images, {per_class} were to be chosen; ask for at most {min(counts)} per "
+                f"class, or add images of that class"
+            )
+    chosen = []
+    for label, own in enumerate(labels.argsort(stable=True).split(counts)):
+        # In float64, so that rounding decides between no two images; one class at a time, to hold no copy of all.
+        rows = features[own.to(features.device)].to("cpu", torch.float64)
+        if not rows.isfinite().all():
+            raise InputError(
+                f"features of class {label} are not finite; wanted numbers. Take a network whose training did not "
+                f"diverge"
+            )
+        chosen.append(own[choose(rows, per_class)])
+    return torch.cat(chosen)
+
+
+def _herd(rows: torch.Tensor, count: int) -> list[int]:
+    mean, total = rows.mean(0), torch.zeros_like(rows[0])
+    chosen: list[int] = []
+    for size in range(1, count + 1):
+        # |mean - (total + row) / size|, times size.
+        distances = _distances(rows, size * mean - total)
+        distances[chosen] = torch.inf
+        chosen.append(int(distances.argmin()))
+        total += rows[chosen[-1]]
+    return chosen
+
+
+def _spread(rows: torch.Tensor, count: int) -> list[int]:
+    chosen = [int(_distances(rows, rows.mean(0)).argmin())]
+    nearest = torch.full((len(rows),), torch.inf, dtype=rows.dtype)
+    while len(chosen) < count:
+        nearest = torch.minimum(nearest, _distances(rows, rows[chosen[-1]]))
+        nearest[chosen[-1]] = -1  # less than any distance: what lies at 0 may be a copy, and that can be chosen
+        chosen.append(int(nearest.argmax()))
+    return chosen
+
+
+def _distances(rows: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
+    # Not by a matrix product, in whose rounding equal images come to lie at unequal distances.
+    return torch.cdist(rows, point[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
