@@ -8,12 +8,14 @@ import struct
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import ffcv.writer
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from ffcv.fields import FloatField, IntField, NDArrayField, RGBImageField
 from ffcv.fields.decoders import IntDecoder, NDArrayDecoder, SimpleRGBImageDecoder
@@ -26,6 +28,7 @@ from tgdd_plugin import beton as beton_module
 from tgdd_plugin.beton import read_beton, write_beton
 from tgdd_plugin.card import Card, card_path, read_card
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.loader import beton_loader
 
 N, K = 23, 4
 
@@ -153,8 +156,8 @@ REFUSED = {
     "fewer labels": ((IMAGES, LABELS[:-1], None), r"23 images came with torch.int64 labels of shape \(22,\)"),
     "label columns": ((IMAGES, LABELS[:, None], None), r"labels of shape \(23, 1\)"),
     "fractions for labels": ((IMAGES, LABELS + 0.5, None), "torch.float32 labels"),
-    "negative label": ((IMAGES, LABELS - 1, None), r"labels leave 0..3"),
-    "label too high": ((IMAGES, LABELS + 1, None), r"labels leave 0..3"),
+    "negative label": ((IMAGES, LABELS - 1, None), r"labels run from -1 to 2, the card names 4 classes; correct"),
+    "label too high": ((IMAGES, LABELS + 1, None), r"labels run from 1 to 4, the card names 4 classes; correct"),
     "soft labels of another number": ((IMAGES, LABELS, SOFT[:-1]), r"soft labels are \(22, 4\); wanted .*\(23, 4\)"),
     "soft labels of other classes": ((IMAGES, LABELS, SOFT[:, :2]), r"soft labels are \(23, 2\)"),
     "infinite soft labels": ((IMAGES, LABELS, SOFT / 0), "finite values"),
@@ -240,7 +243,7 @@ def test_a_card_that_is_missing_damaged_or_of_another_file(copy):
     refused("damaged", yaml.safe_dump({**content, "mean": [0.5]}))
     refused("damaged", yaml.safe_dump({**content, "shape": 7}))
     refused("damaged", yaml.safe_dump({key: value for key, value in content.items() if key != "std"}))
-    refused("another format than 1; it needs another version", yaml.safe_dump({**content, "format": 2}))
+    refused("another format than 1 or 2; it needs another version", yaml.safe_dump({**content, "format": 3}))
     refused("no card of a .beton", "just words")
     refused("no card of a .beton", "")
     refused("no card of a .beton", "a: 1")
@@ -250,6 +253,10 @@ def test_a_card_that_is_missing_damaged_or_of_another_file(copy):
     # A field of a later version of the same format is passed over.
     card_path(copy).write_text(yaml.safe_dump({**content, "colour": "red"}))
     assert read_card(copy).classes == content["classes"]
+    # One of a version that packed nothing.
+    del content["packed"]
+    card_path(copy).write_text(yaml.safe_dump(content))
+    assert read_card(copy).packed is False and len(read_beton(copy)[0]) == N
     card_path(copy).write_text(text)
     copy.write_bytes(copy.read_bytes() + b"\0")
     refused("not the file that 'set.beton.yaml' describes .*copy both again")
@@ -258,6 +265,99 @@ def test_a_card_that_is_missing_damaged_or_of_another_file(copy):
         read_card(copy)
     with pytest.raises(InputError, match="there is no file"):
         read_card(copy.with_name("none.beton"))
+
+
+# The checksum is of the file; the card itself can be edited.
+
+MISFITS = {
+    "more images": ({"images": 24}, "there are 23 images, the card says 24"),
+    "grids that are none": ({"packed": True}, "5x8, which the card's factor 2 does not divide"),
+    "grids that are counted": ({"packed": True, "factor": 1}, "the card's 4 classes of 5 .* factor 1 are 20"),
+    "packed at another factor": ({"packed": True, "factor": 5, "shape": [3, 5, 8]}, "factor 5 does not divide"),
+    "no factor": ({"factor": 0}, "factor 0 does not divide"),
+    "another size": ({"shape": [3, 8, 5]}, r"the images are 5x8, the card's shape is \[3, 8, 5\]"),
+    "two channels": ({"shape": [2, 5, 8], "mean": [0.5] * 2, "std": [0.5] * 2}, r"the card's shape is \[2, 5, 8\]"),
+    "too few classes": ({"classes": ["a", "b", "c"]}, "labels run from 0 to 3, the card names 3 classes"),
+    "more classes than were distilled": (
+        {"classes": list("abcde"), "method": {"name": "TGDD"}},
+        "there are 23 images, the card's 5 classes of 5 stored ones at factor 2 are 100",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_card_that_contradicts_its_file(tmp_path, case):
+    changes, pattern = MISFITS[case]
+    path = write_beton(tmp_path / "set.beton", *made(side=(5, 8))[:2], card(factor=2))
+    content = yaml.safe_load(card_path(path).read_text())
+    card_path(path).write_text(yaml.safe_dump({**content, **changes}))
+    for read in (read_beton, lambda path: beton_loader(path, backend="ffcv")):
+        if changes.get("packed") and read is not read_beton:
+            continue  # refused for that alone
+        with pytest.raises(InputError, match=f"'{path}' and its card do not fit.*{pattern}.*; copy both again, or"):
+            read(path)
+
+
+def test_a_grey_card_of_coloured_images(tmp_path):
+    path = write_beton(tmp_path / "set.beton", *made()[:2], card())
+    content = yaml.safe_load(card_path(path).read_text())
+    grey = {"shape": [1, 6, 9], "mean": [0.5], "std": [0.5]}
+    card_path(path).write_text(yaml.safe_dump({**content, **grey}))
+    with pytest.raises(InputError, match="image 0 of .* has colours, and its card says one channel"):
+        read_beton(path)
+
+
+# Packed files.
+
+
+def decoded(stored, factor):
+    """Part by part, in PyTorch's own words."""
+    height, width = stored.shape[2] // factor, stored.shape[3] // factor
+    parts = [
+        image[:, i * height : (i + 1) * height, j * width : (j + 1) * width]
+        for image in stored.float()
+        for i in range(factor)
+        for j in range(factor)
+    ]
+    large = F.interpolate(torch.stack(parts), stored.shape[2:], mode="bilinear", align_corners=False)
+    return large.round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_packed_file_holds_the_stored_images_and_is_read_decoded(tmp_path, channels, factor):
+    stored, labels, _ = made(channels, count=20, side=(8, 12))
+    path = write_beton(tmp_path / "packed.beton", stored, labels, card(channels, factor=factor, packed=True))
+    _, pixels, numbers, _ = parse(path)
+    np.testing.assert_array_equal(pixels, stored.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy())
+    assert numbers == labels.tolist()
+    images, read_labels = read_beton(path)
+    assert torch.equal(images, decoded(stored, factor))
+    assert torch.equal(read_labels, labels.repeat_interleave(factor**2)) and read_labels.dtype == torch.int64
+    back = read_card(path)
+    assert (back.packed, back.images, back.shape) == (True, 20 * factor**2, [channels, 8, 12])
+    # An earlier version passes over `packed`, and must not take the grids for images.
+    assert yaml.safe_load(card_path(path).read_text())["format"] == 2
+    # The two lines of the module's docstring.
+    plain = write_beton(tmp_path / "plain.beton", *read_beton(path), replace(read_card(path), packed=False))
+    assert torch.equal(read_beton(plain)[0], images) and torch.equal(read_beton(plain)[1], read_labels)
+    np.testing.assert_array_equal(parse(plain)[1][..., 0], images[:, 0].numpy())
+    assert yaml.safe_load(card_path(plain).read_text())["format"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "soft", "pattern"),
+    [
+        ({"factor": 5}, None, "6x9, which the card's factor 5 does not divide; correct the card"),
+        ({"images_per_class": 4}, None, "there are 180 images, the card's 4 classes of 4 .* factor 3 are 144; correct"),
+        ({}, SOFT[:20], "soft labels came with packed images"),
+    ],
+)
+def test_packed_images_that_could_not_be_read_back_are_not_written(tmp_path, changes, soft, pattern):
+    with pytest.raises(InputError, match=pattern):
+        wanted = replace(card(factor=3, packed=True), **changes)
+        write_beton(tmp_path / "x.beton", IMAGES[:20], LABELS[:20], wanted, soft)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_wrong_checksum_is_found_before_ffcv_parses_anything(copy, monkeypatch):

@@ -6,8 +6,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from composer import Callback
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
@@ -16,6 +18,8 @@ from torchvision.models import resnet18
 
 from tgdd_plugin import DistillSettings, ImagePool, InputError, RetrainSettings, distill, read_card, retrain
 from tgdd_plugin.beton import read_beton
+from tgdd_plugin.card import card_path
+from tgdd_plugin.distillation import is_distilled
 from tgdd_plugin.draws import Draws
 from tgdd_plugin.model import DistillationModel
 from tgdd_plugin.network import FeatureNetwork
@@ -141,6 +145,55 @@ class Steps(Callback):
     def batch_end(self, state, logger):
         self.seen.append(state.timestamp.batch.value)
         self.pixels.append(state.model.synthetic.pixels.detach().clone())
+
+
+def test_packed_ships_the_last_pixels_as_they_are_stored(trajectory, pool, tmp_path):
+    settings, steps = replace(SETTINGS, factor=2), Steps()
+    plain = run(trajectory, pool, tmp_path / "plain.beton", settings)
+    packed = run(trajectory, pool, tmp_path / "packed.beton", replace(settings, packed=True), callbacks=[steps])
+    card = read_card(packed)
+    assert (card.packed, card.images, card.images_per_class, card.shape) == (True, 24, 2, [3, 8, 8])
+    assert replace(card, packed=False, method={}, sha256="") == replace(read_card(plain), method={}, sha256="")
+    stored = np.rint(steps.pixels[-1].flatten(0, 1).numpy() * np.float32(255)).astype(np.uint8)
+    assert all(image.transpose(1, 2, 0).tobytes() in packed.read_bytes() for image in stored)
+    (images, labels), (others, other_labels) = read_beton(packed), read_beton(plain)
+    assert images.shape == (24, 3, 8, 8) and torch.equal(labels, other_labels)
+    assert (images.int() - others.int()).abs().max() <= 1, "rounded before decoding, or after"
+    quick = RetrainSettings(epochs=1, seeds=1, full_epochs=0)
+    rows = retrain(packed, pool, quick, real=pool, device="cpu", progress_bar=False)
+    assert [(row.name, row.images) for row in rows] == [
+        ("distilled", 24),
+        ("random", 6),
+        ("random, decoded number", 24),
+    ]
+
+
+def test_a_job_is_told_by_its_form_too(trajectory, pool, tmp_path):
+    settings = replace(SETTINGS, factor=2, steps=2)
+    packing = replace(settings, packed=True)
+    plain = run(trajectory, pool, tmp_path / "plain.beton", settings)
+    packed = run(trajectory, pool, tmp_path / "packed.beton", packing)
+    asked = [is_distilled(path, trajectory, pool, job) for path in (plain, packed) for job in (settings, packing)]
+    assert asked == [True, False, False, True]
+    # Files of a version that could not pack.
+    for path in (plain, packed):
+        content = yaml.safe_load(card_path(path).read_text())
+        del content["method"]["packed"]
+        card_path(path).write_text(yaml.safe_dump(content))
+    assert is_distilled(plain, trajectory, pool, settings)
+    assert not any(is_distilled(path, trajectory, pool, packing) for path in (plain, packed))
+    assert not is_distilled(plain, trajectory, pool, replace(settings, seed=1))
+
+
+def test_the_form_may_change_while_a_job_is_stopped(trajectory, pool, tmp_path):
+    """The pixels are the same, whatever they ship as."""
+    settings = replace(SETTINGS, factor=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectory, pool, tmp_path / "a.beton", settings, callbacks=[Crash(8)], checkpoint_interval="5ba")
+    steps = Steps()
+    path = run(trajectory, pool, tmp_path / "a.beton", replace(settings, packed=True), callbacks=[steps])
+    assert steps.seen == list(range(6, 13)) and read_card(path).packed
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "a.beton.yaml"]
 
 
 def test_another_job_does_not_resume_from_these_checkpoints(trajectory, pool, tmp_path):
@@ -419,8 +472,53 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_stages(trajectory,
     "change",
     [{"steps": 0}, {"factor": 0}, {"classes_per_chunk": 0},
      {"alpha": -1.0}, {"start": "zeros"}, {"precision": "fp8"}, {"ema": "soon"},
+     {"packed": True, "factor": 1},
      {"ema": "1ep"}, {"augmentation": "colour"}, {"learning_rate": float("nan")}, {"seed": -1}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(InputError, match=str(next(iter(change)))):
         DistillSettings(**change)
+
+
+@pytest.mark.parametrize("source", ["sampled", "recorded"])
+def test_some_classes_alone_have_the_gradients_they_have_among_all(trajectory, pool, source):
+    ids = [2, 0]
+    network, real = tiny(), pool if source == "sampled" else None
+    bank = StageBank(trajectory, network, recorded=real is None)
+    pixels = torch.rand(3, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    options = {"mean": pool.statistics()[0], "std": pool.statistics()[1], "alpha": 2.5}
+    both = [SyntheticImages(chosen.clone()) for chosen in (pixels, pixels[ids])]
+    models = [DistillationModel(each, FeatureNetwork(network, "classifier"), bank, real, **options) for each in both]
+    batch = next(b for b in map(Draws(SETTINGS.resolved(8), bank, real, both[0]), range(9)) if b["early"] != b["late"])
+    some = {name: value[ids] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    some["draw"] = {name: value[ids] for name, value in batch["draw"].items()}
+    some["positions"] = torch.arange(2)
+    for model, each in zip(models, (batch, some), strict=True):
+        model.loss(model(each), each)["total"].backward()
+    torch.testing.assert_close(both[1].pixels.grad, both[0].pixels.grad[ids])
+
+
+@pytest.mark.parametrize("source", ["sampled", "recorded"])
+def test_some_classes_alone_need_nothing_of_the_others(trajectory, pool, source, tmp_path):
+    settings = replace(SETTINGS, classes=["chess", "rows"], source=source, augmentation="none")
+    kept = trajectory.exemplars() if source == "recorded" else pool
+    few = pool.subset(pool.labels.ne(1).nonzero()[:, 0])  # as a learner that has met these alone
+    path = run(
+        trajectory, few if source == "sampled" else None, tmp_path / "a.beton", replace(settings, learning_rate=0.0)
+    )
+    images, labels = read_beton(path)
+    card = read_card(path)
+    assert card.classes == ["chess", "rows"] and labels.tolist() == [0, 0, 1, 1]
+    for image, label in zip(images, labels, strict=True):
+        assert kept.images[kept.labels == (2, 0)[label]].eq(image).flatten(1).all(1).any()
+    moved = read_beton(run(trajectory, few if source == "sampled" else None, tmp_path / "b.beton", settings))[0]
+    assert not torch.equal(moved, images)
+
+
+@pytest.mark.parametrize(
+    "classes, pattern", [(["rows", "dots"], "classes has 'dots', which the trajectory does not"), ([], "")]
+)
+def test_unknown_classes_are_refused(trajectory, pool, tmp_path, classes, pattern):
+    with pytest.raises(InputError, match=pattern or r"classes is \[\]"):
+        run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, classes=classes))
+    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from composer.models import ComposerClassifier
 from torch import nn
 
 from tgdd_plugin import loader as loader_module
-from tgdd_plugin.beton import write_beton
+from tgdd_plugin.beton import read_beton, write_beton
 from tgdd_plugin.card import Card
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.inspection import find_normalisation
@@ -127,6 +127,19 @@ def test_other_backends_and_a_missing_card_are_refused(files, tmp_path):
     for backend in ("device", "ffcv"):
         with pytest.raises(InputError, match="has no card"):
             beton_loader(tmp_path / "x.beton", backend=backend)
+
+
+def test_a_packed_file_is_decoded_on_the_device_and_refused_by_ffcv(tmp_path):
+    images, labels = made()
+    card = Card([str(i) for i in range(K)], 0, 5, [], MEAN, STD, factor=2, packed=True)
+    path = write_beton(tmp_path / "packed.beton", images[:20], labels[:20], card)
+    loader = beton_loader(path, 1000, shuffle=False)
+    ((batch, numbers),) = loader
+    wanted = (read_beton(path)[0].numpy() / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
+    np.testing.assert_allclose(batch.numpy(), wanted, rtol=1e-5, atol=1e-6)
+    assert len(loader) == 1 and numbers.tolist() == [int(label) for label in labels[:20] for _ in range(4)]
+    with pytest.raises(InputError, match="is packed, and FFCV cannot decode it; take backend='device', or"):
+        beton_loader(path, backend="ffcv")
 
 
 @pytest.mark.parametrize("channels", [1, 3])

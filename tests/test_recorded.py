@@ -28,7 +28,7 @@ from tgdd_plugin.synthetic import SyntheticImages
 from tgdd_plugin.trajectory import Trajectory
 
 SETTINGS = DistillSettings(images_per_class=2, factor=2, steps=10, learning_rate=0.5)
-RECORD = RecordSettings(epochs=4, runs=2, batch_size=8, learning_rate=0.05, exemplars=8)
+RECORD = RecordSettings(epochs=4, runs=2, batch_size=8, learning_rate=0.05, cutmix=0.2, exemplars=8)
 
 
 @pytest.fixture(scope="module")

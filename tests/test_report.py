@@ -79,6 +79,12 @@ def test_a_card_in_words(tmp_path):
     assert "100: 0, 1" in describe_beton(path, bare) and "not recorded" in describe_beton(path, bare)
 
 
+def test_a_packed_file_in_words(tmp_path):
+    card = Card(["cat", "dog"], 0, 4, [], [0.5], [0.5], factor=2, packed=True)
+    path = write_beton(tmp_path / "x.beton", made(1, 8, (4, 6)), torch.arange(8) % 2, card)
+    assert "32 of 1x4x6: 4 stored per class, factor 2, packed: the file holds 8\n" in describe_beton(path, card)
+
+
 def test_a_trajectory_in_words(tmp_path):
     for name in ("seed0", "seed1"):
         run = Run(

@@ -1,12 +1,13 @@
 """Multi-formation, starts and the form that ships, against loops over single images."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.pool import ImagePool
-from tgdd_plugin.synthetic import SyntheticImages, start_pixels
+from tgdd_plugin.synthetic import SyntheticImages, start_pixels, unpack
 
 SHAPE = (3, 2, 3, 8, 12)
 
@@ -67,6 +68,41 @@ def test_what_ships_is_rounded_not_cut_off():
     synthetic = SyntheticImages(torch.tensor([0.0, 0.4999 / 255, 0.5001 / 255, 254.6 / 255, 1.0]).view(5, 1, 1, 1, 1))
     images, labels = synthetic.to_uint8()
     assert images.flatten().tolist() == [0, 0, 1, 255, 255] and labels.tolist() == [0, 1, 2, 3, 4]
+
+
+def doubled(values: np.ndarray) -> np.ndarray:
+    """Four times the first axis at twice its length: three parts of the nearer pixel, one of the farther."""
+    padded = np.concatenate([values[:1], values, values[-1:]])
+    return np.stack([3 * values + padded[:-2], 3 * values + padded[2:]], axis=1).reshape(-1, *values.shape[1:])
+
+
+def test_packed_images_are_decoded_to_the_bytes_of_whole_number_arithmetic():
+    """More of them than are decoded at once; ties go to the even number."""
+    stored = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (300, 3, 4, 6), dtype=np.uint8))
+    decoded = unpack(stored, 2)
+    assert decoded.dtype == torch.uint8 and decoded.shape == (1200, 3, 4, 6)
+    ties = 0
+    for position, image in enumerate(decoded.numpy()):
+        number, part = divmod(position, 4)
+        i, j = divmod(part, 2)
+        grid = stored[number, :, 2 * i : 2 * i + 2, 3 * j : 3 * j + 3].numpy().astype(int)
+        sixteenths = np.stack([doubled(doubled(channel).T).T for channel in grid])
+        ties += (sixteenths % 16 == 8).sum()
+        np.testing.assert_array_equal(image, np.rint(sixteenths / 16))
+    assert ties > 1000
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_what_ships_packed_are_the_stored_images_rounded(factor):
+    pixels = torch.rand(SHAPE, generator=torch.Generator().manual_seed(0))
+    synthetic = SyntheticImages(pixels, factor)
+    stored, labels = synthetic.to_uint8(packed=True)
+    np.testing.assert_array_equal(stored.numpy(), np.rint(pixels.numpy().reshape(6, 3, 8, 12) * np.float32(255)))
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    decoded, decoded_labels = synthetic.to_uint8()
+    assert torch.equal(decoded_labels, labels.repeat_interleave(factor**2))
+    # In the same order, and no further apart than two roundings.
+    assert (unpack(stored, factor).int() - decoded.int()).abs().max() <= (0 if factor == 1 else 1)
 
 
 @pytest.mark.parametrize("factor", [0, 3])

@@ -4,6 +4,11 @@ The file is plain FFCV: ``image`` (raw uint8 RGB), ``label`` (int) and, where th
 A stock ``ffcv.Loader`` with the usual pipelines reads it. What FFCV has no place for lies in the card,
 ``<name>.beton.yaml``. FFCV itself writes the format and parses its tables; it is imported only when a function is
 called.
+
+A packed file holds the stored images of multi-formation, as its card says; :func:`read_beton` decodes them, FFCV
+cannot. For a stock ``ffcv.Loader``, write it once more as a plain one, with the same images::
+
+    write_beton("plain.beton", *read_beton("packed.beton"), replace(read_card("packed.beton"), packed=False))
 """
 
 from __future__ import annotations
@@ -20,10 +25,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tgdd_plugin.card import Card, card_path, read_card
+from tgdd_plugin.card import Card, card_path, find_misfit, read_card
 from tgdd_plugin.errors import InputError, brief
 from tgdd_plugin.files import sha256, whole_file, write_whole
 from tgdd_plugin.pool import allocate
+from tgdd_plugin.synthetic import unpack
 
 MIN_PAGE = 2**21
 """FFCV's smallest page. A file has at least one page of samples and is padded to whole ones: 4 MiB in all."""
@@ -43,10 +49,12 @@ def write_beton(
 
     Args:
         path: The file.
-        images: uint8, ``(N, C, H, W)``; grey ones (C = 1) are written three times.
+        images: uint8, ``(N, C, H, W)``; grey ones (C = 1) are written three times. The stored ones if the card says
+            ``packed``.
         labels: Class ids, ``(N,)``.
         card: Its ``images``, ``shape`` and ``sha256`` are filled in here.
-        soft_labels: Class probabilities ``(N, K)``, or none.
+        soft_labels: Class probabilities ``(N, K)``, or none; none for packed images, whose parts would have to share
+            one.
 
     Raises:
         InputError: If shapes, types or values are not as said. FFCV's writer would wait for ever on such an image, so
@@ -57,10 +65,13 @@ def write_beton(
     if len(images) == 0 or labels.shape != (len(images),) or labels.is_floating_point():
         shape = tuple(labels.shape)
         raise InputError(f"{len(images)} images came with {labels.dtype} labels of shape {shape}; wanted one int each")
-    if labels.min() < 0 or labels.max() >= len(card.classes):
-        raise InputError(f"labels leave 0..{len(card.classes) - 1}; wanted class ids of the card's classes")
     if not len(card.mean) == len(card.std) == images.shape[1]:
         raise InputError(f"the card has mean {card.mean} and std {card.std}; wanted {images.shape[1]} value(s) each")
+    card.images, card.shape = len(images) * card.parts, list(images.shape[1:])
+    if misfit := find_misfit(card, arrays[1], *images.shape[2:]):
+        raise InputError(f"images and card do not fit each other: {misfit}; correct the card")
+    if soft_labels is not None and card.packed:
+        raise InputError("soft labels came with packed images; write those decoded, with one for each decoded image")
     if soft_labels is not None:
         wanted = (len(images), len(card.classes))
         if soft_labels.shape != wanted or not soft_labels.isfinite().all():
@@ -83,7 +94,6 @@ def write_beton(
         # One worker writes the same bytes every time. Its progress bar would be of a second's work.
         with contextlib.redirect_stderr(io.StringIO()):
             DatasetWriter(str(temporary), written, page_size=page, num_workers=1).from_indexed_dataset(_Rows(arrays))
-        card.images, card.shape = len(images), list(images.shape[1:])
         card.sha256 = sha256(temporary)
         text = card.text()  # what cannot be written as YAML fails here, while the earlier file is still in place
     write_whole(card_path(path), text)
@@ -120,17 +130,26 @@ def read_beton(path: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Reads the images and labels of any ``.beton`` with fields ``image`` (raw or JPEG) and ``label``.
 
     Returns:
-        uint8 images ``(N, C, H, W)``, with C = 1 if the file has a card that says so and else 3, and labels ``(N,)``.
+        uint8 images ``(N, C, H, W)``, with C = 1 if the file has a card that says so and else 3, and labels ``(N,)``. A
+        packed file's images are decoded, and rounded to uint8 again.
 
     Raises:
         InputError: If there is no such file, it is no such ``.beton``, it is damaged or not the one that its card
             describes, or its images have several sizes.
     """
+    images, labels, card = read_stored(path)
+    if card is not None and card.packed:
+        return unpack(images, card.factor), labels.repeat_interleave(card.parts)
+    return images, labels
+
+
+def read_stored(path: str | Path) -> tuple[torch.Tensor, torch.Tensor, Card | None]:
+    """:func:`read_beton` without the decoding: of a packed file the stored images; and the card, if there is one."""
     if not Path(path).is_file():
         raise InputError(f"there is no file '{path}'; wanted a .beton")
     # Before FFCV parses a byte: it believes whatever a file says.
     card = read_card(path) if card_path(path).is_file() else None
-    tables = check_beton(Path(path))
+    tables = check_beton(Path(path), card)
     images = allocate((len(tables.labels), card.shape[0] if card else 3, tables.height, tables.width))
     rows = images.numpy()
     # Not by FFCV's Loader: for that, it compiles for a second or two, and it would wait for ever on a damaged JPEG.
@@ -140,8 +159,11 @@ def read_beton(path: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = data.reshape(tables.height, tables.width, 3) if raw else _from_jpeg(data)
         if pixels is None or pixels.shape[:2] != (tables.height, tables.width):
             raise InputError(f"image {i} of '{path}' is damaged; copy or write the file again")
+        if raw and rows.shape[1] == 1 and (pixels != pixels[..., :1]).any():
+            raise InputError(f"image {i} of '{path}' has colours, and its card says one channel; correct the card")
         rows[i] = pixels.transpose(2, 0, 1)[: rows.shape[1]]
-    return images, torch.from_numpy(tables.labels.astype(np.int64))
+    labels = torch.from_numpy(tables.labels.astype(np.int64))
+    return images, labels, card
 
 
 def _from_jpeg(data: np.ndarray) -> np.ndarray | None:
@@ -172,11 +194,15 @@ class Tables:
     raw: np.ndarray
 
 
-def check_beton(path: Path) -> Tables:
+def check_beton(path: Path, card: Card | None = None) -> Tables:
     """Parses the tables of a ``.beton`` and makes the checks that FFCV does not make: it follows any pointer.
 
+    Args:
+        path: The file.
+        card: Its card, to be checked against it. Default: none.
+
     Raises:
-        InputError: If the file is damaged or lacks what is needed.
+        InputError: If the file is damaged or lacks what is needed, or the card says something else.
     """
     with restored_threads():
         from ffcv.fields import IntField, RGBImageField
@@ -213,7 +239,12 @@ def check_beton(path: Path) -> Tables:
             f"the images of '{path}' have several sizes, from {low[0]}x{low[1]} to {high[0]}x{high[1]} (H x W); wanted "
             f"one: write it again with resized images"
         )
-    return Tables(list(kinds), *sizes.pop(), labels, table["ptr"], table["size"], raw)
+    height, width = sizes.pop()
+    if card and (misfit := find_misfit(card, labels, height, width)):
+        raise InputError(
+            f"'{path}' and its card do not fit each other: {misfit}; copy both again, or undo the change to the card"
+        )
+    return Tables(list(kinds), height, width, labels, table["ptr"], table["size"], raw)
 
 
 @contextlib.contextmanager

@@ -6,12 +6,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from tgdd_plugin.errors import InputError, brief
 from tgdd_plugin.files import build_checked, sha256, write_whole
 
 FORMAT = 1
+PACKED_FORMAT = 2
+"""Of a packed file's card: an earlier version, which would take the grids for images, refuses it."""
+MEMORY = "replay memory"
+"""Name of the method in the card of a saved :class:`tgdd_plugin.memory.ReplayMemory`."""
 
 
 @dataclass
@@ -20,12 +25,13 @@ class Card:
 
     Args:
         classes: Names of the K classes.
-        images: Images in the file, as a loader sees them.
+        images: As a loader sees them: decoded.
         images_per_class: Stored images for each class (the field's "IPC"); ``images`` is K · IPC · factor².
         shape: (C, H, W) of the images. With C = 1 the file holds the grey value three times, as FFCV's image field is
             RGB; :func:`beton_loader` gives one channel back.
         mean, std: Per-channel normalisation, for pixels in [0, 1].
-        factor: f of multi-formation. The images in the file are decoded: nothing is left to be done by the user.
+        factor: f of multi-formation. The file holds the decoded images, unless it is packed.
+        packed: Whether the file holds the stored images, f² times fewer; :func:`read_beton` decodes them.
         method: Settings of the distillation, empty for a set made otherwise.
         network: What it was distilled on.
         real: How many real ``images`` were read, and their :meth:`ImagePool.fingerprint`.
@@ -42,6 +48,7 @@ class Card:
     mean: list[float]
     std: list[float]
     factor: int = 1
+    packed: bool = False
     method: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
     real: dict[str, Any] = field(default_factory=dict)
@@ -50,9 +57,15 @@ class Card:
     accuracy: list[dict[str, Any]] = field(default_factory=list)
     sha256: str = ""
 
+    @property
+    def parts(self) -> int:
+        """Images that one of the file's decodes to: factor² if it is packed, else 1."""
+        return self.factor**2 if self.packed else 1
+
     def text(self) -> str:
         """The card as YAML."""
-        return yaml.safe_dump({"format": FORMAT, **asdict(self)}, sort_keys=False, default_flow_style=None, width=110)
+        content = {"format": PACKED_FORMAT if self.packed else FORMAT, **asdict(self)}
+        return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
 
     def write(self, beton: Path) -> None:
         """Writes the card of ``beton``, whole."""
@@ -77,8 +90,10 @@ def read_card(beton: str | Path) -> Card:
         content = yaml.safe_load(path.read_text())
         if not isinstance(content, dict) or "format" not in content:
             raise InputError(f"'{path}' is no card of a .beton; copy it again, beside its file")
-        if content["format"] != FORMAT:
-            raise InputError(f"'{path}' has another format than {FORMAT}; it needs another version of tgdd_plugin")
+        if content["format"] not in (FORMAT, PACKED_FORMAT):
+            raise InputError(
+                f"'{path}' has another format than {FORMAT} or {PACKED_FORMAT}; it needs another version of tgdd_plugin"
+            )
         card = build_checked(Card, content)
         if not len(card.shape) == 3 or not len(card.mean) == len(card.std) == card.shape[0] or not len(card.classes):
             raise TypeError("classes, shape, mean and std do not fit each other")
@@ -89,3 +104,32 @@ def read_card(beton: str | Path) -> Card:
     if card.sha256 != sha256(Path(beton)):
         raise InputError(f"'{beton}' is not the file that '{path.name}' describes (checksums differ); copy both again")
     return card
+
+
+def find_misfit(card: Card, labels: np.ndarray, height: int, width: int) -> str | None:
+    """What of a card contradicts its file, in words: a card can be edited by hand.
+
+    Args:
+        card: The card.
+        labels: Of the images in the file, ``(N,)``.
+        height, width: Of every image.
+    """
+    classes, factor = len(card.classes), card.factor
+    decoded = classes * card.images_per_class * factor**2
+    if labels.min() < 0 or labels.max() >= classes:
+        return f"labels run from {labels.min()} to {labels.max()}, the card names {classes} classes"
+    if card.shape[0] not in (1, 3) or card.shape[1:] != [height, width]:
+        return f"the images are {height}x{width}, the card's shape is {card.shape}"
+    if factor < 1 or (card.packed and (height % factor or width % factor)):
+        return f"the images are {height}x{width}, which the card's factor {factor} does not divide"
+    if card.images != len(labels) * card.parts:
+        packed = f" in {len(labels)} packed ones" if card.packed else ""
+        return f"there are {len(labels) * card.parts} images{packed}, the card says {card.images}"
+    # Other sets, and a memory, need not have as many images of each class.
+    name = card.method.get("name")
+    if (card.packed or name == "TGDD") and name != MEMORY and card.images != decoded:
+        return (
+            f"there are {card.images} images, the card's {classes} classes of {card.images_per_class} stored ones at "
+            f"factor {factor} are {decoded}"
+        )
+    return None

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -118,21 +118,23 @@ def distill(
     mean, std = normalisation(mean, std, run, shape[0], None if origin is None else origin.statistics())
     if settings.source == "recorded":
         pool = None
+    names = run.classes or [str(number) for number in range(run.num_classes)]
+    ids = _class_ids(settings.classes, names)
 
     bare = bare_network(network, run, shape)
     head = find_head(bare, run.num_classes, head or recorded_head(bare, run.head))
-    bank = StageBank(trajectory, bare, on, matched=settings.stages, recorded=pool is None)
+    bank = StageBank(trajectory, bare, on, matched=settings.stages, recorded=pool is None, classes=ids)
     real_count = settings.real_per_class if pool else 0
     synthetic_count = min(settings.images_per_class * settings.factor**2, settings.max_decoded)
-    passes = settings.steps * run.num_classes * (real_count + 2 * synthetic_count)
+    passes = settings.steps * len(ids) * (real_count + 2 * synthetic_count)
     compiled = shall_compile(settings.compile, passes, shape[1], on)
     frozen = FeatureNetwork(bare.to(on), head, compiled=compiled)
     frozen.check(bank[0], shape, run.num_classes)
-    pixels = (run.num_classes, settings.images_per_class, *shape)
+    pixels = (len(ids), settings.images_per_class, *shape)
     # The start has a stream of its own, apart from every (step, rank).
-    start = start_pixels(settings.start, pixels, settings.factor, origin, keyed_generator(settings.seed, 0, 2**31))
+    start = start_pixels(settings.start, pixels, settings.factor, origin, keyed_generator(settings.seed, 0, 2**31), ids)
     synthetic = SyntheticImages(start, settings.factor)
-    draws = Draws(settings, bank, pool, synthetic, dist.get_global_rank())
+    draws = Draws(settings, bank, pool, synthetic, dist.get_global_rank(), ids)
     draws(0)  # a class with too few images is found out here, not after the Trainer is set up
     model = DistillationModel(
         synthetic, frozen, bank, pool and pool.to(on), mean=mean, std=std, alpha=settings.alpha or 0.0,
@@ -143,10 +145,9 @@ def distill(
     # Right after the step, so that whatever looks at the pixels next (EMA, a checkpoint) finds them in [0, 1].
     optimizer.register_step_post_hook(lambda *_: synthetic.clamp_())
     fingerprint = origin.fingerprint() if origin is not None else None
-    # The name holds all the result depends on: another job never resumes from these checkpoints.
-    key = json.dumps(
-        [asdict(settings), trajectory.checksums, mean, std, list(shape), fingerprint, type(bare).__qualname__]
-    )
+    # The name holds all the pixels depend on: another job never resumes from these checkpoints.
+    depends = {name: value for name, value in asdict(settings).items() if name != "packed"}
+    key = json.dumps([depends, trajectory.checksums, mean, std, list(shape), fingerprint, type(bare).__qualname__])
     run_name = f"distill-{output.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     checkpoints = output.parent / f".{run_name}"
 
@@ -180,20 +181,19 @@ def distill(
             **(trainer_options or {}),
         }
 
-    chunk, frozen.slice_size = chunk_sizes(
-        frozen.footprint(bank[0], shape), run.num_classes, synthetic_count, real_count, on
-    )
-    chunk = min(settings.classes_per_chunk or chunk, run.num_classes)
+    chunk, frozen.slice_size = chunk_sizes(frozen.footprint(bank[0], shape), len(ids), synthetic_count, real_count, on)
+    chunk = min(settings.classes_per_chunk or chunk, len(ids))
     if progress_bar and dist.get_global_rank() == 0:
         tqdm.write(f"distilling {estimate(model, draws, chunk, settings.steps, on)}", file=sys.stderr)
     card = Card(
-        classes=run.classes or [str(number) for number in range(run.num_classes)],
+        classes=[names[number] for number in ids],
         images=0,
         images_per_class=settings.images_per_class,
         shape=list(shape),
         mean=mean,
         std=std,
         factor=settings.factor,
+        packed=settings.packed,
         method=_method(settings),
         network=run.network,
         real={"images": len(pool) if pool else 0, "fingerprint": fingerprint},
@@ -205,13 +205,25 @@ def distill(
     except NotFinite as error:
         kept = output.with_name(f"{output.stem}-step{error.step}{output.suffix}")
         if dist.get_global_rank() == 0:
-            write_beton(kept, *synthetic.to_uint8(), replace(card, method={**card.method, "stopped_after": error.step}))
+            card.method["stopped_after"] = error.step
+            write_beton(kept, *synthetic.to_uint8(packed=settings.packed), card)
         raise InputError(f"{error}; the images before that step are in '{kept}'") from None
     if dist.get_global_rank() == 0:
-        write_beton(output, *synthetic.to_uint8(), card)
+        write_beton(output, *synthetic.to_uint8(packed=settings.packed), card)
         shutil.rmtree(checkpoints, ignore_errors=True)
     dist.barrier()
     return output
+
+
+def _class_ids(wanted: Sequence[str] | None, names: Sequence[str]) -> list[int]:
+    if wanted is None:
+        return list(range(len(names)))
+    for name in wanted:
+        if name not in names:
+            raise InputError(
+                f"classes has '{name}', which the trajectory does not know; its classes are {', '.join(names[:20])}"
+            )
+    return [list(names).index(name) for name in wanted]
 
 
 def _resolved(settings: DistillSettings, run: Run, pool: ImagePool | None) -> DistillSettings:
@@ -233,7 +245,10 @@ def is_distilled(output: str | Path, trajectory: Trajectory, pool: ImagePool | N
     except InputError:
         return False
     origin = trajectory.exemplars() if pool is None else pool
-    same = card.method == method and card.trajectory.get("stages") == trajectory.checksums
+    # A setting that the version which wrote it did not have yet was as its default is.
+    earlier = {**_method(DistillSettings()), **card.method}
+    same = earlier == method and card.packed == settings.packed
+    same = same and card.trajectory.get("stages") == trajectory.checksums
     return same and card.real.get("fingerprint") == (origin.fingerprint() if origin is not None else None)
 
 

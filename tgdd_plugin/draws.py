@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class Draws:
     pool: ImagePool | None
     synthetic: SyntheticImages
     rank: int = 0
+    classes: Sequence[int] | None = None  # whose images these are; None: of classes 0, 1, 2, ...
 
     def __call__(self, step: int) -> dict[str, Any]:
         """The batch of one step on this rank; see :meth:`DistillationModel.forward`."""
@@ -37,8 +38,9 @@ class Draws:
         generator = keyed_generator(s.seed, step, self.rank)
         pair = self.bank.draw(s.max_gap, generator)
         count, _, *_, height, width = self.synthetic.pixels.shape
-        classes = torch.arange(count)
-        batch = {"classes": classes, "early": pair.early, "late": pair.late}
+        positions = torch.arange(count)
+        classes = positions if self.classes is None else torch.tensor(self.classes)
+        batch = {"positions": positions, "classes": classes, "early": pair.early, "late": pair.late}
         decoded = self.synthetic.decoded_per_class
         groups = min(decoded, s.max_decoded)
         if self.pool is not None:

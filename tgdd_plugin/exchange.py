@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,7 +209,7 @@ def import_tensors(
 
 def _read(path: Path) -> tuple[Card, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Card, images, labels and soft labels of a ``.beton``, in class order."""
-    card = read_card(path)
+    card = replace(read_card(path), packed=False)  # what is exported is decoded
     images, labels = read_beton(path)
     soft = _read_soft_labels(path, (len(labels), len(card.classes)))
     order = labels.argsort(stable=True)

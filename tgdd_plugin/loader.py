@@ -14,6 +14,9 @@ from tgdd_plugin.beton import check_beton, read_beton, restored_threads
 from tgdd_plugin.card import Card, read_card
 from tgdd_plugin.errors import InputError
 
+NORMALISED = 2**27
+"""Bytes up to which a set is kept as normalised float32 as well: 128 MiB, 10,000 images of CIFAR-10's size."""
+
 
 class DeviceLoader:
     """Batches of (normalised images, labels) from uint8 images that stay where they are, in a new order each epoch.
@@ -52,6 +55,9 @@ class DeviceLoader:
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
+        # A compact set is normalised once, not at every epoch anew.
+        small = 4 * images.numel() <= NORMALISED
+        self._normalised = self._normalise(images.to(self.device)) if small else None
 
     def __len__(self) -> int:
         """Batches in an epoch on this rank."""
@@ -64,15 +70,21 @@ class DeviceLoader:
             state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0]
             order = torch.randperm(len(order), generator=torch.Generator().manual_seed(int(state)))
             self.epoch += 1
-        # A rank with fewer batches than the others would leave them waiting for ever.
-        ranks = dist.get_world_size()
-        share = torch.arange(dist.get_global_rank(), -(-len(order) // ranks) * ranks, ranks)
-        order = order[share % len(order)]
-        mean = torch.tensor(self.mean, device=self.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, device=self.device).view(-1, 1, 1)
+        if (ranks := dist.get_world_size()) > 1:
+            # A rank with fewer batches than the others would leave them waiting for ever.
+            share = torch.arange(dist.get_global_rank(), -(-len(order) // ranks) * ranks, ranks)
+            order = order[share % len(order)]
         for index in order.split(self.batch_size):
-            images = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
-            yield (images.float() / 255 - mean) / std, self.labels[index.to(self.device)]
+            there = index.to(self.device)
+            if self._normalised is not None:
+                images = self._normalised.index_select(0, there)
+            else:
+                images = self._normalise(self.images[index.to(self.images.device)].to(self.device, non_blocking=True))
+            yield images, self.labels.index_select(0, there)
+
+    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
+        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (images.float() / 255 - mean) / std
 
 
 def beton_loader(
@@ -91,7 +103,7 @@ def beton_loader(
         batch_size: Clamped to the number of images: no epoch is ever empty. Default: ``64``.
         backend: ``'device'`` keeps the whole set on ``device``: for compact sets the faster by far. ``'ffcv'`` is
             ``ffcv.Loader`` with its usual pipeline, for large files; grey images keep three channels there, and
-            batches lie in buffers that FFCV uses again, so copy what you keep.
+            batches lie in buffers that FFCV uses again, so copy what you keep. It cannot decode a packed file.
         shuffle: Default: ``True``.
         seed: Of the order. Default: ``0``.
         device: Where batches are wanted, and for ``'device'`` where the set is kept. Default: ``'cpu'``.
@@ -110,6 +122,11 @@ def beton_loader(
         )
     if backend != "ffcv":
         raise InputError(f"backend is '{backend}'; wanted 'device' or 'ffcv'")
+    if card.packed:
+        raise InputError(
+            f"'{path}' is packed, and FFCV cannot decode it; take backend='device', or write it unpacked "
+            f"(tgdd_plugin.beton says how)"
+        )
     _check(batch_size, seed)
     return _FFCVLoader(Path(path), card, batch_size, shuffle, seed, torch.device(device))
 
@@ -118,7 +135,7 @@ class _FFCVLoader:
     """``ffcv.Loader`` that leaves the process' thread numbers alone, and no thread behind after an early stop."""
 
     def __init__(self, path: Path, card: Card, batch_size: int, shuffle: bool, seed: int, device: torch.device) -> None:
-        fields = check_beton(path).fields
+        fields = check_beton(path, card).fields
         self.swapped = fields.index("label") < fields.index("image")
         channels = 3 // card.shape[0]
         self.mean, self.std = card.mean * channels, card.std * channels

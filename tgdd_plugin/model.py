@@ -58,9 +58,10 @@ class DistillationModel(ComposerModel):
         """Features and logits of a step's classes.
 
         Args:
-            batch: ``classes`` (k,), ``real`` (k, m) positions in the pool or absent, ``chosen`` (k, s) decoded images
-                or absent, ``draw`` of (k, 1) augmentations, one for each class, or of (k, s), one for each synthetic
-                image, ``early`` and ``late`` positions in the bank.
+            batch: ``classes`` (k,) and their ``positions`` (k,) among the synthetic ones, ``real`` (k, m) positions in
+                the pool or absent, ``chosen`` (k, s) decoded images or absent, ``draw`` of (k, 1) augmentations, one
+                for each class, or of (k, s), one for each synthetic image, ``early`` and ``late`` positions in the
+                bank.
 
         Returns:
             ``real`` (k, m, D), or (k, 1, D) for recorded means, ``synthetic`` (k, n, D), ``classes`` (k,), and unless
@@ -68,7 +69,7 @@ class DistillationModel(ComposerModel):
         """
         classes, draw = batch["classes"], batch["draw"]
         early, late = self.bank[batch["early"]], self.bank[batch["late"]]
-        synthetic = self._prepared(self.synthetic.decode(classes, batch.get("chosen")), draw)
+        synthetic = self._prepared(self.synthetic.decode(batch["positions"], batch.get("chosen")), draw)
         with torch.autocast(classes.device.type, torch.bfloat16, enabled=self.bf16):
             if self.pool is None:
                 assert self.bank.means is not None

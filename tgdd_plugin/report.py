@@ -21,9 +21,10 @@ def describe_beton(path: Path, card: Card) -> str:
     names = card.classes if len(card.classes) <= 20 else [*card.classes[:20], "..."]
     stages = len(card.trajectory.get("stages", []))
     shape = "x".join(map(str, card.shape))
+    packed = f", packed: the file holds {card.images // card.parts}" if card.packed else ""
     lines = [
         f"file        {path}, {path.stat().st_size / 2**20:.1f} MiB, SHA-256 {card.sha256}",
-        f"images      {card.images} of {shape}: {card.images_per_class} stored per class, factor {card.factor}",
+        f"images      {card.images} of {shape}: {card.images_per_class} stored per class, factor {card.factor}{packed}",
         f"classes     {len(card.classes)}: {', '.join(names)}",
         f"normalise   {_normalisation(card.mean, card.std)}",
         f"method      {', '.join(f'{key} {value}' for key, value in card.method.items()) or 'not recorded'}",

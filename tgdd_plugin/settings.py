@@ -27,6 +27,8 @@ class DistillSettings:
         source: Where the real side of the matching comes from. ``'sampled'``, as published: real images, at every step.
             ``'recorded'``: the class means that the callback recorded while training, so that no real image is read
             and a step costs its synthetic half alone. Default: ``None``, sampled if real images are given.
+        classes: Names of the classes to distill, such as those that a continual learner has just met; the constraint
+            keeps them apart from all that the network knows. Default: ``None``, all.
         images_per_class: n, stored images for each class. Default: ``10``.
         factor: f of multi-formation: each stored image holds f×f sub-images, enlarged when decoded. Default: ``2``.
         start: ``'mix'``, ``'real'`` or ``'noise'``, see :func:`tgdd_plugin.synthetic.start_pixels`. Default: ``'mix'``.
@@ -53,6 +55,8 @@ class DistillSettings:
         compile: Whether ``torch.compile`` builds the networks' passes: half a minute at the start (on a CPU it needs a
             C++ compiler), then faster steps. Default: ``None``, if the job passes more than a million images of 32 px
             through a network.
+        packed: Whether the file holds the images as stored, factor² times fewer. This package decodes them on reading;
+            a stock ``ffcv.Loader`` cannot. Default: ``False``, it holds them decoded.
         seed: Of every draw. Default: ``0``.
 
     Raises:
@@ -60,6 +64,7 @@ class DistillSettings:
     """
 
     source: str | None = None
+    classes: list[str] | None = None
     images_per_class: int = 10
     factor: int = 2
     start: str = "mix"
@@ -75,6 +80,7 @@ class DistillSettings:
     classes_per_chunk: int | None = None
     precision: str = "fp32"
     compile: bool | None = None
+    packed: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -91,6 +97,10 @@ class DistillSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; wanted at least 1")
+        if self.packed and self.factor == 1:
+            raise InputError("packed has no effect at factor 1, where images are stored as they are; leave it out")
+        if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
+            raise InputError(f"classes is {self.classes}; wanted names, each of them once, or nothing for all")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; wanted 0 or more")
         for name in ("learning_rate", "alpha"):

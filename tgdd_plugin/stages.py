@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class StageBank:
         device: Where to keep them.
         matched: Stages that features are matched under: ``'all'``, or the ``'first'`` or ``'last'`` of each run.
         recorded: Whether only stages with recorded class means are matched, and the means kept as well.
+        classes: Which classes these must be of. Default: ``None``, all.
 
     Attributes:
         means: Recorded class means of φ, ``(S, K, D)``; zeros where a stage has none. ``None`` unless ``recorded``.
@@ -51,6 +53,7 @@ class StageBank:
         *,
         matched: str = "all",
         recorded: bool = False,
+        classes: Sequence[int] | None = None,
     ) -> None:
         self.sizes = [len(run.stages) for run in trajectory.runs.values()]
         self.names = [
@@ -69,7 +72,7 @@ class StageBank:
             spelt = fit_names(weights, network, f"stage '{folder / stage.file}'")
             for name, bank in self.stacked.items():
                 bank[position] = weights[spelt[name]]
-        usable = self._take_means(trajectory, stages, device) if recorded else list(range(len(stages)))
+        usable = self._take_means(trajectory, stages, classes, device) if recorded else list(range(len(stages)))
         chosen = {"all": slice(None), "first": slice(1), "last": slice(-1, None)}[matched]
         # Positions that may be the early stage, run by run, and where each run ends.
         self._early: list[list[int]] = []
@@ -80,7 +83,8 @@ class StageBank:
             self._early.append([position for position in usable if start <= position < start + size][chosen])
             if not self._early[-1]:
                 raise InputError(
-                    f"'{folder}' has no stage with means of all {trajectory.run.num_classes} classes. TGDDCallback "
+                    f"'{folder}' has no stage with means of all {len(classes or range(trajectory.run.num_classes))} "
+                    f"classes. TGDDCallback "
                     f"records them, unless statistics=False, from images of one class each (mixed ones do not count); "
                     f"give the real images (source 'sampled'), or record again, with longer intervals for rare classes"
                 )
@@ -93,13 +97,18 @@ class StageBank:
         return {name: bank[position] for name, bank in self.stacked.items()}
 
     def _take_means(
-        self, trajectory: Trajectory, stages: list[tuple[Path, Stage]], device: torch.device | str
+        self,
+        trajectory: Trajectory,
+        stages: list[tuple[Path, Stage]],
+        classes: Sequence[int] | None,
+        device: torch.device | str,
     ) -> list[int]:
-        """Fills ``means``; returns the positions of stages that have one for every class."""
+        """Fills ``means``; returns the positions of stages that have one for every class wanted."""
         usable = []
+        wanted = slice(None) if classes is None else list(classes)
         for position, (folder, stage) in enumerate(stages):
             found = trajectory.class_means(folder, stage)
-            if found is None or not bool((found[1] > 0).all()):
+            if found is None or not bool((found[1][wanted] > 0).all()):
                 continue
             if self.means is None:
                 self.means = torch.zeros(len(stages), *found[0].shape, device=device)

@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from tgdd_plugin.errors import InputError
-from tgdd_plugin.pool import ImagePool
+from tgdd_plugin.pool import ImagePool, allocate
 
 STARTS = ("real", "mix", "noise")
+
+
+def decode(stored: torch.Tensor, factor: int, chosen: torch.Tensor | None = None) -> torch.Tensor:
+    """Stored images to images of full size, differentiably (multi-formation; IDC, Kim et al., ICML 2022).
+
+    Each stored image is an f×f grid of sub-images, row by row, and each of them is enlarged.
+
+    Args:
+        stored: Floating point, ``(k, n, C, H, W)``.
+        factor: f, which divides H and W.
+        chosen: Which decoded images of each class, ``(k, s)`` with values below n·f². Default: ``None``, all.
+
+    Returns:
+        Of shape ``(k, n·f², C, H, W)``, or ``(k, s, C, H, W)``.
+    """
+    f = factor
+    k, n, channels, height, width = stored.shape
+    parts = stored.reshape(k, n, channels, f, height // f, f, width // f).permute(0, 1, 3, 5, 2, 4, 6)
+    parts = parts.reshape(k, n * f * f, channels, height // f, width // f)
+    if chosen is not None:
+        parts = parts[torch.arange(k, device=parts.device)[:, None], chosen]
+    if f == 1:
+        return parts
+    # Bilinear without aligned corners, as IDC decodes.
+    enlarged = F.interpolate(parts.flatten(0, 1), size=(height, width), mode="bilinear", align_corners=False)
+    return enlarged.view(k, -1, channels, height, width)
+
+
+def unpack(stored: torch.Tensor, factor: int) -> torch.Tensor:
+    """What a packed file is for a loader: its uint8 images ``(N, C, H, W)`` decoded to uint8 ``(N·f², C, H, W)``."""
+    images = allocate((len(stored) * factor**2, *stored.shape[1:]))
+    for part, block in zip(images.split(256 * factor**2), stored.split(256), strict=True):
+        # From whole numbers the weights of factor 2 and 4 round nothing off: every machine gets the same bytes.
+        part.copy_(decode(block[None].float(), factor)[0].round())
+    return images
 
 
 class SyntheticImages(nn.Module):
     """n stored images for each of K classes, whose pixels are the parameter that distillation trains.
 
-    With ``factor`` f, each stored image is an f×f grid of sub-images (multi-formation; IDC, Kim et al., ICML 2022): n
-    stored images decode to n·f² images of full size.
+    With ``factor`` f, n stored images decode to n·f² images of full size, see :func:`decode`.
 
     Args:
         pixels: Stored images in class order, in [0, 1], of shape ``(K, n, C, H, W)``.
@@ -38,27 +74,13 @@ class SyntheticImages(nn.Module):
         return self.pixels.shape[1] * self.factor**2
 
     def decode(self, classes: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
-        """Images of full size of some classes, differentiably.
+        """Images of full size of some classes, differentiably: :func:`decode` of theirs.
 
         Args:
             classes: Class ids, ``(k,)``.
-            chosen: Which decoded images of each class, ``(k, s)`` with values below n·f². Default: ``None``, all.
-
-        Returns:
-            Of shape ``(k, n·f², C, H, W)``, or ``(k, s, C, H, W)``.
+            chosen: Which decoded images of each class, ``(k, s)``. Default: ``None``, all.
         """
-        f = self.factor
-        stored = self.pixels[classes]
-        k, n, channels, height, width = stored.shape
-        parts = stored.view(k, n, channels, f, height // f, f, width // f).permute(0, 1, 3, 5, 2, 4, 6)
-        parts = parts.reshape(k, n * f * f, channels, height // f, width // f)
-        if chosen is not None:
-            parts = parts[torch.arange(k, device=parts.device)[:, None], chosen]
-        if f == 1:
-            return parts
-        # Bilinear without aligned corners, as IDC decodes.
-        enlarged = F.interpolate(parts.flatten(0, 1), size=(height, width), mode="bilinear", align_corners=False)
-        return enlarged.view(k, -1, channels, height, width)
+        return decode(self.pixels[classes], self.factor, chosen)
 
     @torch.no_grad()
     def clamp_(self) -> None:
@@ -72,11 +94,16 @@ class SyntheticImages(nn.Module):
             gradient.copy_(torch.where(gradient.isfinite().all(), gradient, 0.0))
 
     @torch.no_grad()
-    def to_uint8(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What ships: decoded images ``(K·n·f², C, H, W)`` as uint8 on the CPU, and their labels ``(K·n·f²,)``."""
+    def to_uint8(self, *, packed: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ships: uint8 images on the CPU, in class order, and their labels.
+
+        Args:
+            packed: Whether as stored, ``(K·n, C, H, W)``. Default: ``False``, decoded, ``(K·n·f², C, H, W)``.
+        """
         classes = torch.arange(len(self.pixels), device=self.pixels.device)
-        images = self.decode(classes).clamp(0, 1).mul(255).round().to(torch.uint8).flatten(0, 1)
-        return images.cpu(), classes.cpu().repeat_interleave(self.decoded_per_class)
+        images = self.pixels if packed else self.decode(classes)
+        labels = classes.cpu().repeat_interleave(images.shape[1])
+        return images.clamp(0, 1).mul(255).round().to(torch.uint8).flatten(0, 1).cpu(), labels
 
 
 def start_pixels(
@@ -85,6 +112,7 @@ def start_pixels(
     factor: int,
     pool: ImagePool | None,
     generator: torch.Generator,
+    ids: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """The pixels that distillation starts from.
 
@@ -95,6 +123,7 @@ def start_pixels(
         factor: f, as in :class:`SyntheticImages`.
         pool: The real images; not needed for ``'noise'``.
         generator: On the CPU.
+        ids: The classes' ids in the pool, ``(K,)``. Default: ``None``, 0, 1, 2, ...
 
     Raises:
         InputError: If ``start`` is unknown, or a class has too few real images.
@@ -108,15 +137,17 @@ def start_pixels(
     if pool is None:
         raise InputError(f"start '{start}' needs real images; give real=, or start='noise'")
     parts = factor**2 if start == "mix" else 1
-    fewest = int(pool.counts[:classes].min())
+    wanted = torch.arange(classes) if ids is None else torch.tensor(ids)
+    fewest = int(pool.counts[wanted].min())
     if fewest < count * parts:
         many = " · factor²" if parts > 1 else ""
         raise InputError(
-            f"class '{pool.classes[int(pool.counts.argmin())]}' has {fewest} real images to start from, and start "
+            f"class '{pool.classes[int(wanted[pool.counts[wanted].argmin()])]}' has {fewest} real images to start "
+            f"from, and start "
             f"'{start}' takes images_per_class{many} = {count * parts} of each; lower images_per_class to "
             f"{fewest // parts}" + (", or take start 'real' or factor 1" if parts > 1 else "") + ", or start 'noise'"
         )
-    index = pool.draw(torch.arange(classes), count * parts, generator, "to start from")
+    index = pool.draw(wanted, count * parts, generator, "to start from")
     images = pool.take(index).float() / 255
     if parts == 1:
         return images
