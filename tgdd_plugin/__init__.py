@@ -2,7 +2,7 @@
 
 ::
 
-    your Trainer + TGDDCallback --> trajectory folder --distill--> name.beton + card --> retrain
+    your Trainer + TGDDCallback --> trajectory folder --distill--> name.beton + card --> retrain, evaluate
 
 Letters used throughout: N images, C channels, H×W pixels, K classes, D features, S stages of a run (0 = the initial
 weights), R runs, n stored synthetic images for each class, m real ones, f the factor of multi-formation.
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from tgdd_plugin.card import Card, read_card
     from tgdd_plugin.distillation import distill
     from tgdd_plugin.errors import InputError
+    from tgdd_plugin.evaluation import EvaluateSettings, evaluate
     from tgdd_plugin.loader import beton_loader
+    from tgdd_plugin.memory import ReplayMemory
     from tgdd_plugin.pool import ImagePool
+    from tgdd_plugin.replay import DistilledReplay
     from tgdd_plugin.retraining import RetrainSettings, retrain
     from tgdd_plugin.settings import DistillSettings
     from tgdd_plugin.trajectory import Trajectory
@@ -31,15 +34,19 @@ __version__ = "0.1.0"
 _HOMES = {
     "Card": "card",
     "DistillSettings": "settings",
+    "DistilledReplay": "replay",
+    "EvaluateSettings": "evaluation",
     "ImagePool": "pool",
     "InputError": "errors",
     "RandomCutMix": "algorithms",
+    "ReplayMemory": "memory",
     "RetrainSettings": "retraining",
     "SiameseAugmentation": "algorithms",
     "TGDDCallback": "callback",
     "Trajectory": "trajectory",
     "beton_loader": "loader",
     "distill": "distillation",
+    "evaluate": "evaluation",
     "read_beton": "beton",
     "read_card": "card",
     "retrain": "retraining",

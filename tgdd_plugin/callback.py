@@ -28,6 +28,7 @@ from tgdd_plugin.inspection import (
     training_weights,
 )
 from tgdd_plugin.manifest import MANIFEST, Run, versions
+from tgdd_plugin.replay import own_images
 from tgdd_plugin.trajectory import add_stage, begin
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -43,8 +44,9 @@ class TGDDCallback(Callback):
     With ``statistics`` each stage but the first also holds the class means of φ(x), the head's input in training, over
     the batches since the stage before, recent ones more (see :class:`tgdd_plugin.class_means.ClassMeans`):
     distillation then needs no real image. Only images of a single class count, so none of a batch that MixUp or CutMix
-    mixed: with :class:`RandomCutMix` at p = 0.5, half of the batches count. Under several ranks they are those of all
-    ranks' images, which after a resume are equal but for rounding.
+    mixed: with :class:`RandomCutMix` at p = 0.5, half of the batches count. Images that :class:`DistilledReplay` adds
+    from a memory do not. Under several ranks they are those of all ranks' images, which after a resume are equal but
+    for rounding.
 
     Args:
         folder (str): Where to record; ``{run_name}`` and Composer's other names are filled in. The run's stages lie in
@@ -212,9 +214,11 @@ class TGDDCallback(Callback):
     def before_loss(self, state: State, logger: Logger) -> None:
         # By now the algorithms have mixed or smoothed the labels, so what they did can be seen.
         if self.statistics and self._run is not None:
-            features = self._head_input.take()
+            features, targets = self._head_input.take(), _pair(state.batch)[1]
+            if (own := own_images(state.algorithms)) is not None and features is not None:
+                features, targets = features[:own], targets[:own]  # those after them are a memory's
             if not is_mixed(state.algorithms):
-                self._class_means.add(features, _pair(state.batch)[1])
+                self._class_means.add(features, targets)
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         if self.statistics:

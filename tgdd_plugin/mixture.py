@@ -1,0 +1,88 @@
+"""Batches of new images and some from a memory: how they are put together, and how their losses are weighted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def replay_batch(
+    images: torch.Tensor, targets: torch.Tensor, memory_images: torch.Tensor, memory_targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch with images of a memory after its own.
+
+    Args:
+        images: Normalised, ``(N, C, H, W)``.
+        targets: Class ids ``(N,)``, or shares of the classes ``(N, K)``.
+        memory_images: Normalised, ``(M, C, H, W)``.
+        memory_targets: Class ids ``(M,)``, or shares ``(M, K)``.
+
+    Returns:
+        Images ``(N + M, C, H, W)``, as the batch's own in type and place; and class ids ``(N + M,)``, or, if either
+        targets are shares, shares ``(N + M, K)``.
+    """
+    return torch.cat([images, memory_images.to(images)]), join_targets(targets, memory_targets.to(targets.device))
+
+
+def replay_loss(
+    loss: Callable[[torch.Tensor, Batch], Any],
+    outputs: torch.Tensor,
+    batch: Batch,
+    own: int,
+    factors: tuple[float, float],
+) -> Any:
+    """The loss of a batch's own images and that of the memory's, each times its factor, added up.
+
+    Args:
+        loss: Of outputs and a batch, as a ``ComposerModel`` has it: a mean over the images, or several in a dict or
+            sequence.
+        outputs: Logits ``(N + M, K)``.
+        batch: Images and targets, N + M of each.
+        own: N, how many are the batch's own: the first ones.
+        factors: See :func:`replay_factors`.
+    """
+    images, targets = batch
+    parts = [loss(outputs[:own], (images[:own], targets[:own]))]
+    if len(outputs) > own:  # of a small microbatch the share may be none
+        parts.append(loss(outputs[own:], (images[own:], targets[own:])))
+    return _weighted(parts, factors)
+
+
+def replay_factors(own: int, replayed: int, batch: int, drawn: int, weight: float | None = None) -> tuple[float, float]:
+    """What the losses of a microbatch are multiplied by, its own images' and the memory's.
+
+    The Trainer multiplies a microbatch's loss by its share of the batch, ``own / batch``. Then the batch's is
+    ``(1 - weight) * (mean over its own) + weight * (mean over those from the memory)``, however it is split.
+
+    Args:
+        own, replayed: Images of the microbatch, its own (at least one) and from the memory.
+        batch, drawn: The same of the whole batch.
+        weight: Of the memory, from 0 to 1. Default: ``None``, every image counts alike.
+    """
+    weight = drawn / (batch + drawn) if weight is None else weight
+    return 1 - weight, weight * (replayed / drawn) * (batch / own)
+
+
+def join_targets(targets: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Targets one after another: as class ids if both are, else as shares of the classes."""
+    if targets.is_floating_point() != others.is_floating_point():
+        shares = targets if targets.is_floating_point() else others
+        targets, others = (
+            tensor if tensor is shares else F.one_hot(tensor.flatten().long(), shares.shape[1]).to(shares)
+            for tensor in (targets, others)
+        )
+    return torch.cat([targets, others.to(targets.dtype).view(-1, *targets.shape[1:])])
+
+
+def _weighted(parts: list[Any], factors: tuple[float, float]) -> Any:
+    first = parts[0]
+    if isinstance(first, dict):
+        return {key: _weighted([part[key] for part in parts], factors) for key in first}
+    if isinstance(first, (list, tuple)):
+        return tuple(_weighted(list(each), factors) for each in zip(*parts, strict=True))
+    return sum(factor * part.mean() for factor, part in zip(factors, parts, strict=False))
