@@ -171,7 +171,7 @@ def test_the_steps_one_by_one_and_the_shortcuts(here, capfd):
 
 def test_images_are_read_once_for_a_whole_run(here, monkeypatch):
     calls = []
-    monkeypatch.setattr("tgdd_plugin.data.load_data", lambda *a, **k: calls.append(a) or load_data(*a, **k))
+    monkeypatch.setattr("tgdd_plugin.jobs.load_data", lambda *a, **k: calls.append(a) or load_data(*a, **k))
     assert (
         cli.main(["run", "recipe.yaml", "output=other", "retrain.epochs=1", "retrain.seeds=1", "distill.steps=1"]) == 0
     )
@@ -285,7 +285,7 @@ def test_an_interrupt_is_one_line(tmp_path, monkeypatch, capfd):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_work", interrupted)
+    monkeypatch.setattr("tgdd_plugin.jobs.work", interrupted)
     assert cli.main(["run", "x.yaml"]) == 130
     assert capfd.readouterr().err.startswith("tgdd: interrupted")
 
@@ -369,3 +369,22 @@ def test_the_recipe_of_a_run_is_what_the_card_says(job):
     run = Trajectory.open(job[0] / "out/trajectory").run
     assert run.network["arguments"]["width"] == 4 and run.classes == ["0", "1", "2"]
     assert torch.is_tensor(read_beton(job[0] / "out/sets-ipc2.beton")[0])
+
+
+def test_export_and_import_give_the_same_images(job, tmp_path, capfd):
+    folder, *_ = job
+    file = next(Path(folder).rglob("*.beton"))
+    assert cli.main(["export", str(file), str(tmp_path / "tensors")]) == 0
+    assert "data.pt" in capfd.readouterr().out
+    pixels, copy = str(tmp_path / "tensors/data.pt"), str(tmp_path / "copy.beton")
+    assert cli.main(["import", pixels, copy, "--mean", "0.3", "--std", "0.4"]) == 0
+    for ours, again in zip(read_beton(file), read_beton(copy), strict=True):
+        assert torch.equal(ours, again)
+    assert read_card(copy).mean == [0.3]
+    capfd.readouterr()
+    assert cli.main(["import", str(file), copy, "--mean", "0.3", "--std", "0.4"]) == 2
+    error = capfd.readouterr().err
+    assert "is no .pt that torch.save wrote" in error and error.count("\n") == 1
+    assert cli.main(["export", str(file), str(tmp_path / "pictures"), "--png"]) == 0
+    assert cli.main(["export", str(file), str(tmp_path / "pictures"), "--png"]) == 2
+    assert "has content" in capfd.readouterr().err

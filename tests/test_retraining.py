@@ -9,14 +9,15 @@ import torch
 import yaml
 from torch import nn
 
-from tgdd_plugin import retraining
+from tgdd_plugin import scoring
 from tgdd_plugin.beton import read_beton, write_beton
 from tgdd_plugin.card import Card, card_path, read_card
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.pool import ImagePool
-from tgdd_plugin.retraining import RetrainSettings, Row, retrain, table
-from tgdd_plugin.training import TrainSettings, accuracy, train
+from tgdd_plugin.retraining import RetrainSettings, retrain, table
+from tgdd_plugin.scoring import Row
+from tgdd_plugin.training import TrainSettings, accuracy, train_each
 
 K, IPC, FACTOR = 3, 2, 2
 
@@ -59,12 +60,13 @@ def trained(monkeypatch):
     """Trainings are noted, not made: (images, labels, settings, seed, network's first weights) of each."""
     calls = []
 
-    def note(network, loader, num_classes, settings, *, seed, **_):
-        weights = torch.cat([p.detach().flatten() for p in network.parameters()])
-        calls.append((loader.images, loader.labels, settings, seed, weights, loader.seed))
-        return network
+    def note(networks, loaders, num_classes, settings, *, seeds, **_):
+        for network, loader, seed in zip(networks, loaders, seeds, strict=True):
+            weights = torch.cat([p.detach().flatten() for p in network.parameters()])
+            calls.append((loader.images, loader.labels, settings, seed, weights, loader.seed))
+        return [0.0] * len(networks)
 
-    monkeypatch.setattr(retraining, "train", note)
+    monkeypatch.setattr(scoring, "train_each", note)
     return calls
 
 
@@ -225,20 +227,20 @@ def test_nothing_is_chosen_on_the_test_images(file, monkeypatch):
     """Each network is scored once, after its training; other test images change no weight of any network."""
     events, weights = [], []
 
-    def noted_train(network, *arguments, **options):
+    def noted_train(*arguments, **options):
         events.append("train")
-        return train(network, *arguments, **options)
+        return train_each(*arguments, **options)
 
     def noted_accuracy(network, *arguments):
         events.append("score")
         weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
         return accuracy(network, *arguments)
 
-    monkeypatch.setattr(retraining, "train", noted_train)
-    monkeypatch.setattr(retraining, "accuracy", noted_accuracy)
+    monkeypatch.setattr(scoring, "train_each", noted_train)
+    monkeypatch.setattr(scoring, "accuracy", noted_accuracy)
     for test in (TEST, ImagePool(255 - TEST.images, TEST.labels.flip(0), TEST.classes)):
         retrain(file, test, QUICK, real=REAL, progress_bar=False)
-    assert events == ["train", "score"] * 24
+    assert events == ["train", "score", "score", "score"] * 8
     assert all(torch.equal(a, b) for a, b in zip(weights[:12], weights[12:], strict=True))
 
 
@@ -308,20 +310,22 @@ def test_a_file_without_its_card_is_refused(file, trained):
 
 
 def test_rows_that_came_meanwhile_stay_and_a_replaced_file_gets_none(file, tmp_path, monkeypatch):
-    def meanwhile(network, *_, **__):
+    def meanwhile(*_, **__):
         card = read_card(file)
         card.accuracy = [*card.accuracy, {"rows": "another call's"}]
         card.write(file)
+        return [0.0]
 
-    monkeypatch.setattr(retraining, "train", meanwhile)
+    monkeypatch.setattr(scoring, "train_each", meanwhile)
     one = RetrainSettings(seeds=1)
     retrain(file, TEST, one, progress_bar=False)
     assert [type(entry["rows"]) for entry in read_card(file).accuracy] == [str, list]
 
-    def replaced(network, *_, **__):
+    def replaced(*_, **__):
         write_beton(file, TEST.images, TEST.labels, Card(TEST.classes, 0, 1, [], [0.5], [0.5]))
+        return [0.0]
 
-    monkeypatch.setattr(retraining, "train", replaced)
+    monkeypatch.setattr(scoring, "train_each", replaced)
     (tmp_path / "results.json").write_text("earlier")
     with pytest.raises(InputError, match="was replaced during training"):
         retrain(file, TEST, one, results=tmp_path / "results.json", progress_bar=False)

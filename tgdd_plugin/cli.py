@@ -1,33 +1,30 @@
-"""The ``tgdd`` command: run | record | distill | retrain | show."""
+"""The ``tgdd`` command: run | record | distill | retrain | evaluate | replay | export | import | show."""
 
 from __future__ import annotations
 
 import argparse
-import functools
-import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tgdd_plugin import __version__
 from tgdd_plugin.errors import InputError
-
-if TYPE_CHECKING:
-    from tgdd_plugin.pool import ImagePool
-    from tgdd_plugin.recipe import Recipe
-
-    Data = Callable[[], tuple[ImagePool, ImagePool]]
 
 STEPS = {
     "run": "record, distill and retrain",
     "record": "train networks and record their trajectories",
     "distill": "distill a trajectory into a .beton",
     "retrain": "train networks on a .beton and score them beside random and full data",
+    "evaluate": "score a .beton beside herding, plain distribution matching and more, and on other networks",
+    "replay": "learn the classes task by task, with distilled images of the earlier ones as memory",
+    "export": "write a .beton as tensors or an image folder, as other code reads them",
+    "import": "write the tensors (.pt) of other code as a .beton",
     "show": "print a trajectory folder or the card of a .beton, and draw the latter's images",
 }
+SHORTCUTS = {"distill": "a trajectory folder", "retrain": "a .beton", "evaluate": "a .beton"}
+"""What a step takes in place of a recipe."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,8 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.step == "show":
             _show(Path(options.path), options.picture)
+        elif options.step == "export":
+            _export(options)
+        elif options.step == "import":
+            _import(options)
         else:
-            _work(options.step, options.path, options.overrides)
+            # Imported here: `tgdd show` and `tgdd --help` need not wait seconds for Composer.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="composer|torchmetrics")
+            from tgdd_plugin.jobs import work
+
+            work(options.step, options.path, options.overrides)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
@@ -69,126 +74,65 @@ def _parser() -> argparse.ArgumentParser:
             step.add_argument("path", help="trajectory folder or .beton")
             step.add_argument("--picture", metavar="PNG", help="where to draw a .beton (default: beside it)")
             continue
-        shortcut = {"distill": ", or a trajectory folder", "retrain": ", or a .beton"}.get(name, "")
+        if name == "export":
+            step.add_argument("path", help=".beton")
+            step.add_argument("folder", help="new or empty")
+            step.add_argument("--png", action="store_true", help="an image folder in place of tensors")
+            for option in ("--mean", "--std"):
+                step.add_argument(option, nargs="+", type=float, help="to normalise tensors by (default: the card's)")
+            continue
+        if name == "import":
+            step.add_argument("path", nargs="+", help=".pt of images and labels, or one of each")
+            step.add_argument("output", help=".beton to write")
+            for option in ("--mean", "--std"):
+                step.add_argument(option, nargs="+", type=float, required=True, help="by channel, for pixels in [0, 1]")
+            step.add_argument("--classes", nargs="+", metavar="NAME", help="(default: numbers)")
+            step.add_argument("--factor", type=int, default=1, help="of multi-formation, if not decoded (default: 1)")
+            step.add_argument(
+                "--normalised",
+                action=argparse.BooleanOptionalAction,
+                help="whether the images are (default: as their values tell)",
+            )
+            step.add_argument("--experiment", type=int, default=-1, help="which of several sets (default: the last)")
+            step.add_argument("--tolerance", type=float, help="of what clamping to [0, 1] changes")
+            continue
+        shortcut = f", or {SHORTCUTS[name]}" if name in SHORTCUTS else ""
         step.add_argument("path", help=f"recipe (YAML){shortcut}")
         step.add_argument("overrides", nargs="*", metavar="key=value", help="such as distill.steps=500")
     return parser
 
 
-def _work(step: str, path: str, overrides: list[str]) -> None:
-    # Imported here: `tgdd show` and `tgdd --help` need not wait seconds for Composer.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="composer|torchmetrics")
-    from tgdd_plugin.card import read_card
-    from tgdd_plugin.data import load_data
-    from tgdd_plugin.files import check_writable, write_whole
-    from tgdd_plugin.recipe import read_recipe, recipe_text
+def _export(options: argparse.Namespace) -> None:
+    from tgdd_plugin.exchange import export_folder, export_tensors
 
-    if step == "distill" and Path(path).is_dir():
-        # Without a word about data the folder itself is all there is to distill from.
-        named = any(override.startswith("data.") for override in overrides)
-        source = [] if named else ["distill.source=recorded"]
-        recipe = read_recipe(None, [f"trajectory={json.dumps(path)}", *source, *overrides])
-    elif step == "retrain" and path.endswith(".beton"):
-        recipe = read_recipe(None, [f"file={json.dumps(path)}", *overrides])
-    elif not Path(path).exists() and Path(path).suffix not in (".yaml", ".yml"):
-        wanted = {"distill": "a trajectory folder or a recipe", "retrain": "a .beton or a recipe"}.get(step, "a recipe")
-        raise InputError(f"there is no '{path}'; wanted {wanted} (YAML)")
+    if options.png and (options.mean or options.std):
+        raise InputError("--mean and --std have no effect with --png, whose images are not normalised; leave them out")
+    if options.png:
+        folder = export_folder(options.path, options.folder)
     else:
-        recipe = read_recipe(path, overrides)
-    # Found out now, and not after hours of work or of reading images.
-    if step == "run":
-        check_writable(recipe.beton)
-    elif step == "retrain":
-        read_card(recipe.beton)
-    data = functools.cache(lambda: load_data(recipe.data, progress=True))  # read once, by the first that needs it
-    if step in ("run", "record"):
-        _record(recipe, data, keep=step == "run")
-    if step in ("run", "distill"):
-        _distill(recipe, data, keep=step == "run")
-    if step in ("run", "retrain"):
-        _retrain(recipe, data)
-    if step == "run":  # the job as it was done, overrides included, beside what came of it
-        write_whole(Path(recipe.output) / "recipe.yaml", recipe_text(recipe))
+        folder = export_tensors(options.path, options.folder, mean=options.mean, std=options.std)
+    print(f"exported  {folder}: {', '.join(sorted(path.name for path in folder.iterdir())[:5])}")
 
 
-def _record(recipe: Recipe, data: Data, keep: bool) -> None:
-    from dataclasses import asdict
+def _import(options: argparse.Namespace) -> None:
+    from tgdd_plugin.exchange import TOLERANCE, import_tensors
 
-    from tgdd_plugin.files import check_writable
-    from tgdd_plugin.recipe import NetworkSettings
-    from tgdd_plugin.recording import JOB, is_foreign, record
-
-    folder = recipe.trajectory_folder
-    if keep and is_foreign(folder):
-        print(f"recorded  {folder}: kept, it was recorded by a Trainer of yours")
-        return
-    check_writable(folder / JOB)
-    real, _ = data()
-    network = recipe.network or NetworkSettings()
-    trajectory = record(
-        folder,
-        real,
-        network.factory(real.shape, real.num_classes),
-        recipe.record,
-        head=recipe.head,
-        mean=recipe.data.mean,
-        std=recipe.data.std,
-        job={"data": asdict(recipe.data), "network": asdict(network), "head": recipe.head},
-        seed=recipe.seed,
-        device=recipe.device,
-    )
-    stages = sum(len(run.stages) for run in trajectory.runs.values())
-    print(f"recorded  {trajectory.folder}: {len(trajectory.runs)} run(s), {stages} stages")
-
-
-def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
-    from tgdd_plugin.agreement import input_shape
-    from tgdd_plugin.distillation import distill, is_distilled
-    from tgdd_plugin.files import check_writable
-    from tgdd_plugin.networks import recorded_factory
-    from tgdd_plugin.trajectory import Trajectory
-
-    trajectory = Trajectory.open(recipe.trajectory_folder)
-    check_writable(recipe.beton)
-    if recipe.network is None:
-        recorded_factory(trajectory.run.network)  # what cannot be built is found out before any image is read
-    real = None if recipe.distill.source == "recorded" else data()[0]
-    if keep and is_distilled(recipe.beton, trajectory, real, recipe.distill):
-        print(f"distilled {recipe.beton}: kept, it is of this job")
-        return
-    shape = real.shape if real else input_shape(trajectory.run)
-    network = recipe.network.factory(shape, trajectory.run.num_classes) if recipe.network else None
-    path = distill(
-        trajectory,
-        real,
-        recipe.beton,
-        recipe.distill,
-        network=network,
-        head=recipe.head,
-        mean=recipe.data.mean,
-        std=recipe.data.std,
-        device=recipe.device,
-    )
-    print(f"distilled {path}")
-
-
-def _retrain(recipe: Recipe, data: Data) -> None:
-    from tgdd_plugin.retraining import retrain, table
-
-    real, test = data()
-    network = recipe.network.factory(real.shape, real.num_classes) if recipe.network else None
-    results = recipe.beton.parent / "results.json"
-    rows = retrain(
-        recipe.beton,
-        test,
-        recipe.retrain,
-        real=real,
-        network=network,
-        device=recipe.device,
-        seed=recipe.seed,
-        results=results,
-    )
-    print(f"\n{table(rows)}\n\nresults   {results}")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        path = import_tensors(
+            options.path,
+            options.output,
+            classes=options.classes,
+            mean=options.mean,
+            std=options.std,
+            factor=options.factor,
+            normalised=options.normalised,
+            experiment=options.experiment,
+            tolerance=TOLERANCE if options.tolerance is None else options.tolerance,
+        )
+    print(f"imported  {path}")
+    for warning in caught:
+        print(f"tgdd: {warning.message}", file=sys.stderr)
 
 
 def _show(path: Path, picture: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,30 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """The same for a folder, which must be new or empty.
+
+    Raises:
+        InputError: If it has content, or is a file.
+    """
+    folder = folder.resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "has content" if folder.is_dir() else "is a file"
+        raise InputError(f"'{folder}' {what}; name a folder that is new or empty")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        yield temporary
+        # mkdtemp makes folders only their owner can read; a result should follow the user's umask.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o777 & ~mask)
+        os.rename(temporary, folder)  # onto an empty folder, too
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -100,3 +125,11 @@ def _is(value: Any, hint: Any) -> bool:
     if hint is float:
         return type(value) in (int, float)
     return hint is Any or (value is None if hint is NoneType else type(value) is hint)
+
+
+def difference(where: str, earlier: Any, now: Any) -> str | None:
+    """The first difference between two nested mappings in words, or ``None``; ``where`` is the key they stand under."""
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        found = (difference(f"{where}.{key}".strip("."), earlier.get(key), now.get(key)) for key in {**earlier, **now})
+        return next(filter(None, found), None)
+    return None if earlier == now else f"{where} was {earlier!r} and is now {now!r}"

@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 from torch import nn
 
+from tgdd_plugin.continual import ReplaySettings
 from tgdd_plugin.data import DataSettings
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.evaluation import EvaluateSettings
 from tgdd_plugin.networks import build_network, find_factory
 from tgdd_plugin.recording import RecordSettings
 from tgdd_plugin.retraining import RetrainSettings
@@ -27,8 +29,8 @@ class NetworkSettings:
     """Which network.
 
     Args:
-        name: ``convnet``, ``resnet10``, ``resnet18``, ``resnet_ap10``, or any factory as ``module:function``.
-            Default: ``'convnet'``.
+        name: ``convnet``, ``resnet10``, ``resnet18``, ``resnet_ap10``, ``densenet121``, ``vit``, or any factory as
+            ``module:function``. Default: ``'convnet'``.
         arguments: The factory's own; in a recipe they stand beside ``name``: ``{name: convnet, width: 64}``. The
             numbers of classes and channels and the image size are passed by themselves.
     """
@@ -52,7 +54,8 @@ class Recipe:
         trajectory: The trajectory folder. Default: ``<output>/trajectory``.
         file: The ``.beton``. Default: ``<output>/<data>-ipc<n>.beton``.
         head: Name of the network's linear head. Default: the one recorded; for recording, the last with K outputs.
-        data, network, record, distill, retrain: The settings of each part.
+        data, network, record, distill, retrain, evaluate, replay: The settings of each part; an evaluation trains
+            as ``retrain`` says, a replay's tasks as ``record`` says.
     """
 
     output: str = "outputs"
@@ -66,6 +69,8 @@ class Recipe:
     record: RecordSettings = field(default_factory=RecordSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
     retrain: RetrainSettings = field(default_factory=RetrainSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    replay: ReplaySettings = field(default_factory=ReplaySettings)
 
     def __post_init__(self) -> None:
         if self.device not in (None, "cpu", "gpu"):

@@ -13,7 +13,7 @@ from torch import nn
 
 from tgdd_plugin.callback import TGDDCallback
 from tgdd_plugin.errors import InputError
-from tgdd_plugin.files import check_writable, write_whole
+from tgdd_plugin.files import check_writable, difference, write_whole
 from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.manifest import MANIFEST, Run
 from tgdd_plugin.pool import ImagePool
@@ -153,19 +153,9 @@ def _check_job(path: Path, depends: dict[str, Any]) -> None:
         # A setting that the version which recorded it did not have yet is no difference.
         if isinstance(earlier.get("settings"), dict):
             earlier["settings"] = {**depends["settings"], **earlier["settings"]}
-        for key in depends:
-            if earlier.get(key) != depends[key]:
-                raise InputError(
-                    f"'{path.parent}' was recorded by another job ({_difference(key, earlier.get(key), depends[key])})"
-                    f"; choose another output, or delete that folder"
-                )
+        if other := difference("", {key: earlier.get(key) for key in depends}, depends):
+            raise InputError(
+                f"'{path.parent}' was recorded by another job ({other}); choose another output, or delete that folder"
+            )
     else:
         write_whole(path, json.dumps(depends, indent=1) + "\n")
-
-
-def _difference(key: str, earlier: Any, now: Any) -> str:
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        for name in {**earlier, **now}:
-            if earlier.get(name) != now.get(name):
-                return _difference(f"{key}.{name}", earlier.get(name), now.get(name))
-    return f"{key} was {earlier!r} and is now {now!r}"

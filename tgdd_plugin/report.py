@@ -42,7 +42,8 @@ def _accuracy_rows(entry: dict[str, Any]) -> list[list[str]]:
     rows = [["trained on", "images", "epochs", "accuracy %"]]
     for row in entry["rows"]:
         spread = "" if row["std_points"] is None else f" ± {row['std_points']:.1f}"
-        rows.append([row["name"], str(row["images"]), str(row["epochs"]), f"{row['mean_percent']:.1f}{spread}"])
+        name = row["name"] + (", soft labels" if row.get("labels") == "soft" else "")
+        rows.append([name, str(row["images"]), str(row["epochs"]), f"{row['mean_percent']:.1f}{spread}"])
     return rows
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import platform
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from composer.utils import dist
 from torch import nn
 
@@ -19,11 +17,15 @@ from tgdd_plugin.beton import read_beton
 from tgdd_plugin.card import Card, read_card
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.files import check_writable, write_whole
-from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.manifest import versions
 from tgdd_plugin.networks import build_recorded
 from tgdd_plugin.pool import ImagePool
-from tgdd_plugin.training import TrainSettings, accuracy, check_network, torch_device, train
+from tgdd_plugin.scoring import Images, Row, Scorer, random_images
+from tgdd_plugin.training import TrainSettings, check_network, torch_device
+
+PROTOCOL = "last epoch, decoded uint8 file; std over seeds with n - 1; nothing is chosen on the test images"
+RANDOM = ("random", "random, decoded number")
+"""Rows of random images: as many as the file stores and, with a factor, as many as it holds once decoded."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,14 @@ class RetrainSettings(TrainSettings):
         epochs: On the compact set and on random images. Default: ``1500``, the paper's at 32 px.
         seeds: Networks trained for each row, and random subsets drawn. Default: ``3``.
         full_epochs: Of training on the full data; 0 leaves that row out. Default: ``60``, the paper's.
+        at_once: Whether a row's networks are trained all at once, to the same result up to rounding. Default: ``None``,
+            if that is found to be faster in a few steps.
     """
 
     epochs: int = 1500
     seeds: int = 3
     full_epochs: int = 60
+    at_once: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,35 +54,6 @@ class RetrainSettings(TrainSettings):
         """The training part, for another number of epochs."""
         names = TrainSettings.__dataclass_fields__
         return TrainSettings(**{**{name: getattr(self, name) for name in names}, "epochs": epochs})
-
-
-@dataclass
-class Row:
-    """One row of the table: networks trained on the same kind of set, one for each seed.
-
-    Args:
-        name: What they were trained on.
-        images: How many images it has.
-        epochs: How long they were trained.
-        accuracies: On the test set, from 0 to 1, one for each seed.
-        seconds: Of each training, from the first batch to the last, set-up of the Trainer included.
-    """
-
-    name: str
-    images: int
-    epochs: int
-    accuracies: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def mean(self) -> float:
-        """Mean accuracy in per cent."""
-        return 100 * float(np.mean(self.accuracies))
-
-    @property
-    def std(self) -> float:
-        """Standard deviation over the seeds (with n - 1) in points; NaN for one seed."""
-        return 100 * float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else float("nan")
 
 
 def retrain(
@@ -115,9 +91,9 @@ def retrain(
     """
     settings = settings or RetrainSettings()
     card = read_card(file)
-    images, labels = read_beton(file)
-    test = _pool(test, "test", file, card)
-    real = None if real is None else _pool(real, "real", file, card)
+    shipped = read_beton(file)
+    test = fitting_pool(test, "test", file, card)
+    real = None if real is None else fitting_pool(real, "real", file, card)
     if isinstance(network, nn.Module):
         raise InputError(
             f"network is a {type(network).__name__}; wanted a function that builds a fresh one for each seed, such as "
@@ -130,63 +106,59 @@ def retrain(
     sizes = [card.images_per_class] if card.factor == 1 else [card.images_per_class, card.images // len(card.classes)]
     if real is not None:
         for size in sizes:
-            _random_subset(real, size, seed)
-    on = torch_device(device)
+            random_images(real, size, seed)
+    scorer = Scorer(
+        test,
+        card.mean,
+        card.std,
+        range(seed, seed + settings.seeds),
+        len(card.classes),
+        device=device,
+        at_once=settings.at_once,
+        progress_bar=progress_bar,
+    )
     rows = []
 
-    def add(name: str, epochs: int, subset: Callable[[int], ImagePool]) -> None:
-        row = Row(name, 0, epochs)
-        for s in range(seed, seed + settings.seeds):
-            pool = subset(s).to(on)
-            row.images = len(pool)
-            with torch.random.fork_rng():
-                torch.manual_seed(s)
-                fresh = build()
-            loader = DeviceLoader(
-                pool.images,
-                pool.labels,
-                card.mean,
-                card.std,
-                batch_size=settings.batch_size,
-                seed=s,
-                device=on,
-            )
-            title = f"{name}, seed {s}" if progress_bar else None
-            began = time.perf_counter()
-            train(
-                fresh,
-                loader,
-                len(card.classes),
-                settings.training(epochs),
-                seed=s,
-                device=device,
-                title=title,
-            )
-            row.seconds.append(time.perf_counter() - began)
-            row.accuracies.append(accuracy(fresh, test, card.mean, card.std))
-        rows.append(row)
+    def add(name: str, epochs: int, images: Callable[[int], Images]) -> None:
+        rows.append(Row(name, network=fresh_name))
+        scorer.score(rows[-1], build, images, settings.training(epochs))
 
-    distilled = ImagePool(images, labels, card.classes)
-    add("distilled", settings.epochs, lambda s: distilled)
+    add("distilled", settings.epochs, lambda s: shipped)
     if real is not None:
-        add("random", settings.epochs, lambda s: _random_subset(real, sizes[0], s))
-        if card.factor > 1:
-            add("random, decoded number", settings.epochs, lambda s: _random_subset(real, sizes[1], s))
+        pool = real.to(torch_device(device))
+        for name, size in zip(RANDOM, sizes, strict=False):
+            add(name, settings.epochs, functools.partial(random_images, pool, size))
         if settings.full_epochs:
-            add("full data", settings.full_epochs, lambda s: real)
-    summary = _summary(rows, test, fresh_name, settings, seed, on)
+            add("full data", settings.full_epochs, lambda s: (pool.images, pool.labels))
+    summary = {
+        "protocol": PROTOCOL,
+        "network": fresh_name,
+        "test_images": len(test),
+        "seeds": list(scorer.seeds),
+        "settings": asdict(settings),
+        "rows": [row.summary() for row in rows],
+        "device": scorer.where(),
+        "versions": versions("mosaicml", "ffcv", "numpy"),
+    }
     if dist.get_global_rank() == 0:
-        latest = read_card(file)  # another call may have added its rows meanwhile
-        if latest.sha256 != card.sha256:
-            raise InputError(
-                f"'{file}' was replaced during training, so its card gets no accuracies; retrain on it again"
-            )
-        latest.accuracy = [*latest.accuracy, summary]
-        latest.write(Path(file))
+        add_accuracy(file, card, summary)
         if results:
             content = {"file": Path(file).name, "sha256": card.sha256, **summary}
             write_whole(results, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return rows
+
+
+def add_accuracy(file: str | Path, card: Card, summary: dict[str, Any]) -> None:
+    """Adds accuracies to the card of ``file``.
+
+    Raises:
+        InputError: If the file is no longer the one that ``card`` was read of.
+    """
+    latest = read_card(file)  # another call may have added its rows meanwhile
+    if latest.sha256 != card.sha256:
+        raise InputError(f"'{file}' was replaced during training, so its card gets no accuracies; retrain on it again")
+    latest.accuracy = [*latest.accuracy, summary]
+    latest.write(Path(file))
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -195,26 +167,26 @@ def table(rows: Sequence[Row]) -> str:
     head = ["trained on", "images", "epochs", "accuracy %", "to full data", "seconds"]
     cells = [head]
     for row in rows:
-        spread = "" if len(row.accuracies) == 1 else f" ± {row.std:.1f}"
         gap = "" if full is None or row.name == "full data" else f"{row.mean - full:+.1f}"
-        cells.append(
-            [
-                row.name,
-                str(row.images),
-                str(row.epochs),
-                f"{row.mean:.1f}{spread}",
-                gap,
-                f"{np.mean(row.seconds):.1f}",
-            ]
-        )
+        seconds = f"{np.mean(row.seconds):.1f}"
+        cells.append([row.name, str(row.images), str(row.epochs), row.spread, gap, seconds])
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
              for row in cells]  # fmt: skip
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _pool(images: Any, name: str, file: str | Path, card: Card) -> ImagePool:
-    """The images as a pool, if they are of the file's shape and classes."""
+def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImagePool:
+    """The images as a pool, if they are of the file's shape and classes.
+
+    Args:
+        images: An :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset` takes.
+        name: What they are, to be named in an error.
+        file, card: What they must fit.
+
+    Raises:
+        InputError: If they do not.
+    """
     pool = images if isinstance(images, ImagePool) else ImagePool.from_dataset(images)
     if list(pool.shape) != card.shape or pool.num_classes > len(card.classes):
         raise InputError(
@@ -223,37 +195,3 @@ def _pool(images: Any, name: str, file: str | Path, card: Card) -> ImagePool:
         )
     pool.agree(card.classes, len(card.classes), f"'{file}'")
     return pool
-
-
-def _random_subset(real: ImagePool, per_class: int, seed: int) -> ImagePool:
-    generator = torch.Generator().manual_seed(seed)
-    index = real.draw(torch.arange(real.num_classes), per_class, generator, "the random baseline")
-    return real.subset(index.flatten())
-
-
-def _summary(
-    rows: list[Row],
-    test: ImagePool,
-    fresh_name: str,
-    settings: RetrainSettings,
-    seed: int,
-    device: torch.device,
-) -> dict[str, Any]:
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    return {
-        "protocol": "last epoch, decoded uint8 file, hard labels; std over seeds with n - 1",
-        "network": fresh_name,
-        "test_images": len(test),
-        "seeds": list(range(seed, seed + settings.seeds)),
-        "settings": asdict(settings),
-        "rows": [
-            {
-                **asdict(row),
-                "mean_percent": round(row.mean, 2),
-                "std_points": round(row.std, 2) if len(row.accuracies) > 1 else None,  # JSON has no NaN
-            }
-            for row in rows
-        ],
-        "device": f"{where}, {torch.get_num_threads()} threads",
-        "versions": versions("mosaicml", "ffcv", "numpy"),
-    }

@@ -1,8 +1,9 @@
-"""Training and scoring one network, by a Composer Trainer, in the field's usual way."""
+"""Training and scoring networks, by a Composer Trainer, in the field's usual way."""
 
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from typing import Any
 import torch
 from composer import Callback, Trainer
 from composer.core import Algorithm
-from composer.models import ComposerClassifier
+from composer.models import ComposerClassifier, ComposerModel
 from composer.optim import MultiStepScheduler
-from composer.utils import get_device
+from composer.utils import dist, get_device
 from torch import nn
 from torchmetrics import MetricCollection
 
@@ -22,6 +23,7 @@ from tgdd_plugin.augment import parse_augmentation
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.pool import ImagePool
+from tgdd_plugin.population import SLOWER, TRIALS, Population, PopulationAugmentation, PopulationLoader, pays
 from tgdd_plugin.progress import ProgressBar
 
 
@@ -69,11 +71,9 @@ def train(
     settings: TrainSettings,
     *,
     seed: int = 0,
-    device: str | None = None,
-    title: str | None = None,
     metrics: bool = False,
-    callbacks: Sequence[Callback] = (),
-    **trainer_options: Any,
+    replay: Algorithm | None = None,
+    **options: Any,
 ) -> nn.Module:
     """Trains ``network`` in place.
 
@@ -83,23 +83,87 @@ def train(
         num_classes: K.
         settings: See :class:`TrainSettings`.
         seed: Of the augmentation and CutMix. Default: ``0``.
-        device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
-        title: Of a progress bar; ``None`` for none.
         metrics: Whether the Trainer computes training accuracy. Default: ``False``.
-        callbacks: For the Trainer.
-        trainer_options: More arguments for Composer's ``Trainer``.
+        replay: Mixes a memory into each batch, before it is augmented. Default: ``None``.
+        options: ``device``: ``'cpu'`` or ``'gpu'``, by default a GPU if there is one. ``title``: of a progress bar, by
+            default none. More arguments for Composer's ``Trainer``.
 
     Returns:
         The network, on the device.
     """
-    model = ComposerClassifier(network, num_classes, train_metrics=None if metrics else MetricCollection([]))
-    algorithms: list[Algorithm] = []
+    # Nothing is evaluated here, and Composer's metrics refuse a single class.
+    none = MetricCollection([])
+    model = ComposerClassifier(network, num_classes, train_metrics=None if metrics else none, val_metrics=none)
+    algorithms = [] if replay is None else [replay]
     if settings.augmentation != "none":
         algorithms.append(SiameseAugmentation(settings.augmentation, seed))
     if settings.cutmix:
-        algorithms.append(RandomCutMix(settings.cutmix))
+        algorithms.append(RandomCutMix(settings.cutmix, seed))
+    _fit(model, loader, algorithms, settings, seed=seed, **options)
+    return network
+
+
+def train_each(
+    networks: Sequence[nn.Module],
+    loaders: Sequence[DeviceLoader],
+    num_classes: int,
+    settings: TrainSettings,
+    *,
+    seeds: Sequence[int],
+    at_once: bool | None = None,
+    title: str | None = None,
+    device: str | None = None,
+) -> list[float]:
+    """Trains several networks of one architecture in place, each as :func:`train` would, up to rounding.
+
+    Args:
+        networks: E of them, freshly initialised.
+        loaders: One for each, of equal length.
+        num_classes: K.
+        settings: See :class:`TrainSettings`.
+        seeds: One for each.
+        at_once: Whether they are trained all at once (:mod:`tgdd_plugin.population`) or one after another. Default:
+            ``None``, what is found to be faster in a few steps of each way; under several ranks, one after another.
+        title: Of the progress bars; ``None`` for none.
+        device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
+
+    Returns:
+        Seconds of each network's training, set-up of the Trainer included; of those trained at once, equal shares.
+    """
+    together = PopulationLoader(loaders)
+    if at_once is None:
+        # A short training is over before the two ways are compared, and several ranks might not find the same.
+        compare = len(networks) > 1 and dist.get_world_size() == 1 and settings.epochs * len(together) > 10 * TRIALS
+        at_once = compare and pays(networks, together)
+    if not at_once:
+        seconds = []
+        for network, loader, seed in zip(networks, loaders, seeds, strict=True):
+            began = time.perf_counter()
+            named = title and f"{title}, seed {seed}"
+            train(network, loader, num_classes, settings, seed=seed, title=named, device=device)
+            seconds.append(time.perf_counter() - began)
+        return seconds
+    began = time.perf_counter()
+    model = Population(networks)
+    algorithm = PopulationAugmentation(settings.augmentation, settings.cutmix, num_classes, seeds)
+    named = title and f"{title}, {len(seeds)} networks"
+    _fit(model, together, [algorithm], settings, seed=seeds[0], title=named, device=device)
+    model.release()
+    return [(time.perf_counter() - began) / len(networks)] * len(networks)
+
+
+def _fit(
+    model: ComposerModel,
+    loader: Any,
+    algorithms: list[Algorithm],
+    settings: TrainSettings,
+    *,
+    title: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    **trainer_options: Any,
+) -> None:
     optimizer = torch.optim.SGD(
-        network.parameters(),
+        model.parameters(),
         lr=settings.learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
@@ -112,10 +176,8 @@ def train(
         schedulers=MultiStepScheduler(["0.666667dur", "0.833333dur"], gamma=0.2),
         algorithms=algorithms,
         callbacks=[*([ProgressBar(title)] if title else []), *callbacks],
-        device=device,
         precision="fp32",
         progress_bar=False,
-        seed=seed,
         **trainer_options,
     )
     try:
@@ -126,10 +188,10 @@ def train(
             warnings.filterwarnings("ignore", message="Some targets have less than 1 total probability")
             # A short epoch may have mixed batches only; distilling from no other stages is refused in a clear line.
             warnings.filterwarnings("ignore", message="no class statistics.*mix every batch")
+            warnings.filterwarnings("ignore", message=SLOWER)
             trainer.fit()
     finally:
         trainer.close()
-    return network
 
 
 def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_classes: int) -> str:
@@ -141,11 +203,16 @@ def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_clas
     Raises:
         InputError: If not.
     """
+    if isinstance(build, nn.Module):
+        raise InputError(
+            f"network is a {type(build).__name__}; wanted a function that builds a fresh one for each seed, such as "
+            f"lambda: {type(build).__name__}(...)"
+        )
     with torch.random.fork_rng(), torch.no_grad():
         network = build()
         try:
             came: Any = tuple(network.eval()(torch.zeros(2, *shape)).shape)
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
             came = f"an error ({str(error).splitlines()[0]})"
     if came != (2, num_classes):
         raise InputError(

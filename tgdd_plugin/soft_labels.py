@@ -1,0 +1,54 @@
+"""Soft labels: what the networks of a trajectory, at the end of their training, say of images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from tgdd_plugin.errors import InputError
+from tgdd_plugin.network import fit_names
+from tgdd_plugin.trajectory import Trajectory
+
+
+@torch.no_grad()
+def soft_labels(
+    trajectory: Trajectory,
+    network: nn.Module,
+    images: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int = 512,
+) -> torch.Tensor:
+    """Class probabilities of images, by the last stage of every run, averaged over the runs.
+
+    One fixed label for each image, of the image as it is (DD-Ranking calls this single soft labels).
+
+    Args:
+        trajectory: R runs.
+        network: The network that was trained; its weights do not matter and stay as they are.
+        images: uint8, ``(N, C, H, W)``, on any device; the network is called there.
+        mean, std: Per-channel normalisation for pixels in [0, 1].
+        batch_size: Default: ``512``.
+
+    Returns:
+        float32 of shape ``(N, K)``, on the CPU, in rows that sum to 1.
+
+    Raises:
+        InputError: If the network does not fit the trajectory, or a stage's answer is no finite number.
+    """
+    device = images.device
+    teacher = copy.deepcopy(network).to(device).eval()
+    scale = [torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std)]
+    answers = []
+    for folder, run in trajectory.runs.items():
+        where = f"stage '{folder / run.stages[-1].file}'"
+        weights = trajectory.load(folder, run.stages[-1])
+        teacher.load_state_dict({name: weights[spelt] for name, spelt in fit_names(weights, teacher, where).items()})
+        parts = [teacher((part.float() / 255 - scale[0]) / scale[1]).softmax(1) for part in images.split(batch_size)]
+        answers.append(torch.cat(parts).float().cpu())
+        if not answers[-1].isfinite().all():
+            raise InputError(f"{where} answers with values that are no numbers; train with a lower learning rate")
+    return torch.stack(answers).mean(0)
