@@ -125,12 +125,19 @@ class Bench:
         self.deadline.check()
 
     def fit(
-        self, work: Path, title: str, images: Images, settings: TrainSettings, seed: int, callbacks: Sequence[Any] = ()
+        self,
+        work: Path,
+        title: str,
+        images: Images,
+        settings: TrainSettings,
+        seed: int,
+        callbacks: Sequence[Any] = (),
+        build: Callable[[], nn.Module] | None = None,
     ) -> tuple[nn.Module, float]:
         """Trains a fresh network, as :func:`tgdd_plugin.retrain` and ``record`` do; returns it and the seconds."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            network = self.build()
+            network = (build or self.build)()
         size = settings.batch_size
         pixels = images[0].to(self.on)
         loader = DeviceLoader(pixels, images[1], self.mean, self.std, batch_size=size, seed=seed, device=self.on)

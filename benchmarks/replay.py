@@ -1,0 +1,417 @@
+"""What a continual learner keeps with distilled images of earlier tasks, beside real ones of as many bytes.
+
+    python benchmarks/replay.py recipes/replay_fashion_mnist_cpu.yaml --orders 0 1 2 --gdumb -- data.root=/data
+    python benchmarks/replay.py recipes/replay_cifar100.yaml --gdumb each --minutes 9   # the same command goes on
+    python benchmarks/replay.py --table                                # prints the table of what is there
+
+A row is one learner: tasks one after another, a network that goes on from task to task, and a memory that is mixed into
+every batch. All memories store the same number of images of the same size; with a factor the distilled ones are packed.
+--methods says what is kept of a task:
+
+finetune: nothing.    joint: no learner, but a fresh network on the real images of all tasks (the upper bound).
+random: images of each class, drawn.    reservoir: Vitter's, over the stream; its whole size from the first task on.
+herding: iCaRL's, by the features of the network just trained.
+distilled: the new classes, from the trajectory of the training on them; --source recorded reads none of the images.
+
+--gdumb: also a fresh network on the memory alone, as the recipe's retrain says (GDumb; Prabhu et al., ECCV 2020), after
+    the last task, or with "each" after each. --networks of them; the memories are those of the learners.
+--domain: in place of new classes, new appearance: every task has all classes and its own share of the training images:
+    as they are, inverted, rotated by 90 degrees, and of half the contrast with their channels reversed. The memory
+    keeps so many images of each class and task.
+
+The time is looked at between training and distilling, and at every step of the latter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from composer.core import Event
+from pieces import Bench, run
+from rows import Parser, Row, markdown, provenance, read_rows, seconds, spread, stopwatch
+
+from tgdd_plugin import DistillSettings, ImagePool, InputError, read_beton
+from tgdd_plugin.continual import MEMORY, Moment, ReplaySettings, Task, distilled, learn, split_classes
+from tgdd_plugin.forgetting import Scores
+from tgdd_plugin.memory import ReplayMemory
+from tgdd_plugin.recipe import NetworkSettings
+from tgdd_plugin.selection import features_of, herding
+from tgdd_plugin.training import accuracy
+
+METHODS = ("finetune", "joint", "random", "reservoir", "herding", "distilled")
+SCRATCH = ("random", "herding", "distilled")  # methods that have the GDumb form
+LEARNER, GDUMB = "replay", "from scratch"
+FIGURES = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
+PROTOCOL = "last epoch of the last task, nothing chosen on the test images; std over class orders with n - 1"
+DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "as they are": lambda images: images,
+    "inverted": lambda images: 255 - images,
+    "rotated": lambda images: images.rot90(1, (2, 3)),
+    "half contrast": lambda images: 64 + images.flip(1) // 2,
+}
+Remember = Callable[[Moment], Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row's settings.
+
+    Args:
+        method: One of :data:`METHODS`.
+        source: Of a distilled memory.
+        order: Seed of the order of the classes, or domains.
+        form: :data:`LEARNER`, :data:`GDUMB`, or nothing for joint training.
+        distill: The resolved settings of a distilled memory.
+    """
+
+    method: str
+    source: str
+    order: int
+    form: str = LEARNER
+    distill: DistillSettings | None = None
+
+    @property
+    def name(self) -> str:
+        parts = [f"order{self.order}", self.method, self.source, "scratch" if self.form == GDUMB else ""]
+        return "-".join(filter(None, parts))
+
+
+def domain_tasks(train: ImagePool, test: ImagePool, settings: ReplaySettings) -> list[Task]:
+    """Tasks of all classes in another appearance each; of at most as many as there are in :data:`DOMAINS`."""
+    names = list(DOMAINS)[: settings.tasks]
+    generator = torch.Generator().manual_seed(settings.order or 0)
+    tasks = []
+    for number, place in enumerate(torch.randperm(len(names), generator=generator).tolist()):
+        own = [(train.labels == label).nonzero()[number :: len(names), 0] for label in range(train.num_classes)]
+        look, index = DOMAINS[names[place]], torch.cat(own)
+        pools = [(train.take(index), train.labels[index]), (test.images, test.labels)]
+        seen = [ImagePool(look(images).contiguous(), labels, train.classes) for images, labels in pools]
+        tasks.append(Task(seen[0], seen[1], train.classes))
+    return tasks
+
+
+def random_exemplars(count: int) -> Remember:
+    """Images of each class of a task, drawn."""
+
+    def remember(moment: Moment) -> ImagePool:
+        pool = moment.task.train
+        generator = torch.Generator().manual_seed(moment.seed)
+        return pool.subset(pool.draw(_present(pool), count, generator, "the memory").flatten())
+
+    return remember
+
+
+def herded(count: int, mean: Sequence[float], std: Sequence[float]) -> Remember:
+    """Images of each class of a task whose mean feature is near the class', as iCaRL: of features of length 1."""
+
+    def remember(moment: Moment) -> ImagePool:
+        pool = moment.task.train
+        features = F.normalize(features_of(moment.network, pool, mean, std))
+        return pool.subset(herding(features, torch.searchsorted(_present(pool), pool.labels), count))
+
+    return remember
+
+
+def reservoir(tasks: Sequence[Task], budget: int, mean: Sequence[float], std: Sequence[float]) -> Remember:
+    """A uniform sample of all images so far, however many they are (J. S. Vitter, Algorithm R, 1985).
+
+    It is drawn anew from the first task on, the same as far as that went: nothing has to be kept between calls.
+    """
+
+    def remember(moment: Moment) -> ReplayMemory:
+        number = next(i for i, task in enumerate(tasks) if task is moment.task)
+        kept = torch.tensor(sample_stream([len(task.train) for task in tasks[: number + 1]], budget, moment.seed))
+        images = [tasks[i].train.take(kept[kept[:, 0] == i, 1]) for i in range(number + 1)]
+        labels = [tasks[i].train.labels[kept[kept[:, 0] == i, 1]] for i in range(number + 1)]
+        memory = ReplayMemory(tasks[-1].train.classes, images_per_class=budget, mean=mean, std=std)
+        memory.add(ImagePool(torch.cat(images), torch.cat(labels), memory.classes))
+        return memory
+
+    return remember
+
+
+def sample_stream(sizes: Sequence[int], budget: int, seed: int) -> list[tuple[int, int]]:
+    """A reservoir's content at the end of a stream.
+
+    Args:
+        sizes: Of the tasks; images of a task come in random order.
+        budget: Of the reservoir.
+        seed: Of order and slots.
+
+    Returns:
+        Task and position of each image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kept: list[tuple[int, int]] = []
+    came = 0
+    for task, size in enumerate(sizes):
+        order = torch.randperm(size, generator=generator).tolist()
+        shares = torch.rand(size, generator=generator, dtype=torch.float64).tolist()
+        for position, share in zip(order, shares, strict=True):
+            came += 1
+            slot = came - 1 if came <= budget else int(share * came)
+            kept[slot : slot + 1] = [(task, position)] if slot < budget else kept[slot : slot + 1]
+    return kept
+
+
+def _present(pool: ImagePool) -> torch.Tensor:
+    return pool.counts.nonzero().flatten()
+
+
+class Comparison:
+    """The rows of one scenario."""
+
+    def __init__(self, bench: Bench, options: argparse.Namespace) -> None:
+        self.bench, self.scratch = bench, options.gdumb
+        self.scenario = "domains" if options.domain else "classes"
+        self.count = options.images_per_class or bench.recipe.distill.images_per_class
+        self.network = bench.recipe.network or NetworkSettings()
+        self.make = functools.cache(self._make)
+        self.cases = [case for order in options.orders for case in self._cases(order, options)]
+        for order in options.orders:  # what cannot work is found out before any work
+            fewest = min(int(task.train.counts[_present(task.train)].min()) for task in self.make(order))
+            if fewest < self.count:
+                raise InputError(f"a class of a task has {fewest} images, {self.count} were to be kept; ask for fewer")
+
+    def _cases(self, order: int, options: argparse.Namespace) -> list[Case]:
+        found = []
+        base = replace(self.bench.recipe.distill, images_per_class=self.count)
+        for method in options.methods:
+            for source in options.source if method == "distilled" else [""]:
+                settings = None
+                if method == "distilled":
+                    given = replace(base, source=source, packed=base.factor > 1)
+                    settings = self.bench.resolved(given, 1)
+                form = "" if method == "joint" else LEARNER
+                found.append(Case(method, source, order, form, settings))
+                if self.scratch and method in SCRATCH:
+                    found.append(replace(found[-1], form=GDUMB))
+        return found
+
+    def _make(self, order: int) -> list[Task]:
+        split = domain_tasks if self.scenario == "domains" else split_classes
+        return split(self.bench.train, self.bench.test, replace(self.bench.recipe.replay, order=order))
+
+    def row(self, case: Case) -> Row:
+        """The row of a case, with the settings that it depends on."""
+        recipe, tasks = self.bench.recipe, self.make(case.order)
+        replay = asdict(replace(recipe.replay, order=case.order, tasks=len(tasks)))
+        depends: dict[str, Any] = {"record": asdict(replace(recipe.record, runs=1)), "scenario": self.scenario}
+        about: dict[str, Any] = {"kind": "continual", "method": case.method, "source": case.source, "form": case.form}
+        if case.method in ("finetune", "joint"):
+            replay = {name: replay[name] for name in ("tasks", "order")}
+        else:
+            depends["images_per_class"] = about["images_per_class"] = self.count
+            about["factor"] = case.distill.factor if case.distill else 1
+        if case.distill:
+            depends["distill"] = asdict(case.distill)
+        if case.form == GDUMB:
+            retrain = recipe.retrain.training(recipe.retrain.epochs)
+            depends |= {"retrain": asdict(retrain), "scratch": self.scratch}
+        about |= {"scenario": self.scenario, "order": case.order, "tasks": [task.new for task in tasks]}
+        about["classes_seen"] = [task.train.num_classes for task in tasks]
+        row = self.bench.row(f"{self.scenario}-{case.name}", {**depends, "replay": replay}, **about)
+        row.content["protocol"] = PROTOCOL
+        return row
+
+    def make_row(self, case: Case) -> None:
+        """Does what a row lacks."""
+        row = self.row(case)
+        seeds = self.bench.seeds if case.form == GDUMB else self.bench.seeds[:1]
+        for seed in row.missing("networks", seeds):
+            if case.form == LEARNER:
+                scores = self.learn(case, row.work)
+                matrix, spent = scores.rows, seconds(row.work / "seconds")
+                for folder in row.work.glob("task*/trajectory"):  # many stages, which nothing needs any more
+                    shutil.rmtree(folder)
+                row.content |= self.weigh(row.work, len(matrix))
+            else:
+                (matrix, spent) = (self.joint if case.form == "" else self.gdumb)(case, row, seed)
+            entry = {"seed": seed, "accuracy": mean(matrix[-1]), "matrix": matrix, "seconds": spent}
+            self.bench.note(row, "networks", entry)
+
+    def learn(self, case: Case, folder: Path) -> Scores:
+        """A learner, as far as it is not done yet."""
+        bench, tasks = self.bench, self.make(case.order)
+        recipe, shares = bench.recipe, len(tasks) if self.scenario == "domains" else 1
+        scale = (bench.mean, bench.std)
+        methods: dict[str, Callable[[], Remember]] = {
+            "finetune": lambda: lambda moment: None,
+            "random": lambda: random_exemplars(self.count),
+            "reservoir": lambda: reservoir(tasks, self.count * bench.train.num_classes * shares, *scale),
+            "herding": lambda: herded(self.count, *scale),
+            "distilled": lambda: self._distilled(case),
+        }
+        remember = methods[case.method]()
+
+        def keep(moment: Moment) -> Any:
+            bench.deadline.check()
+            return remember(moment)
+
+        with stopwatch(folder / "seconds"):
+            return learn(
+                tasks,
+                lambda count: self.network.factory(bench.train.shape, count)(),
+                folder,
+                keep,
+                self.count * shares,
+                recipe.record,
+                replace(recipe.replay, order=case.order, tasks=len(tasks)),
+                mean=bench.mean,
+                std=bench.std,
+                seed=recipe.seed,
+                device=recipe.device,
+            )
+
+    def _distilled(self, case: Case) -> Remember:
+        assert case.distill is not None
+        deadline = self.bench.deadline
+        saving = {"save_interval": deadline.due(Event.BATCH_CHECKPOINT)}
+        return distilled(case.distill, device=self.bench.recipe.device, callbacks=[deadline], trainer_options=saving)
+
+    def weigh(self, folder: Path, tasks: int) -> dict[str, int]:
+        """What a learner's last memory takes."""
+        path = folder / f"task{tasks - 1}" / MEMORY
+        memory = ReplayMemory.load(path) if path.is_file() else None
+        return {"stored": len(memory) if memory else 0, "bytes": memory.nbytes if memory else 0}
+
+    def joint(self, case: Case, row: Row, seed: int) -> tuple[list[list[float]], float]:
+        """A fresh network on all real images, scored on each task."""
+        tasks = self.make(case.order)
+        images = torch.cat([task.train.images for task in tasks]), torch.cat([task.train.labels for task in tasks])
+        return self._fresh(row, row.work / f"joint{seed}", images, self.bench.recipe.record, seed, tasks)
+
+    def gdumb(self, case: Case, row: Row, seed: int) -> tuple[list[list[float]], float]:
+        """Fresh networks on the learner's memory alone, scored on each task so far."""
+        learner, tasks = replace(case, form=LEARNER), self.make(case.order)
+        source, last = self.row(learner), len(tasks) - 1
+        if not (source.work / f"task{last}" / MEMORY).is_file():  # as on another machine, without the folder of work
+            shutil.rmtree(source.work, ignore_errors=True)
+            self.learn(learner, source.work)
+        row.content |= self.weigh(source.work, len(tasks))
+        retrain, matrix, total = self.bench.recipe.retrain, [], 0.0
+        for number in range(len(tasks)) if self.scratch == "each" else [last]:
+            images = read_beton(source.work / f"task{number}" / MEMORY)
+            work = row.work / f"seed{seed}-task{number}"
+            settings = retrain.training(retrain.epochs)
+            scores, spent = self._fresh(row, work, images, settings, seed, tasks[: number + 1])
+            matrix, total = [*matrix, *scores], total + spent
+        return matrix, total
+
+    def _fresh(
+        self, row: Row, work: Path, images: Any, settings: Any, seed: int, tasks: Sequence[Task]
+    ) -> tuple[list[list[float]], float]:
+        build = self.network.factory(self.bench.train.shape, tasks[-1].train.num_classes)
+        title = f"{row.content['name']}, {work.name}"
+        network, spent = self.bench.fit(work, title, images, settings, seed, build=build)
+        return [[accuracy(network, task.test, self.bench.mean, self.bench.std) for task in tasks]], spent
+
+
+def work(bench: Bench, options: argparse.Namespace) -> None:
+    """All rows of the command, as far as the time goes."""
+    comparison = Comparison(bench, options)
+    for case in comparison.cases:
+        comparison.make_row(case)
+
+
+def figures(row: dict[str, Any]) -> dict[str, float]:
+    """A row's figures, means over its networks; of a matrix that has its last row alone, the first figure."""
+    tasks, found = len(row["tasks"]), []
+    for entry in row.get("networks", []):
+        scores = Scores({}, entry["matrix"])
+        found.append(scores.figures() if len(entry["matrix"]) == tasks else {FIGURES[0]: scores.average_accuracy})
+    return {name: mean(each[name] for each in found) for name in (found[0] if found else ())}
+
+
+def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Rows that differ in their order alone."""
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=_place):
+        if row.get("networks"):
+            found.setdefault(_place(row)[:-1], []).append(row)
+    return found
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    about = [row["data"], row["scenario"], len(row["tasks"])]
+    return (*about, row["form"] == GDUMB, METHODS.index(row["method"]), row["source"], row["order"])
+
+
+def table(folder: Path) -> str:
+    """The Markdown table of a folder's rows, a line for all orders of a method."""
+    rows = [row for row in read_rows(folder) if row["kind"] == "continual"]
+    head = ["data", "new in a task", "tasks", "memory", "source", "form", *(n.replace("_", " ") for n in FIGURES)]
+    head += ["images", "memory, KiB", "seconds"]
+    lines = []
+    for group in groups(rows).values():
+        first, of_each = group[0], [figures(row) for row in group]
+        numbers = [spread([100 * each[name] for each in of_each if name in each]) for name in FIGURES]
+        held = [str(first["stored"]), f"{first['bytes'] / 1024:.1f}"] if first.get("stored") else ["", ""]
+        spent = mean(entry["seconds"] for row in group for entry in row["networks"])
+        about = [first["data"], first["scenario"], len(first["tasks"]), first["method"], first["source"], first["form"]]
+        lines.append([*about, *numbers, *held, f"{spent:.0f}"])
+    if not lines:
+        return "no row is finished yet"
+    scored = " and ".join(sorted({row["scored_on"] for row in rows}))
+    notes = [
+        f"Figures in % on {scored}: {PROTOCOL}; (n) where orders are fewer than three.",
+        "Images as stored, in uint8. Seconds of a learner, what it keeps of each task included, or of one training.",
+        plot(folder, rows),
+    ]
+    return markdown(head, lines, [*notes, *provenance(rows)[1:]])
+
+
+def plot(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
+    """Draws accuracy against tasks seen, if there is matplotlib; says in a line what it did."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return "No plot: matplotlib is not installed."
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawn = []
+    kinds = sorted({_place(row)[:3] for row in rows})
+    for kind in kinds:
+        figure, axes = pyplot.subplots()
+        for group in groups([row for row in rows if _place(row)[:3] == kind]).values():
+            first = group[0]
+            several = [Scores({}, entry["matrix"]).seen for row in group for entry in row["networks"]]
+            curves = 100 * torch.tensor(several)
+            x = first["classes_seen"] if kind[1] == "classes" else list(range(1, kind[2] + 1))
+            label = " ".join(filter(None, (first["method"], first["source"], first["form"])))
+            axes.errorbar(
+                x[-curves.shape[1] :], curves.mean(0), curves.std(0, correction=0), label=label, marker="o", capsize=3
+            )
+        axes.set(xlabel=f"{kind[1]} seen", ylabel="accuracy, %", title=kind[0])
+        axes.legend()
+        path = folder / f"{'-'.join(map(str, kind))}.png"
+        figure.savefig(path, dpi=150)
+        pyplot.close(figure)
+        drawn.append(str(path))
+    return f"Plot: {', '.join(drawn)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(__doc__, "outputs/replay")
+    parser.add_argument("--orders", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="(default 0 1 2)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="M", help="(default: all)")
+    parser.add_argument("--gdumb", nargs="?", const="last", choices=["last", "each"], help="after which tasks")
+    parser.add_argument("--domain", action="store_true", help="the same classes in another appearance in each task")
+    parser.add_argument("--images-per-class", type=int, metavar="N", help="in the memory (default: distill's)")
+    return run(parser, arguments, work, table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
