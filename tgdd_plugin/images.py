@@ -1,7 +1,8 @@
-"""One item of any map-style data set in the one form that this package works with."""
+"""Images in the one form that this package works with, uint8, and as networks take them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,12 @@ import torch
 from PIL import Image
 
 from tgdd_plugin.errors import InputError
+
+
+def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 images ``(..., C, H, W)`` as float32, with per-channel ``mean`` and ``std`` for pixels in [0, 1]."""
+    shift, scale = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
+    return (images.float() / 255 - shift) / scale
 
 
 def to_pair(item: Any, position: int) -> tuple[torch.Tensor, int]:

@@ -13,6 +13,7 @@ from composer.utils import dist
 from tgdd_plugin.beton import check_beton, read_beton, restored_threads
 from tgdd_plugin.card import Card, read_card
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.images import normalise
 
 NORMALISED = 2**27
 """Bytes up to which a set is kept as normalised float32 as well: 128 MiB, 10,000 images of CIFAR-10's size."""
@@ -57,7 +58,7 @@ class DeviceLoader:
         self.epoch = 0
         # A compact set is normalised once, not at every epoch anew.
         small = 4 * images.numel() <= NORMALISED
-        self._normalised = self._normalise(images.to(self.device)) if small else None
+        self._normalised = normalise(images.to(self.device), mean, std) if small else None
 
     def __len__(self) -> int:
         """Batches in an epoch on this rank."""
@@ -79,12 +80,9 @@ class DeviceLoader:
             if self._normalised is not None:
                 images = self._normalised.index_select(0, there)
             else:
-                images = self._normalise(self.images[index.to(self.images.device)].to(self.device, non_blocking=True))
+                images = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
+                images = normalise(images, self.mean, self.std)
             yield images, self.labels.index_select(0, there)
-
-    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (images.float() / 255 - mean) / std
 
 
 def beton_loader(

@@ -13,17 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import Dataset
 
-from tgdd_plugin.images import to_pair
+from tgdd_plugin.images import normalise, to_pair
 from tgdd_plugin.pool import ImagePool
 
 if TYPE_CHECKING:
     from tgdd_plugin.memory import ReplayMemory
-
-
-def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 images ``(..., C, H, W)`` as float32, with per-channel ``mean`` and ``std`` for pixels in [0, 1]."""
-    shift, scale = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
-    return (images.float() / 255 - shift) / scale
 
 
 class MemoryDataset(Dataset):

@@ -18,9 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tgdd_plugin.algorithms import siamese_batch
 from tgdd_plugin.augment import parse_augmentation
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.images import normalise
 from tgdd_plugin.inspection import find_classes, find_normalisation
 from tgdd_plugin.memory import ReplayMemory
-from tgdd_plugin.memory_buffer import normalise
 from tgdd_plugin.memory_source import same
 from tgdd_plugin.mixture import Batch, join_targets, replay_batch, replay_factors, replay_loss
 from tgdd_plugin.randomness import keyed_generator

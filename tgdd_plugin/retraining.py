@@ -94,11 +94,6 @@ def retrain(
     shipped = read_beton(file)
     test = fitting_pool(test, "test", file, card)
     real = None if real is None else fitting_pool(real, "real", file, card)
-    if isinstance(network, nn.Module):
-        raise InputError(
-            f"network is a {type(network).__name__}; wanted a function that builds a fresh one for each seed, such as "
-            f"lambda: {type(network).__name__}(...)"
-        )
     results = check_writable(Path(results)) if results else None
     build = network or (lambda: build_recorded(card.network, card.shape, len(card.classes)))
     # What cannot work is found out now, not after hours of training.

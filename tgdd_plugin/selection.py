@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.images import normalise
 from tgdd_plugin.network import FeatureNetwork, find_head
 from tgdd_plugin.pool import ImagePool
 
@@ -45,11 +46,9 @@ def features_of(
     weights = network.state_dict()
     frozen.check(weights, pool.shape, pool.num_classes)
     device = next(iter(weights.values())).device
-    shift, scale = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
     features = torch.empty(0)
     for index in torch.arange(len(pool)).split(batch_size):
-        images = (pool.take(index).to(device).float() / 255 - shift) / scale
-        part = frozen(weights, images)[0]
+        part = frozen(weights, normalise(pool.take(index).to(device), mean, std))[0]
         if not len(features):  # all at once, as joining the parts would need room for them twice
             features = torch.empty(len(pool), part.shape[1])
         features[index] = part.float().cpu()

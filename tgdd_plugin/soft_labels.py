@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.images import normalise
 from tgdd_plugin.network import fit_names
 from tgdd_plugin.trajectory import Trajectory
 
@@ -41,13 +42,12 @@ def soft_labels(
     """
     device = images.device
     teacher = copy.deepcopy(network).to(device).eval()
-    scale = [torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std)]
     answers = []
     for folder, run in trajectory.runs.items():
         where = f"stage '{folder / run.stages[-1].file}'"
         weights = trajectory.load(folder, run.stages[-1])
         teacher.load_state_dict({name: weights[spelt] for name, spelt in fit_names(weights, teacher, where).items()})
-        parts = [teacher((part.float() / 255 - scale[0]) / scale[1]).softmax(1) for part in images.split(batch_size)]
+        parts = [teacher(normalise(part, mean, std)).softmax(1) for part in images.split(batch_size)]
         answers.append(torch.cat(parts).float().cpu())
         if not answers[-1].isfinite().all():
             raise InputError(f"{where} answers with values that are no numbers; train with a lower learning rate")

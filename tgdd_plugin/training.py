@@ -21,6 +21,7 @@ from torchmetrics import MetricCollection
 from tgdd_plugin.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.augment import parse_augmentation
 from tgdd_plugin.errors import InputError
+from tgdd_plugin.images import normalise
 from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.population import SLOWER, TRIALS, Population, PopulationAugmentation, PopulationLoader, pays
@@ -227,11 +228,10 @@ def accuracy(network: nn.Module, pool: ImagePool, mean: Sequence[float], std: Se
     """Share of the pool's images that the network classifies rightly, in evaluation mode, from 0 to 1."""
     network.eval()
     device = next(network.parameters()).device
-    scale = [torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std)]
     right = 0
     # Not by a DeviceLoader: under several ranks it has only a share of the images.
     for index in torch.arange(len(pool)).split(512):
-        images = (pool.take(index).to(device).float() / 255 - scale[0]) / scale[1]
+        images = normalise(pool.take(index).to(device), mean, std)
         right += int((network(images).argmax(1).cpu() == pool.labels[index]).sum())
     return right / len(pool)
 
