@@ -1,9 +1,10 @@
-"""The ``tgdd`` command: run | record | distill | retrain | evaluate | replay | export | import | show."""
+"""The ``tgdd`` command: run | record | distill | retrain | evaluate | replay | nas | export | import | show."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -19,11 +20,12 @@ STEPS = {
     "retrain": "train networks on a .beton and score them beside random and full data",
     "evaluate": "score a .beton beside herding, plain distribution matching and more, and on other networks",
     "replay": "learn the classes task by task, with distilled images of the earlier ones as memory",
+    "nas": "search a space of networks, each trained on a .beton in place of the full data",
     "export": "write a .beton as tensors or an image folder, as other code reads them",
     "import": "write the tensors (.pt) of other code as a .beton",
     "show": "print a trajectory folder or the card of a .beton, and draw the latter's images",
 }
-SHORTCUTS = {"distill": "a trajectory folder", "retrain": "a .beton", "evaluate": "a .beton"}
+SHORTCUTS = {"distill": "a trajectory folder", "retrain": "a .beton", "evaluate": "a .beton", "nas": "a .beton"}
 """What a step takes in place of a recipe."""
 
 
@@ -49,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.filterwarnings("ignore", category=FutureWarning, module="composer|torchmetrics")
             from tgdd_plugin.jobs import work
 
+            signal.signal(
+                signal.SIGINT, signal.default_int_handler
+            )  # Composer has Ctrl-C end the process without a word
             work(options.step, options.path, options.overrides)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from tgdd_plugin import evaluation, retraining
+from tgdd_plugin import evaluation, ranking, retraining
 from tgdd_plugin.agreement import input_shape
 from tgdd_plugin.card import read_card
 from tgdd_plugin.continual import distilled, learn, split_classes
@@ -22,6 +23,9 @@ from tgdd_plugin.recipe import NetworkSettings, Recipe, read_recipe, recipe_text
 from tgdd_plugin.recording import JOB, is_foreign, record
 from tgdd_plugin.trajectory import Trajectory
 
+ON_FILE = ("retrain", "evaluate", "nas")
+"""Steps that take a ``.beton`` in place of a recipe."""
+
 Data = Callable[[], tuple[ImagePool, ImagePool]]
 
 
@@ -29,7 +33,7 @@ def work(step: str, path: str, overrides: list[str]) -> None:
     """Does one step of a job, or all of them.
 
     Args:
-        step: ``'run'``, ``'record'``, ``'distill'``, ``'retrain'``, ``'evaluate'`` or ``'replay'``.
+        step: ``'run'``, ``'record'``, ``'distill'``, ``'retrain'``, ``'evaluate'``, ``'replay'`` or ``'nas'``.
         path: A recipe, or what the step takes in its place (a trajectory folder, a ``.beton``).
         overrides: Of the recipe's keys, as ``section.key=value``.
 
@@ -41,7 +45,7 @@ def work(step: str, path: str, overrides: list[str]) -> None:
         named = any(override.startswith("data.") for override in overrides)
         source = [] if named else ["distill.source=recorded"]
         recipe = read_recipe(None, [f"trajectory={json.dumps(path)}", *source, *overrides])
-    elif step in ("retrain", "evaluate") and path.endswith(".beton"):
+    elif step in ON_FILE and path.endswith(".beton"):
         recipe = read_recipe(None, [f"file={json.dumps(path)}", *overrides])
     elif not Path(path).exists() and Path(path).suffix not in (".yaml", ".yml"):
         wanted = (
@@ -59,7 +63,7 @@ def work(step: str, path: str, overrides: list[str]) -> None:
         check_writable(recipe.beton)
     elif step == "replay":
         check_writable(Path(recipe.output) / "scores.json")
-    elif step in ("retrain", "evaluate"):
+    elif step in ON_FILE:
         read_card(recipe.beton)
     data = functools.cache(lambda: load_data(recipe.data, progress=True))  # read once, by the first that needs it
     if step in ("run", "record"):
@@ -72,6 +76,8 @@ def work(step: str, path: str, overrides: list[str]) -> None:
         _evaluate(recipe, data)
     if step == "replay":
         _replay(recipe, data)
+    if step == "nas":
+        _nas(recipe, data)
     if step == "run":  # the job as it was done, overrides included, beside what came of it
         write_whole(Path(recipe.output) / "recipe.yaml", recipe_text(recipe))
 
@@ -198,3 +204,40 @@ def _replay(recipe: Recipe, data: Data) -> None:
     table = scores.table()
     write_whole(folder / "scores.md", table + "\n")
     print(f"\n{table}\n\nresults   {folder / 'scores.json'}")
+
+
+def _nas(recipe: Recipe, data: Data) -> None:
+    from tgdd_plugin import nas  # Optuna and its database take a second that no other step needs
+
+    real, test = data()
+    results = recipe.beton.with_name(f"{recipe.beton.stem}-nas.json")
+    candidates = nas.search(
+        recipe.beton,
+        real,
+        recipe.nas,
+        recipe.retrain,
+        storage=results.with_suffix(".db"),
+        device=recipe.device,
+        seed=recipe.seed,
+    )
+    table = ranking.table(candidates, recipe.nas.cost)
+    content: dict[str, Any] = {"file": recipe.beton.name, "settings": asdict(recipe.nas)}
+    content["retrain"] = asdict(recipe.retrain)
+    best = None
+    if recipe.nas.train_best:
+        best = nas.train_best(
+            candidates[0],
+            recipe.nas,
+            recipe.beton,
+            real,
+            test,
+            recipe.retrain,
+            output=results.with_suffix(".safetensors"),
+            device=recipe.device,
+            seed=recipe.seed,
+        )
+        table += f"\n\nThe first, trained on the full data: {best.spread} % on the test images."
+    content |= {"candidates": [each.summary() for each in candidates], "best": best and best.summary()}
+    write_whole(results, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_whole(results.with_suffix(".md"), table + "\n")
+    print(f"\n{table}\n\nresults   {results}")

@@ -21,6 +21,7 @@ from tgdd_plugin.evaluation import EvaluateSettings
 from tgdd_plugin.networks import build_network, find_factory
 from tgdd_plugin.recording import RecordSettings
 from tgdd_plugin.retraining import RetrainSettings
+from tgdd_plugin.search_space import NasSettings
 from tgdd_plugin.settings import DistillSettings
 
 
@@ -54,8 +55,8 @@ class Recipe:
         trajectory: The trajectory folder. Default: ``<output>/trajectory``.
         file: The ``.beton``. Default: ``<output>/<data>-ipc<n>.beton``.
         head: Name of the network's linear head. Default: the one recorded; for recording, the last with K outputs.
-        data, network, record, distill, retrain, evaluate, replay: The settings of each part; an evaluation trains
-            as ``retrain`` says, a replay's tasks as ``record`` says.
+        data, network, record, distill, retrain, evaluate, replay, nas: The settings of each part; an evaluation and a
+            search train as ``retrain`` says, a replay's tasks as ``record`` says.
     """
 
     output: str = "outputs"
@@ -71,6 +72,7 @@ class Recipe:
     retrain: RetrainSettings = field(default_factory=RetrainSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
+    nas: NasSettings = field(default_factory=NasSettings)
 
     def __post_init__(self) -> None:
         if self.device not in (None, "cpu", "gpu"):
