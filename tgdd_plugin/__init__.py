@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tgdd_plugin.loader import beton_loader
     from tgdd_plugin.memory import ReplayMemory
     from tgdd_plugin.pool import ImagePool
+    from tgdd_plugin.ranking import rank_networks
     from tgdd_plugin.replay import DistilledReplay
     from tgdd_plugin.retraining import RetrainSettings, retrain
     from tgdd_plugin.settings import DistillSettings
@@ -47,6 +48,7 @@ _HOMES = {
     "beton_loader": "loader",
     "distill": "distillation",
     "evaluate": "evaluation",
+    "rank_networks": "ranking",
     "read_beton": "beton",
     "read_card": "card",
     "retrain": "retraining",
