@@ -27,7 +27,7 @@ from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.memory import ReplayMemory
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.recording import RecordSettings
-from tgdd_plugin.training import train
+from tgdd_plugin.training import accuracy, train
 
 MEAN, STD = [0.4], [0.3]
 NAMES = ["rows", "columns", "chess"]
@@ -167,7 +167,15 @@ def test_classes_that_cannot_be_split() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"tasks": 0}, {"order": -1}, {"ratio": 0.0}, {"ratio": float("inf")}, {"weight": 1.5}, {"weight": -0.1}],
+    [
+        {"tasks": 0},
+        {"order": -1},
+        {"ratio": 0.0},
+        {"ratio": float("inf")},
+        {"weight": 1.5},
+        {"weight": -0.1},
+        {"tune": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(change))):
@@ -336,6 +344,44 @@ def test_broken_off_anywhere_the_same_call_ends_with_the_same_files(
     assert trained == again
     assert scores == Scores.read(done / "scores.json") == Scores.read(folder / "scores.json")
     assert lasting(folder) == lasting(done)
+
+
+def test_tuning_is_a_training_on_the_memory_alone_from_which_the_next_task_goes_on(tmp_path: Path) -> None:
+    settings = replace(THREE, tune=3)
+    scores = run(tmp_path / "done", keep(), settings=settings)
+    for number in range(3):
+        place = tmp_path / "done" / f"task{number}"
+        network = build(number + 1)
+        network.load_state_dict(load_file(place / "network.safetensors"))
+        memory = ReplayMemory.load(place / "memory.beton")
+        loader = DeviceLoader(memory.decoded, memory.decoded_labels, MEAN, STD, batch_size=5)
+        train(network, loader, number + 1, replace(TRAINING, epochs=3, learning_rate=0.002), device="cpu")
+        tuned = load_file(place / "tuned.safetensors")
+        assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in tuned.items())
+        assert scores.rows[number] == [accuracy(network, task.test, MEAN, STD) for task in three()[: number + 1]]
+        if number < 2:
+            start = recorded(tmp_path / "done" / f"task{number + 1}" / "trajectory" / "training")[0]
+            for name, tensor in start.items():
+                old = tuned[name.removeprefix("module.")]
+                assert torch.equal(tensor[: len(old)], old)
+
+
+def test_a_tuning_that_was_broken_off_is_done_again(tmp_path: Path) -> None:
+    settings = replace(THREE, tune=3)
+    expected = run(tmp_path / "done", keep(), settings=settings)
+    write = continual.write_whole
+
+    def broken(path: Path, *content: Any) -> None:
+        if path.name == "tuned.safetensors" and path.parent.name == "task1":
+            raise KeyboardInterrupt
+        write(path, *content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(continual, "write_whole", broken)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "job", keep(), settings=settings)
+    assert run(tmp_path / "job", keep(), settings=settings) == expected
+    assert lasting(tmp_path / "job") == lasting(tmp_path / "done")
 
 
 def test_a_finished_job_is_not_touched(whole: Path, tmp_path: Path) -> None:
