@@ -13,9 +13,11 @@ import yaml
 from composer import Callback
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
+from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import resnet18
 
+from tests.test_selection import herding_by_hand
 from tgdd_plugin import DistillSettings, ImagePool, InputError, RetrainSettings, distill, read_card, retrain
 from tgdd_plugin.beton import read_beton
 from tgdd_plugin.card import card_path
@@ -448,6 +450,31 @@ def test_a_start_that_takes_too_many_images_says_how_many_are_right(trajectory, 
     with pytest.raises(InputError, match=r"= 24 of each; lower images_per_class to 5, or take start 'real'"):
         run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, images_per_class=6, factor=2))
     run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, images_per_class=5, factor=2, steps=1))
+
+
+@pytest.mark.parametrize("source", ["sampled", "recorded"])
+def test_a_start_by_herding_is_of_typical_images(trajectory, pool, tmp_path, source):
+    settings = replace(SETTINGS, steps=1, learning_rate=0.0, start="herding", source=source)
+    path = run(trajectory, pool if source == "sampled" else None, tmp_path / "a.beton", settings)
+    real = pool if source == "sampled" else trajectory.exemplars()
+    folder, recorded = next(iter(trajectory.runs.items()))
+    network = tiny().eval()
+    stage = load_file(folder / recorded.stages[-1].file)
+    weights = {name.removeprefix("module."): tensor for name, tensor in stage.items() if not name.startswith("tgdd/")}
+    network.load_state_dict(weights)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (recorded.mean, recorded.std))
+    features = network.features((real.images.float() / 255 - mean) / std).flatten(1).detach()
+    features = (features / features.norm(dim=1, keepdim=True)).double().numpy()
+    expected = real.images[herding_by_hand(features, real.labels.tolist(), 2)]
+    found, labels = read_beton(path)
+    for label in range(3):
+        images = {image.numpy().tobytes() for image in found[labels == label]}
+        assert images == {image.numpy().tobytes() for image in expected[2 * label : 2 * label + 2]}
+
+
+def test_a_start_by_herding_that_takes_too_many_images_is_refused(trajectory, pool, tmp_path):
+    with pytest.raises(InputError, match=r"= 24 of each; lower images_per_class to 5"):
+        run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, images_per_class=6, factor=2, start="herding"))
 
 
 def test_images_of_another_size_are_refused(trajectory, tmp_path):

@@ -34,6 +34,7 @@ from tgdd_plugin.networks import recorded_factory
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.progress import ProgressBar
 from tgdd_plugin.randomness import keyed_generator
+from tgdd_plugin.selection import typical
 from tgdd_plugin.settings import DistillSettings
 from tgdd_plugin.stages import StageBank
 from tgdd_plugin.synthetic import SyntheticImages, start_pixels
@@ -132,7 +133,12 @@ def distill(
     frozen.check(bank[0], shape, run.num_classes)
     pixels = (len(ids), settings.images_per_class, *shape)
     # The start has a stream of its own, apart from every (step, rank).
-    start = start_pixels(settings.start, pixels, settings.factor, origin, keyed_generator(settings.seed, 0, 2**31), ids)
+    generator, chosen = keyed_generator(settings.seed, 0, 2**31), origin
+    if settings.start == "herding" and origin is not None:
+        bare.load_state_dict(bank.last, strict=False)
+        count = settings.images_per_class * settings.factor**2
+        chosen = typical(bare, origin, ids, count, generator, mean=mean, std=std, head=head)
+    start = start_pixels(settings.start, pixels, settings.factor, chosen, generator, ids)
     synthetic = SyntheticImages(start, settings.factor)
     draws = Draws(settings, bank, pool, synthetic, dist.get_global_rank(), ids)
     draws(0)  # a class with too few images is found out here, not after the Trainer is set up

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.images import normalise
 from tgdd_plugin.network import FeatureNetwork, find_head
 from tgdd_plugin.pool import ImagePool
+
+CHOSEN_FROM = 1000
+"""Most images of a class that :func:`typical` looks at."""
 
 
 @torch.no_grad()
@@ -53,6 +58,35 @@ def features_of(
             features = torch.empty(len(pool), part.shape[1])
         features[index] = part.float().cpu()
     return features
+
+
+def typical(
+    network: nn.Module,
+    pool: ImagePool,
+    classes: Sequence[int],
+    per_class: int,
+    generator: torch.Generator,
+    **options: Any,
+) -> ImagePool:
+    """The images of some classes that :func:`herding` chooses, by features of length 1, as a pool.
+
+    Args:
+        network: Whose features; see :func:`features_of`.
+        pool: To choose from: at most :data:`CHOSEN_FROM` images of each class, drawn at random.
+        classes: Their ids in the pool.
+        per_class: How many of each. Where a class has fewer, all of them are taken.
+        generator: On the CPU.
+        options: ``mean``, ``std`` and the rest of :func:`features_of`.
+    """
+    chosen = []
+    for label in classes:
+        have = int(pool.counts[label])
+        index = pool.draw(torch.tensor([label]), min(have, CHOSEN_FROM), generator)[0]
+        if have > per_class:
+            features = F.normalize(features_of(network, pool.subset(index), **options))
+            index = index[herding(features, torch.zeros(len(index), dtype=torch.int64), per_class)]
+        chosen.append(index)
+    return pool.subset(torch.cat(chosen))
 
 
 def herding(features: torch.Tensor, labels: torch.Tensor, per_class: int) -> torch.Tensor:

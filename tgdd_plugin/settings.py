@@ -31,7 +31,9 @@ class DistillSettings:
             keeps them apart from all that the network knows. Default: ``None``, all.
         images_per_class: n, stored images for each class. Default: ``10``.
         factor: f of multi-formation: each stored image holds f×f sub-images, enlarged when decoded. Default: ``2``.
-        start: ``'mix'``, ``'real'`` or ``'noise'``, see :func:`tgdd_plugin.synthetic.start_pixels`. Default: ``'mix'``.
+        start: ``'mix'``, ``'real'`` or ``'noise'``, see :func:`tgdd_plugin.synthetic.start_pixels`; ``'herding'``: as
+            ``'mix'``, but in place of any real images those that herding chooses by the features of the first run's
+            last stage. Default: ``'mix'``.
         steps: Default: ``10_000``.
         learning_rate: Of SGD on the pixels. Default: ``0.02 · images_per_class``, and ``0.2 · images_per_class`` from
             128 px on. That is twice the published rates: the published loop steps class after class with momentum 0.5,

@@ -96,6 +96,11 @@ class StageBank:
         """The weights of one stage by name, as views."""
         return {name: bank[position] for name, bank in self.stacked.items()}
 
+    @property
+    def last(self) -> dict[str, torch.Tensor]:
+        """The weights of the first run's last stage, by name, as views."""
+        return self[self._ends[0] - 1]
+
     def _take_means(
         self,
         trajectory: Trajectory,

@@ -11,7 +11,7 @@ from torch import nn
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.pool import ImagePool, allocate
 
-STARTS = ("real", "mix", "noise")
+STARTS = ("real", "mix", "herding", "noise")
 
 
 def decode(stored: torch.Tensor, factor: int, chosen: torch.Tensor | None = None) -> torch.Tensor:
@@ -118,7 +118,8 @@ def start_pixels(
 
     Args:
         start: ``'real'``: n real images a class. ``'mix'``: every one of the n·f² sub-images is a real image of its
-            own, shrunk (with factor 1 the same as ``'real'``). ``'noise'``: uniform in [0, 1], reading no real image.
+            own, shrunk (with factor 1 the same as ``'real'``). ``'herding'``: the same, of a pool that has no more than
+            these images (:func:`tgdd_plugin.selection.typical`). ``'noise'``: uniform in [0, 1], reading no real image.
         shape: (K, n, C, H, W).
         factor: f, as in :class:`SyntheticImages`.
         pool: The real images; not needed for ``'noise'``.
@@ -136,7 +137,7 @@ def start_pixels(
         return torch.rand(shape, generator=generator)
     if pool is None:
         raise InputError(f"start '{start}' needs real images; give real=, or start='noise'")
-    parts = factor**2 if start == "mix" else 1
+    parts = 1 if start == "real" else factor**2
     wanted = torch.arange(classes) if ids is None else torch.tensor(ids)
     fewest = int(pool.counts[wanted].min())
     if fewest < count * parts:
