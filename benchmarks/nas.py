@@ -5,12 +5,12 @@
     python benchmarks/nas.py --table                                   # prints the tables of what is there
 
 A sample of the recipe's search space that has every value equally often is trained in full and scored on the test
-images: the truth. Each network is also trained on every proxy, in the same way and with as many steps, and judged by
-training images that are held out for it:
+images: the truth. Each network is also trained on every proxy, in the same way and for as many epochs, and judged by
+training images that are held out for it. The proxies:
 
 distilled, sampled or recorded: the set that ships.     random: as many images of each class, other ones for each seed.
 herding: as many, chosen by the features of the network that was recorded.
-one epoch: no compact set, but one epoch of so many different random images that the steps are as many.
+one epoch: no compact set, but one epoch of so many different random images that as many are seen in all.
 
 A row is a network. --part 0/2 and --part 1/2 share the networks between two processes. --networks says how many are
 trained of each on each proxy, --truths on the full data.
@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -52,7 +54,10 @@ class Ranking:
 
     def __init__(self, bench: Bench, options: argparse.Namespace) -> None:
         self.bench, self.space = bench, bench.recipe.nas
-        self.part, self.parts = (int(number) for number in options.part.split("/"))
+        numbers = re.fullmatch(r"(\d+)/(\d+)", options.part)
+        self.part, self.parts = (int(number) for number in numbers.groups()) if numbers else (0, 0)
+        if not self.part < self.parts:
+            raise InputError(f"--part is '{options.part}'; wanted I/N with I from 0 to N - 1")
         self.space.check()
         if not bench.recipe.retrain.full_epochs:
             raise InputError("retrain.full_epochs is 0; the truth is what networks reach on the full data")
@@ -65,6 +70,7 @@ class Ranking:
         bench.train, bench.base["judge"] = self.pool, self.judge.fingerprint()
         self.count = bench.recipe.distill.images_per_class
         self.short = bench.recipe.retrain.training(bench.recipe.retrain.epochs)
+        self.made: dict[str, str] = {}  # checksums of the distilled sets
         self.proxies: dict[str, Callable[[int], Images]] = {}
         for source in options.source:
             self.proxies[f"distilled, {source}"] = functools.cache(functools.partial(self.distilled, source))
@@ -74,11 +80,11 @@ class Ranking:
 
     @property
     def different(self) -> int:
-        """Images of each class in one epoch of as many steps as a training on the compact set has."""
+        """Images of each class in one epoch that sees as many as a training on the compact set does."""
         wanted = self.count * self.bench.recipe.distill.factor**2 * self.short.epochs
         if wanted > int(self.pool.counts.min()):
             raise InputError(
-                f"one epoch of as many steps takes {wanted} images of each class, and there are "
+                f"one epoch that sees as many images takes {wanted} images of each class, and there are "
                 f"{int(self.pool.counts.min())}; lower retrain.epochs"
             )
         return wanted
@@ -98,7 +104,9 @@ class Ranking:
         row = self.bench.row(f"distilled-{source}", depends, kind="distilled", source=source)
         if self.part and not card_path(row.work / "distilled.beton").is_file():
             raise InputError("part 0 has not distilled the sets yet; start the other parts once it has")
-        return self.bench.distill(row, self.trajectory(), settings)
+        images = self.bench.distill(row, self.trajectory(), settings)
+        self.made[f"distilled, {source}"] = row.content["sha256"]
+        return images
 
     def herded(self) -> Images:
         trajectory = self.trajectory()
@@ -136,7 +144,9 @@ class Ranking:
     ) -> None:
         """Trains the networks that a row's column lacks."""
         row = self.row(arguments)
-        retrain = self.bench.recipe.retrain
+        retrain, made = self.bench.recipe.retrain, self.made.get(name)
+        # As on another machine, a set may have been distilled anew, to other images.
+        row.content[name] = [entry for entry in row.content.get(name, []) if entry.get("sha256") == made]
         epochs = {FULL: retrain.full_epochs, EPOCH: 1}.get(name, retrain.epochs)
         for seed in row.missing(name, seeds):
             title = f"{row.content['name']}, {name}, seed {seed}"
@@ -144,7 +154,8 @@ class Ranking:
             build = self.build(arguments)
             network, spent = self.bench.fit(work, title, images(seed), retrain.training(epochs), seed, build=build)
             found = accuracy(network, judge, self.bench.mean, self.bench.std)
-            self.bench.note(row, name, {"seed": seed, "accuracy": found, "seconds": spent})
+            entry = {"seed": seed, "accuracy": found, "seconds": spent}
+            self.bench.note(row, name, {**entry, "sha256": made} if made else entry)
 
 
 def work(bench: Bench, options: argparse.Namespace) -> None:
@@ -191,6 +202,9 @@ def regret(truth: Sequence[float], proxy: Sequence[float]) -> float:
 def table(folder: Path) -> str:
     """The Markdown table of a folder's rows, one line for each proxy, over all networks and over those that train."""
     rows = [row for row in read_rows(folder) if row["kind"] == "network" and row.get(FULL)]
+    jobs = {json.dumps({**row["settings"], "arguments": None}, sort_keys=True) for row in rows}
+    if len(jobs) > 1:
+        raise InputError(f"'{folder}' has networks of {len(jobs)} different jobs; give each an --output of its own")
     if len(rows) < 3:
         return f"{len(rows)} networks are trained in full; a ranking wants at least 3"
     chance = 100 / rows[0]["classes"]

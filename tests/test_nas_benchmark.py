@@ -90,12 +90,15 @@ def test_the_table_has_a_line_for_each_proxy(whole: Path, capsys) -> None:
 def test_input_that_cannot_be_used(tmp_path: Path, capsys) -> None:
     for change, message in [
         (["retrain.full_epochs=0"], "retrain.full_epochs is 0"),
-        (["retrain.epochs=40"], "one epoch of as many steps takes 80 images of each class, and there are 36"),
+        (["retrain.epochs=40"], "one epoch that sees as many images takes 80 images of each class, and there are 36"),
         (["nas.choices={deep: [1]}"], "does not take"),
     ]:
         assert run(tmp_path, small=[*SMALL, *change]) == 2
         assert message in capsys.readouterr().err
     assert run(tmp_path, "--holdout", "0.1") == 2
+    for part in ("2/2", "x", "0/0"):
+        assert run(tmp_path, "--part", part) == 2
+        assert "wanted I/N" in capsys.readouterr().err
     assert run(tmp_path, "--count", "9") == 2
     assert not json.dumps(networks(tmp_path)).strip("[]")
 

@@ -251,14 +251,17 @@ def learn(
                 run_name="training",
             )
             _save(network, place / NETWORK)
-        kept = remember(Moment(task, network, place, place / "trajectory", seed))
-        if isinstance(kept, ReplayMemory):
-            memory = kept.to(on)
-        elif kept is not None:
-            named = kept.classes if isinstance(kept, ImagePool) else task.new
-            memory.add(kept, classes=named, domain=any(name in task.new for name in _held(memory)))
-        if dist.get_global_rank() == 0 and len(memory):
-            memory.save(place / MEMORY)
+        if (remembered := _remembered(place, on)) is not None:  # before
+            memory = remembered
+        else:
+            kept = remember(Moment(task, network, place, place / "trajectory", seed))
+            if isinstance(kept, ReplayMemory):
+                memory = kept.to(on)
+            elif kept is not None:
+                named = kept.classes if isinstance(kept, ImagePool) else task.new
+                memory.add(kept, classes=named, domain=any(name in task.new for name in _held(memory)))
+            if dist.get_global_rank() == 0 and len(memory):
+                memory.save(place / MEMORY)
         if settings.tune and len(memory):
             network = train(
                 network,
@@ -317,6 +320,17 @@ def _load(network: nn.Module, path: Path) -> nn.Module:
             f"anew"
         ) from error
     return network
+
+
+def _remembered(place: Path, device: torch.device) -> ReplayMemory | None:
+    """The memory after a task, if it was saved, and wholly: of a file without its card it is made again."""
+    dist.barrier()
+    if not (place / MEMORY).is_file():
+        return None
+    try:
+        return ReplayMemory.load(place / MEMORY, device=device)
+    except InputError:
+        return None
 
 
 def _held(memory: ReplayMemory) -> list[str]:

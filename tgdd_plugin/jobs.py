@@ -209,6 +209,8 @@ def _replay(recipe: Recipe, data: Data) -> None:
 def _nas(recipe: Recipe, data: Data) -> None:
     from tgdd_plugin import nas  # Optuna and its database take a second that no other step needs
 
+    if recipe.nas.train_best and not recipe.retrain.full_epochs:  # now, and not after the search
+        raise InputError(nas.NO_EPOCHS)
     real, test = data()
     results = recipe.beton.with_name(f"{recipe.beton.stem}-nas.json")
     candidates = nas.search(
@@ -220,10 +222,19 @@ def _nas(recipe: Recipe, data: Data) -> None:
         device=recipe.device,
         seed=recipe.seed,
     )
-    table = ranking.table(candidates, recipe.nas.cost)
-    content: dict[str, Any] = {"file": recipe.beton.name, "settings": asdict(recipe.nas)}
-    content["retrain"] = asdict(recipe.retrain)
-    best = None
+    table, best = ranking.table(candidates, recipe.nas.cost), None
+
+    def write(text: str) -> None:
+        settings = {
+            name: value for name, value in asdict(recipe.nas).items() if name != "storage"
+        }  # may have a password
+        content: dict[str, Any] = {"file": recipe.beton.name, "settings": settings, "retrain": asdict(recipe.retrain)}
+        content |= {"candidates": [each.summary() for each in candidates], "best": best and best.summary()}
+        write_whole(results, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_whole(results.with_suffix(".md"), text + "\n")
+
+    write(table)
+    print(f"\n{table}\n\nresults   {results}")
     if recipe.nas.train_best:
         best = nas.train_best(
             candidates[0],
@@ -236,8 +247,6 @@ def _nas(recipe: Recipe, data: Data) -> None:
             device=recipe.device,
             seed=recipe.seed,
         )
-        table += f"\n\nThe first, trained on the full data: {best.spread} % on the test images."
-    content |= {"candidates": [each.summary() for each in candidates], "best": best and best.summary()}
-    write_whole(results, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    write_whole(results.with_suffix(".md"), table + "\n")
-    print(f"\n{table}\n\nresults   {results}")
+        found = f"The first, trained on the full data: {best.spread} % on the test images."
+        write(f"{table}\n\n{found}")
+        print(f"\n{found}\n\nweights   {results.with_suffix('.safetensors')}")

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,22 +20,24 @@ import safetensors
 import safetensors.torch
 import torch
 from composer.utils import dist
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.exceptions import OptunaError
+from optuna.trial import FrozenTrial, Trial
+from sqlalchemy.exc import SQLAlchemyError
 from tqdm.auto import tqdm
 
 from tgdd_plugin.beton import read_beton
 from tgdd_plugin.card import read_card
-from tgdd_plugin.errors import InputError
+from tgdd_plugin.errors import InputError, brief
 from tgdd_plugin.files import build_checked, check_writable, write_whole
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.ranking import Candidate, measure, ranked
 from tgdd_plugin.retraining import RetrainSettings, fitting_pool
 from tgdd_plugin.scoring import Row, Scorer
 from tgdd_plugin.search_space import NasSettings, SearchSpace, name_of
-from tgdd_plugin.study import POLL, Failed, Queue
+from tgdd_plugin.study import POLL, TRIES, Failed, Queue, noted, without_password
 from tgdd_plugin.training import torch_device
 
-_CANDIDATE = "candidate"
+NO_EPOCHS = "train_best trains on the full data, and full_epochs is 0; give retrain.full_epochs"
 _ELSEWHERE = ("full_epochs", "at_once")  # of the training settings: what no candidate depends on
 
 
@@ -54,13 +57,10 @@ class _Job:
         images, labels, classes = self.judge
         return ImagePool(torch.from_numpy(images), torch.from_numpy(labels), classes)
 
-    def queue(self, number: int = 0) -> Queue:
-        """The study; ``number`` tells the processes' draws apart."""
-        settings = self.settings
-        count, sampler = settings.candidates, None
+    def queue(self) -> Queue:
+        settings, count = self.settings, self.settings.candidates
         if settings.sampler == "tpe":
             slots: list[dict[str, Any]] = [{}] * (count or settings.size)
-            sampler = optuna.samplers.TPESampler(seed=self.seed + 1000 * number, constant_liar=True)
         else:
             slots = settings.grid() if count is None else settings.sample(count, self.seed)
         about = {
@@ -72,7 +72,7 @@ class _Job:
             "judge": self.pool().fingerprint(),
         }
         pruner = optuna.pruners.MedianPruner(n_warmup_steps=0) if settings.prune else optuna.pruners.NopPruner()
-        return Queue(self.storage, settings.study, slots, json.loads(json.dumps(about)), sampler, pruner)
+        return Queue(self.storage, settings.study, slots, json.loads(json.dumps(about)), pruner)
 
     def work(self, queue: Queue, done: Callable[[], None]) -> None:
         """Tries candidates until none is left; ``done`` is called after each."""
@@ -90,10 +90,15 @@ class _Job:
         training = self.training.training(self.training.epochs)
 
         def attempt(trial: Trial) -> float:
+            if space.sampler == "tpe":  # a stream for each trial, whichever process it is tried by
+                stream = 1000 * self.seed + trial.number
+                queue.study.sampler = optuna.samplers.TPESampler(seed=stream, constant_liar=True)
             arguments = {name: trial.suggest_categorical(name, values) for name, values in space.choices.items()}
             candidate = Candidate(name_of(arguments), arguments)
-            if earlier := _same(queue, trial):  # a sampler may come back to what it found good
-                candidate = _read(earlier)
+            if earlier := [other for other in queue.tried() if other.params == trial.params]:
+                candidate = _read(earlier[0])  # a sampler may come back to what it found good
+            elif (often := queue.killed(trial)) >= TRIES:
+                candidate.problem = f"the process was killed {often} times"
             else:
 
                 def keep_on(candidate: Candidate) -> bool:
@@ -101,8 +106,8 @@ class _Job:
                     return not trial.should_prune()
 
                 build = space.build(arguments, card.shape, len(card.classes))
-                measure(candidate, build, scorer, images, training, keep_on if self.settings.prune else None)
-            trial.set_user_attr(_CANDIDATE, candidate.summary())
+                measure(candidate, build, scorer, images, training, keep_on if space.prune else None)
+            queue.note(trial, candidate.summary())
             if candidate.problem:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
@@ -128,7 +133,8 @@ def search(
     """Tries the networks of a search space on a ``.beton``; the same call goes on where one stopped.
 
     The same call made in several processes, on this machine or others that reach the storage, shares the work: each
-    candidate is tried once. What a killed process was trying is taken up by another after a minute.
+    candidate is tried once. What a killed process was trying is taken up by another after a minute. A sampler that
+    draws the same candidate again gets what came of it, if that is known by then.
 
     Args:
         file: The ``.beton``, its card beside it.
@@ -161,14 +167,20 @@ def search(
     where = settings.storage or str(storage)
     arrays = judge.images.cpu().numpy(), judge.labels.numpy(), judge.classes
     job = _Job(where, Path(file), arrays, settings, training, device, seed)
-    queue = job.queue()
-    total = len(queue.trials())
-    with tqdm(total=total, desc="candidates", disable=None if progress_bar else True, leave=False) as bar:
-        if settings.workers == 1 or len(queue.finished()) == total:
-            job.work(queue, lambda: _show(bar, queue))
-        else:
-            _spawn(job, queue, bar)
-    candidates = ranked([_read(trial) for trial in queue.finished()])
+    try:
+        queue = job.queue()
+        total = len(queue.slots)
+        with tqdm(total=total, desc="candidates", disable=None if progress_bar else True, leave=False) as bar:
+            if settings.workers == 1 or len(queue.tried()) == total:
+                job.work(queue, lambda: _show(bar, queue))
+            else:
+                _spawn(job, queue, bar)
+        candidates = ranked([_read(trial) for trial in queue.tried()])
+    except (OptunaError, SQLAlchemyError) as error:
+        raise InputError(
+            f"the study in '{without_password(where)}' cannot be used any more ({brief(error)}); what is in it is "
+            f"kept, and the same command goes on once it can"
+        ) from error
     if all(candidate.problem for candidate in candidates):
         raise InputError(f"none of {total} candidates could be tried; {candidates[0].name}: {candidates[0].problem}")
     return _different(candidates)
@@ -206,7 +218,7 @@ def train_best(
         InputError: If something does not fit, or ``training.full_epochs`` is 0.
     """
     if not training.full_epochs:
-        raise InputError("train_best trains on the full data, and full_epochs is 0; give retrain.full_epochs")
+        raise InputError(NO_EPOCHS)
     output, card = check_writable(Path(output)), read_card(file)
     pool, judge = fitting_pool(real, "real", file, card), fitting_pool(test, "test", file, card)
     settings = training.training(training.full_epochs)
@@ -244,7 +256,7 @@ def _spawn(job: _Job, queue: Queue, bar: tqdm) -> None:
     try:
         for number in range(job.settings.workers):
             with _environment(job, number):
-                process = context.Process(target=_take_part, args=(job, number), daemon=True)
+                process = context.Process(target=_take_part, args=(job,), daemon=True)
                 process.start()
             processes.append(process)
         while any(process.is_alive() for process in processes):
@@ -253,20 +265,20 @@ def _spawn(job: _Job, queue: Queue, bar: tqdm) -> None:
     finally:
         for process in processes:
             if process.is_alive() and process.pid:
-                os.kill(process.pid, signal.SIGINT)  # what it was trying goes back into the queue
+                os.kill(process.pid, signal.SIGINT)
         for process in processes:
             process.join(10)
-    left = [trial for trial in queue.trials() if not trial.state.is_finished()]
-    if left:
+            process.kill()  # one that had not begun yet, and takes no notice
+    if left := len(queue.slots) - len(queue.tried()):
         raise InputError(
-            f"all {len(processes)} workers ended, and {len(left)} candidates are left; the same command goes on. With "
-            f"too little memory take fewer (nas.workers)"
+            f"all {len(processes)} workers ended, and {left} candidates are left; the same command goes on. With too "
+            f"little memory take fewer (nas.workers)"
         )
 
 
 @contextlib.contextmanager
 def _environment(job: _Job, number: int) -> Iterator[None]:
-    """What a process inherits: a GPU of its own if there are several, or a share of the CPU's threads."""
+    """What a process inherits: a GPU of its own if there are several, a share of the CPU's threads, no Ctrl-C."""
     added = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // job.settings.workers))}
     if torch_device(job.device).type == "cuda":
         named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -274,9 +286,13 @@ def _environment(job: _Job, number: int) -> Iterator[None]:
         added["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     try:
         yield
     finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -284,9 +300,10 @@ def _environment(job: _Job, number: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _take_part(job: _Job, number: int) -> None:
+def _take_part(job: _Job) -> None:
     """The whole of a worker process."""
     os.setpgid(0, 0)  # Ctrl-C is for the process that waits, which passes it on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     parent = os.getppid()
 
     def alone() -> None:
@@ -295,27 +312,21 @@ def _take_part(job: _Job, number: int) -> None:
 
     with contextlib.suppress(KeyboardInterrupt):
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        job.work(job.queue(number + 1), alone)
+        job.work(job.queue(), alone)
 
 
 def _show(bar: tqdm, queue: Queue) -> None:
-    finished = queue.finished()
-    best = max((trial.value for trial in finished if trial.value is not None), default=None)
+    tried = queue.tried()
+    best = max((trial.value for trial in tried if trial.value is not None), default=None)
     if best is not None:
         bar.set_postfix(best=f"{best:.1f} %", refresh=False)
-    bar.update(len(finished) - bar.n)
-
-
-def _same(queue: Queue, trial: Trial) -> FrozenTrial | None:
-    """A finished trial of the same candidate."""
-    complete = [other for other in queue.finished() if other.state == TrialState.COMPLETE]
-    return next((other for other in complete if other.params == trial.params), None)
+    bar.update(len(tried) - bar.n)
 
 
 def _read(trial: FrozenTrial) -> Candidate:
     try:
-        return build_checked(Candidate, trial.user_attrs[_CANDIDATE])
-    except (KeyError, TypeError) as error:
+        return build_checked(Candidate, noted(trial))
+    except TypeError as error:
         raise InputError(
             f"trial {trial.number} of the study has no result that can be read ({error}); begin another study "
             f"(nas.study)"

@@ -116,22 +116,25 @@ def measure(
         keep_on: Looks at it after each seed, which are then trained one after another, and says whether to train the
             next. Default: all seeds at once.
     """
-    try:
-        check_network(build, scorer.test.shape, scorer.num_classes)
-        with torch.random.fork_rng():
-            network = build()
-        candidate.parameters = sum(weights.numel() for weights in network.parameters() if weights.requires_grad)
-        candidate.latency = latency(network, scorer.test.shape, torch_device(scorer.device))
-        for seeds in [[seed] for seed in scorer.seeds] if keep_on else [list(scorer.seeds)]:
+    on = torch_device(scorer.device)
+    for seeds in [[seed] for seed in scorer.seeds] if keep_on else [list(scorer.seeds)]:
+        try:
+            if not candidate.parameters:
+                check_network(build, scorer.test.shape, scorer.num_classes)
+                with torch.random.fork_rng():
+                    network = build()
+                candidate.parameters = sum(tensor.numel() for tensor in network.parameters() if tensor.requires_grad)
+                candidate.latency = latency(network, scorer.test.shape, on)
             row = Row(candidate.name)
             replace(scorer, seeds=seeds).score(row, build, lambda seed: images, training)
-            candidate.accuracies += row.accuracies
-            candidate.seconds += row.seconds
-            if keep_on and not keep_on(candidate):
-                candidate.pruned = len(candidate.accuracies) < len(scorer.seeds)
-                break
-    except Exception as error:  # a candidate of the user's can fail in any way, and the others are to be tried
-        candidate.problem = str(error) if isinstance(error, InputError) else brief(error)
+        except Exception as error:  # a candidate of the user's can fail in any way, and the others are to be tried
+            candidate.problem = str(error) if isinstance(error, InputError) else brief(error)
+            break
+        candidate.accuracies += row.accuracies
+        candidate.seconds += row.seconds
+        if keep_on and not keep_on(candidate):
+            candidate.pruned = len(candidate.accuracies) < len(scorer.seeds)
+            break
     return candidate
 
 

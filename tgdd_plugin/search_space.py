@@ -59,8 +59,11 @@ class SearchSpace:
             for value in values:
                 if not isinstance(value, PLAIN):
                     raise InputError(f"choices.{name} has {value!r}; wanted numbers, text, true, false or nothing")
-            if len({(type(value), value) for value in values}) < len(values):
-                raise InputError(f"choices.{name} is {values}; wanted each value once")
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise InputError(f"choices.{name} has {value}; wanted finite numbers")
+            # 1, 1.0, true and '1' are the same in a study, or look so in a table.
+            if min(len(set(values)), len({str(value) for value in values})) < len(values):
+                raise InputError(f"choices.{name} is {values}; wanted each value once, and no two that look the same")
 
     @property
     def size(self) -> int:
@@ -136,11 +139,11 @@ class NasSettings(SearchSpace):
 
     Args:
         factory, choices: See :class:`SearchSpace`.
-        candidates: How many are tried. Default: ``None``, all.
+        candidates: How many are tried, or for ``'tpe'`` drawn. Default: ``None``, as many as there are.
         sampler: Which: ``'grid'``, all of them or a sample that has every value equally often; ``'tpe'``, Optuna's
             tree-structured Parzen estimator, which looks where it has been good so far. Default: ``'grid'``.
-        prune: Whether a candidate that is below the median of the others after one of its seeds gets no more. Default:
-            ``False``.
+        prune: Whether a candidate gets no more seeds that after one of them is below the median of those that had all
+            of theirs (Optuna's median pruner, which leaves the first five be). Default: ``False``.
         validation: Share of the real training images that candidates are judged by. Default: ``0.1``.
         workers: Processes on this machine, over whose GPUs they are spread. Default: ``1``.
         storage: See :func:`tgdd_plugin.study.open_storage`. Default: ``None``, ``nas.db`` in the output folder.

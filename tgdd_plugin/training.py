@@ -20,7 +20,7 @@ from torchmetrics import MetricCollection
 
 from tgdd_plugin.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.augment import parse_augmentation
-from tgdd_plugin.errors import InputError
+from tgdd_plugin.errors import InputError, brief
 from tgdd_plugin.images import normalise
 from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.pool import ImagePool
@@ -214,7 +214,7 @@ def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_clas
         try:
             came: Any = tuple(network.eval()(torch.zeros(2, *shape)).shape)
         except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
-            came = f"an error ({str(error).splitlines()[0]})"
+            came = f"an error ({brief(error)})"
     if came != (2, num_classes):
         raise InputError(
             f"the network {type(network).__name__} makes {came} of 2 images of {list(shape)}; wanted "
