@@ -4,9 +4,9 @@
     python benchmarks/nas.py recipes/nas_cifar10.yaml --count 120 --minutes 9    # stops in time; the same goes on
     python benchmarks/nas.py --table                                   # prints the tables of what is there
 
-A sample of the recipe's search space that has every value equally often is trained in full and scored on the test
-images: the truth. Each network is also trained on every proxy, in the same way and for as many epochs, and judged by
-training images that are held out for it. The proxies:
+A sample of the recipe's search space that has every value equally often is trained in full, as `record` says for
+retrain.full_epochs, and scored on the test images: the truth. Each network is also trained on every proxy, as `retrain`
+says, and judged by training images that are held out for it. The proxies:
 
 distilled, sampled or recorded: the set that ships.     random: as many images of each class, other ones for each seed.
 herding: as many, chosen by the features of the network that was recorded.
@@ -24,7 +24,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -41,7 +41,7 @@ from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.scoring import random_images
 from tgdd_plugin.search_space import name_of
 from tgdd_plugin.selection import features_of, herding
-from tgdd_plugin.training import accuracy, check_network
+from tgdd_plugin.training import TrainSettings, accuracy, check_network
 
 FULL, EPOCH = "full", "one epoch"
 TOP = (5, 10)
@@ -147,12 +147,15 @@ class Ranking:
         retrain, made = self.bench.recipe.retrain, self.made.get(name)
         # As on another machine, a set may have been distilled anew, to other images.
         row.content[name] = [entry for entry in row.content.get(name, []) if entry.get("sha256") == made]
-        epochs = {FULL: retrain.full_epochs, EPOCH: 1}.get(name, retrain.epochs)
+        how = replace(self.short, epochs=1) if name == EPOCH else self.short
+        if name == FULL:  # as the recorded network was, whatever suits a training on few images
+            own = {each.name: getattr(self.bench.recipe.record, each.name) for each in fields(TrainSettings)}
+            how = TrainSettings(**{**own, "epochs": retrain.full_epochs})
         for seed in row.missing(name, seeds):
             title = f"{row.content['name']}, {name}, seed {seed}"
             work = row.work / f"{name.replace(', ', '-').replace(' ', '-')}{seed}"
             build = self.build(arguments)
-            network, spent = self.bench.fit(work, title, images(seed), retrain.training(epochs), seed, build=build)
+            network, spent = self.bench.fit(work, title, images(seed), how, seed, build=build)
             found = accuracy(network, judge, self.bench.mean, self.bench.std)
             entry = {"seed": seed, "accuracy": found, "seconds": spent}
             self.bench.note(row, name, {**entry, "sha256": made} if made else entry)
