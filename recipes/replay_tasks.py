@@ -39,7 +39,7 @@ def loader(dataset, classes, **loading):
 
 network = convnet(num_classes=10, width=options.width)  # goes on from task to task
 memory = ReplayMemory(train_set.classes, images_per_class=10, mean=mean, std=std)
-settings = DistillSettings(images_per_class=10, factor=2, packed=True, steps=options.steps)
+settings = DistillSettings(images_per_class=10, factor=1, steps=options.steps)
 for first in range(0, 10, 2):
     name, new = f"task{first // 2}", [first, first + 1]
     trainer = Trainer(
