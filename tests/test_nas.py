@@ -242,6 +242,12 @@ def test_a_process_that_was_taken_for_dead_goes_on(beton, tmp_path, monkeypatch)
     assert states(tmp_path) == {"COMPLETE": 6}
 
 
+def test_an_error_that_is_no_candidates_fault_ends_the_work(tmp_path):
+    queue = study.Queue(str(tmp_path / "q.db"), "q", [{"x": 1}], {})
+    with pytest.raises(InputError, match="my own"):
+        queue.work(lambda trial: (_ for _ in ()).throw(InputError("my own")))
+
+
 def test_a_storage_that_breaks_is_one_clear_line(beton, tmp_path, monkeypatch):  # noqa: F811
     def locked(*_):
         raise optuna.exceptions.StorageInternalError("database is locked")

@@ -243,8 +243,8 @@ def _row_of(path: Path, key: str) -> Row | None:
         return None
     try:
         with safetensors.safe_open(path, "pt") as content:
-            noted = content.metadata() or {}
-        return build_checked(Row, json.loads(noted["row"])) if noted.get("job") == key else None
+            about = content.metadata() or {}
+        return build_checked(Row, json.loads(about["row"])) if about.get("job") == key else None
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
         return None  # another file of that name is not ours to judge; it is written anew
 

@@ -13,11 +13,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.exceptions import (
-    ExperimentalWarning,
-    OptunaError,
-    UpdateFinishedTrialError,
-)
+from optuna.exceptions import ExperimentalWarning, OptunaError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -190,6 +186,7 @@ class Queue:
 
     def _try_one(self, attempt: Callable[[Trial], float]) -> None:
         taken: list[int] = []
+        raised: list[Exception] = []  # by the attempt
 
         def objective(trial: Trial) -> float:
             taken.append(trial.number)
@@ -206,13 +203,17 @@ class Queue:
             except (KeyboardInterrupt, SystemExit) as error:  # Composer turns Ctrl-C into the latter
                 trial.set_user_attr(_STOPPED, True)
                 raise KeyboardInterrupt from error
+            except Exception as error:
+                raised.append(error)
+                raise
 
         try:
             self.study.optimize(objective, n_trials=1, catch=(Failed,))
-        except (UpdateFinishedTrialError, ValueError, AssertionError):
+        except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
             # A process that was asleep for longer than GRACE was given up by the others, and its trial with it: Optuna
             # stumbles over that in each of these ways.
-            if not (taken and self.study.get_trials(deepcopy=False)[taken[0]].state == TrialState.FAIL):
+            failed = bool(taken) and self.study.get_trials(deepcopy=False)[taken[0]].state == TrialState.FAIL
+            if not failed or error in raised:
                 raise
 
     def _fail_silent(self, trials: Sequence[FrozenTrial]) -> None:
