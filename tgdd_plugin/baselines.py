@@ -17,7 +17,7 @@ from tgdd_plugin.beton import read_beton
 from tgdd_plugin.card import Card
 from tgdd_plugin.distribution_matching import distribution_matching
 from tgdd_plugin.errors import InputError
-from tgdd_plugin.files import write_whole
+from tgdd_plugin.files import weights_content, write_whole
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.scoring import Images, random_images
 from tgdd_plugin.selection import features_of, herding, k_center
@@ -71,10 +71,8 @@ class ImageSets:
     def keep(self, networks: Sequence[nn.Module], seeds: Sequence[int]) -> None:
         """Keeps networks that were trained on the full data: :meth:`selected` goes by their features."""
         for seed, network in zip(seeds, networks, strict=True):
-            # Cloned: safetensors refuses tied weights.
-            state = {name: tensor.cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
             if dist.get_global_rank() == 0:
-                write_whole(self._weights(seed), safetensors.torch.save(state))
+                write_whole(self._weights(seed), weights_content(network.state_dict()))
         dist.barrier()
 
     def selected(self, name: str, seed: int) -> Images:

@@ -22,7 +22,7 @@ from torch import nn
 from tgdd_plugin.callback import TGDDCallback
 from tgdd_plugin.distillation import distill
 from tgdd_plugin.errors import InputError
-from tgdd_plugin.files import check_writable, difference, write_whole
+from tgdd_plugin.files import check_writable, difference, weights_content, write_whole
 from tgdd_plugin.forgetting import Scores
 from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.memory import ReplayMemory
@@ -306,9 +306,8 @@ def grow(network: nn.Module, earlier: nn.Module | None) -> nn.Module:
 
 
 def _save(network: nn.Module, path: Path) -> None:
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
     if dist.get_global_rank() == 0:
-        write_whole(path, safetensors.torch.save(state))
+        write_whole(path, weights_content(network.state_dict()))
 
 
 def _load(network: nn.Module, path: Path) -> nn.Module:

@@ -6,11 +6,14 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import safetensors.torch
+import torch
 
 from tgdd_plugin.errors import InputError
 
@@ -96,6 +99,17 @@ def check_writable(path: Path) -> Path:
             f"cannot write '{path}': {reason}; choose an output path in a folder you may write to"
         ) from error
     return path
+
+
+def weights_content(state: Mapping[str, torch.Tensor], about: dict[str, str] | None = None) -> bytes:
+    """What a safetensors file of some weights holds.
+
+    Args:
+        state: The weights by name, on any device. Those that share memory (tied ones), which safetensors refuses, are
+            copied, one for each name.
+        about: Notes in the file's header. Default: none.
+    """
+    return safetensors.torch.save({name: t.detach().cpu().clone().contiguous() for name, t in state.items()}, about)
 
 
 def build_checked(cls: type[Record], content: dict[str, Any]) -> Record:

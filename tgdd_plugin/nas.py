@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import optuna
 import safetensors
-import safetensors.torch
 import torch
 from composer.utils import dist
 from optuna.exceptions import OptunaError
@@ -28,7 +27,7 @@ from tqdm.auto import tqdm
 from tgdd_plugin.beton import read_beton
 from tgdd_plugin.card import read_card
 from tgdd_plugin.errors import InputError, brief
-from tgdd_plugin.files import build_checked, check_writable, write_whole
+from tgdd_plugin.files import build_checked, check_writable, weights_content, write_whole
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.ranking import Candidate, measure, ranked
 from tgdd_plugin.retraining import RetrainSettings, fitting_pool
@@ -232,8 +231,7 @@ def train_best(
     row = Row("full data", network=best.name)
     build = space.build(best.arguments, card.shape, len(card.classes))
     network = scorer.score(row, build, lambda seed: (pool.images, pool.labels), settings)[0]
-    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
-    write_whole(output, safetensors.torch.save(weights, {"job": key, "row": json.dumps(asdict(row))}))
+    write_whole(output, weights_content(network.state_dict(), {"job": key, "row": json.dumps(asdict(row))}))
     return row
 
 

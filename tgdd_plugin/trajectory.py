@@ -27,7 +27,7 @@ import torch
 
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.exemplars import EXEMPLARS, read_exemplars
-from tgdd_plugin.files import sha256, write_whole
+from tgdd_plugin.files import sha256, weights_content, write_whole
 from tgdd_plugin.manifest import MANIFEST, Run, Stage
 from tgdd_plugin.pool import ImagePool
 
@@ -75,8 +75,7 @@ def add_stage(
     """
     if class_means is not None:
         state = {**state, CLASS_MEANS: class_means[0], CLASS_COUNTS: class_means[1]}
-    # Cloned: safetensors refuses tensors that share memory (tied weights); each name then has its own copy.
-    content = safetensors.torch.save({name: t.detach().cpu().clone().contiguous() for name, t in state.items()})
+    content = weights_content(state)
     name = f"stage-ep{when['epoch']}-ba{when['batch']}.safetensors"
     write_whole(folder / name, content)
     if index is None:
