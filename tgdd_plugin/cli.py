@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -51,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.filterwarnings("ignore", category=FutureWarning, module="composer|torchmetrics")
             from tgdd_plugin.jobs import work
 
-            signal.signal(
-                signal.SIGINT, signal.default_int_handler
-            )  # Composer has Ctrl-C end the process without a word
+            with contextlib.suppress(ValueError):  # outside the main thread, where no Ctrl-C comes
+                # Composer, once imported, has Ctrl-C end the process without a word.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             work(options.step, options.path, options.overrides)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

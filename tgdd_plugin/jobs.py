@@ -225,9 +225,8 @@ def _nas(recipe: Recipe, data: Data) -> None:
     table, best = ranking.table(candidates, recipe.nas.cost), None
 
     def write(text: str) -> None:
-        settings = {
-            name: value for name, value in asdict(recipe.nas).items() if name != "storage"
-        }  # may have a password
+        # A database's URL may have a password in it.
+        settings = {name: value for name, value in asdict(recipe.nas).items() if name != "storage"}
         content: dict[str, Any] = {"file": recipe.beton.name, "settings": settings, "retrain": asdict(recipe.retrain)}
         content |= {"candidates": [each.summary() for each in candidates], "best": best and best.summary()}
         write_whole(results, json.dumps(content, indent=1, allow_nan=False) + "\n")
