@@ -209,9 +209,11 @@ def test_another_job_does_not_resume_from_these_checkpoints(trajectory, pool, tm
     assert steps.seen == list(range(1, 13)) * 2
 
 
-def test_chunks_of_classes_give_the_same_images(trajectory, pool, tmp_path):
-    whole = run(trajectory, pool, tmp_path / "whole.beton", replace(SETTINGS, factor=2))
-    parts = run(trajectory, pool, tmp_path / "parts.beton", replace(SETTINGS, factor=2, classes_per_chunk=2))
+@pytest.mark.parametrize("augmentation", [None, "none"])
+def test_chunks_of_classes_give_the_same_images(trajectory, pool, tmp_path, augmentation):
+    settings = replace(SETTINGS, factor=2, augmentation=augmentation)
+    whole = run(trajectory, pool, tmp_path / "whole.beton", settings)
+    parts = run(trajectory, pool, tmp_path / "parts.beton", replace(settings, classes_per_chunk=2))
     assert (read_beton(whole)[0].int() - read_beton(parts)[0].int()).abs().max() <= 1
 
 

@@ -47,7 +47,8 @@ class Draws:
             batch["real"] = self.pool.draw(classes, s.real_per_class, generator, "each step (real_per_class)")
             groups = 1
         draw = draw_augmentation(s.augmentation, count * groups, (height, width), generator)
-        batch["draw"] = {name: values.unflatten(0, (count, groups)) for name, values in draw.items()}
+        if draw:  # an empty mapping is one that Composer cannot split into microbatches
+            batch["draw"] = {name: values.unflatten(0, (count, groups)) for name, values in draw.items()}
         if decoded > s.max_decoded:
             order = torch.rand(count, decoded, generator=generator).argsort(1)
             batch["chosen"] = order[:, : s.max_decoded]

@@ -60,14 +60,14 @@ class DistillationModel(ComposerModel):
         Args:
             batch: ``classes`` (k,) and their ``positions`` (k,) among the synthetic ones, ``real`` (k, m) positions in
                 the pool or absent, ``chosen`` (k, s) decoded images or absent, ``draw`` of (k, 1) augmentations, one
-                for each class, or of (k, s), one for each synthetic image, ``early`` and ``late`` positions in the
-                bank.
+                for each class, or of (k, s), one for each synthetic image, or absent, ``early`` and ``late`` positions
+                in the bank.
 
         Returns:
             ``real`` (k, m, D), or (k, 1, D) for recorded means, ``synthetic`` (k, n, D), ``classes`` (k,), and unless
             α = 0 ``logits`` (k, n, K).
         """
-        classes, draw = batch["classes"], batch["draw"]
+        classes, draw = batch["classes"], batch.get("draw", {})
         early, late = self.bank[batch["early"]], self.bank[batch["late"]]
         synthetic = self._prepared(self.synthetic.decode(batch["positions"], batch.get("chosen")), draw)
         with torch.autocast(classes.device.type, torch.bfloat16, enabled=self.bf16):
