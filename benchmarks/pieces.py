@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import math
 import shutil
 import sys
@@ -34,7 +35,7 @@ from tgdd_plugin.files import write_whole
 from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.manifest import MANIFEST, Run, versions
 from tgdd_plugin.recipe import NetworkSettings, Recipe, read_recipe
-from tgdd_plugin.recording import RecordSettings
+from tgdd_plugin.recording import RecordSettings, run_name
 from tgdd_plugin.training import TrainSettings, accuracy, check_network, torch_device, train
 from tgdd_plugin.trajectory import Trajectory
 
@@ -99,11 +100,16 @@ class Bench:
         mean, std = recipe.data.mean, recipe.data.std
         self.mean, self.std = self.train.statistics() if mean is None or std is None else (mean, std)
         network = recipe.network or NetworkSettings()
-        self.build = network.factory(self.train.shape, self.train.num_classes)
-        check_network(self.build, self.train.shape, self.train.num_classes)
+        shape, classes = self.train.shape, self.train.num_classes
+        self.builds = [each.factory(shape, classes) for each in (network, *recipe.also_record)]
+        self.build = self.builds[0]
+        for build in self.builds:
+            check_network(build, shape, classes)
         self.name = recipe.data.name.rpartition(":")[2]
         data = {**asdict(recipe.data), "root": None, "fingerprint": self.train.fingerprint()}
         self.base = {"data": data, "network": asdict(network), "head": recipe.head, "seed": recipe.seed}
+        if recipe.also_record:
+            self.base["also_record"] = [asdict(other) for other in recipe.also_record]
 
     def row(self, name: str, settings: dict[str, Any], **about: Any) -> Row:
         """Opens a row's file, or begins one; see :func:`rows.open_row`."""
@@ -192,13 +198,13 @@ class Bench:
             self.score(row, "networks", lambda seed: (pool.images, pool.labels), whole)
 
     def record(self, settings: RecordSettings, count: int, first: int = 0) -> Trajectory:
-        """Trains those of ``count`` runs from number ``first`` on that are not recorded yet."""
+        """Trains those of ``count`` runs of each network, from number ``first`` on, that are not recorded yet."""
         depends = {**self.base, "record": {**asdict(settings), "runs": None}}
         folder = self.output / "work" / f"trajectory-{key_of(depends)}"
         runs: dict[Path, Run] = {}
-        for number in range(first, first + count):
+        for kind, number in itertools.product(range(1, len(self.builds) + 1), range(first, first + count)):
             seed = self.recipe.seed + number
-            path = folder / f"seed{seed}"
+            path = folder / run_name(seed, kind)
             if not ((path / MANIFEST).is_file() and Run.read(path).complete):
                 tgdd = TGDDCallback(
                     str(folder),
@@ -212,8 +218,9 @@ class Bench:
                     exemplars=settings.exemplars,
                 )
                 images = self.train.images, self.train.labels
-                title = f"recording run {number}, {settings.epochs} epochs"
-                spent = self.fit(folder / "checkpoints" / path.name, title, images, settings, seed, [tgdd])[1]
+                title = f"recording {path.name}, {settings.epochs} epochs"
+                work = folder / "checkpoints" / path.name
+                spent = self.fit(work, title, images, settings, seed, [tgdd], self.builds[kind - 1])[1]
                 write_whole(path.with_suffix(".seconds"), str(spent))
                 self.deadline.check()
             runs |= Trajectory.open(path).runs
@@ -231,7 +238,7 @@ class Bench:
                     self.train if settings.source == "sampled" else None,
                     beton,
                     settings,
-                    network=self.build,
+                    network=self.builds,
                     head=self.recipe.head,
                     device=self.recipe.device,
                     callbacks=[self.deadline, *callbacks],

@@ -99,7 +99,7 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_images(trajectory, tmp_pa
 
     def poisoned(self, position):
         steps.append(position)  # two a step, and one before the first
-        good = len(steps) <= 2 * 5 + 2
+        good = len(steps) <= 2 * 5 + 1
         return {name: tensor if good else tensor * float("nan") for name, tensor in bank(self, position).items()}
 
     pool = patterned()

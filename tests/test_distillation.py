@@ -98,13 +98,13 @@ def test_equals_a_plain_loop_without_composer(trajectory, pool, tmp_path, factor
     settings = replace(SETTINGS, factor=factor, steps=5).resolved(8)
     path = run(trajectory, pool, tmp_path / "a.beton", settings)
     network = tiny()
-    bank = StageBank(trajectory, network)
+    bank = StageBank(trajectory, [network])
     start = start_pixels("mix", (3, 2, 3, 8, 8), factor, pool, keyed_generator(0, 0, 2**31))
     synthetic = SyntheticImages(start, factor)
     draws = Draws(settings, bank, pool, synthetic)
     mean, std = pool.statistics()
     model = DistillationModel(
-        synthetic, FeatureNetwork(network, "classifier"), bank, pool, mean=mean, std=std, alpha=2.5
+        synthetic, [FeatureNetwork(network, "classifier")], bank, pool, mean=mean, std=std, alpha=2.5
     )
     for step in range(5):
         batch = draws(step)
@@ -240,7 +240,7 @@ def test_pixels_stay_between_black_and_white_after_every_step(trajectory, pool, 
 def test_no_more_than_max_decoded_images_enter_a_step(trajectory, pool, tmp_path):
     synthetic = SyntheticImages(torch.rand(3, 2, 3, 8, 8), 2)
     draws = Draws(
-        replace(SETTINGS, factor=2, max_decoded=5).resolved(8), StageBank(trajectory, tiny()), pool, synthetic
+        replace(SETTINGS, factor=2, max_decoded=5).resolved(8), StageBank(trajectory, [tiny()]), pool, synthetic
     )
     chosen = draws(0)["chosen"]
     assert chosen.shape == (3, 5)
@@ -323,7 +323,9 @@ def test_resnet18_of_torchvision_goes_all_the_way(tmp_path):
 
 
 def test_draws_depend_on_seed_step_and_rank_alone(trajectory, pool):
-    draws = Draws(SETTINGS.resolved(8), StageBank(trajectory, tiny()), pool, SyntheticImages(torch.rand(3, 2, 3, 8, 8)))
+    draws = Draws(
+        SETTINGS.resolved(8), StageBank(trajectory, [tiny()]), pool, SyntheticImages(torch.rand(3, 2, 3, 8, 8))
+    )
     first = draws(5)
     draws(6)
     again = draws(5)
@@ -355,11 +357,11 @@ def test_two_processes_average_their_gradients(trajectory, pool, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
     network = tiny()
-    bank = StageBank(trajectory, network)
+    bank = StageBank(trajectory, [network])
     synthetic = SyntheticImages(start_pixels("mix", (3, 2, 3, 8, 8), 1, pool, keyed_generator(0, 0, 2**31)))
     mean, std = pool.statistics()
     model = DistillationModel(
-        synthetic, FeatureNetwork(network, "classifier"), bank, pool, mean=mean, std=std, alpha=2.5
+        synthetic, [FeatureNetwork(network, "classifier")], bank, pool, mean=mean, std=std, alpha=2.5
     )
     gradients = []
     for rank in range(2):
@@ -513,11 +515,11 @@ def test_settings_out_of_range_are_refused(change):
 def test_some_classes_alone_have_the_gradients_they_have_among_all(trajectory, pool, source):
     ids = [2, 0]
     network, real = tiny(), pool if source == "sampled" else None
-    bank = StageBank(trajectory, network, recorded=real is None)
+    bank = StageBank(trajectory, [network], recorded=real is None)
     pixels = torch.rand(3, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     options = {"mean": pool.statistics()[0], "std": pool.statistics()[1], "alpha": 2.5}
     both = [SyntheticImages(chosen.clone()) for chosen in (pixels, pixels[ids])]
-    models = [DistillationModel(each, FeatureNetwork(network, "classifier"), bank, real, **options) for each in both]
+    models = [DistillationModel(each, [FeatureNetwork(network, "classifier")], bank, real, **options) for each in both]
     batch = next(b for b in map(Draws(SETTINGS.resolved(8), bank, real, both[0]), range(9)) if b["early"] != b["late"])
     some = {name: value[ids] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
     some["draw"] = {name: value[ids] for name, value in batch["draw"].items()}

@@ -29,6 +29,7 @@ class Bank:
     def __init__(self, networks: list[nn.Module], pair: StagePair) -> None:
         self.states = [network.state_dict() for network in networks]
         self.pair = pair
+        self.architecture = [0] * len(networks)
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         return self.states[position]
@@ -47,7 +48,7 @@ def make(factor: int, count: int = 2, pair: StagePair = TWO_STAGES):
     settings = DistillSettings(images_per_class=count, factor=factor, real_per_class=REAL).resolved(SIDE)
     bank = Bank(networks, pair)
     frozen = FeatureNetwork(copy.deepcopy(networks[0]), "classifier")
-    model = DistillationModel(synthetic, frozen, bank, pool, mean=MEAN, std=STD, alpha=ALPHA)
+    model = DistillationModel(synthetic, [frozen], bank, pool, mean=MEAN, std=STD, alpha=ALPHA)
     draws = Draws(settings, bank, pool, synthetic)
     return model, draws, networks, pool
 

@@ -77,11 +77,11 @@ def test_loss_and_gradient_equal_the_formula(trajectory):
     """‖ recorded mean − mean φ_j(ω_i s_i) ‖² summed over classes, + α · cross-entropy, image by image in float64."""
     torch.manual_seed(0)
     network = tiny()
-    bank = StageBank(trajectory, network, recorded=True)
+    bank = StageBank(trajectory, [network], recorded=True)
     synthetic = SyntheticImages(torch.rand(3, 2, 3, 8, 8), 2)
     mean, std = trajectory.run.mean, trajectory.run.std
     model = DistillationModel(
-        synthetic, FeatureNetwork(network, "classifier"), bank, None, mean=mean, std=std, alpha=0.7
+        synthetic, [FeatureNetwork(network, "classifier")], bank, None, mean=mean, std=std, alpha=0.7
     )
     draws = Draws(SETTINGS.resolved(8, sampled=False), bank, None, synthetic)
     batch = next(b for b in map(draws, range(100)) if b["early"] != b["late"])
@@ -122,7 +122,7 @@ def test_only_stages_with_means_of_every_class_are_matched(trajectory, tmp_path)
         if (number, index) == (1, 3):
             tensors["tgdd/class_counts"][1] = 0
 
-    bank = StageBank(Trajectory.open(changed(trajectory, tmp_path / "t", change)), tiny(), recorded=True)
+    bank = StageBank(Trajectory.open(changed(trajectory, tmp_path / "t", change)), [tiny()], recorded=True)
     generator = torch.Generator().manual_seed(0)
     pairs = [bank.draw(7, generator) for _ in range(500)]
     # Two runs of five stages; the initial ones (0 and 5) have seen no image.
@@ -198,7 +198,7 @@ def test_the_command_line_reads_no_data_set(trajectory, tmp_path, capsys):
 
 @pytest.mark.parametrize("stages", ["first", "last"])
 def test_matching_under_one_stage_of_each_run(trajectory, stages):
-    bank = StageBank(trajectory, tiny(), matched=stages)
+    bank = StageBank(trajectory, [tiny()], matched=stages)
     pairs = [bank.draw(3, torch.Generator().manual_seed(i)) for i in range(200)]
     wanted = {0: {0, 1, 2}, 5: {5, 6, 7}} if stages == "first" else {4: {4}, 9: {9}}
     assert {early: {p.late for p in pairs if p.early == early} for early in {p.early for p in pairs}} == wanted

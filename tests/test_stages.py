@@ -23,9 +23,13 @@ def bank_of(*sizes: int) -> tuple[StageBank, list[nn.Module]]:
         stages = [SimpleNamespace(epoch=i, batch=i, file=str(position + i)) for i in range(size)]
         runs[Path(f"run{number}")] = SimpleNamespace(name=f"run{number}", stages=stages)
         position += size
-    trajectory = SimpleNamespace(runs=runs, load=lambda folder, stage: networks[int(stage.file)].half().state_dict())
+    trajectory = SimpleNamespace(
+        runs=runs,
+        architectures=[list(runs)],
+        load=lambda folder, stage: networks[int(stage.file)].half().state_dict(),
+    )
 
-    return StageBank(trajectory, nn.BatchNorm1d(3)), networks
+    return StageBank(trajectory, [nn.BatchNorm1d(3)]), networks
 
 
 def test_holds_every_stage_of_every_run_in_the_networks_own_precision():
@@ -40,7 +44,7 @@ def test_holds_every_stage_of_every_run_in_the_networks_own_precision():
 
 def test_a_stage_is_a_view_not_a_copy():
     bank, _ = bank_of(2)
-    assert bank[1]["weight"].untyped_storage().data_ptr() == bank.stacked["weight"].untyped_storage().data_ptr()
+    assert bank[1]["weight"].untyped_storage().data_ptr() == bank.stacked[0]["weight"].untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize("gap", [1, 2, 7])

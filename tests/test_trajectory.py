@@ -363,11 +363,9 @@ def test_file_outside_the_folder_is_never_read(tmp_path: Path, absolute: bool) -
 @pytest.mark.parametrize(
     ("edit", "difference"),
     [
-        (put("head", to="classifier"), "head is fc in 'a' and classifier in 'b'"),
         (put("num_classes", to=4), "num_classes is 3 in 'a' and 4 in 'b'"),
         (put("mean", to=[0.5]), r"mean is None in 'a' and \[0.5\] in 'b'"),
         (put("classes", to=["x", "y", "z"]), "classes is None in 'a' and"),
-        (put("network", "parameters", to=13), "the number of parameters is 12 in 'a' and 13 in 'b'"),
     ],
 )
 def test_unlike_runs(tmp_path: Path, edit: Callable[[dict[str, Any]], None], difference: str) -> None:

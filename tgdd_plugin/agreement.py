@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from composer.models import ComposerClassifier
 from torch import nn
 
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.manifest import Run
+from tgdd_plugin.network import fit_names
 from tgdd_plugin.networks import build_recorded
 from tgdd_plugin.pool import ImagePool
+from tgdd_plugin.trajectory import Trajectory
 
 
 def input_shape(run: Run) -> tuple[int, int, int]:
@@ -45,14 +49,66 @@ def check_pool(pool: ImagePool, run: Run) -> None:
         )
 
 
-def bare_network(
-    network: nn.Module | Callable[[], nn.Module] | None, run: Run, shape: tuple[int, int, int]
-) -> nn.Module:
-    """A copy of the network alone, out of whatever the user gave, or built as the manifest says."""
-    if network is None:
-        return build_recorded(run.network, shape, run.num_classes)
-    built = network if isinstance(network, nn.Module) else network()
+Given = nn.Module | Callable[[], nn.Module]
+"""A network, or a function that builds it; the network may be in a ``ComposerClassifier``."""
+
+
+def bare_networks(
+    given: Given | Sequence[Given] | None, trajectory: Trajectory, shape: tuple[int, int, int]
+) -> list[nn.Module]:
+    """The networks of a trajectory alone, one for each of its architectures, out of whatever the user gave.
+
+    Args:
+        given: One network or several, in any order. An architecture that none of them fits, by the names and shapes of
+            its weights and by what the manifest says of it, is built as the manifest says.
+        trajectory: The runs.
+        shape: (C, H, W) of the images.
+
+    Returns:
+        Copies of what was given, and new networks.
+
+    Raises:
+        InputError: If an architecture has none and is not one of this package's, or one of several fits no run.
+    """
+    several = list(given) if isinstance(given, Sequence) else [given] if given is not None else []
+    networks = [_alone(each) for each in several]
+    folders = [folders[0] for folders in trajectory.architectures]
+    if len(networks) == len(folders) == 1:  # the user has named it: should it not fit, the stage will tell how
+        return networks
+    found: list[nn.Module] = []
+    for folder in folders:
+        run = trajectory.runs[folder]
+        weights = trajectory.load(folder, run.stages[0])
+        fitting = next((network for network in networks if _fits(network, run, weights)), None)
+        found.append(build_recorded(run.network, shape, run.num_classes) if fitting is None else fitting)
+    for network in networks:
+        if not any(network is each for each in found):
+            names = ", ".join(f"'{trajectory.runs[folder].name}'" for folder in folders)
+            raise InputError(
+                f"{type(network).__name__} fits none of the runs ({names}), or another network that was given does; "
+                f"give one network for each architecture of the trajectory"
+            )
+    return found
+
+
+def _alone(given: Given) -> nn.Module:
+    built = given if isinstance(given, nn.Module) else given()
     return copy.deepcopy(built.module if isinstance(built, ComposerClassifier) else built)
+
+
+def _fits(network: nn.Module, run: Run, weights: dict[str, torch.Tensor]) -> bool:
+    """Whether weights and, where both say how they were built, the manifest are of this network."""
+    own: Any = getattr(network, "tgdd_network", {})
+    for key in ("factory", "arguments"):
+        if run.network.get(key) and own.get(key):
+            # As they are in the manifest's JSON.
+            if json.loads(json.dumps(own[key], default=str)) != run.network[key]:
+                return False
+    try:
+        fit_names(weights, network, run.name)
+    except InputError:
+        return False
+    return True
 
 
 def recorded_head(network: nn.Module, recorded: str) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from composer.utils import dist
 from torch import nn
 
-from tgdd_plugin.agreement import bare_network
+from tgdd_plugin.agreement import bare_networks
 from tgdd_plugin.beton import read_beton
 from tgdd_plugin.card import Card
 from tgdd_plugin.distribution_matching import distribution_matching
@@ -120,9 +120,10 @@ class ImageSets:
 
     def softened(self, trajectory: Trajectory, images: Images) -> Images:
         """The images with the trajectory's soft labels."""
-        network = bare_network(self.fresh(), trajectory.run, self.real.shape)
+        with torch.random.fork_rng():
+            networks = bare_networks(self.build, trajectory, self.real.shape)
         pixels = images[0].to(torch_device(self.device))
-        return images[0], soft_labels(trajectory, network, pixels, self.card.mean, self.card.std)
+        return images[0], soft_labels(trajectory, networks, pixels, self.card.mean, self.card.std)
 
     def check_features(self) -> None:
         """Finds out now whether the network has the features that images are chosen and matched by.

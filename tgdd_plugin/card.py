@@ -33,9 +33,9 @@ class Card:
         factor: f of multi-formation. The file holds the decoded images, unless it is packed.
         packed: Whether the file holds the stored images, f² times fewer; :func:`read_beton` decodes them.
         method: Settings of the distillation, empty for a set made otherwise.
-        network: What it was distilled on.
+        network: What it was distilled on; of several, the first.
         real: How many real ``images`` were read, and their :meth:`ImagePool.fingerprint`.
-        trajectory: ``runs`` and the SHA-256 of their ``stages``.
+        trajectory: ``runs``, the SHA-256 of their ``stages``, and the ``networks`` they are of.
         versions: Of the packages that wrote it.
         accuracy: What networks trained on this very file reach, row by row, beside as many random real images.
         sha256: Checksum of the ``.beton``.

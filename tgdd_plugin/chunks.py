@@ -22,6 +22,9 @@ as long as on 16."""
 COMPILED_FROM = 1_000_000
 """Passes of a 32 px image through a network from which the half minute that compiling takes is soon won back."""
 
+FORMS = 8
+"""Most compiled forms of a network, as torch has it: with and without gradients, and by the number of images."""
+
 GPU_SHARE = 0.5
 """Of a GPU's free memory; a chunk that proves too large after all is halved."""
 
@@ -51,22 +54,26 @@ def chunk_sizes(
     return even_part(num_classes, max(1, fitting)), None
 
 
-def shall_compile(wanted: bool | None, images: int, side: int, device: torch.device) -> bool:
+def shall_compile(wanted: bool | None, images: int, side: int, device: torch.device, networks: int = 1) -> bool:
     """Whether to compile the networks.
 
     Args:
-        wanted: By the user; ``None`` if so many passes of ``images`` of ``side`` pixels through a network are worth it.
+        wanted: By the user; ``None`` if so many passes of ``images`` of ``side`` pixels through each are worth it.
         images: How many.
         side: In pixels.
         device: Where.
+        networks: How many there are to compile. Default: ``1``.
 
     Raises:
         InputError: If it is wanted and cannot be done. If it would only be worth it, a warning says so.
     """
     if wanted is False or (wanted is None and images * side**2 < COMPILED_FROM * 32**2):
         return False
-    # Of one function torch compiles eight forms and then no more: those of earlier distillations give way.
+    # Of one function torch compiles so many forms and then no more: those of earlier distillations give way, and each
+    # network has as many as one alone.
     torch.compiler.reset()
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, FORMS * networks)
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except Exception as error:  # a missing compiler shows in many ways

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from composer.algorithms import EMA
 from composer.core import Time
 from composer.loggers import LoggerDestination
 from composer.utils import dist
-from torch import nn
 from tqdm.auto import tqdm
 
-from tgdd_plugin.agreement import bare_network, check_pool, input_shape, normalisation, recorded_head
+from tgdd_plugin.agreement import Given, bare_networks, check_pool, input_shape, normalisation, recorded_head
 from tgdd_plugin.beton import write_beton
 from tgdd_plugin.card import Card, read_card
 from tgdd_plugin.chunks import chunk_sizes, fit_halving, shall_compile
@@ -49,7 +48,7 @@ def distill(
     output: str | Path,
     settings: DistillSettings | None = None,
     *,
-    network: nn.Module | Callable[[], nn.Module] | None = None,
+    network: Given | Sequence[Given] | None = None,
     head: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -78,8 +77,9 @@ def distill(
         output: The ``.beton`` to write; its card is ``<output>.yaml``.
         settings: Default: ``DistillSettings()``, the paper's.
         network: The network that was trained, or a function that builds it; its weights do not matter. A
-            ``ComposerClassifier`` may be given whole. Default: for this package's networks, built as recorded.
-        head: Name of its linear head. Default: as recorded.
+            ``ComposerClassifier`` may be given whole. If the runs are of several networks, a list of those. Default:
+            for this package's networks, built as recorded.
+        head: Name of their linear head. Default: as recorded.
         mean, std: Per-channel normalisation for pixels in [0, 1]. Default: as recorded.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         checkpoint_interval: How often to save, as a Composer time string. Default: ``'500ba'``.
@@ -99,7 +99,8 @@ def distill(
     trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
     run = trajectory.run
     if network is None:
-        recorded_factory(run.network)  # what cannot be built is found out before any image is read
+        for recorded in trajectory.runs.values():
+            recorded_factory(recorded.network)  # what cannot be built is found out before any image is read
     if (mean is None) != (std is None):
         raise InputError("mean and std belong together; give both or neither")
     try:
@@ -122,22 +123,27 @@ def distill(
     names = run.classes or [str(number) for number in range(run.num_classes)]
     ids = _class_ids(settings.classes, names)
 
-    bare = bare_network(network, run, shape)
-    head = find_head(bare, run.num_classes, head or recorded_head(bare, run.head))
+    bare = bare_networks(network, trajectory, shape)
+    kinds = [trajectory.runs[folders[0]] for folders in trajectory.architectures]
+    heads = [
+        find_head(b, run.num_classes, head or recorded_head(b, kind.head)) for b, kind in zip(bare, kinds, strict=True)
+    ]
     bank = StageBank(trajectory, bare, on, matched=settings.stages, recorded=pool is None, classes=ids)
     real_count = settings.real_per_class if pool else 0
     synthetic_count = min(settings.images_per_class * settings.factor**2, settings.max_decoded)
     passes = settings.steps * len(ids) * (real_count + 2 * synthetic_count)
-    compiled = shall_compile(settings.compile, passes, shape[1], on)
-    frozen = FeatureNetwork(bare.to(on), head, compiled=compiled)
-    frozen.check(bank[0], shape, run.num_classes)
+    compiled = shall_compile(settings.compile, passes // len(bare), shape[1], on, len(bare))
+    frozen = [FeatureNetwork(each.to(on), name, compiled=compiled) for each, name in zip(bare, heads, strict=True)]
+    stages = [bank[bank.architecture.index(number)] for number in range(len(bare))]  # one of each network
+    for each, weights in zip(frozen, stages, strict=True):
+        each.check(weights, shape, run.num_classes)
     pixels = (len(ids), settings.images_per_class, *shape)
     # The start has a stream of its own, apart from every (step, rank).
     generator, chosen = keyed_generator(settings.seed, 0, 2**31), origin
     if settings.start == "herding" and origin is not None:
-        bare.load_state_dict(bank.last, strict=False)
+        bare[0].load_state_dict(bank.last, strict=False)
         count = settings.images_per_class * settings.factor**2
-        chosen = typical(bare, origin, ids, count, generator, mean=mean, std=std, head=head)
+        chosen = typical(bare[0], origin, ids, count, generator, mean=mean, std=std, head=heads[0])
     start = start_pixels(settings.start, pixels, settings.factor, chosen, generator, ids)
     synthetic = SyntheticImages(start, settings.factor)
     draws = Draws(settings, bank, pool, synthetic, dist.get_global_rank(), ids)
@@ -153,7 +159,8 @@ def distill(
     fingerprint = origin.fingerprint() if origin is not None else None
     # The name holds all the pixels depend on: another job never resumes from these checkpoints.
     depends = {name: value for name, value in asdict(settings).items() if name != "packed"}
-    key = json.dumps([depends, trajectory.checksums, mean, std, list(shape), fingerprint, type(bare).__qualname__])
+    built = [type(each).__qualname__ for each in bare]
+    key = json.dumps([depends, trajectory.checksums, mean, std, list(shape), fingerprint, built])
     run_name = f"distill-{output.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     checkpoints = output.parent / f".{run_name}"
 
@@ -187,7 +194,11 @@ def distill(
             **(trainer_options or {}),
         }
 
-    chunk, frozen.slice_size = chunk_sizes(frozen.footprint(bank[0], shape), len(ids), synthetic_count, real_count, on)
+    chunk = len(ids)
+    for each, weights in zip(frozen, stages, strict=True):
+        footprint = each.footprint(weights, shape)
+        fitting, each.slice_size = chunk_sizes(footprint, len(ids), synthetic_count, real_count, on)
+        chunk = min(chunk, fitting)
     chunk = min(settings.classes_per_chunk or chunk, len(ids))
     if progress_bar and dist.get_global_rank() == 0:
         tqdm.write(f"distilling {estimate(model, draws, chunk, settings.steps, on)}", file=sys.stderr)
@@ -203,7 +214,11 @@ def distill(
         method=_method(settings),
         network=run.network,
         real={"images": len(pool) if pool else 0, "fingerprint": fingerprint},
-        trajectory={"runs": [r.name for r in trajectory.runs.values()], "stages": trajectory.checksums},
+        trajectory={
+            "runs": [each.name for each in trajectory.runs.values()],
+            "stages": trajectory.checksums,
+            "networks": [kind.network for kind in kinds],
+        },
         versions=versions("mosaicml", "ffcv", "numpy"),
     )
     try:

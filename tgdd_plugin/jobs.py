@@ -90,15 +90,18 @@ def _record(recipe: Recipe, data: Data, keep: bool) -> None:
     check_writable(folder / JOB)
     real, _ = data()
     network = recipe.network or NetworkSettings()
+    job: dict[str, Any] = {"data": asdict(recipe.data), "network": asdict(network), "head": recipe.head}
+    if recipe.also_record:
+        job["also_record"] = [asdict(other) for other in recipe.also_record]
     trajectory = record(
         folder,
         real,
-        network.factory(real.shape, real.num_classes),
+        [each.factory(real.shape, real.num_classes) for each in (network, *recipe.also_record)],
         recipe.record,
         head=recipe.head,
         mean=recipe.data.mean,
         std=recipe.data.std,
-        job={"data": asdict(recipe.data), "network": asdict(network), "head": recipe.head},
+        job=job,
         seed=recipe.seed,
         device=recipe.device,
     )
@@ -110,19 +113,20 @@ def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
     trajectory = Trajectory.open(recipe.trajectory_folder)
     check_writable(recipe.beton)
     if recipe.network is None:
-        recorded_factory(trajectory.run.network)  # what cannot be built is found out before any image is read
+        for run in trajectory.runs.values():
+            recorded_factory(run.network)  # what cannot be built is found out before any image is read
     real = None if recipe.distill.source == "recorded" else data()[0]
     if keep and is_distilled(recipe.beton, trajectory, real, recipe.distill):
         print(f"distilled {recipe.beton}: kept, it is of this job")
         return
     shape = real.shape if real else input_shape(trajectory.run)
-    network = recipe.network.factory(shape, trajectory.run.num_classes) if recipe.network else None
+    given = [recipe.network, *recipe.also_record] if recipe.network else recipe.also_record
     path = distill(
         trajectory,
         real,
         recipe.beton,
         recipe.distill,
-        network=network,
+        network=[each.factory(shape, trajectory.run.num_classes) for each in given] or None,
         head=recipe.head,
         mean=recipe.data.mean,
         std=recipe.data.std,

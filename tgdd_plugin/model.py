@@ -24,8 +24,8 @@ class DistillationModel(ComposerModel):
 
     Args:
         synthetic: The images to train.
-        network: The frozen network.
-        bank: Its stages.
+        networks: The frozen networks, one for each of the trajectory's architectures.
+        bank: Their stages.
         pool: The real images; ``None`` to match the bank's recorded means.
         mean, std: Per-channel normalisation of pixels in [0, 1].
         alpha: α, the weight of the constraint.
@@ -35,7 +35,7 @@ class DistillationModel(ComposerModel):
     def __init__(
         self,
         synthetic: SyntheticImages,
-        network: FeatureNetwork,
+        networks: Sequence[FeatureNetwork],
         bank: StageBank,
         pool: ImagePool | None,
         *,
@@ -46,7 +46,7 @@ class DistillationModel(ComposerModel):
     ) -> None:
         super().__init__()
         self.synthetic = synthetic
-        self.network = network
+        self.networks = networks
         self.bank = bank
         self.pool = pool
         self.mean = torch.tensor(mean).view(-1, 1, 1)
@@ -69,19 +69,21 @@ class DistillationModel(ComposerModel):
         """
         classes, draw = batch["classes"], batch.get("draw", {})
         early, late = self.bank[batch["early"]], self.bank[batch["late"]]
+        network = self.networks[self.bank.architecture[batch["early"]]]  # the late stage is of the same run
         synthetic = self._prepared(self.synthetic.decode(batch["positions"], batch.get("chosen")), draw)
         with torch.autocast(classes.device.type, torch.bfloat16, enabled=self.bf16):
             if self.pool is None:
-                assert self.bank.means is not None
-                real_features = self.bank.means[batch["early"], classes].unsqueeze(1)
+                means = self.bank.means[batch["early"]]
+                assert means is not None, "only stages with means are drawn as early ones"
+                real_features = means[classes].unsqueeze(1)
             else:
                 real = self.pool.take(batch["real"]).to(classes.device, non_blocking=True).float() / 255
                 with torch.no_grad():
-                    real_features, _ = self.network(early, self._prepared(real, draw).flatten(0, 1))
+                    real_features, _ = network(early, self._prepared(real, draw).flatten(0, 1))
                 real_features = real_features.unflatten(0, real.shape[:2])
-            features, logits = self.network(early, synthetic.flatten(0, 1))
+            features, logits = network(early, synthetic.flatten(0, 1))
             if self.alpha and batch["late"] != batch["early"]:
-                _, logits = self.network(late, synthetic.flatten(0, 1))
+                _, logits = network(late, synthetic.flatten(0, 1))
         shape = synthetic.shape[:2]
         outputs = {"real": real_features, "synthetic": features.unflatten(0, shape), "classes": classes}
         return {**outputs, "logits": logits.unflatten(0, shape)} if self.alpha else outputs

@@ -43,6 +43,10 @@ class NetworkSettings:
         """A function that builds a fresh network for images of ``shape`` (C, H, W) and K classes."""
         return lambda: build_network(self.name, self.arguments, shape, num_classes)
 
+    def section(self) -> dict[str, Any]:
+        """As it stands in a recipe."""
+        return {"name": self.name, **self.arguments}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -55,6 +59,8 @@ class Recipe:
         trajectory: The trajectory folder. Default: ``<output>/trajectory``.
         file: The ``.beton``. Default: ``<output>/<data>-ipc<n>.beton``.
         head: Name of the network's linear head. Default: the one recorded; for recording, the last with K outputs.
+        also_record: Further networks, each a section as ``network`` is: ``record.runs`` of each are trained as well,
+            and the set is distilled under all of them. Default: none.
         data, network, record, distill, retrain, evaluate, replay, nas: The settings of each part; an evaluation and a
             search train as ``retrain`` says, a replay's tasks as ``record`` says.
     """
@@ -67,6 +73,7 @@ class Recipe:
     head: str | None = None
     data: DataSettings = field(default_factory=DataSettings)
     network: NetworkSettings | None = None
+    also_record: list[NetworkSettings] = field(default_factory=list)
     record: RecordSettings = field(default_factory=RecordSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
     retrain: RetrainSettings = field(default_factory=RetrainSettings)
@@ -123,7 +130,8 @@ def recipe_text(recipe: Recipe) -> str:
     """The recipe in full as YAML text, as a note beside results."""
     content = asdict(recipe)
     if recipe.network is not None:
-        content["network"] = {"name": recipe.network.name, **recipe.network.arguments}
+        content["network"] = recipe.network.section()
+    content["also_record"] = [network.section() for network in recipe.also_record]
     return yaml.safe_dump(content, sort_keys=False)
 
 
@@ -147,12 +155,16 @@ def _build(cls: type, content: Any, where: str) -> Any:
     hints = typing.get_type_hints(cls)
     names = [f.name for f in fields(cls)]
     if cls is NetworkSettings:
-        return _network(content)
+        return _network(content, where)
     values = {}
     for key, value in content.items():
         _check_known(key, names, where)
         section = next((t for t in (hints[key], *typing.get_args(hints[key])) if is_dataclass(t)), None)
-        if section is not None:
+        if section is not None and typing.get_origin(hints[key]) is list:
+            if not isinstance(value, list):
+                raise InputError(f"'{where}{key}' is {value!r}; wanted a list of sections of keys and values")
+            values[key] = [_build(section, each, f"{where}{key}[{i}].") for i, each in enumerate(value)]  # type: ignore[arg-type]
+        elif section is not None:
             if value is not None:  # a section with nothing in it has its defaults
                 values[key] = _build(section, value, f"{where}{key}.")  # type: ignore[arg-type]
         else:
@@ -163,13 +175,13 @@ def _build(cls: type, content: Any, where: str) -> Any:
         raise InputError(f"{where}{error}") from None
 
 
-def _network(content: dict[str, Any]) -> NetworkSettings:
+def _network(content: dict[str, Any], where: str) -> NetworkSettings:
     arguments = dict(content)
-    name = _typed(arguments.pop("name", NetworkSettings.name), str, "network.name")
+    name = _typed(arguments.pop("name", NetworkSettings.name), str, f"{where}name")
     parameters = inspect.signature(find_factory(name)).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in arguments:
-            _check_known(key, [*parameters, "name"], "network.")
+            _check_known(key, [*parameters, "name"], where)
     return NetworkSettings(name, arguments)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ class RecordSettings(TrainSettings):
     """How the runs are trained and recorded; the training is :class:`TrainSettings`' with the paper's 60 epochs.
 
     Args:
-        runs: R, networks trained one after another, with seeds ``seed``, ``seed + 1``, ... Default: ``1``.
+        runs: How many of each network are trained one after another, with seeds ``seed``, ``seed + 1``, ... Default:
+            ``1``.
         interval: See :class:`TGDDCallback`. Default: ``'1ep'``.
         max_stages: See :class:`TGDDCallback`. Default: ``None``.
         dtype: See :class:`TGDDCallback`. Default: ``'float32'``.
@@ -52,7 +53,7 @@ class RecordSettings(TrainSettings):
 def record(
     folder: str | Path,
     real: ImagePool,
-    network: Callable[[], nn.Module],
+    network: Callable[[], nn.Module] | Sequence[Callable[[], nn.Module]],
     settings: RecordSettings | None = None,
     *,
     head: str | None = None,
@@ -63,14 +64,15 @@ def record(
     device: str | None = None,
     progress_bar: bool = True,
 ) -> Trajectory:
-    """Trains ``settings.runs`` networks and records them into one trajectory folder.
+    """Trains ``settings.runs`` networks, or as many of each of several kinds, and records them into one folder.
 
     Runs that are complete in the folder are kept, so that the call can be made again after a crash.
 
     Args:
         folder: The trajectory folder.
         real: The training images.
-        network: Builds a fresh network.
+        network: Builds a fresh network; or several such functions, each for a network of its own kind. The runs of the
+            first are named ``seed0``, ..., those of the second ``seed0-network2``, ...
         settings: Default: ``RecordSettings()``.
         head: See :class:`TGDDCallback`.
         mean, std: Per-channel normalisation of the inputs, for pixels in [0, 1]. Default: the images' own.
@@ -84,21 +86,23 @@ def record(
     """
     settings = settings or RecordSettings()
     folder = check_writable(Path(folder) / JOB).parent
-    check_network(network, real.shape, real.num_classes)
+    builders = list(network) if isinstance(network, Sequence) else [network]
+    for build in builders:
+        check_network(build, real.shape, real.num_classes)
     depends = {"settings": {**asdict(settings), "runs": None}, "seed": seed, **(job or {})}
     _check_job(folder / JOB, json.loads(json.dumps(depends)))
     if mean is None or std is None:
         mean, std = real.statistics()
     on = torch_device(device)
     pool = real.to(on)
-    for number in range(settings.runs):
-        run_seed = seed + number
-        name = f"seed{run_seed}"
+    seeds = range(seed, seed + settings.runs)
+    runs = [(run_name(number, kind), build, number) for kind, build in enumerate(builders, 1) for number in seeds]
+    for number, (name, build, run_seed) in enumerate(runs, 1):
         if (folder / name / MANIFEST).is_file() and Run.read(folder / name).complete:
             continue
         with torch.random.fork_rng():
             torch.manual_seed(run_seed)
-            fresh = network()
+            fresh = build()
         train(
             fresh,
             DeviceLoader(pool.images, pool.labels, mean, std, batch_size=settings.batch_size, seed=run_seed, device=on),
@@ -106,7 +110,7 @@ def record(
             settings,
             seed=run_seed,
             device=device,
-            title=f"recording run {number + 1}/{settings.runs}" if progress_bar else None,
+            title=f"recording run {number}/{len(runs)}" if progress_bar else None,
             metrics=True,
             callbacks=[
                 TGDDCallback(
@@ -124,6 +128,11 @@ def record(
             run_name=name,
         )
     return Trajectory.open(folder)
+
+
+def run_name(seed: int, kind: int = 1) -> str:
+    """What :func:`record` calls a run; ``kind`` is the network's number, counted from 1."""
+    return f"seed{seed}" + (f"-network{kind}" if kind > 1 else "")
 
 
 def is_foreign(folder: Path) -> bool:
@@ -153,7 +162,7 @@ def _check_job(path: Path, depends: dict[str, Any]) -> None:
         # A setting that the version which recorded it did not have yet is no difference.
         if isinstance(earlier.get("settings"), dict):
             earlier["settings"] = {**depends["settings"], **earlier["settings"]}
-        if other := difference("", {key: earlier.get(key) for key in depends}, depends):
+        if other := difference("", earlier, depends):
             raise InputError(
                 f"'{path.parent}' was recorded by another job ({other}); choose another output, or delete that folder"
             )

@@ -19,7 +19,9 @@ from tgdd_plugin.trajectory import Trajectory
 def describe_beton(path: Path, card: Card) -> str:
     """The card in words: what the set holds, how to use it, where it comes from, and what networks reach on it."""
     names = card.classes if len(card.classes) <= 20 else [*card.classes[:20], "..."]
-    stages = len(card.trajectory.get("stages", []))
+    stages = f"{len(card.trajectory.get('stages', []))} stages"
+    if (networks := len(card.trajectory.get("networks", []))) > 1:
+        stages += f" of {networks} networks"
     shape = "x".join(map(str, card.shape))
     packed = f", packed: the file holds {card.images // card.parts}" if card.packed else ""
     lines = [
@@ -29,7 +31,7 @@ def describe_beton(path: Path, card: Card) -> str:
         f"normalise   {_normalisation(card.mean, card.std)}",
         f"method      {', '.join(f'{key} {value}' for key, value in card.method.items()) or 'not recorded'}",
         f"network     {_network(card.network)}",
-        f"trajectory  {', '.join(card.trajectory.get('runs', [])) or 'not recorded'}: {stages} stages",
+        f"trajectory  {', '.join(card.trajectory.get('runs', [])) or 'not recorded'}: {stages}",
         f"versions    {', '.join(f'{name} {number}' for name, number in card.versions.items())}",
     ]
     for entry in card.accuracy:
@@ -53,8 +55,11 @@ def describe_trajectory(trajectory: Trajectory) -> str:
     shape = "x".join(str(int(n)) for n in run.input["shape"]) if run.input else "not recorded"
     lines = [
         f"trajectory  {trajectory.folder}",
-        f"network     {_network(run.network)}, {run.network['parameters']:,} parameters",
-        f"head        {run.head}, {run.num_classes} classes" + (f": {', '.join(run.classes)}" if run.classes else ""),
+        *(
+            f"network     {_network(kind.network)}, {kind.network['parameters']:,} parameters, head {kind.head}"
+            for kind in (trajectory.runs[folders[0]] for folders in trajectory.architectures)
+        ),
+        f"classes     {run.num_classes}" + (f": {', '.join(run.classes)}" if run.classes else ""),
         f"input       {shape}, normalisation {_normalisation(run.mean, run.std)}",
         f"versions    {', '.join(f'{name} {number}' for name, number in run.versions.items())}",
     ]

@@ -17,7 +17,7 @@ from tgdd_plugin.trajectory import Trajectory
 @torch.no_grad()
 def soft_labels(
     trajectory: Trajectory,
-    network: nn.Module,
+    networks: Sequence[nn.Module],
     images: torch.Tensor,
     mean: Sequence[float],
     std: Sequence[float],
@@ -29,7 +29,8 @@ def soft_labels(
 
     Args:
         trajectory: R runs.
-        network: The network that was trained; its weights do not matter and stay as they are.
+        networks: The bare networks that were trained, one for each of the trajectory's ``architectures``; their
+            weights do not matter and stay as they are.
         images: uint8, ``(N, C, H, W)``, on any device; the network is called there.
         mean, std: Per-channel normalisation for pixels in [0, 1].
         batch_size: Default: ``512``.
@@ -38,13 +39,18 @@ def soft_labels(
         float32 of shape ``(N, K)``, on the CPU, in rows that sum to 1.
 
     Raises:
-        InputError: If the network does not fit the trajectory, or a stage's answer is no finite number.
+        InputError: If a network does not fit the trajectory, or a stage's answer is no finite number.
     """
     device = images.device
-    teacher = copy.deepcopy(network).to(device).eval()
+    teachers = [copy.deepcopy(network).to(device).eval() for network in networks]
+    own = {
+        folder: teacher
+        for teacher, folders in zip(teachers, trajectory.architectures, strict=True)
+        for folder in folders
+    }
     answers = []
     for folder, run in trajectory.runs.items():
-        where = f"stage '{folder / run.stages[-1].file}'"
+        where, teacher = f"stage '{folder / run.stages[-1].file}'", own[folder]
         weights = trajectory.load(folder, run.stages[-1])
         teacher.load_state_dict({name: weights[spelt] for name, spelt in fit_names(weights, teacher, where).items()})
         parts = [teacher(normalise(part, mean, std)).softmax(1) for part in images.split(batch_size)]

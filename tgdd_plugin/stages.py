@@ -24,31 +24,31 @@ class StagePair:
 
 
 class StageBank:
-    """Every stage of every run, as one stacked tensor per parameter and buffer, resident on one device.
+    """Every stage of every run, as one stacked tensor per parameter and buffer of a network, resident on one device.
 
     No network is rebuilt and no file opened while distillation runs: a stage is a dictionary of views.
 
     Args:
         trajectory: The runs, R of them with S_r stages each.
-        network: The bare network that the weights belong to.
+        networks: The bare networks that the weights belong to, one for each of the trajectory's ``architectures``.
         device: Where to keep them.
         matched: Stages that features are matched under: ``'all'``, or the ``'first'`` or ``'last'`` of each run.
         recorded: Whether only stages with recorded class means are matched, and the means kept as well.
         classes: Which classes these must be of. Default: ``None``, all.
 
     Attributes:
-        means: Recorded class means of φ, ``(S, K, D)``; zeros where a stage has none. ``None`` unless ``recorded``.
+        architecture: Of each stage, the number of its network.
+        means: Of each stage, the recorded class means of φ, ``(K, D)``; ``None`` where there are none, and unless
+            ``recorded``.
 
     Raises:
-        InputError: If the network does not fit a stage, or a run has no stage to match under.
+        InputError: If a network does not fit a stage, or a run has no stage to match under.
     """
-
-    means: torch.Tensor | None = None
 
     def __init__(
         self,
         trajectory: Trajectory,
-        network: nn.Module,
+        networks: Sequence[nn.Module],
         device: torch.device | str = "cpu",
         *,
         matched: str = "all",
@@ -61,17 +61,23 @@ class StageBank:
             for run in trajectory.runs.values()
             for stage in run.stages
         ]
-        wanted = network.state_dict()
-        self.stacked = {
-            name: torch.empty((sum(self.sizes), *tensor.shape), dtype=tensor.dtype, device=device)
-            for name, tensor in wanted.items()
-        }
         stages = [(folder, stage) for folder, run in trajectory.runs.items() for stage in run.stages]
+        numbers = {folder: n for n, folders in enumerate(trajectory.architectures) for folder in folders}
+        self.architecture = [numbers[folder] for folder, _ in stages]
+        self._index = [self.architecture[:position].count(n) for position, n in enumerate(self.architecture)]
+        self.stacked = [
+            {
+                name: torch.empty((self.architecture.count(n), *tensor.shape), dtype=tensor.dtype, device=device)
+                for name, tensor in network.state_dict().items()
+            }
+            for n, network in enumerate(networks)
+        ]
         for position, (folder, stage) in enumerate(stages):
             weights = trajectory.load(folder, stage)
-            spelt = fit_names(weights, network, f"stage '{folder / stage.file}'")
-            for name, bank in self.stacked.items():
-                bank[position] = weights[spelt[name]]
+            spelt = fit_names(weights, networks[numbers[folder]], f"stage '{folder / stage.file}'")
+            for name, bank in self.stacked[numbers[folder]].items():
+                bank[self._index[position]] = weights[spelt[name]]
+        self.means: list[torch.Tensor | None] = [None] * len(stages)
         usable = self._take_means(trajectory, stages, classes, device) if recorded else list(range(len(stages)))
         chosen = {"all": slice(None), "first": slice(1), "last": slice(-1, None)}[matched]
         # Positions that may be the early stage, run by run, and where each run ends.
@@ -94,7 +100,8 @@ class StageBank:
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
         """The weights of one stage by name, as views."""
-        return {name: bank[position] for name, bank in self.stacked.items()}
+        index = self._index[position]
+        return {name: bank[index] for name, bank in self.stacked[self.architecture[position]].items()}
 
     @property
     def last(self) -> dict[str, torch.Tensor]:
@@ -115,9 +122,7 @@ class StageBank:
             found = trajectory.class_means(folder, stage)
             if found is None or not bool((found[1][wanted] > 0).all()):
                 continue
-            if self.means is None:
-                self.means = torch.zeros(len(stages), *found[0].shape, device=device)
-            self.means[position] = found[0]
+            self.means[position] = found[0].to(device)
             usable.append(position)
         return usable
 

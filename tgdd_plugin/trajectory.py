@@ -17,6 +17,7 @@ Stages are safetensors and the manifest is JSON, so nothing in the folder is eve
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def begin(folder: Path, run: Run) -> None:
 
 
 class Trajectory:
-    """One or more recorded runs of one network: the input of distillation.
+    """One or more recorded runs of a network, or of several: the input of distillation.
 
     Args:
         folder: The folder it was opened from.
@@ -123,7 +124,7 @@ class Trajectory:
 
         Raises:
             InputError: If the folder is missing or empty, a run has fewer than two stages, a file is missing or
-                differs from its checksum, or the runs are not of one network.
+                differs from its checksum, or the runs are not of the same classes, equally normalised.
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -144,8 +145,17 @@ class Trajectory:
 
     @property
     def run(self) -> Run:
-        """The first run; what the runs share (network, head, classes, normalisation) is read from it."""
+        """The first run; what all runs share (classes, normalisation) is read from it."""
         return next(iter(self.runs.values()))
+
+    @property
+    def architectures(self) -> list[list[Path]]:
+        """The folders of the runs by what was trained: a list for each network with its head, that of the first run
+        first. Matching needs each network's own features only, so the runs of a trajectory may be of several."""
+        alike: dict[str, list[Path]] = {}
+        for folder, run in self.runs.items():
+            alike.setdefault(json.dumps([run.network, run.head], sort_keys=True), []).append(folder)
+        return list(alike.values())
 
     @property
     def checksums(self) -> list[str]:
@@ -251,8 +261,6 @@ def _check_file(what: str, path: Path, checksum: str) -> None:
 def _shared(run: Run) -> dict[str, Any]:
     """What the runs of one trajectory must have in common."""
     return {
-        "the number of parameters": run.network["parameters"],
-        "head": run.head,
         "num_classes": run.num_classes,
         "classes": run.classes,
         "mean": run.mean,

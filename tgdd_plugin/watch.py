@@ -62,26 +62,35 @@ class Watch(Callback):
 
 
 def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, device: torch.device) -> str:
-    """The cost of a distillation in a line, from timing one chunk of classes; the pixels stay as they are."""
+    """The cost of a distillation in a line, from timing a chunk of classes; the pixels stay as they are."""
     model.to(device)
-    batch = draws(0)
-    part = _first(batch, chunk, device)
-    seconds = 0.0
-    for _ in range(2):  # the first warms up, and compiles
-        began = time.perf_counter()
-        model.loss(model(part), part)["total"].backward()
-        model.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - began
-    count = len(batch["classes"])
-    step = seconds * count / chunk
-    real = batch["real"].numel() if "real" in batch else 0
+    bank = model.bank
+    batches: dict[int, dict[str, Any]] = {}  # for each network the first step that draws it
+    for number in range(steps):
+        batch = draws(number)
+        batches.setdefault(bank.architecture[batch["early"]], batch)
+        if len(batches) == len(model.networks):
+            break
+    count = len(draws.synthetic.pixels)
+    step = 0.0
+    for architecture, each in batches.items():
+        part = _first(each, chunk, device)
+        seconds = 0.0
+        for _ in range(2):  # the first warms up, and compiles
+            began = time.perf_counter()
+            model.loss(model(part), part)["total"].backward()
+            model.zero_grad(set_to_none=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - began
+        step += seconds * count / chunk * bank.architecture.count(architecture) / len(bank)
+    real = count * draws.settings.real_per_class if draws.pool is not None else 0
     synthetic = count * min(draws.synthetic.decoded_per_class, draws.settings.max_decoded)
-    stages = sum(tensor.nbytes for tensor in model.bank.stacked.values()) / 2**20
+    stages = sum(tensor.nbytes for stacked in bank.stacked for tensor in stacked.values()) / 2**20
+    networks = f" of {len(model.networks)} networks" if len(model.networks) > 1 else ""
     return (
         f"{steps} steps of {real} real and {synthetic} synthetic images, {chunk} of {count} classes at a time: about "
-        f"{step:.3g} s each, {_duration(steps * step)} in all; {len(model.bank)} stages take {stages:.0f} MiB"
+        f"{step:.3g} s each, {_duration(steps * step)} in all; {len(bank)} stages{networks} take {stages:.0f} MiB"
     )
 
 
