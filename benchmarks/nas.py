@@ -11,6 +11,7 @@ says, and judged by training images that are held out for it. The proxies:
 distilled, sampled or recorded: the set that ships.     random: as many images of each class, other ones for each seed.
 herding: as many, chosen by the features of the network that was recorded.
 one epoch: no compact set, but one epoch of so many different random images that as many are seen in all.
+..., soft labels (--soft): the distilled and the random images with what the recorded networks, trained, say of them.
 
 A row is a network. --part 0/2 and --part 1/2 share the networks between two processes. --networks says how many are
 trained of each on each proxy, --truths on the full data.
@@ -36,14 +37,18 @@ from rows import Parser, Row, markdown, provenance, read_rows
 from scipy import stats
 
 from tgdd_plugin import DistillSettings, InputError
+from tgdd_plugin.agreement import bare_networks
 from tgdd_plugin.card import card_path
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.scoring import random_images
 from tgdd_plugin.search_space import name_of
 from tgdd_plugin.selection import features_of, herding
+from tgdd_plugin.soft_labels import soft_labels
 from tgdd_plugin.training import TrainSettings, accuracy, check_network
 
-FULL, EPOCH = "full", "one epoch"
+FULL, EPOCH, SOFT = "full", "one epoch", ", soft labels"
+DISTILLED = ("distilled, sampled", "distilled, recorded")
+PROXIES = (*DISTILLED, "random", "herding", EPOCH, *(name + SOFT for name in (*DISTILLED, "random")))
 TOP = (5, 10)
 SAMPLES = 2000
 CHANCE = 2.0  # times chance: a network below was not trained by full training
@@ -77,6 +82,9 @@ class Ranking:
         self.proxies["random"] = lambda seed: random_images(self.pool, self.count, seed)
         self.proxies["herding"] = functools.cache(lambda seed: self.herded())
         self.proxies[EPOCH] = lambda seed: random_images(self.pool, self.different, seed)
+        if options.soft:
+            for proxy in [name for name in self.proxies if name == "random" or name in DISTILLED]:
+                self.proxies[proxy + SOFT] = functools.partial(self.softened, proxy)
 
     @property
     def different(self) -> int:
@@ -116,6 +124,13 @@ class Ranking:
         index = herding(features, self.pool.labels, self.count)
         return self.pool.take(index), self.pool.labels[index]
 
+    def softened(self, proxy: str, seed: int) -> Images:
+        """A proxy's images with the trajectory's soft labels."""
+        trajectory = self.trajectory()
+        networks = bare_networks(self.bench.builds, trajectory, self.pool.shape)
+        pixels = self.proxies[proxy](seed)[0].to(self.bench.on)
+        return pixels, soft_labels(trajectory, networks, pixels, self.bench.mean, self.bench.std)
+
     def row(self, arguments: dict[str, Any]) -> Row:
         """The row of a network, with the settings it depends on."""
         recipe = self.bench.recipe
@@ -144,7 +159,7 @@ class Ranking:
     ) -> None:
         """Trains the networks that a row's column lacks."""
         row = self.row(arguments)
-        retrain, made = self.bench.recipe.retrain, self.made.get(name)
+        retrain, made = self.bench.recipe.retrain, self.made.get(name.removesuffix(SOFT))
         # As on another machine, a set may have been distilled anew, to other images.
         row.content[name] = [entry for entry in row.content.get(name, []) if entry.get("sha256") == made]
         how = replace(self.short, epochs=1) if name == EPOCH else self.short
@@ -240,9 +255,6 @@ def table(folder: Path) -> str:
     return markdown(head, lines, [*notes, *provenance(rows)[1:]])
 
 
-PROXIES = ("distilled, sampled", "distilled, recorded", "random", "herding", EPOCH)
-
-
 def of(row: dict[str, Any], column: str) -> float:
     """A network's mean accuracy in a column, in per cent."""
     return 100 * mean(entry["accuracy"] for entry in row[column])
@@ -258,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__, "outputs/nas")
     parser.add_argument("--count", type=int, default=30, help="networks (default 30)")
     parser.add_argument("--sample", type=int, default=0, metavar="SEED", help="of the choice of networks (default 0)")
+    parser.add_argument("--soft", action="store_true", help="soft labels too")
     parser.add_argument("--truths", type=int, default=1, help="full trainings of each network (default 1)")
     parser.add_argument("--part", default="0/1", metavar="I/N", help="every N-th network, from the I-th on")
     return run(parser, arguments, work, table)

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tgdd_plugin import read_beton
 from tgdd_plugin.data import DataSettings, load_data
+from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.search_space import NasSettings
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +80,25 @@ def test_the_same_command_trains_nothing_and_parts_make_the_same_rows(whole: Pat
         }
 
     assert numbers(tmp_path) == numbers(whole)
+
+
+def test_soft_labels_and_sets_of_several_networks(tmp_path: Path, monkeypatch, capsys) -> None:
+    seen = []
+
+    def watched(images, labels, *arguments, **options):
+        seen.append((len(images), labels.dtype, labels.ndim))
+        return DeviceLoader(images, labels, *arguments, **options)
+
+    monkeypatch.setattr("pieces.DeviceLoader", watched)
+    small = [*SMALL, "retrain.seeds=1", "also_record=[{name: convnet, depth: 2, width: 4}]"]
+    assert run(tmp_path, "--soft", "--count", "3", small=small) == 0
+    soft = {f"{name}, soft labels" for name in ("distilled, sampled", "distilled, recorded", "random")}
+    for row in networks(tmp_path):
+        assert {name for name in row if name in nas.PROXIES} == PROXIES | soft
+    assert seen.count((20, torch.float32, 2)) == 9 and (20, torch.int64, 1) in seen
+    (card,) = (tmp_path / "work").glob("digits-distilled-recorded-*/*.yaml")
+    assert [each["arguments"]["depth"] for each in yaml.safe_load(card.read_text())["trajectory"]["networks"]] == [1, 2]
+    assert "| all: 3 | distilled, recorded, soft labels |" in capsys.readouterr().out
 
 
 def test_the_table_has_a_line_for_each_proxy(whole: Path, capsys) -> None:

@@ -104,7 +104,13 @@ def test_a_trajectory_in_words(tmp_path):
             add_stage(tmp_path / name, run, weights, None, epoch=epoch, batch=10 * epoch, sample=0, metrics=metrics)
         run.write(tmp_path / name)
     text = describe_trajectory(Trajectory.open(tmp_path))
-    for wanted in ("torch.nn:Linear()", "1,234,567 parameters, head layer", "classes     2: cat, dog", "1x8x8", "mean [0.25]"):
+    for wanted in (
+        "torch.nn:Linear()",
+        "1,234,567 parameters, head layer",
+        "classes     2: cat, dog",
+        "1x8x8",
+        "mean [0.25]",
+    ):
         assert wanted in text
     assert "seed0: 3 stages, 3.0 MiB, complete" in text and "seed1: 3 stages, 3.0 MiB, not complete" in text
     lines = [line.split() for line in text.splitlines()]
