@@ -38,6 +38,26 @@ def test_features_are_the_heads_input_under_the_given_weights():
     assert not any(p.requires_grad for p in own.parameters())
 
 
+class Tied(nn.Module):
+    """Two layers of one weight, as a stage's file holds it twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 4)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.two(self.one(x.flatten(1)).relu()))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_tied_weights(compiled):
+    own, other, images = Tied(), Tied(), torch.randn(5, 3, 2, 2)
+    stage = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    logits = FeatureNetwork(own, "head", compiled=compiled)(stage, images)[1]
+    torch.testing.assert_close(logits, other(images))
+
+
 def test_an_images_features_do_not_depend_on_the_others():
     network = FeatureNetwork(resnet18(num_classes=3), "fc")
     weights = {name: tensor.clone() for name, tensor in network.network.state_dict().items()}

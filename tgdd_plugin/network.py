@@ -85,7 +85,8 @@ class FeatureNetwork:
         return torch.cat(features), torch.cat(logits)
 
     def _functional(self, weights: dict[str, torch.Tensor], images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return functional_call(self._with_features, weights, (images,))
+        # Each name has its own tensor in a stage's file, also where the network ties two.
+        return functional_call(self._with_features, weights, (images,), tie_weights=False)
 
     def check(self, weights: Mapping[str, torch.Tensor], shape: tuple[int, ...], num_classes: int) -> None:
         """Calls the network once on a blank image of ``shape`` (C, H, W).
