@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from pieces import Bench, Images, run
-from rows import Parser, Row, markdown, provenance, read_rows
+from rows import Parser, Row, key_of, markdown, provenance, read_rows
 from scipy import stats
 
 from tgdd_plugin import DistillSettings, InputError
@@ -75,7 +75,7 @@ class Ranking:
         bench.train, bench.base["judge"] = self.pool, self.judge.fingerprint()
         self.count = bench.recipe.distill.images_per_class
         self.short = bench.recipe.retrain.training(bench.recipe.retrain.epochs)
-        self.made: dict[str, str] = {}  # checksums of the distilled sets
+        self.made: dict[str, str] = {}  # of what was made for it, a checksum
         self.proxies: dict[str, Callable[[int], Images]] = {}
         for source in options.source:
             self.proxies[f"distilled, {source}"] = functools.cache(functools.partial(self.distilled, source))
@@ -84,7 +84,7 @@ class Ranking:
         self.proxies[EPOCH] = lambda seed: random_images(self.pool, self.different, seed)
         if options.soft:
             for proxy in [name for name in self.proxies if name == "random" or name in DISTILLED]:
-                self.proxies[proxy + SOFT] = functools.partial(self.softened, proxy)
+                self.proxies[proxy + SOFT] = functools.cache(functools.partial(self.softened, proxy))
 
     @property
     def different(self) -> int:
@@ -129,6 +129,8 @@ class Ranking:
         trajectory = self.trajectory()
         networks = bare_networks(self.bench.builds, trajectory, self.pool.shape)
         pixels = self.proxies[proxy](seed)[0].to(self.bench.on)
+        teachers = [run.stages[-1].sha256 for run in trajectory.runs.values()]
+        self.made[proxy + SOFT] = key_of({"set": self.made.get(proxy), "teachers": teachers})
         return pixels, soft_labels(trajectory, networks, pixels, self.bench.mean, self.bench.std)
 
     def row(self, arguments: dict[str, Any]) -> Row:
@@ -159,7 +161,7 @@ class Ranking:
     ) -> None:
         """Trains the networks that a row's column lacks."""
         row = self.row(arguments)
-        retrain, made = self.bench.recipe.retrain, self.made.get(name.removesuffix(SOFT))
+        retrain, made = self.bench.recipe.retrain, self.made.get(name)
         # As on another machine, a set may have been distilled anew, to other images.
         row.content[name] = [entry for entry in row.content.get(name, []) if entry.get("sha256") == made]
         how = replace(self.short, epochs=1) if name == EPOCH else self.short

@@ -26,7 +26,7 @@ from pieces import Bench, run
 from published_loop import PublishedLoop
 from rows import Parser, markdown, percent, provenance, read_rows
 
-from tgdd_plugin import DistillSettings, distill
+from tgdd_plugin import DistillSettings, InputError, distill
 from tgdd_plugin.files import write_whole
 from tgdd_plugin.synthetic import SyntheticImages
 from tgdd_plugin.trajectory import Trajectory
@@ -88,6 +88,8 @@ def distilled(bench: Bench, name: str, trajectory: Trajectory, settings: Distill
 def work(bench: Bench, options: Namespace) -> None:
     """Runs the loops one after another, then scores what they left."""
     recipe = bench.recipe
+    if recipe.also_record:
+        raise InputError("also_record has no place here: the published loop knows one network only")
     trajectory = bench.record(recipe.record, recipe.record.runs)
     loops = []
     for name in ("published loop", *ENGINE):

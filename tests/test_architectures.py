@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,7 +177,7 @@ def test_networks_of_equal_shapes_are_told_apart_by_how_they_were_built(pool, tm
 
 
 def test_a_network_that_belongs_to_no_run_is_refused(trajectory, pool, tmp_path):
-    with pytest.raises(InputError, match=r"ConvNet fits none of the runs \('seed0', 'seed0-network2'\)"):
+    with pytest.raises(InputError, match=r"network 2 .* ConvNet, is that of no run \('seed0', 'seed0-network2'\)"):
         run(trajectory, pool, tmp_path / "a.beton", network=[small, lambda: convnet(3, 3, 8, depth=2, width=5)])
     assert not list(tmp_path.iterdir())
 
@@ -187,7 +188,7 @@ def test_networks_of_the_users_own_are_asked_for(pool, tmp_path):
     trajectory = record(tmp_path / "t", pool, builders, once, device="cpu", progress_bar=False)
     with pytest.raises(InputError, match="not one of this package's.*pass network="):
         run(trajectory, pool, tmp_path / "a.beton")
-    with pytest.raises(InputError, match="not one of this package's.*pass network="):
+    with pytest.raises(InputError, match=r"\(Plain\) is that of run 'seed0-network2': .*:Plain of .*Give it, too"):
         run(trajectory, pool, tmp_path / "a.beton", network=builders[:1])
     path = run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, steps=3), network=builders[::-1])
     assert len(read_card(path).trajectory["networks"]) == 2
@@ -208,11 +209,78 @@ def _noted(slope: float) -> nn.Module:
     return network
 
 
+class Larger(Plain):
+    """Has all weights of the other, of the same names and shapes, and one layer more."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.more = nn.Linear(3, 2)
+
+
+class Other(Plain):
+    """Has the very same weights."""
+
+
+@pytest.mark.parametrize("second", [Larger, Other])
+@pytest.mark.parametrize("turned", [False, True])
+def test_networks_whose_weights_look_alike_are_not_confused(pool, tmp_path, second, turned):
+    builders = [lambda: Plain(4), lambda: second(4)]
+    once = replace(RECORD, epochs=1, runs=1)
+    trajectory = record(tmp_path, pool, builders, once, device="cpu", progress_bar=False)
+    found = bare_networks(builders[::-1] if turned else builders, trajectory, SHAPE)
+    assert [type(network) for network in found] == [Plain, second]
+    for alone in builders:
+        with pytest.raises(InputError, match="Give it, too"):
+            bare_networks(alone, trajectory, SHAPE)
+
+
+def test_what_could_not_be_told_apart_is_refused_before_any_training(pool, tmp_path):
+    builders = [small, lambda: Plain(4), lambda: Plain(4)]
+    with pytest.raises(InputError, match="networks 2 and 3 are both Plain of .*described"):
+        record(tmp_path, pool, builders, RECORD, device="cpu", progress_bar=False)
+    with pytest.raises(InputError, match="head 'fc' is no nn.Linear"):
+        record(tmp_path, pool, [lambda: Plain(4), small], RECORD, head="fc", device="cpu", progress_bar=False)
+    assert not list(tmp_path.glob("seed*"))
+
+
+def test_images_that_several_runs_kept_alike_are_there_once(trajectory):
+    """Runs of one seed see the images in the same order, whatever their network."""
+    whole = trajectory.exemplars()
+    alone = [Trajectory(folder, {folder: trajectory.runs[folder]}).exemplars() for folder in trajectory.runs]
+    assert len(whole) == sum(len(each) for each in alone) // 2 == 48
+    held = {image.numpy().tobytes() for each in alone for image in each.images}
+    assert held == {image.numpy().tobytes() for image in whole.images}
+
+
+def test_runs_under_unlike_augmentations(pool, tmp_path):
+    once = replace(RECORD, epochs=1, runs=1)
+    record(tmp_path / "t", pool, small, once, device="cpu", progress_bar=False)
+    record(tmp_path / "u", pool, large, replace(once, augmentation="crop"), device="cpu", progress_bar=False)
+    shutil.move(tmp_path / "u/seed0", tmp_path / "t/other")
+    with pytest.raises(InputError, match=r"different augmentations \(color_crop_flip, crop\).*distill.augmentation"):
+        run(tmp_path / "t", None, tmp_path / "a.beton")
+    run(tmp_path / "t", None, tmp_path / "a.beton", replace(SETTINGS, steps=2, augmentation="crop"))
+    run(tmp_path / "t", pool, tmp_path / "b.beton", replace(SETTINGS, steps=2))
+
+
+def test_every_run_must_have_seen_such_images(pool, tmp_path):
+    once = replace(RECORD, epochs=1, runs=1)
+    record(tmp_path / "t", pool, small, once, device="cpu", progress_bar=False)
+    record(tmp_path / "u", patterned(side=16), lambda: Plain(4), once, device="cpu", progress_bar=False)
+    manifest = json.loads((tmp_path / "t/seed0/manifest.json").read_text())
+    other = json.loads((tmp_path / "u/seed0/manifest.json").read_text())
+    (tmp_path / "u/seed0/manifest.json").write_text(json.dumps(other | {k: manifest[k] for k in ("mean", "std")}))
+    shutil.move(tmp_path / "u/seed0", tmp_path / "t/other")
+    with pytest.raises(InputError, match=r"are \[3, 8, 8\].*but training saw \[3, 16, 16\]"):
+        run(tmp_path / "t", pool, tmp_path / "a.beton", network=[small, lambda: Plain(4)])
+
+
 def test_runs_alike_but_for_their_seeds_are_one_architecture(tmp_path):
     runs = {}
     for name in ("a", "b", "c"):
         width = 5 if name == "b" else 4
         network = {"class": "m:Net", "parameters": 12, "arguments": {"width": width}, "factory": "m:net"}
+        network["algorithms"] = ["EMA"] if name == "c" else []
         runs[tmp_path / name] = Run(name=name, network=network, head="fc", num_classes=3)
     found = Trajectory(tmp_path, runs).architectures
     assert [[folder.name for folder in folders] for folders in found] == [["a", "c"], ["b"]]
@@ -276,7 +344,7 @@ def test_a_recipe_records_and_distills_several_networks(tmp_path, monkeypatch, c
         assert "was recorded by another job (also_record" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out/trajectory/seed0-network2")
     assert main(["distill", "recipe.yaml"]) == 2
-    assert "fits none of the runs" in capsys.readouterr().err
+    assert "ConvNet, is that of no run ('seed0')" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -295,9 +363,53 @@ def test_sections_that_are_none_are_refused(tmp_path, capsys, given, pattern):
     assert re.search(pattern, capsys.readouterr().err.splitlines()[-1])
 
 
-def test_a_folder_recorded_before_there_were_several_is_of_the_same_job(pool, tmp_path):
-    once = replace(RECORD, epochs=1, runs=1)
-    record(tmp_path, pool, small, once, device="cpu", progress_bar=False, job={"head": None})
-    before = json.loads((tmp_path / "job.json").read_text())
-    assert "also_record" not in before
-    record(tmp_path, pool, [small], once, device="cpu", progress_bar=False, job={"head": None})
+def test_a_folder_recorded_before_there_were_several_is_of_the_same_job(tmp_path, monkeypatch):
+    """The note of such a folder has no word of further networks."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    assert main(["record", "recipe.yaml", "also_record="]) == 0
+    note = Path("out/trajectory/job.json")
+    assert sorted(json.loads(note.read_text())) == ["data", "head", "network", "seed", "settings"]
+    assert main(["record", "recipe.yaml", "also_record=[]"]) == 0
+
+
+def test_also_record_has_no_place_in_a_replay(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    assert main(["replay", "recipe.yaml"]) == 2
+    assert "also_record has no place in a replay" in capsys.readouterr().err
+
+
+def test_own_networks_of_a_recipe_are_named_by_it_alone(tmp_path, monkeypatch, capsys):
+    """Recorded, distilled and evaluated with its soft labels; without a word, the first is a ConvNet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_several.py").write_text(OWN)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    others = "also_record=[{name: own_several:build, width: 3}, {name: own_several:build, width: 5}]"
+    small = ["network={depth: 1, width: 4}", "evaluate={networks: [], baselines: []}", others]
+    assert main(["run", "recipe.yaml", *small]) == 0
+    assert len(read_card("out/digits-ipc1.beton").trajectory["networks"]) == 3
+    assert main(["evaluate", "recipe.yaml", *small]) == 0
+    assert "| soft |" in capsys.readouterr().out
+    shutil.rmtree("out")
+    assert main(["run", "recipe.yaml", "network=", *small[1:]]) == 0
+    networks = read_card("out/digits-ipc1.beton").trajectory["networks"]
+    assert [network["class"].rpartition(":")[2] for network in networks] == ["ConvNet", "Own", "Own"]
+
+
+OWN = """
+from torch import nn
+
+class Own(nn.Module):
+    def __init__(self, width, in_channels, num_classes):
+        super().__init__()
+        self.body = nn.Conv2d(in_channels, width, 3)
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.body(images).relu().mean((2, 3)))
+
+def build(width, in_channels, num_classes):
+    return Own(width, in_channels, num_classes)
+"""

@@ -50,12 +50,22 @@ class Tied(nn.Module):
         return self.head(self.two(self.one(x.flatten(1)).relu()))
 
 
+class Shared(Tied):
+    """One layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.two = self.one
+
+
+@pytest.mark.parametrize("build", [Tied, Shared])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_tied_weights(compiled):
-    own, other, images = Tied(), Tied(), torch.randn(5, 3, 2, 2)
-    stage = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    logits = FeatureNetwork(own, "head", compiled=compiled)(stage, images)[1]
-    torch.testing.assert_close(logits, other(images))
+def test_tied_weights(build, compiled):
+    networks, images = [build() for _ in range(3)], torch.randn(5, 3, 2, 2)
+    bank = [{name: tensor.clone() for name, tensor in other.state_dict().items()} for other in networks]
+    frozen = FeatureNetwork(build(), "head", compiled=compiled)
+    for other, stage in zip([*networks, networks[0]], [*bank, bank[0]], strict=True):
+        torch.testing.assert_close(frozen(stage, images)[1], other(images))
 
 
 def test_an_images_features_do_not_depend_on_the_others():

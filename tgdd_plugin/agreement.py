@@ -15,7 +15,7 @@ from torch import nn
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.manifest import Run
 from tgdd_plugin.network import fit_names
-from tgdd_plugin.networks import build_recorded
+from tgdd_plugin.networks import build_recorded, is_own
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.trajectory import Trajectory
 
@@ -59,8 +59,8 @@ def bare_networks(
     """The networks of a trajectory alone, one for each of its architectures, out of whatever the user gave.
 
     Args:
-        given: One network or several, in any order. An architecture that none of them fits, by the names and shapes of
-            its weights and by what the manifest says of it, is built as the manifest says.
+        given: One network or several, in any order: each belongs to the runs whose weights have its names and shapes,
+            and whose manifest says nothing else of it. An architecture that none belongs to is built as recorded.
         trajectory: The runs.
         shape: (C, H, W) of the images.
 
@@ -70,23 +70,39 @@ def bare_networks(
     Raises:
         InputError: If an architecture has none and is not one of this package's, or one of several fits no run.
     """
-    several = list(given) if isinstance(given, Sequence) else [given] if given is not None else []
+    several = given if isinstance(given, Sequence) else [given] if given is not None else []
     networks = [_alone(each) for each in several]
     folders = [folders[0] for folders in trajectory.architectures]
     if len(networks) == len(folders) == 1:  # the user has named it: should it not fit, the stage will tell how
         return networks
+    runs = [trajectory.runs[folder] for folder in folders]
+    # By class; a class may have been named otherwise where it was trained, so what no run names is tried on the rest.
+    named = [{n for n, each in enumerate(networks) if run.network["class"].endswith(f":{_name(each)}")} for run in runs]
+    free = set(range(len(networks))).difference(*named)
     found: list[nn.Module] = []
-    for folder in folders:
-        run = trajectory.runs[folder]
+    used: set[int] = set()
+    for folder, run, own in zip(folders, runs, named, strict=True):
         weights = trajectory.load(folder, run.stages[0])
-        fitting = next((network for network in networks if _fits(network, run, weights)), None)
-        found.append(build_recorded(run.network, shape, run.num_classes) if fitting is None else fitting)
-    for network in networks:
-        if not any(network is each for each in found):
-            names = ", ".join(f"'{trajectory.runs[folder].name}'" for folder in folders)
+        fitting = [n for n, each in enumerate(networks) if n in own | free and _fits(each, run, weights)]
+        if fitting:
+            best = max(fitting, key=lambda n: (n in own, n not in used))
+            found.append(copy.deepcopy(networks[best]))
+            used.add(best)
+            free.discard(best)
+        elif networks and not is_own(run.network):
             raise InputError(
-                f"{type(network).__name__} fits none of the runs ({names}), or another network that was given does; "
-                f"give one network for each architecture of the trajectory"
+                f"none of the networks that were given ({', '.join(map(_name, networks))}) is that of run "
+                f"'{run.name}': {run.network['class']} of {run.network['parameters']:,} parameters, built with "
+                f"{run.network.get('arguments') or 'arguments unknown'}. Give it, too (in a recipe under also_record)"
+            )
+        else:
+            found.append(build_recorded(run.network, shape, run.num_classes))
+    for n, network in enumerate(networks):
+        if n not in used:
+            names = ", ".join(f"'{run.name}'" for run in runs)
+            raise InputError(
+                f"network {n + 1} of those given, {_name(network)}, is that of no run ({names}), or another one given "
+                f"is; give one network for each architecture of the trajectory"
             )
     return found
 
@@ -94,6 +110,10 @@ def bare_networks(
 def _alone(given: Given) -> nn.Module:
     built = given if isinstance(given, nn.Module) else given()
     return copy.deepcopy(built.module if isinstance(built, ComposerClassifier) else built)
+
+
+def _name(network: nn.Module) -> str:
+    return type(network).__qualname__
 
 
 def _fits(network: nn.Module, run: Run, weights: dict[str, torch.Tensor]) -> bool:
@@ -108,7 +128,8 @@ def _fits(network: nn.Module, run: Run, weights: dict[str, torch.Tensor]) -> boo
         fit_names(weights, network, run.name)
     except InputError:
         return False
-    return True
+    # A smaller network's names and shapes may all be among a larger one's, as ResNet-18's among ResNet-34's.
+    return sum(parameter.numel() for parameter in network.parameters()) == run.network["parameters"]
 
 
 def recorded_head(network: nn.Module, recorded: str) -> str | None:

@@ -42,6 +42,7 @@ class ImageSets:
         folder: Keeps what takes long to make. It is made when something is kept.
         device: ``'cpu'`` or ``'gpu'``; ``None`` for a GPU if there is one.
         progress_bar: Whether distribution matching shows one.
+        others: Build the trajectory's other networks, if it is of several.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class ImageSets:
         folder: Path,
         device: str | None = None,
         progress_bar: bool = True,
+        others: Sequence[Callable[[], nn.Module]] = (),
     ) -> None:
-        self.card, self.build, self.folder = card, build, folder
+        self.card, self.build, self.folder, self.others = card, build, folder, others
         self.device, self.progress_bar = device, progress_bar
         self.real = real.to(torch_device(device))
         # Once for all rows, seeds and learning rates that ask for it.
@@ -121,7 +123,7 @@ class ImageSets:
     def softened(self, trajectory: Trajectory, images: Images) -> Images:
         """The images with the trajectory's soft labels."""
         with torch.random.fork_rng():
-            networks = bare_networks(self.build, trajectory, self.real.shape)
+            networks = bare_networks([self.build, *self.others], trajectory, self.real.shape)
         pixels = images[0].to(torch_device(self.device))
         return images[0], soft_labels(trajectory, networks, pixels, self.card.mean, self.card.std)
 

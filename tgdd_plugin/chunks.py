@@ -73,7 +73,8 @@ def shall_compile(wanted: bool | None, images: int, side: int, device: torch.dev
     # network has as many as one alone.
     torch.compiler.reset()
     limits: Any = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, FORMS * networks)
+    limit = "recompile_limit" if hasattr(limits, "recompile_limit") else "cache_size_limit"  # before torch 2.6
+    setattr(limits, limit, max(getattr(limits, limit), FORMS * networks))
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except Exception as error:  # a missing compiler shows in many ways

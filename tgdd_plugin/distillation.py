@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -111,9 +112,18 @@ def distill(
     pool = None
     if real is not None:
         pool = real if isinstance(real, ImagePool) else ImagePool.from_dataset(real, progress=progress_bar)
-    settings = _resolved(settings or DistillSettings(), run, pool)
+    settings = settings or DistillSettings()
+    seen = {str(recorded.augmentation) for recorded in trajectory.runs.values()}
+    settings, unsaid = _resolved(settings, run, pool), settings.augmentation is None
+    if settings.source == "recorded" and unsaid and len(seen) > 1:
+        raise InputError(
+            f"the runs were trained under different augmentations ({', '.join(sorted(seen))}), which their means "
+            f"contain; say by distill.augmentation which the synthetic images get, or keep unlike runs in folders of "
+            f"their own"
+        )
     if pool is not None:
-        check_pool(pool, run)
+        for recorded in trajectory.runs.values():
+            check_pool(pool, recorded)
     # Images that the pixels start from; the recorded source has no other use for any.
     origin = trajectory.exemplars() if pool is None else pool
     shape = input_shape(run) if pool is None else pool.shape
@@ -135,15 +145,16 @@ def distill(
     compiled = shall_compile(settings.compile, passes // len(bare), shape[1], on, len(bare))
     frozen = [FeatureNetwork(each.to(on), name, compiled=compiled) for each, name in zip(bare, heads, strict=True)]
     stages = [bank[bank.architecture.index(number)] for number in range(len(bare))]  # one of each network
-    for each, weights in zip(frozen, stages, strict=True):
-        each.check(weights, shape, run.num_classes)
+    for one, weights in zip(frozen, stages, strict=True):
+        one.check(weights, shape, run.num_classes)
     pixels = (len(ids), settings.images_per_class, *shape)
     # The start has a stream of its own, apart from every (step, rank).
     generator, chosen = keyed_generator(settings.seed, 0, 2**31), origin
     if settings.start == "herding" and origin is not None:
-        bare[0].load_state_dict(bank.last, strict=False)
+        trained = copy.deepcopy(bare[0])
+        trained.load_state_dict(bank.last, strict=False)
         count = settings.images_per_class * settings.factor**2
-        chosen = typical(bare[0], origin, ids, count, generator, mean=mean, std=std, head=heads[0])
+        chosen = typical(trained, origin, ids, count, generator, mean=mean, std=std, head=heads[0])
     start = start_pixels(settings.start, pixels, settings.factor, chosen, generator, ids)
     synthetic = SyntheticImages(start, settings.factor)
     draws = Draws(settings, bank, pool, synthetic, dist.get_global_rank(), ids)
@@ -159,7 +170,8 @@ def distill(
     fingerprint = origin.fingerprint() if origin is not None else None
     # The name holds all the pixels depend on: another job never resumes from these checkpoints.
     depends = {name: value for name, value in asdict(settings).items() if name != "packed"}
-    built = [type(each).__qualname__ for each in bare]
+    built: Any = [type(each).__qualname__ for each in bare]
+    built = built if len(built) > 1 else built[0]  # as when there was one only: its checkpoints still serve
     key = json.dumps([depends, trajectory.checksums, mean, std, list(shape), fingerprint, built])
     run_name = f"distill-{output.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     checkpoints = output.parent / f".{run_name}"
@@ -195,9 +207,9 @@ def distill(
         }
 
     chunk = len(ids)
-    for each, weights in zip(frozen, stages, strict=True):
-        footprint = each.footprint(weights, shape)
-        fitting, each.slice_size = chunk_sizes(footprint, len(ids), synthetic_count, real_count, on)
+    for one, weights in zip(frozen, stages, strict=True):
+        footprint = one.footprint(weights, shape)
+        fitting, one.slice_size = chunk_sizes(footprint, len(ids), synthetic_count, real_count, on)
         chunk = min(chunk, fitting)
     chunk = min(settings.classes_per_chunk or chunk, len(ids))
     if progress_bar and dist.get_global_rank() == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,7 @@ def evaluate(
     *,
     trajectory: Trajectory | str | Path | None = None,
     network: Callable[[], nn.Module] | None = None,
+    others: Sequence[Callable[[], nn.Module]] = (),
     device: str | None = None,
     seed: int = 0,
     results: str | Path | None = None,
@@ -98,6 +99,7 @@ def evaluate(
         trajectory: The trajectory whose last stages give soft labels. Default: none, and no such rows.
         network: A function that builds a fresh network of the set's own architecture. Default: for this package's
             networks, as the card says.
+        others: The same for the further networks of a trajectory of several. Default: for this package's, as recorded.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         seed: The first of ``training.seeds`` seeds, as of :func:`tgdd_plugin.retrain`. Default: ``0``.
         results: The JSON file that keeps every row once it is done; a Markdown table comes to lie beside it, and in a
@@ -126,7 +128,7 @@ def evaluate(
     real_fingerprint, held = real.fingerprint(), None
     if settings.learning_rates:
         real, held = real.split(0.1, torch.Generator().manual_seed(1))
-    sets = ImageSets(card, real, build, results.with_suffix(""), device, progress_bar)
+    sets = ImageSets(card, real, build, results.with_suffix(""), device, progress_bar, others)
     seeds = range(seed, seed + training.seeds)
     jobs = _jobs(sets, shipped, name, settings, training, teacher, seed)
     about = {

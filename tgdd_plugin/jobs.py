@@ -112,7 +112,7 @@ def _record(recipe: Recipe, data: Data, keep: bool) -> None:
 def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
     trajectory = Trajectory.open(recipe.trajectory_folder)
     check_writable(recipe.beton)
-    if recipe.network is None:
+    if recipe.network is None and not recipe.also_record:
         for run in trajectory.runs.values():
             recorded_factory(run.network)  # what cannot be built is found out before any image is read
     real = None if recipe.distill.source == "recorded" else data()[0]
@@ -165,6 +165,7 @@ def _evaluate(recipe: Recipe, data: Data) -> None:
         recipe.retrain,
         trajectory=trajectory,
         network=network,
+        others=[each.factory(real.shape, real.num_classes) for each in recipe.also_record] if trajectory else [],
         device=recipe.device,
         seed=recipe.seed,
         results=results,
@@ -182,6 +183,8 @@ def _own_trajectory(recipe: Recipe) -> Trajectory | None:
 
 
 def _replay(recipe: Recipe, data: Data) -> None:
+    if recipe.also_record:
+        raise InputError("also_record has no place in a replay, whose one network goes on from task to task")
     real, test = data()
     network = recipe.network or NetworkSettings()
     mean, std = recipe.data.mean, recipe.data.std

@@ -161,9 +161,9 @@ def _build(cls: type, content: Any, where: str) -> Any:
         _check_known(key, names, where)
         section = next((t for t in (hints[key], *typing.get_args(hints[key])) if is_dataclass(t)), None)
         if section is not None and typing.get_origin(hints[key]) is list:
-            if not isinstance(value, list):
+            if not isinstance(value, list | None):
                 raise InputError(f"'{where}{key}' is {value!r}; wanted a list of sections of keys and values")
-            values[key] = [_build(section, each, f"{where}{key}[{i}].") for i, each in enumerate(value)]  # type: ignore[arg-type]
+            values[key] = [_build(section, each, f"{where}{key}[{i}].") for i, each in enumerate(value or [])]  # type: ignore[arg-type]
         elif section is not None:
             if value is not None:  # a section with nothing in it has its defaults
                 values[key] = _build(section, value, f"{where}{key}.")  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from tgdd_plugin.errors import InputError
 from tgdd_plugin.files import check_writable, difference, write_whole
 from tgdd_plugin.loader import DeviceLoader
 from tgdd_plugin.manifest import MANIFEST, Run
+from tgdd_plugin.network import find_head
 from tgdd_plugin.pool import ImagePool
 from tgdd_plugin.training import TrainSettings, check_network, torch_device, train
 from tgdd_plugin.trajectory import Trajectory
@@ -89,6 +90,8 @@ def record(
     builders = list(network) if isinstance(network, Sequence) else [network]
     for build in builders:
         check_network(build, real.shape, real.num_classes)
+    if len(builders) > 1:
+        _check_kinds(builders, real.num_classes, head)
     depends = {"settings": {**asdict(settings), "runs": None}, "seed": seed, **(job or {})}
     _check_job(folder / JOB, json.loads(json.dumps(depends)))
     if mean is None or std is None:
@@ -128,6 +131,23 @@ def record(
             run_name=name,
         )
     return Trajectory.open(folder)
+
+
+def _check_kinds(builders: Sequence[Callable[[], nn.Module]], num_classes: int, head: str | None) -> None:
+    """Finds out before any training whether the networks all have a head, and can be told apart in the manifests."""
+    with torch.random.fork_rng():
+        networks = [build() for build in builders]
+    known: list[tuple[Any, ...]] = []
+    for number, network in enumerate(networks, 1):
+        find_head(network, num_classes, head)
+        size = sum(parameter.numel() for parameter in network.parameters())
+        known.append((type(network), size, getattr(network, "tgdd_network", None)))
+        if (first := known.index(known[-1]) + 1) < number:
+            raise InputError(
+                f"networks {first} and {number} are both {type(network).__qualname__} of {size:,} parameters, and no "
+                f"more is known of them: leave one out or, if they differ, decorate the function that builds them with "
+                f"tgdd_plugin.networks.described, which notes its arguments"
+            )
 
 
 def run_name(seed: int, kind: int = 1) -> str:

@@ -38,6 +38,7 @@ class StageBank:
 
     Attributes:
         architecture: Of each stage, the number of its network.
+        runs: Of each run, the same.
         means: Of each stage, the recorded class means of φ, ``(K, D)``; ``None`` where there are none, and unless
             ``recorded``.
 
@@ -63,6 +64,7 @@ class StageBank:
         ]
         stages = [(folder, stage) for folder, run in trajectory.runs.items() for stage in run.stages]
         numbers = {folder: n for n, folders in enumerate(trajectory.architectures) for folder in folders}
+        self.runs = [numbers[folder] for folder in trajectory.runs]
         self.architecture = [numbers[folder] for folder, _ in stages]
         self._index = [self.architecture[:position].count(n) for position, n in enumerate(self.architecture)]
         self.stacked = [

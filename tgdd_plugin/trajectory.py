@@ -154,7 +154,9 @@ class Trajectory:
         first. Matching needs each network's own features only, so the runs of a trajectory may be of several."""
         alike: dict[str, list[Path]] = {}
         for folder, run in self.runs.items():
-            alike.setdefault(json.dumps([run.network, run.head], sort_keys=True), []).append(folder)
+            # What it was trained with is not what it is.
+            key = json.dumps([{**run.network, "algorithms": None}, run.head], sort_keys=True)
+            alike.setdefault(key, []).append(folder)
         return list(alike.values())
 
     @property
@@ -214,7 +216,9 @@ class Trajectory:
         Raises:
             InputError: If a file cannot be read, or holds no such images of one size.
         """
-        kept = [read_exemplars(path, run.num_classes) for path, run in self.runs.items() if run.exemplars]
+        # Runs of several networks may have seen the same images first, in the same order.
+        folders = {run.exemplars: path for path, run in self.runs.items() if run.exemplars}
+        kept = [read_exemplars(path, self.run.num_classes) for path in folders.values()]
         if not kept:
             return None
         if len(shapes := {tuple(images.shape[1:]) for images, _ in kept}) > 1:

@@ -83,7 +83,8 @@ def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, dev
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds = time.perf_counter() - began
-        step += seconds * count / chunk * bank.architecture.count(architecture) / len(bank)
+        often = bank.runs.count(architecture) / sum(bank.runs.count(timed) for timed in batches)
+        step += seconds * count / chunk * often
     real = count * draws.settings.real_per_class if draws.pool is not None else 0
     synthetic = count * min(draws.synthetic.decoded_per_class, draws.settings.max_decoded)
     stages = sum(tensor.nbytes for stacked in bank.stacked for tensor in stacked.values()) / 2**20

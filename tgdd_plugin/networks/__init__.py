@@ -114,6 +114,11 @@ def build_recorded(record: dict[str, Any], shape: Sequence[int], num_classes: in
     return build_network(recorded_factory(record), record.get("arguments") or {}, shape, num_classes)
 
 
+def is_own(record: dict[str, Any]) -> bool:
+    """Whether a manifest or a card tells of one of this package's networks."""
+    return (record.get("factory") or "").removeprefix(f"{__name__}:") in OWN
+
+
 def recorded_factory(record: dict[str, Any]) -> str:
     """Which of this package's networks a manifest or a card tells of; see :func:`build_recorded`.
 
@@ -121,7 +126,7 @@ def recorded_factory(record: dict[str, Any]) -> str:
         InputError: If it is another.
     """
     name = (record.get("factory") or "").removeprefix(f"{__name__}:")
-    if name not in OWN:
+    if not is_own(record):
         arguments = record.get("arguments") or {}
         noted = "".join(f" network.{key}={value}" for key, value in arguments.items())
         raise InputError(
