@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tgdd_plugin.chunks import chunk_sizes
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.images import normalise
 from tgdd_plugin.network import FeatureNetwork, find_head
@@ -35,7 +36,7 @@ def features_of(
         pool: The images, and K.
         mean, std: Per-channel normalisation for pixels in [0, 1].
         head: Name of the linear layer whose input is φ(x). Default: found by :func:`tgdd_plugin.network.find_head`.
-        batch_size: Images in one call of the network. Default: 512.
+        batch_size: Images that are brought to the device at a time. Default: 512.
 
     Returns:
         Features ``(N, D)``, float32 on the CPU, in the order of the pool.
@@ -51,6 +52,8 @@ def features_of(
     weights = network.state_dict()
     frozen.check(weights, pool.shape, pool.num_classes)
     device = next(iter(weights.values())).device
+    # On a CPU in parts that its caches hold, not in one.
+    frozen.slice_size = chunk_sizes(frozen.footprint(weights, pool.shape), 1, 1, 0, device)[1]
     features = torch.empty(0)
     for index in torch.arange(len(pool)).split(batch_size):
         part = frozen(weights, normalise(pool.take(index).to(device), mean, std))[0]
