@@ -67,8 +67,12 @@ class Ranking:
         if not bench.recipe.retrain.full_epochs:
             raise InputError("retrain.full_epochs is 0; the truth is what networks reach on the full data")
         self.networks = self.space.sample(options.count, options.sample)
+        self.sizes: dict[str, int] = {}  # parameters
         for arguments in self.networks:  # what cannot work is found out before any work
-            check_network(self.build(arguments), bench.train.shape, bench.train.num_classes)
+            build = self.build(arguments)
+            check_network(build, bench.train.shape, bench.train.num_classes)
+            with torch.random.fork_rng():
+                self.sizes[name_of(arguments)] = sum(weights.numel() for weights in build().parameters())
         generator = torch.Generator().manual_seed(bench.recipe.seed)
         self.pool, self.judge = bench.train.split(self.space.validation, generator)
         # From here on: recording, distilling and every training go without the images that judge.
@@ -143,8 +147,7 @@ class Ranking:
             "distill": asdict(recipe.distill),
             "retrain": asdict(replace(recipe.retrain, seeds=1, at_once=None)),
         }
-        with torch.random.fork_rng():
-            parameters = sum(weights.numel() for weights in self.build(arguments)().parameters())
+        parameters = self.sizes[name_of(arguments)]
         name = name_of(arguments).replace("=", "").replace(" ", "-")
         classes = self.pool.num_classes
         return self.bench.row(
