@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/tgdd run recipes/digits.yaml
 
 test: setup lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check

@@ -330,7 +330,7 @@ def test_show_a_beton(here, capfd):
 def test_show_a_trajectory(here, capfd):
     assert cli.main(["show", "out/trajectory"]) == 0
     out, err = capfd.readouterr()
-    assert err == "" and "seed0: 3 stages" in out and "convnet" in out and "3 classes" in out
+    assert err == "" and "seed0: 3 stages" in out and "convnet" in out and "classes     3" in out
     assert cli.main(["show", "out/trajectory/seed0"]) == 0
     assert "seed0: 3 stages" in capfd.readouterr().out
 
