@@ -90,10 +90,11 @@ def bare_networks(
             used.add(best)
             free.discard(best)
         elif networks and not is_own(run.network):
+            arguments = run.network.get("arguments")
             raise InputError(
                 f"none of the networks that were given ({', '.join(map(_name, networks))}) is that of run "
-                f"'{run.name}': {run.network['class']} of {run.network['parameters']:,} parameters, built with "
-                f"{run.network.get('arguments') or 'arguments unknown'}. Give it, too (in a recipe under also_record)"
+                f"'{run.name}': {run.network['class']} of {run.network['parameters']:,} parameters"
+                f"{f', built with {arguments}' if arguments else ''}. Give it, too (in a recipe under also_record)"
             )
         else:
             found.append(build_recorded(run.network, shape, run.num_classes))
