@@ -25,7 +25,7 @@ def bank_of(*sizes: int) -> tuple[StageBank, list[nn.Module]]:
         position += size
     trajectory = SimpleNamespace(
         runs=runs,
-        architectures=[list(runs)],
+        architectures=dict.fromkeys(runs, 0),
         load=lambda folder, stage: networks[int(stage.file)].half().state_dict(),
     )
 

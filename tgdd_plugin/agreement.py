@@ -72,16 +72,18 @@ def bare_networks(
     """
     several = given if isinstance(given, Sequence) else [given] if given is not None else []
     networks = [_alone(each) for each in several]
-    folders = [folders[0] for folders in trajectory.architectures]
-    if len(networks) == len(folders) == 1:  # the user has named it: should it not fit, the stage will tell how
+    kinds = trajectory.kinds
+    if len(networks) == len(kinds) == 1:  # the user has named it: should it not fit, the stage will tell how
         return networks
-    runs = [trajectory.runs[folder] for folder in folders]
     # By class; a class may have been named otherwise where it was trained, so what no run names is tried on the rest.
-    named = [{n for n, each in enumerate(networks) if run.network["class"].endswith(f":{_name(each)}")} for run in runs]
+    named = [
+        {n for n, each in enumerate(networks) if run.network["class"].endswith(f":{_name(each)}")}
+        for run in kinds.values()
+    ]
     free = set(range(len(networks))).difference(*named)
     found: list[nn.Module] = []
     used: set[int] = set()
-    for folder, run, own in zip(folders, runs, named, strict=True):
+    for (folder, run), own in zip(kinds.items(), named, strict=True):
         weights = trajectory.load(folder, run.stages[0])
         fitting = [n for n, each in enumerate(networks) if n in own | free and _fits(each, run, weights)]
         if fitting:
@@ -100,7 +102,7 @@ def bare_networks(
             found.append(build_recorded(run.network, shape, run.num_classes))
     for n, network in enumerate(networks):
         if n not in used:
-            names = ", ".join(f"'{run.name}'" for run in runs)
+            names = ", ".join(f"'{run.name}'" for run in kinds.values())
             raise InputError(
                 f"network {n + 1} of those given, {_name(network)}, is that of no run ({names}), or another one given "
                 f"is; give one network for each architecture of the trajectory"

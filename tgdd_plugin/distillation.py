@@ -27,7 +27,7 @@ from tgdd_plugin.chunks import chunk_sizes, fit_halving, shall_compile
 from tgdd_plugin.draws import Draws, Steps
 from tgdd_plugin.errors import InputError
 from tgdd_plugin.files import check_writable
-from tgdd_plugin.manifest import Run, versions
+from tgdd_plugin.manifest import versions
 from tgdd_plugin.model import DistillationModel
 from tgdd_plugin.network import FeatureNetwork, find_head
 from tgdd_plugin.networks import recorded_factory
@@ -100,8 +100,8 @@ def distill(
     trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
     run = trajectory.run
     if network is None:
-        for recorded in trajectory.runs.values():
-            recorded_factory(recorded.network)  # what cannot be built is found out before any image is read
+        for kind in trajectory.kinds.values():
+            recorded_factory(kind.network)  # what cannot be built is found out before any image is read
     if (mean is None) != (std is None):
         raise InputError("mean and std belong together; give both or neither")
     try:
@@ -112,15 +112,7 @@ def distill(
     pool = None
     if real is not None:
         pool = real if isinstance(real, ImagePool) else ImagePool.from_dataset(real, progress=progress_bar)
-    settings = settings or DistillSettings()
-    seen = {str(recorded.augmentation) for recorded in trajectory.runs.values()}
-    settings, unsaid = _resolved(settings, run, pool), settings.augmentation is None
-    if settings.source == "recorded" and unsaid and len(seen) > 1:
-        raise InputError(
-            f"the runs were trained under different augmentations ({', '.join(sorted(seen))}), which their means "
-            f"contain; say by distill.augmentation which the synthetic images get, or keep unlike runs in folders of "
-            f"their own"
-        )
+    settings = _resolved(settings or DistillSettings(), trajectory, pool)
     if pool is not None:
         for recorded in trajectory.runs.values():
             check_pool(pool, recorded)
@@ -134,7 +126,7 @@ def distill(
     ids = _class_ids(settings.classes, names)
 
     bare = bare_networks(network, trajectory, shape)
-    kinds = [trajectory.runs[folders[0]] for folders in trajectory.architectures]
+    kinds = list(trajectory.kinds.values())
     heads = [
         find_head(b, run.num_classes, head or recorded_head(b, kind.head)) for b, kind in zip(bare, kinds, strict=True)
     ]
@@ -259,22 +251,31 @@ def _class_ids(wanted: Sequence[str] | None, names: Sequence[str]) -> list[int]:
     return [list(names).index(name) for name in wanted]
 
 
-def _resolved(settings: DistillSettings, run: Run, pool: ImagePool | None) -> DistillSettings:
-    """The settings with their defaults filled in for a run and the real images, if there are any."""
+def _resolved(settings: DistillSettings, trajectory: Trajectory, pool: ImagePool | None) -> DistillSettings:
+    """The settings with their defaults filled in for the runs and the real images, if there are any."""
+    run = trajectory.run
     if settings.source == "sampled" and pool is None:
         raise InputError(
             "source is 'sampled', which reads real images at every step, and none were given; give them, or take "
             "source 'recorded'"
         )
     side = pool.shape[1] if pool is not None else input_shape(run)[1]
-    return settings.resolved(side, sampled=pool is not None, trained_with=run.augmentation)
+    resolved = settings.resolved(side, sampled=pool is not None, trained_with=run.augmentation)
+    seen = {str(recorded.augmentation) for recorded in trajectory.runs.values()}
+    if resolved.source == "recorded" and settings.augmentation is None and len(seen) > 1:
+        raise InputError(
+            f"the runs were trained under different augmentations ({', '.join(sorted(seen))}), which their means "
+            f"contain; say by distill.augmentation which the synthetic images get, or keep unlike runs in folders of "
+            f"their own"
+        )
+    return resolved
 
 
 def is_distilled(output: str | Path, trajectory: Trajectory, pool: ImagePool | None, settings: DistillSettings) -> bool:
     """Whether ``output`` is there already, whole, from the same stages and images under the same settings."""
     try:
         card = read_card(output)
-        method = _method(_resolved(settings, trajectory.run, pool))
+        method = _method(_resolved(settings, trajectory, pool))
     except InputError:
         return False
     origin = trajectory.exemplars() if pool is None else pool

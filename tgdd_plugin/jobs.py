@@ -113,8 +113,8 @@ def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
     trajectory = Trajectory.open(recipe.trajectory_folder)
     check_writable(recipe.beton)
     if recipe.network is None and not recipe.also_record:
-        for run in trajectory.runs.values():
-            recorded_factory(run.network)  # what cannot be built is found out before any image is read
+        for kind in trajectory.kinds.values():
+            recorded_factory(kind.network)  # what cannot be built is found out before any image is read
     real = None if recipe.distill.source == "recorded" else data()[0]
     if keep and is_distilled(recipe.beton, trajectory, real, recipe.distill):
         print(f"distilled {recipe.beton}: kept, it is of this job")

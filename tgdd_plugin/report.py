@@ -57,7 +57,7 @@ def describe_trajectory(trajectory: Trajectory) -> str:
         f"trajectory  {trajectory.folder}",
         *(
             f"network     {_network(kind.network)}, {kind.network['parameters']:,} parameters, head {kind.head}"
-            for kind in (trajectory.runs[folders[0]] for folders in trajectory.architectures)
+            for kind in trajectory.kinds.values()
         ),
         f"classes     {run.num_classes}" + (f": {', '.join(run.classes)}" if run.classes else ""),
         f"input       {shape}, normalisation {_normalisation(run.mean, run.std)}",

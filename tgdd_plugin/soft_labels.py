@@ -43,14 +43,10 @@ def soft_labels(
     """
     device = images.device
     teachers = [copy.deepcopy(network).to(device).eval() for network in networks]
-    own = {
-        folder: teacher
-        for teacher, folders in zip(teachers, trajectory.architectures, strict=True)
-        for folder in folders
-    }
+    numbers = trajectory.architectures
     answers = []
     for folder, run in trajectory.runs.items():
-        where, teacher = f"stage '{folder / run.stages[-1].file}'", own[folder]
+        where, teacher = f"stage '{folder / run.stages[-1].file}'", teachers[numbers[folder]]
         weights = trajectory.load(folder, run.stages[-1])
         teacher.load_state_dict({name: weights[spelt] for name, spelt in fit_names(weights, teacher, where).items()})
         parts = [teacher(normalise(part, mean, std)).softmax(1) for part in images.split(batch_size)]

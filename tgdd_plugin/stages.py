@@ -63,8 +63,8 @@ class StageBank:
             for stage in run.stages
         ]
         stages = [(folder, stage) for folder, run in trajectory.runs.items() for stage in run.stages]
-        numbers = {folder: n for n, folders in enumerate(trajectory.architectures) for folder in folders}
-        self.runs = [numbers[folder] for folder in trajectory.runs]
+        numbers = trajectory.architectures
+        self.runs = list(numbers.values())
         self.architecture = [numbers[folder] for folder, _ in stages]
         self._index = [self.architecture[:position].count(n) for position, n in enumerate(self.architecture)]
         self.stacked = [

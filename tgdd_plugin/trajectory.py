@@ -149,15 +149,24 @@ class Trajectory:
         return next(iter(self.runs.values()))
 
     @property
-    def architectures(self) -> list[list[Path]]:
-        """The folders of the runs by what was trained: a list for each network with its head, that of the first run
-        first. Matching needs each network's own features only, so the runs of a trajectory may be of several."""
-        alike: dict[str, list[Path]] = {}
+    def architectures(self) -> dict[Path, int]:
+        """By folder, the number of each run's network with its head, 0 that of the first run. Matching needs each
+        network's own features only, so the runs of a trajectory may be of several."""
+        numbers: dict[str, int] = {}
+        found = {}
         for folder, run in self.runs.items():
             # What it was trained with is not what it is.
             key = json.dumps([{**run.network, "algorithms": None}, run.head], sort_keys=True)
-            alike.setdefault(key, []).append(folder)
-        return list(alike.values())
+            found[folder] = numbers.setdefault(key, len(numbers))
+        return found
+
+    @property
+    def kinds(self) -> dict[Path, Run]:
+        """The first run of each architecture, by folder, in the order of their numbers."""
+        first: dict[int, Path] = {}
+        for folder, number in self.architectures.items():
+            first.setdefault(number, folder)
+        return {folder: self.runs[folder] for folder in first.values()}
 
     @property
     def checksums(self) -> list[str]:
