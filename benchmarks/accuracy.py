@@ -1,8 +1,8 @@
 """What distilled sets are worth under the paper's protocol: accuracies on real data, row by row.
 
-    python benchmarks/accuracy.py recipes/cifar10.yaml --ipc 1 10 50 --factor 2 1 --networks 5 -- data.root=/data
-    python benchmarks/accuracy.py recipes/cifar10.yaml --minutes 9     # stops in time; the same command goes on
-    python benchmarks/accuracy.py --table                              # prints the table of what is there
+    python -m benchmarks.accuracy recipes/cifar10.yaml --ipc 1 10 50 --factor 2 1 --networks 5 -- data.root=/data
+    python -m benchmarks.accuracy recipes/cifar10.yaml --minutes 9     # stops in time; the same command goes on
+    python -m benchmarks.accuracy --table                              # prints the table of what is there
 
 A row is a distilled set, as many random images as it stores and as it decodes, or the full data. Its number is honest:
 the last iterate, as it ships (decoded uint8), at the last epoch, mean ± std over networks; nothing is chosen on the
@@ -26,12 +26,12 @@ from typing import Any
 import safetensors.torch
 import torch
 from composer import Callback, Logger, State
-from pieces import Bench, run
-from rows import SECONDS, Parser, Row, markdown, percent, provenance, read_rows, seconds_of, spread
 
+from benchmarks.harness import Bench, run
+from benchmarks.results import SECONDS, Parser, Row, markdown, percent, provenance, read_rows, seconds_of, spread
 from tgdd_plugin import DistillSettings
-from tgdd_plugin.files import write_whole
-from tgdd_plugin.training import accuracy
+from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.training.train import accuracy
 
 ITERATES, EVALUATIONS = 20, 6  # of the paper's program
 FLOAT = "float.safetensors"

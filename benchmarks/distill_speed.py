@@ -1,8 +1,8 @@
 """Measures a step of distillation: the published loop against the engine, and the engine against the size of the job.
 
-    python benchmarks/distill_speed.py                    # ratios, for 1, 10 and 50 images per class
-    python benchmarks/distill_speed.py --scale            # the engine's steps and memory against the size of the job
-    python benchmarks/distill_speed.py --device gpu --json speed.json
+    python -m benchmarks.distill_speed                    # ratios, for 1, 10 and 50 images per class
+    python -m benchmarks.distill_speed --scale            # the engine's steps and memory against the size of the job
+    python -m benchmarks.distill_speed --device gpu --json speed.json
 
 Both sides do the same job in one run: ConvNet-3 of width 128, ten classes of 32×32 colour images, factor 2, 128 real
 images per class and step. They take turns, one step of the published loop (`published_loop.py`) after each step of the
@@ -30,13 +30,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from composer import Callback, Logger, State
-from machine import describe_machine, spread
-from published_loop import PublishedLoop, random_trajectory
 from torch import nn
 
+from benchmarks.machine import describe_machine, spread
+from benchmarks.published_loop import PublishedLoop, random_trajectory
 from tgdd_plugin import DistillSettings, ImagePool, distill
-from tgdd_plugin.networks import build_network
-from tgdd_plugin.training import torch_device
+from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.networks.factory import build_network
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -185,7 +185,15 @@ def scale(arguments: argparse.Namespace) -> list[dict[str, Any]]:
           f"{'peak MiB':>8}")  # fmt: skip
     for name in arguments.variants:
         for classes, count, side in sizes:
-            command = [sys.executable, __file__, "--cell", f"{classes},{count},{side}", "--variants", name]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.distill_speed",
+                "--cell",
+                f"{classes},{count},{side}",
+                "--variants",
+                name,
+            ]
             command += ["--device", arguments.device, "--pairs", str(arguments.pairs)]
             command += ["--threads", str(arguments.threads)] + ["--eager"] * arguments.eager
             done = subprocess.run(command, capture_output=True, text=True)

@@ -1,8 +1,8 @@
 """How far the ranking of networks on a distilled set can be trusted, beside that of full training and other proxies.
 
-    python benchmarks/nas.py recipes/nas_fashion_mnist_cpu.yaml --count 30 -- data.root=/data
-    python benchmarks/nas.py recipes/nas_cifar10.yaml --count 120 --minutes 9    # stops in time; the same goes on
-    python benchmarks/nas.py --table                                   # prints the tables of what is there
+    python -m benchmarks.nas recipes/nas_fashion_mnist_cpu.yaml --count 30 -- data.root=/data
+    python -m benchmarks.nas recipes/nas_cifar10.yaml --count 120 --minutes 9    # stops in time; the same goes on
+    python -m benchmarks.nas --table                                   # prints the tables of what is there
 
 A sample of the recipe's search space that has every value equally often is trained in full, as `record` says for
 retrain.full_epochs, and scored on the test images: the truth. Each network is also trained on every proxy, as `retrain`
@@ -32,19 +32,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from pieces import Bench, Images, run
-from rows import Parser, Row, key_of, markdown, provenance, read_rows
 from scipy import stats
 
+from benchmarks.harness import Bench, Images, run
+from benchmarks.results import Parser, Row, key_of, markdown, provenance, read_rows
 from tgdd_plugin import DistillSettings, InputError
-from tgdd_plugin.agreement import bare_networks
-from tgdd_plugin.card import card_path
-from tgdd_plugin.pool import ImagePool
-from tgdd_plugin.scoring import random_images
-from tgdd_plugin.search_space import name_of
-from tgdd_plugin.selection import features_of, herding
-from tgdd_plugin.soft_labels import soft_labels
-from tgdd_plugin.training import TrainSettings, accuracy, check_network
+from tgdd_plugin.beton.card import card_path
+from tgdd_plugin.data.coresets import herding
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.distillation.compatibility import bare_networks
+from tgdd_plugin.evaluation.scorer import random_images
+from tgdd_plugin.evaluation.soft_labels import soft_labels
+from tgdd_plugin.nas.search_space import candidate_builder, check_factory, name_of
+from tgdd_plugin.networks.features import features_of
+from tgdd_plugin.training.settings import TrainSettings
+from tgdd_plugin.training.train import accuracy, check_network
 
 FULL, EPOCH, SOFT = "full", "one epoch", ", soft labels"
 DISTILLED = ("distilled, sampled", "distilled, recorded")
@@ -63,7 +65,7 @@ class Ranking:
         self.part, self.parts = (int(number) for number in numbers.groups()) if numbers else (0, 0)
         if not self.part < self.parts:
             raise InputError(f"--part is '{options.part}'; wanted I/N with I from 0 to N - 1")
-        self.space.check()
+        check_factory(self.space)
         if not bench.recipe.retrain.full_epochs:
             raise InputError("retrain.full_epochs is 0; the truth is what networks reach on the full data")
         self.networks = self.space.sample(options.count, options.sample)
@@ -102,7 +104,7 @@ class Ranking:
         return wanted
 
     def build(self, arguments: dict[str, Any]) -> Callable[[], torch.nn.Module]:
-        return self.space.build(arguments, self.bench.train.shape, self.bench.train.num_classes)
+        return candidate_builder(self.space, arguments, self.bench.train.shape, self.bench.train.num_classes)
 
     def trajectory(self) -> Any:
         return self.bench.record(self.bench.recipe.record, self.bench.recipe.record.runs)

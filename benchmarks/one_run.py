@@ -1,9 +1,9 @@
 """What someone gets who trained once: distilled from one run, beside several, fewer stages, and cheap remedies.
 
-    python benchmarks/one_run.py recipes/fashion_mnist_cpu.yaml --runs 1 2 3 -- data.holdout=0.1 data.root=/data
-    python benchmarks/one_run.py recipes/fashion_mnist_cpu.yaml --runs 1 3 --first 0 1 --stages every2 half last3 \\
+    python -m benchmarks.one_run recipes/fashion_mnist_cpu.yaml --runs 1 2 3 -- data.holdout=0.1 data.root=/data
+    python -m benchmarks.one_run recipes/fashion_mnist_cpu.yaml --runs 1 3 --first 0 1 --stages every2 half last3 \\
         --interval 50ba --short 2 --midpoints --minutes 9          # stops in time; the same command goes on
-    python benchmarks/one_run.py --table                           # prints the table of what is there
+    python -m benchmarks.one_run --table                           # prints the table of what is there
 
 Each row is one distillation, with the recipe's settings, and the networks trained on it. Its ± is over those networks
 and not over runs: --first 0 1 2 makes the rows again from other runs, which shows how far single runs differ.
@@ -26,14 +26,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pieces import Bench, Images, run
-from rows import SECONDS, Parser, markdown, percent, provenance, read_rows, seconds, seconds_of
-
+from benchmarks.harness import Bench, Images, run
+from benchmarks.results import SECONDS, Parser, markdown, percent, provenance, read_rows, seconds, seconds_of
 from tgdd_plugin import InputError
-from tgdd_plugin.files import write_whole
-from tgdd_plugin.manifest import Stage
-from tgdd_plugin.recording import RecordSettings
-from tgdd_plugin.trajectory import Trajectory, add_stage, begin
+from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.recording.settings import RecordSettings
+from tgdd_plugin.trajectory.manifest import Stage
+from tgdd_plugin.trajectory.store import Trajectory, add_stage, begin
 
 ABOUT = ("first", "runs", "stages", "remedy")
 

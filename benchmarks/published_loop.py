@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tgdd_plugin.augment import Draw, augment, draw_augmentation
-from tgdd_plugin.manifest import Run, Stage
-from tgdd_plugin.network import find_head
-from tgdd_plugin.pool import ImagePool
-from tgdd_plugin.randomness import keyed_generator
-from tgdd_plugin.settings import DistillSettings
-from tgdd_plugin.synthetic import SyntheticImages, start_pixels
-from tgdd_plugin.trajectory import Trajectory, add_stage, begin
+from tgdd_plugin.augmentation.dsa import Draw, augment, draw_augmentation
+from tgdd_plugin.core.seeding import keyed_generator
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
+from tgdd_plugin.networks.feature_network import find_head
+from tgdd_plugin.trajectory.manifest import Run, Stage
+from tgdd_plugin.trajectory.store import Trajectory, add_stage, begin
 
 MOMENTUM = 0.5
 AUGMENTATION = "color_crop_cutout_flip"

@@ -8,7 +8,7 @@ them, and between which values the median itself lies (95 %): the last says what
 Each epoch is a ``fit()`` of its own, so the callback's work at its start and end, due once a run, is counted in every
 epoch: the overhead of a real run is less. CPU time is told beside the time on the clock, as it is disturbed less.
 
-    python benchmarks/recording.py --width 64 --pairs 40
+    python -m benchmarks.recording --width 64 --pairs 40
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from composer import Trainer
 from composer.models import ComposerClassifier
-from machine import describe_machine, print_figures, spread
 
-import tgdd_plugin.callback
-import tgdd_plugin.trajectory
+import tgdd_plugin.recording.callback
+import tgdd_plugin.trajectory.store
+from benchmarks.machine import describe_machine, print_figures, spread
 from tgdd_plugin import TGDDCallback
-from tgdd_plugin.loader import DeviceLoader
+from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.networks import convnet
 
 LIMIT = 2.0  # per cent of training time
@@ -101,8 +101,8 @@ def measure_epoch(trainer: Trainer, duration: str, wait: Callable[[], Any]) -> S
     """One ``fit()``: its time, and how much of it went into writing files, into stages as a whole and into hooks."""
     whole, files, stages, hooks = Clock(wait), Clock(wait), Clock(wait), Clock()
     with (
-        files.inside(tgdd_plugin.trajectory, "write_whole"),
-        stages.inside(tgdd_plugin.callback, "add_stage"),
+        files.inside(tgdd_plugin.trajectory.store, "write_whole"),
+        stages.inside(tgdd_plugin.recording.callback, "add_stage"),
         hooks.inside(TGDDCallback, "run_event"),
         whole.running(),
     ):

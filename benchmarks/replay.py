@@ -1,8 +1,8 @@
 """What a continual learner keeps with distilled images of earlier tasks, beside real ones of as many bytes.
 
-    python benchmarks/replay.py recipes/replay_fashion_mnist_cpu.yaml --orders 0 1 2 --gdumb -- data.root=/data
-    python benchmarks/replay.py recipes/replay_cifar100.yaml --gdumb each --minutes 9   # the same command goes on
-    python benchmarks/replay.py --table                                # prints the table of what is there
+    python -m benchmarks.replay recipes/replay_fashion_mnist_cpu.yaml --orders 0 1 2 --gdumb -- data.root=/data
+    python -m benchmarks.replay recipes/replay_cifar100.yaml --gdumb each --minutes 9   # the same command goes on
+    python -m benchmarks.replay --table                                # prints the table of what is there
 
 A row is one learner: tasks one after another, a network that goes on from task to task, and a memory that is mixed into
 every batch. All memories store the same number of images of the same size; with a factor the distilled ones are packed.
@@ -38,16 +38,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from composer.core import Event
-from pieces import Bench, run
-from rows import Parser, Row, markdown, provenance, read_rows, seconds, spread, stopwatch
 
+from benchmarks.harness import Bench, run
+from benchmarks.results import Parser, Row, markdown, provenance, read_rows, seconds, spread, stopwatch
 from tgdd_plugin import DistillSettings, ImagePool, InputError, read_beton
-from tgdd_plugin.continual import MEMORY, Moment, ReplaySettings, Task, distilled, learn, split_classes
-from tgdd_plugin.forgetting import Scores
-from tgdd_plugin.memory import ReplayMemory
-from tgdd_plugin.recipe import NetworkSettings
-from tgdd_plugin.selection import features_of, herding
-from tgdd_plugin.training import accuracy
+from tgdd_plugin.data.coresets import herding
+from tgdd_plugin.networks.features import features_of
+from tgdd_plugin.networks.settings import NetworkSettings
+from tgdd_plugin.replay.learner import MEMORY, learn
+from tgdd_plugin.replay.memory import ReplayMemory
+from tgdd_plugin.replay.metrics import Scores
+from tgdd_plugin.replay.policies import Moment, distilled
+from tgdd_plugin.replay.settings import ReplaySettings
+from tgdd_plugin.replay.tasks import Task, split_classes
+from tgdd_plugin.training.train import accuracy
 
 METHODS = ("finetune", "joint", "random", "reservoir", "herding", "distilled")
 SCRATCH = ("random", "herding", "distilled")  # methods that have the GDumb form

@@ -1,6 +1,6 @@
 """What DistilledReplay adds to a training step, beside the larger batch itself.
 
-    python benchmarks/replay_cost.py                       # --device gpu --width 128 --steps 200 where there is one
+    python -m benchmarks.replay_cost                       # --device gpu --width 128 --steps 200 where there is one
 
 Both sides train ConvNet-3 on 32 px colour images by a Composer Trainer with the field's augmentation, as many steps of
 as many images: one on batches of `--batch-size` images and as many from a memory of 200 (DistilledReplay), the other on
@@ -17,13 +17,13 @@ import torch
 from composer import Trainer
 from composer.core import Algorithm
 from composer.models import ComposerClassifier
-from machine import describe_machine, spread
 from torchmetrics import MetricCollection
 
+from benchmarks.machine import describe_machine, spread
 from tgdd_plugin import DistilledReplay, ReplayMemory, SiameseAugmentation
-from tgdd_plugin.loader import DeviceLoader
+from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.networks import convnet
-from tgdd_plugin.training import torch_device
 
 MEAN, STD, CLASSES = [0.5] * 3, [0.25] * 3, 10
 

@@ -1,9 +1,9 @@
 """Accuracy against the seconds of training: on a distilled file, on as many random images, and on the full data.
 
-    python benchmarks/retrain_curve.py recipes/fashion_mnist_cpu.yaml --every 1s -- data.root=/data
-    python benchmarks/retrain_curve.py outputs/cifar10-ipc10.beton -- data.name=cifar10 retrain.epochs=300
-    python benchmarks/retrain_curve.py recipes/cifar10.yaml --full-epochs 2 5 20 60 --minutes 9
-    python benchmarks/retrain_curve.py --table --levels 70 75 80
+    python -m benchmarks.retrain_curve recipes/fashion_mnist_cpu.yaml --every 1s -- data.root=/data
+    python -m benchmarks.retrain_curve outputs/cifar10-ipc10.beton -- data.name=cifar10 retrain.epochs=300
+    python -m benchmarks.retrain_curve recipes/cifar10.yaml --full-epochs 2 5 20 60 --minutes 9
+    python -m benchmarks.retrain_curve --table --levels 70 75 80
 
 The file must be there: the recipe's, or a .beton itself, whose card then names the network. All sides are trained
 alike, with all images resident on the device, so the full data is served as fast as it can be. Learning rates fall with
@@ -29,18 +29,19 @@ from typing import Any
 
 import torch
 from composer import Callback, Logger, State
-from machine import spread as quartiles
-from pieces import Bench, Images, run
-from rows import Parser, Row, markdown, percent, provenance, read_rows, spread
 
+from benchmarks.harness import Bench, Images, run
+from benchmarks.machine import spread as quartiles
+from benchmarks.results import Parser, Row, markdown, percent, provenance, read_rows, spread
 from tgdd_plugin import InputError
-from tgdd_plugin.beton import read_beton
-from tgdd_plugin.card import Card, read_card
-from tgdd_plugin.loader import DeviceLoader
-from tgdd_plugin.networks import recorded_factory
-from tgdd_plugin.retraining import RANDOM, fitting_pool
-from tgdd_plugin.scoring import random_images
-from tgdd_plugin.training import TrainSettings, accuracy, train
+from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin.beton.compatibility import fitting_pool
+from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.evaluation.scorer import RANDOM, random_images
+from tgdd_plugin.networks.factory import recorded_factory
+from tgdd_plugin.training.settings import TrainSettings
+from tgdd_plugin.training.train import accuracy, train
 
 DISTILLED, FULL = "distilled", "full data"
 LEVELS = 6  # so many columns unless --levels says which

@@ -1,8 +1,8 @@
 """Accuracy against bytes: a distilled set in each form that it can be kept in, beside real images of as many bytes.
 
-    python benchmarks/storage.py recipes/fashion_mnist_cpu.yaml --networks 3 -- data.root=/data distill.factor=2
-    python benchmarks/storage.py recipes/cifar10.yaml --minutes 9      # stops in time; the same command goes on
-    python benchmarks/storage.py --table                               # prints the table of what is there
+    python -m benchmarks.storage recipes/fashion_mnist_cpu.yaml --networks 3 -- data.root=/data distill.factor=2
+    python -m benchmarks.storage recipes/cifar10.yaml --minutes 9      # stops in time; the same command goes on
+    python -m benchmarks.storage --table                               # prints the table of what is there
 
 One trajectory, and one distillation at the recipe's factor and one at factor 1. Forms are made of the same last pixels:
 
@@ -25,13 +25,13 @@ from typing import Any
 import safetensors.torch
 import torch
 from composer import Callback, Logger, State
-from pieces import Bench, run
-from rows import Parser, Row, markdown, percent, provenance, read_rows
 
+from benchmarks.harness import Bench, run
+from benchmarks.results import Parser, Row, markdown, percent, provenance, read_rows
 from tgdd_plugin import Card, DistillSettings, InputError, read_beton, read_card, write_beton
-from tgdd_plugin.beton import MIN_PAGE
-from tgdd_plugin.files import write_whole
-from tgdd_plugin.synthetic import SyntheticImages
+from tgdd_plugin.beton.format import MIN_PAGE
+from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 
 PIXELS = "pixels.safetensors"
 FLOAT_BYTES = 4

@@ -1,7 +1,7 @@
 """Accuracy against the seconds of distilling: the published loop and the engine, from the same trajectory and images.
 
-    python benchmarks/time_to_accuracy.py recipes/fashion_mnist_cpu.yaml --steps 100 400 -- data.root=/data
-    python benchmarks/time_to_accuracy.py --table          # prints the table of what is there
+    python -m benchmarks.time_to_accuracy recipes/fashion_mnist_cpu.yaml --steps 100 400 -- data.root=/data
+    python -m benchmarks.time_to_accuracy --table          # prints the table of what is there
 
 Each loop runs once, on a machine with nothing else to do, and leaves its images at the given steps; networks are then
 trained on each. Seconds run from the call: the engine's contain setting up its Trainer and, where it does, compiling.
@@ -22,14 +22,14 @@ from typing import Any
 import safetensors.torch
 import torch
 from composer import Callback, Logger, State
-from pieces import Bench, run
-from published_loop import PublishedLoop
-from rows import Parser, markdown, percent, provenance, read_rows
 
+from benchmarks.harness import Bench, run
+from benchmarks.published_loop import PublishedLoop
+from benchmarks.results import Parser, markdown, percent, provenance, read_rows
 from tgdd_plugin import DistillSettings, InputError, distill
-from tgdd_plugin.files import write_whole
-from tgdd_plugin.synthetic import SyntheticImages
-from tgdd_plugin.trajectory import Trajectory
+from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.distillation.synthetic_images import SyntheticImages
+from tgdd_plugin.trajectory.store import Trajectory
 
 ENGINE = {"engine, sampled": "sampled", "engine, recorded": "recorded"}
 

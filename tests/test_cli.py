@@ -14,11 +14,11 @@ import yaml
 from PIL import Image
 
 from tgdd_plugin import cli
-from tgdd_plugin.beton import read_beton
-from tgdd_plugin.card import card_path, read_card
-from tgdd_plugin.data import load_data
-from tgdd_plugin.recipe import read_recipe
-from tgdd_plugin.trajectory import Trajectory
+from tgdd_plugin.beton.card import card_path, read_card
+from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.pipeline.datasets import load_data
+from tgdd_plugin.pipeline.recipe import read_recipe
+from tgdd_plugin.trajectory.store import Trajectory
 
 # Three classes of 8x8 grey images, in a module of the user's own in the current folder.
 MODULE = """
@@ -171,7 +171,7 @@ def test_the_steps_one_by_one_and_the_shortcuts(here, capfd):
 
 def test_images_are_read_once_for_a_whole_run(here, monkeypatch):
     calls = []
-    monkeypatch.setattr("tgdd_plugin.jobs.load_data", lambda *a, **k: calls.append(a) or load_data(*a, **k))
+    monkeypatch.setattr("tgdd_plugin.pipeline.steps.load_data", lambda *a, **k: calls.append(a) or load_data(*a, **k))
     assert (
         cli.main(["run", "recipe.yaml", "output=other", "retrain.epochs=1", "retrain.seeds=1", "distill.steps=1"]) == 0
     )
@@ -285,7 +285,7 @@ def test_an_interrupt_is_one_line(tmp_path, monkeypatch, capfd):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tgdd_plugin.jobs.work", interrupted)
+    monkeypatch.setattr("tgdd_plugin.pipeline.steps.work", interrupted)
     assert cli.main(["run", "x.yaml"]) == 130
     assert capfd.readouterr().err.startswith("tgdd: interrupted")
 

@@ -14,45 +14,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tgdd_plugin.algorithms import RandomCutMix, SiameseAugmentation
-    from tgdd_plugin.beton import read_beton, write_beton
-    from tgdd_plugin.callback import TGDDCallback
-    from tgdd_plugin.card import Card, read_card
-    from tgdd_plugin.distillation import distill
-    from tgdd_plugin.errors import InputError
-    from tgdd_plugin.evaluation import EvaluateSettings, evaluate
-    from tgdd_plugin.loader import beton_loader
-    from tgdd_plugin.memory import ReplayMemory
-    from tgdd_plugin.pool import ImagePool
-    from tgdd_plugin.ranking import rank_networks
-    from tgdd_plugin.replay import DistilledReplay
-    from tgdd_plugin.retraining import RetrainSettings, retrain
-    from tgdd_plugin.settings import DistillSettings
-    from tgdd_plugin.trajectory import Trajectory
+    from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
+    from tgdd_plugin.beton.card import Card, read_card
+    from tgdd_plugin.beton.format import read_beton, write_beton
+    from tgdd_plugin.beton.loader import beton_loader
+    from tgdd_plugin.core.errors import InputError
+    from tgdd_plugin.data.image_pool import ImagePool
+    from tgdd_plugin.distillation.distiller import distill
+    from tgdd_plugin.distillation.settings import DistillSettings
+    from tgdd_plugin.evaluation.comparison import evaluate
+    from tgdd_plugin.evaluation.retraining import retrain
+    from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
+    from tgdd_plugin.nas.ranking import rank_networks
+    from tgdd_plugin.recording.callback import TGDDCallback
+    from tgdd_plugin.replay.algorithm import DistilledReplay
+    from tgdd_plugin.replay.memory import ReplayMemory
+    from tgdd_plugin.trajectory.store import Trajectory
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Card": "card",
-    "DistillSettings": "settings",
-    "DistilledReplay": "replay",
-    "EvaluateSettings": "evaluation",
-    "ImagePool": "pool",
-    "InputError": "errors",
-    "RandomCutMix": "algorithms",
-    "ReplayMemory": "memory",
-    "RetrainSettings": "retraining",
-    "SiameseAugmentation": "algorithms",
-    "TGDDCallback": "callback",
-    "Trajectory": "trajectory",
-    "beton_loader": "loader",
-    "distill": "distillation",
-    "evaluate": "evaluation",
-    "rank_networks": "ranking",
-    "read_beton": "beton",
-    "read_card": "card",
-    "retrain": "retraining",
-    "write_beton": "beton",
+    "Card": "beton.card",
+    "DistillSettings": "distillation.settings",
+    "DistilledReplay": "replay.algorithm",
+    "EvaluateSettings": "evaluation.settings",
+    "ImagePool": "data.image_pool",
+    "InputError": "core.errors",
+    "RandomCutMix": "augmentation.algorithms",
+    "ReplayMemory": "replay.memory",
+    "RetrainSettings": "evaluation.settings",
+    "SiameseAugmentation": "augmentation.algorithms",
+    "TGDDCallback": "recording.callback",
+    "Trajectory": "trajectory.store",
+    "beton_loader": "beton.loader",
+    "distill": "distillation.distiller",
+    "evaluate": "evaluation.comparison",
+    "rank_networks": "nas.ranking",
+    "read_beton": "beton.format",
+    "read_card": "beton.card",
+    "retrain": "evaluation.retraining",
+    "write_beton": "beton.format",
 }
 __all__ = list(_HOMES)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tgdd_plugin import __version__
-from tgdd_plugin.errors import InputError
+from tgdd_plugin.core.errors import InputError
 
 STEPS = {
     "run": "record, distill and retrain",
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             # Imported here: `tgdd show` and `tgdd --help` need not wait seconds for Composer.
             warnings.filterwarnings("ignore", category=FutureWarning, module="composer|torchmetrics")
-            from tgdd_plugin.jobs import work
+            from tgdd_plugin.pipeline.steps import work
 
             with contextlib.suppress(ValueError):  # outside the main thread, where no Ctrl-C comes
                 # Composer, once imported, has Ctrl-C end the process without a word.
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from tgdd_plugin.exchange import export_folder, export_tensors
+    from tgdd_plugin.beton.exchange import export_folder, export_tensors
 
     if options.png and (options.mean or options.std):
         raise InputError("--mean and --std have no effect with --png, whose images are not normalised; leave them out")
@@ -121,7 +121,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
-    from tgdd_plugin.exchange import TOLERANCE, import_tensors
+    from tgdd_plugin.beton.exchange import TOLERANCE, import_tensors
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -142,10 +142,11 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _show(path: Path, picture: str | None) -> None:
-    from tgdd_plugin.beton import read_beton
-    from tgdd_plugin.card import read_card
-    from tgdd_plugin.report import describe_beton, describe_trajectory, image_grid, write_picture
-    from tgdd_plugin.trajectory import Trajectory
+    from tgdd_plugin.beton.card import read_card
+    from tgdd_plugin.beton.format import read_beton
+    from tgdd_plugin.data.image_grid import image_grid, write_picture
+    from tgdd_plugin.pipeline.show import describe_beton, describe_trajectory
+    from tgdd_plugin.trajectory.store import Trajectory
 
     if path.is_dir():
         print(describe_trajectory(Trajectory.open(path)))

@@ -1,136 +1,21 @@
-"""The field's benchmark networks, and how to build any network from its name.
+"""The field's benchmark networks, and how any network is built from its name and called for its features.
 
-The networks of this package know how they were built, so a trajectory recorded from one can be distilled without naming
-it again. Any other must be named: a folder that came from elsewhere must not choose what is imported and called.
+A manifest names this package's networks by this prefix (``tgdd_plugin.networks:convnet``), so the names below stay here.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from tgdd_plugin.networks.factory import convnet, densenet121, described, resnet10, resnet18, resnet_ap10, vit
 
-from tgdd_plugin.errors import InputError
-from tgdd_plugin.imports import import_function
-from tgdd_plugin.networks import convnet as _convnet
-from tgdd_plugin.networks import densenet as _densenet
-from tgdd_plugin.networks import resnet as _resnet
-from tgdd_plugin.networks import resnet_ap as _resnet_ap
-from tgdd_plugin.networks import vit as _vit
+__all__ = ["convnet", "densenet121", "described", "resnet10", "resnet18", "resnet_ap10", "vit"]
 
 
-def described(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Decorator of a module-level network factory: notes on the network how it was built.
-
-    The network gets ``tgdd_network = {'factory': 'module:function', 'arguments': {...}}``, which
-    :class:`tgdd_plugin.TGDDCallback` writes into the manifest. Arguments must be plain values. For a factory of your
-    own it is a note: distillation tells you the name to give, and builds only this package's networks unasked.
-    """
-
-    @functools.wraps(factory)
-    def build(*args: Any, **kwargs: Any) -> nn.Module:
-        bound = inspect.signature(factory).bind(*args, **kwargs)
-        bound.apply_defaults()
-        network = factory(*args, **kwargs)
-        name = f"{factory.__module__}:{factory.__qualname__}"
-        if factory.__module__.startswith(__name__ + "."):
-            name = f"{__name__}:{factory.__qualname__}"
-        network.tgdd_network = {"factory": name, "arguments": dict(bound.arguments)}  # type: ignore[assignment]
-        return network
-
-    return build
-
-
-convnet = described(_convnet.convnet)
-resnet10 = described(_resnet.resnet10)
-resnet18 = described(_resnet.resnet18)
-resnet_ap10 = described(_resnet_ap.resnet_ap10)
-densenet121 = described(_densenet.densenet121)
-vit = described(_vit.vit)
-
-OWN = {
-    "convnet": convnet,
-    "resnet10": resnet10,
-    "resnet18": resnet18,
-    "resnet_ap10": resnet_ap10,
-    "densenet121": densenet121,
-    "vit": vit,
-}
-
-
-def find_factory(name: str) -> Callable[..., nn.Module]:
-    """The factory of a network of this package (``'convnet'``), or any other as ``'module:function'``.
-
-    Raises:
-        InputError: If there is none of that name.
-    """
-    if name in OWN:
-        return OWN[name]
-    if ":" not in name:
-        raise InputError(f"network '{name}' is unknown; wanted one of {', '.join(OWN)}, or your own as module:function")
-    return import_function("network", name)
-
-
-def build_network(name: str, arguments: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
-    """Builds a network by name.
-
-    Args:
-        name: As in :func:`find_factory`.
-        arguments: Keyword arguments of the factory. ``num_classes`` is added if the factory takes it;
-            ``in_channels`` and ``image_size`` if it names them.
-        shape: (C, H, W) of the images.
-        num_classes: K.
-
-    Raises:
-        InputError: If the factory is unknown or does not take the arguments.
-    """
-    factory = find_factory(name)
-    parameters = inspect.signature(factory).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    known = {"in_channels": shape[0], "image_size": shape[1]}
-    arguments = {key: value for key, value in known.items() if key in parameters} | arguments
-    if "num_classes" in parameters or takes_any:
-        arguments.setdefault("num_classes", num_classes)
-    try:
-        return factory(**arguments)
-    except TypeError as error:
-        raise InputError(f"network '{name}' does not take {arguments}: {error}") from error
-
-
-def build_recorded(record: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
-    """Builds the network that a manifest or a card tells of, if it is one of this package's.
-
-    Args:
-        record: ``class``, ``factory`` and ``arguments``, as :class:`tgdd_plugin.manifest.Run` keeps them.
-        shape: (C, H, W) of the images.
-        num_classes: K.
-
-    Raises:
-        InputError: If it is another, which the user must name; or if it cannot be built.
-    """
-    return build_network(recorded_factory(record), record.get("arguments") or {}, shape, num_classes)
-
-
-def is_own(record: dict[str, Any]) -> bool:
-    """Whether a manifest or a card tells of one of this package's networks."""
-    return (record.get("factory") or "").removeprefix(f"{__name__}:") in OWN
-
-
-def recorded_factory(record: dict[str, Any]) -> str:
-    """Which of this package's networks a manifest or a card tells of; see :func:`build_recorded`.
-
-    Raises:
-        InputError: If it is another.
-    """
-    name = (record.get("factory") or "").removeprefix(f"{__name__}:")
-    if not is_own(record):
-        arguments = record.get("arguments") or {}
-        noted = "".join(f" network.{key}={value}" for key, value in arguments.items())
-        raise InputError(
-            f"the network is not one of this package's ({record.get('class', 'not recorded')}); pass network=, it or a "
-            f"function that builds it, on the command line network.name={name or 'module:function'}{noted}"
-        )
-    return name
+def __getattr__(name: str) -> Any:
+    # Loaded when first asked for: the settings beside it need no torch.
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f"{__name__}.factory"), name)

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 from torchvision.models.resnet import BasicBlock, conv1x1
 
-from tgdd_plugin.errors import InputError
-from tgdd_plugin.networks.convnet import check_counts, check_norm
-from tgdd_plugin.networks.resnet import ResNet
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.networks.convnets import check_counts, check_norm
+from tgdd_plugin.networks.resnets import ResNet
 
 
 class BasicBlockAP(BasicBlock):

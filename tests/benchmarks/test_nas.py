@@ -1,0 +1,161 @@
+"""The benchmark of rankings, on a few epochs of the embedded digits; its figures against their definitions."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from benchmarks import nas, results
+from tgdd_plugin import read_beton
+from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.settings import DataSettings
+from tgdd_plugin.nas.settings import NasSettings
+from tgdd_plugin.pipeline.datasets import load_data
+
+ROOT = Path(__file__).parents[2]
+
+
+RECIPE = str(ROOT / "recipes" / "digits.yaml")
+CHOICES = "nas.choices={depth: [1, 2], width: [4, 8], norm: [none, instance]}"
+SMALL = "device=cpu data.per_class=40 network.depth=1 network.width=4 record.epochs=2 record.batch_size=16".split()
+SMALL += "distill.images_per_class=2 distill.steps=3 distill.real_per_class=4".split()
+SMALL += ["retrain.epochs=4", "retrain.seeds=2", "retrain.full_epochs=3", "distill.factor=1", CHOICES]
+PROXIES = {"distilled, sampled", "distilled, recorded", "random", "herding", "one epoch"}
+
+
+def run(output: Path, *options: str, small: list[str] = SMALL) -> int:
+    return nas.main([RECIPE, "--output", str(output), "--count", "4", *options, "--", *small])
+
+
+def networks(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in results.read_rows(folder) if row["kind"] == "network"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole")
+    assert run(folder) == 0
+    return folder
+
+
+def test_a_row_for_each_network_with_all_proxies(whole: Path) -> None:
+    found = networks(whole)
+    space = NasSettings(choices={"depth": [1, 2], "width": [4, 8], "norm": ["none", "instance"]})
+    assert sorted(map(str, (row["arguments"] for row in found))) == sorted(map(str, space.sample(4)))
+    for row in found:
+        assert {name for name in row if name in nas.PROXIES} == PROXIES
+        assert [len(row[name]) for name in sorted(PROXIES)] == [2] * 5 and len(row["full"]) == 1
+
+
+def test_the_judging_images_are_in_no_set(whole: Path) -> None:
+    train, _ = load_data(DataSettings(per_class=40))
+    judge = train.split(0.1, torch.Generator().manual_seed(0))[1]
+    assert {row["settings"]["judge"] for row in networks(whole)} == {judge.fingerprint()}
+    (path,) = (whole / "work").glob("digits-distilled-sampled-*/distilled.beton")
+    assert len(read_beton(path)[1]) == 20
+
+
+def test_the_same_command_trains_nothing_and_parts_make_the_same_rows(whole: Path, tmp_path: Path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.harness.train", lambda *_, **__: pytest.fail("trained again"))
+        assert run(whole) == 0
+    assert run(tmp_path, "--part", "1/2") == 2  # no set yet
+    assert run(tmp_path, "--part", "0/2") == 0
+    assert len(networks(tmp_path)) == 2
+    assert run(tmp_path, "--part", "1/2") == 0
+
+    def numbers(folder: Path) -> Any:
+        return {
+            row["name"]: {name: [entry["accuracy"] for entry in row[name]] for name in [*PROXIES, "full"]}
+            for row in networks(folder)
+        }
+
+    assert numbers(tmp_path) == numbers(whole)
+
+
+def test_soft_labels_and_sets_of_several_networks(tmp_path: Path, monkeypatch, capsys) -> None:
+    seen = []
+
+    def watched(images, labels, *arguments, **options):
+        seen.append((len(images), labels.dtype, labels.ndim))
+        return DeviceLoader(images, labels, *arguments, **options)
+
+    monkeypatch.setattr("benchmarks.harness.DeviceLoader", watched)
+    small = [*SMALL, "retrain.seeds=1", "also_record=[{name: convnet, depth: 2, width: 4}]"]
+    assert run(tmp_path, "--soft", "--count", "3", small=small) == 0
+    soft = {f"{name}, soft labels" for name in ("distilled, sampled", "distilled, recorded", "random")}
+    for row in networks(tmp_path):
+        assert {name for name in row if name in nas.PROXIES} == PROXIES | soft
+    assert seen.count((20, torch.float32, 2)) == 9 and (20, torch.int64, 1) in seen
+    (card,) = (tmp_path / "work").glob("digits-distilled-recorded-*/*.yaml")
+    assert [each["arguments"]["depth"] for each in yaml.safe_load(card.read_text())["trajectory"]["networks"]] == [1, 2]
+    assert "| all: 3 | distilled, recorded, soft labels |" in capsys.readouterr().out
+
+
+def test_the_table_has_a_line_for_each_proxy(whole: Path, capsys) -> None:
+    assert nas.main(["--table", "--output", str(whole)]) == 0
+    printed = capsys.readouterr().out
+    for proxy in PROXIES:
+        assert f"| all: 4 | {proxy} |" in printed
+
+
+def test_input_that_cannot_be_used(tmp_path: Path, capsys) -> None:
+    for change, message in [
+        (["retrain.full_epochs=0"], "retrain.full_epochs is 0"),
+        (["retrain.epochs=40"], "one epoch that sees as many images takes 80 images of each class, and there are 36"),
+        (["nas.choices={deep: [1]}"], "does not take"),
+    ]:
+        assert run(tmp_path, small=[*SMALL, *change]) == 2
+        assert message in capsys.readouterr().err
+    assert run(tmp_path, "--holdout", "0.1") == 2
+    for part in ("2/2", "x", "0/0"):
+        assert run(tmp_path, "--part", part) == 2
+        assert "wanted I/N" in capsys.readouterr().err
+    assert run(tmp_path, "--count", "9") == 2
+    assert not json.dumps(networks(tmp_path)).strip("[]")
+
+
+def kendall_by_hand(x: list[float], y: list[float]) -> float:
+    """tau-b: pairs in order less those in reverse, over the geometric mean of pairs that each tells apart."""
+    sign = lambda value: (value > 0) - (value < 0)  # noqa: E731
+    pairs = list(combinations(range(len(x)), 2))
+    both = sum(sign(x[i] - x[j]) * sign(y[i] - y[j]) for i, j in pairs)
+    apart = [sum(values[i] != values[j] for i, j in pairs) for values in (x, y)]
+    return both / (apart[0] * apart[1]) ** 0.5
+
+
+def spearman_by_hand(x: list[float], y: list[float]) -> float:
+    """Pearson's correlation of ranks, equals at the mean of theirs."""
+
+    def centred(values: list[float]) -> list[float]:
+        places = [sum(v < value for v in values) + (values.count(value) - 1) / 2 for value in values]
+        return [place - sum(places) / len(places) for place in places]
+
+    a, b = centred(x), centred(y)
+    dot = sum(p * q for p, q in zip(a, b, strict=True))
+    return dot / (sum(p * p for p in a) * sum(q * q for q in b)) ** 0.5
+
+
+def test_correlations_are_those_of_the_definition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 9, (20,), generator=generator).tolist()
+    proxy = [value + int(torch.randint(0, 5, (), generator=generator)) for value in truth]
+    for kind, by_hand in (("spearman", spearman_by_hand), ("kendall", kendall_by_hand)):
+        value, low, high = nas.correlation(truth, proxy, kind)
+        assert value == pytest.approx(by_hand(truth, proxy))
+        assert low < value < high <= 1
+    assert nas.correlation(truth, truth, "spearman") == pytest.approx((1, 1, 1))
+    assert nas.correlation(truth, [-value for value in truth], "kendall")[0] == pytest.approx(-1)
+
+
+def test_top_and_regret() -> None:
+    truth, proxy = [90.0, 80.0, 70.0, 60.0], [1.0, 4.0, 3.0, 2.0]
+    assert nas.regret(truth, proxy) == 10.0 and nas.regret(truth, truth) == 0.0
+    assert nas.top_overlap(truth, proxy, 2) == 0.5 and nas.top_overlap(truth, truth, 3) == 1.0

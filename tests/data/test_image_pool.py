@@ -1,0 +1,250 @@
+"""Real images: any form comes in as the same bytes, draws are fair, large pools are mapped, bad input is one line."""
+
+import gc
+import os
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data import image_pool as pool_module
+from tgdd_plugin.data.image_pool import ImagePool
+
+RANDOM = np.random.default_rng(0)
+GREY = RANDOM.integers(0, 256, (5, 7), dtype=np.uint8)
+COLOUR = RANDOM.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def numbered_pool(counts: list[int]) -> ImagePool:
+    """Images whose pixels hold their own position, so that any of them can be recognised; classes interleaved."""
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
+    labels = labels[torch.randperm(len(labels), generator=seeded(7))]
+    return ImagePool(torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2), labels)
+
+
+def palette_image() -> Image.Image:
+    image = Image.frombytes("P", (7, 5), RANDOM.integers(0, 4, 35, dtype=np.uint8).tobytes())
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
+    return image
+
+
+PALETTE = palette_image()
+FORMS = {
+    "PIL L": (Image.fromarray(GREY), GREY[None]),
+    "PIL RGB": (Image.fromarray(COLOUR), COLOUR.transpose(2, 0, 1)),
+    "PIL RGBA": (Image.fromarray(np.dstack([COLOUR, GREY])), COLOUR.transpose(2, 0, 1)),
+    "PIL LA": (Image.merge("LA", [Image.fromarray(GREY)] * 2), GREY[None]),
+    "PIL 1": (Image.fromarray(GREY > 99), np.where(GREY > 99, 255, 0).astype(np.uint8)[None]),
+    "PIL P": (PALETTE, (10 * (3 * np.array(PALETTE)[..., None] + [1, 2, 3])).astype(np.uint8).transpose(2, 0, 1)),
+    "array (H, W)": (GREY, GREY[None]),
+    "array (H, W, 1)": (GREY[:, :, None], GREY[None]),
+    "array (H, W, 3)": (COLOUR, COLOUR.transpose(2, 0, 1)),
+    "array, not contiguous, read only": (np.broadcast_to(GREY.T[:, ::-1], (7, 5)), GREY.T[:, ::-1][None]),
+    "tensor uint8": (torch.from_numpy(COLOUR).permute(2, 0, 1), COLOUR.transpose(2, 0, 1)),
+    "tensor uint8 (H, W)": (torch.from_numpy(GREY), GREY[None]),
+    "tensor float": (torch.from_numpy(COLOUR / 255).permute(2, 0, 1).float(), COLOUR.transpose(2, 0, 1)),
+    "tensor float64 grey": (torch.from_numpy(GREY / 255)[None], GREY[None]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_an_image_comes_in_as_the_same_bytes(form):
+    image, wanted = FORMS[form]
+    read = ImagePool.from_dataset([(image, 1), (image, 0)])
+    assert read.images.dtype == torch.uint8
+    np.testing.assert_array_equal(read.images.numpy(), np.stack([wanted, wanted]))
+    assert read.labels.tolist() == [1, 0] and read.shape == wanted.shape
+
+
+@pytest.mark.parametrize(
+    "label", [1, np.int64(1), np.uint8(1), torch.tensor(1), torch.tensor(1, dtype=torch.int16), True]
+)
+def test_every_form_of_a_whole_number_is_a_label(label):
+    assert ImagePool.from_dataset([(GREY, label)]).labels.tolist() == [1]
+
+
+def test_all_256_levels_survive_a_float_tensor():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    read = ImagePool.from_dataset([(levels.float() / 255, 0), (levels.double().div(255), 0)])
+    assert all(torch.equal(image, levels) for image in read.images)
+    between = torch.tensor([[[7.4, 7.6, 254.6, 0.4]]]) / 255
+    assert ImagePool.from_dataset([(between, 0)]).images.flatten().tolist() == [7, 8, 255, 0]
+
+
+def test_classes_are_named_by_the_caller_else_by_the_data_set_else_numbered():
+    class Named(list):
+        classes = ["cat", "dog", "eel"]
+
+    items = [(GREY, 1), (GREY, 0)]
+    assert ImagePool.from_dataset(Named(items)).classes == ["cat", "dog", "eel"]
+    assert ImagePool.from_dataset(Named(items), classes=["x", "y"]).classes == ["x", "y"]
+    assert ImagePool.from_dataset(items).classes == ["0", "1"]
+    images = torch.stack([torch.from_numpy(GREY)] * 2)[:, None]
+    assert ImagePool.from_dataset(Subset(TensorDataset(images, torch.tensor([3, 0])), [1])).classes == ["0"]
+
+
+BAD = {
+    "empty": ([], "is empty"),
+    "no pair": ([(GREY, 0), GREY], "item 1 .* ndarray; wanted a pair"),
+    "three parts": ([(GREY, 0, 1)], "wanted a pair"),
+    "a dictionary": ([{"image": GREY, "label": 0}], "item 0 .* dict; wanted a pair"),
+    "soft label": ([(GREY, 0), (GREY, np.array([0.1, 0.9]))], r"label of item 1 is array.*wanted one integer"),
+    "soft label tensor": ([(GREY, torch.tensor([0.1, 0.9]))], r"label of item 0 .*wanted one integer"),
+    "fraction": ([(GREY, 0.5)], "label of item 0 is 0.5; wanted one integer"),
+    "text": ([(GREY, "3")], "label of item 0 is '3'; wanted one integer"),
+    "nothing": ([(GREY, None)], "label of item 0 is None"),
+    "negative label": ([(GREY, 0), (GREY, -1)], "labels run from -1 to 0; wanted numbers from 0 on"),
+    "only negative labels": ([(GREY, -1)], "labels run from -1 to -1"),
+    "an id for a label": ([(GREY, 10**9)], "labels run up to 1000000000"),
+    "several sizes": ([(GREY, 0), (GREY.T, 0)], r"image 1 is 7x5 .*first is 5x7 .*Resize"),
+    "several channels": ([(GREY, 0), (COLOUR, 0)], r"image 1 .* of 3 channel\(s\), the first .* of 1 channel"),
+    "normalised": (
+        [(torch.randn(3, 4, 4, generator=seeded()) * 2, 0)],
+        r"values from -\d.* wanted \[0, 1\].*Normalize",
+    ),
+    "0 to 255 as floats": ([(torch.full((1, 4, 4), 200.0), 0)], r"200.00; wanted \[0, 1\]"),
+    "not a number": ([(torch.full((1, 4, 4), float("nan")), 0)], r"nan; wanted \[0, 1\]"),
+    "float array": ([(GREY / 255, 0)], "float64 array .*wanted uint8"),
+    "16 bits": ([(Image.fromarray(GREY.astype(np.uint16) * 200), 0)], "mode 'I;16'; wanted 8 bits"),
+    "32 bits": ([(Image.fromarray(GREY.astype(np.float32)), 0)], "mode 'F'; wanted 8 bits"),
+    "integers": ([(torch.zeros(1, 4, 4, dtype=torch.int64), 0)], r"image 0 is torch.int64 .*wanted \(C, H, W\)"),
+    "channels last": ([(torch.from_numpy(COLOUR), 0)], r"of shape \(5, 7, 3\); wanted \(C, H, W\) with 1 or 3"),
+    "two channels": ([(COLOUR[:, :, :2], 0)], r"of shape \(2, 5, 7\); wanted \(C, H, W\) with 1 or 3"),
+    "a batch": ([(torch.zeros(2, 3, 4, 4), 0)], r"of shape \(2, 3, 4, 4\); wanted \(C, H, W\)"),
+    "a path": ([("cat.png", 0)], "image 0 is a str; wanted PIL"),
+    "a loader": (DataLoader(TensorDataset(torch.zeros(2, 1, 2, 2), torch.zeros(2))), "DataLoader; wanted a map-style"),
+    "an iterator": (iter([(GREY, 0)]), "list_iterator; wanted a map-style"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(case):
+    dataset, pattern = BAD[case]
+    with pytest.raises(InputError, match=pattern) as caught:
+        ImagePool.from_dataset(dataset)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_label_beyond_the_named_classes_is_refused():
+    with pytest.raises(InputError, match=r"labels run from 0 to 2; wanted 0..1 for 2 classes"):
+        ImagePool.from_dataset([(GREY, 0), (GREY, 2)], classes=["a", "b"])
+    pool = ImagePool.from_dataset([(GREY, 0), (GREY, 2)])
+    with pytest.raises(InputError, match=r"wanted 0..1"):
+        pool.name_classes(["a", "b"])
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, 3, dtype=torch.uint8)])
+def test_a_pool_of_other_tensors_is_refused(images):
+    with pytest.raises(InputError, match=r"wanted uint8 \(N, C, H, W\)"):
+        ImagePool(images, torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(InputError, match="2 images came with 3 labels"):
+        ImagePool(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
+
+
+def test_draw_is_of_the_right_class_without_replacement_and_repeats():
+    pool = numbered_pool([40, 60, 100])
+    classes = torch.tensor([2, 0, 1, 0])
+    drawn = pool.draw(classes, 25, seeded(3))
+    assert drawn.shape == (4, 25)
+    for row, label in zip(drawn, classes, strict=True):
+        assert len(set(row.tolist())) == 25
+        assert (pool.labels[row] == label).all()
+    assert torch.equal(drawn, pool.draw(classes, 25, seeded(3)))
+    assert not torch.equal(drawn, pool.draw(classes, 25, seeded(4)))
+    assert sorted(pool.draw(torch.tensor([1]), 60, seeded())[0].tolist()) == (pool.labels == 1).nonzero()[:, 0].tolist()
+    # The images that come are the ones at the positions that were drawn.
+    assert torch.equal(pool.take(drawn)[..., 0, 0, 0].long(), drawn)
+
+
+def test_draw_is_uniform():
+    pool, generator, times = numbered_pool([20, 30]), seeded(1), 4000
+    seen = torch.zeros(50)
+    for _ in range(times):
+        seen[pool.draw(torch.tensor([1]), 6, generator)[0]] += 1
+    assert seen[pool.labels == 0].sum() == 0
+    expected = times * 6 / 30
+    chi_square = ((seen[pool.labels == 1] - expected) ** 2 / expected).sum()
+    # Without replacement the variance is (1 - 6/30) of the multinomial's; 52 is beyond its 99.9 % by far.
+    assert 8 < chi_square < 52
+
+
+def test_too_few_images_say_which_class_and_what_to_do():
+    pool = numbered_pool([3, 8])
+    with pytest.raises(
+        InputError, match=r"class 0 \('0'\) has 3 real images, 5 were asked for the trial; ask for at most 3"
+    ):
+        pool.draw(torch.tensor([1, 0]), 5, seeded(), "the trial")
+    absent = ImagePool(pool.images, pool.labels, ["a", "b", "c"])
+    with pytest.raises(InputError, match=r"class 2 \('c'\) has 0 real images"):
+        absent.draw(torch.arange(3), 1, seeded())
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
+def test_split_is_disjoint_complete_and_even(fraction):
+    pool = numbered_pool([40, 60, 100])
+    kept, held = pool.split(fraction, seeded(5))
+    ids = [part.images[:, 0, 0, 0].tolist() for part in (kept, held)]
+    assert not set(ids[0]) & set(ids[1]) and sorted(ids[0] + ids[1]) == list(range(200))
+    assert held.counts.tolist() == [round(n * fraction) for n in (40, 60, 100)]
+    for part, own in zip((kept, held), ids, strict=True):
+        assert torch.equal(part.labels, pool.labels[torch.tensor(own)])
+    assert pool.split(fraction, seeded(6))[1].images[:, 0, 0, 0].tolist() != ids[1]
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.99])
+def test_split_that_leaves_nothing_is_refused(fraction):
+    with pytest.raises(InputError, match="choose a share that leaves some in both parts"):
+        numbered_pool([4, 4]).split(fraction, seeded())
+
+
+def test_subset_copies():
+    pool = numbered_pool([4, 4])
+    part = ImagePool(pool.images.clone(), pool.labels).subset(torch.tensor([5, 1]))
+    assert part.images[:, 0, 0, 0].tolist() == [5, 1] and part.labels.tolist() == pool.labels[[5, 1]].tolist()
+    assert part.num_classes == 2
+
+
+def test_statistics_are_numpys():
+    images = np.random.default_rng(2).integers(0, 256, (5000, 3, 4, 4), dtype=np.uint8)
+    images[:, 2] //= 8
+    mean, std = ImagePool(torch.from_numpy(images), torch.zeros(5000)).statistics()
+    np.testing.assert_allclose(mean, (images / 255).mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std, (images / 255).std((0, 2, 3)), rtol=1e-9)
+    constant = ImagePool(torch.full((3, 1, 2, 2), 9, dtype=torch.uint8), torch.zeros(3)).statistics()
+    assert constant[0] == pytest.approx([9 / 255]) and 0 < constant[1][0] < 1e-5
+
+
+def test_a_large_pool_is_mapped_and_leaves_nothing_behind(monkeypatch, tmp_path):
+    items = [(RANDOM.integers(0, 256, (16, 16), dtype=np.uint8), i % 3) for i in range(60)]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    in_memory = ImagePool.from_dataset(items)
+    monkeypatch.setattr(pool_module, "MEMORY_LIMIT", 1000)
+    mapped = ImagePool.from_dataset(items)
+    (mapping,) = [line for line in open("/proc/self/maps") if f"{tmp_path}/tgdd-pool-" in line]
+    assert mapping.split()[1] == "rw-s"  # it is mapped, so that pages can go back to the disk ...
+    assert os.listdir(tmp_path) == []  # ... from a file that has no name any more
+    assert torch.equal(mapped.images, in_memory.images) and mapped.statistics() == in_memory.statistics()
+    parts = [p.split(0.5, seeded()) for p in (mapped, in_memory)]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(*parts, strict=True))
+    assert os.listdir(tmp_path) == []
+    del mapped, parts
+    gc.collect()
+    assert f"{tmp_path}/tgdd-pool-" not in open("/proc/self/maps").read()
+
+
+def test_a_disk_too_small_for_the_mapping_is_one_line(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pool_module, "MEMORY_LIMIT", 10)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match="No space left on device.*TMPDIR"):
+        ImagePool.from_dataset([(GREY, 0)])

@@ -1,0 +1,526 @@
+"""distill(): the run around the loss, on a trajectory recorded by a real Trainer."""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from composer import Callback
+from composer.loggers import InMemoryLogger
+from composer.models import ComposerClassifier
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.models import resnet18
+
+from tests.patterned import SETTINGS, Crash, herding_by_hand, patterned, run, tiny
+from tgdd_plugin import DistillSettings, ImagePool, InputError, RetrainSettings, read_card, retrain
+from tgdd_plugin.beton.card import card_path
+from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.core.seeding import keyed_generator
+from tgdd_plugin.distillation.distiller import is_distilled
+from tgdd_plugin.distillation.model import DistillationModel
+from tgdd_plugin.distillation.sampling import Draws
+from tgdd_plugin.distillation.stage_bank import StageBank
+from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
+from tgdd_plugin.networks import convnet
+from tgdd_plugin.networks.feature_network import FeatureNetwork
+from tgdd_plugin.recording.runs import record
+from tgdd_plugin.recording.settings import RecordSettings
+from tgdd_plugin.trajectory.store import Trajectory
+
+
+@pytest.fixture(scope="module")
+def pool() -> ImagePool:
+    return patterned()
+
+
+@pytest.fixture(scope="module")
+def trajectory(tmp_path_factory: pytest.TempPathFactory, pool: ImagePool) -> Trajectory:
+    folder = tmp_path_factory.mktemp("trajectory")
+    settings = RecordSettings(epochs=4, runs=2, batch_size=8, learning_rate=0.05)
+    return record(folder, pool, tiny, settings, device="cpu", progress_bar=False)
+
+
+def test_writes_a_file_that_says_where_it_comes_from(trajectory, pool, tmp_path):
+    path = run(trajectory, pool, tmp_path / "deep" / "set.beton")
+    images, labels = read_beton(path)
+    card = read_card(path)
+    assert images.shape == (6, 3, 8, 8)
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert card.classes == ["rows", "columns", "chess"]
+    assert (card.images, card.images_per_class, card.factor, card.shape) == (6, 2, 1, [3, 8, 8])
+    assert card.mean == pytest.approx(pool.statistics()[0])
+    assert card.trajectory["stages"] == trajectory.checksums and len(card.trajectory["stages"]) == 2 * 5
+    assert card.method["steps"] == 12 and card.method["alpha"] == 2.5
+    assert sorted(p.name for p in path.parent.iterdir()) == ["set.beton", "set.beton.yaml"], "checkpoints are removed"
+
+
+def test_the_loss_falls_and_is_logged_term_by_term(trajectory, pool, tmp_path):
+    logger = InMemoryLogger()
+    run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, steps=100, start="noise"), loggers=[logger])
+    match, constraint, total = (
+        torch.tensor([float(value) for _, value in logger.data[f"loss/train/{name}"]])
+        for name in ("match", "constraint", "total")
+    )
+    torch.testing.assert_close(total, match + 2.5 * constraint)
+    assert match[-20:].mean() < 0.7 * match[:20].mean()
+    assert constraint[-20:].mean() < 0.9 * constraint[:20].mean()
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_equals_a_plain_loop_without_composer(trajectory, pool, tmp_path, factor):
+    """The run itself (Trainer, draws, clamp, decoding, uint8) adds nothing to SGD on the model's loss."""
+    settings = replace(SETTINGS, factor=factor, steps=5).resolved(8)
+    path = run(trajectory, pool, tmp_path / "a.beton", settings)
+    network = tiny()
+    bank = StageBank(trajectory, [network])
+    start = start_pixels("mix", (3, 2, 3, 8, 8), factor, pool, keyed_generator(0, 0, 2**31))
+    synthetic = SyntheticImages(start, factor)
+    draws = Draws(settings, bank, pool, synthetic)
+    mean, std = pool.statistics()
+    model = DistillationModel(
+        synthetic, [FeatureNetwork(network, "classifier")], bank, pool, mean=mean, std=std, alpha=2.5
+    )
+    for step in range(5):
+        batch = draws(step)
+        (gradient,) = torch.autograd.grad(model.loss(model(batch), batch)["total"], synthetic.pixels)
+        synthetic.pixels.data.sub_(settings.learning_rate * gradient).clamp_(0, 1)
+    images, labels = synthetic.to_uint8()
+    written, written_labels = read_beton(path)
+    assert torch.equal(written_labels, labels)
+    assert (written.int() - images.int()).abs().max() <= 1, "as far as the order of float additions goes"
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(trajectory, pool, tmp_path):
+    whole = run(trajectory, pool, tmp_path / "whole" / "a.beton", replace(SETTINGS, ema="3ba"))
+    path = tmp_path / "killed" / "a.beton"
+    options = {"checkpoint_interval": "5ba"}
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectory, pool, path, replace(SETTINGS, ema="3ba"), callbacks=[Crash(8)], **options)
+    assert not path.exists()
+    resumed = Steps()
+    run(trajectory, pool, path, replace(SETTINGS, ema="3ba"), callbacks=[resumed], **options)
+    assert resumed.seen == list(range(6, 13)), "it goes on from the checkpoint at 5, not from the start"
+    assert path.read_bytes() == whole.read_bytes()
+
+
+class Steps(Callback):
+    """Keeps the numbers of the steps and the pixels after each."""
+
+    def __init__(self) -> None:
+        self.seen, self.pixels = [], []
+
+    def batch_end(self, state, logger):
+        self.seen.append(state.timestamp.batch.value)
+        self.pixels.append(state.model.synthetic.pixels.detach().clone())
+
+
+def test_packed_ships_the_last_pixels_as_they_are_stored(trajectory, pool, tmp_path):
+    settings, steps = replace(SETTINGS, factor=2), Steps()
+    plain = run(trajectory, pool, tmp_path / "plain.beton", settings)
+    packed = run(trajectory, pool, tmp_path / "packed.beton", replace(settings, packed=True), callbacks=[steps])
+    card = read_card(packed)
+    assert (card.packed, card.images, card.images_per_class, card.shape) == (True, 24, 2, [3, 8, 8])
+    assert replace(card, packed=False, method={}, sha256="") == replace(read_card(plain), method={}, sha256="")
+    stored = np.rint(steps.pixels[-1].flatten(0, 1).numpy() * np.float32(255)).astype(np.uint8)
+    assert all(image.transpose(1, 2, 0).tobytes() in packed.read_bytes() for image in stored)
+    (images, labels), (others, other_labels) = read_beton(packed), read_beton(plain)
+    assert images.shape == (24, 3, 8, 8) and torch.equal(labels, other_labels)
+    assert (images.int() - others.int()).abs().max() <= 1, "rounded before decoding, or after"
+    quick = RetrainSettings(epochs=1, seeds=1, full_epochs=0)
+    rows = retrain(packed, pool, quick, real=pool, device="cpu", progress_bar=False)
+    assert [(row.name, row.images) for row in rows] == [
+        ("distilled", 24),
+        ("random", 6),
+        ("random, decoded number", 24),
+    ]
+
+
+def test_a_job_is_told_by_its_form_too(trajectory, pool, tmp_path):
+    settings = replace(SETTINGS, factor=2, steps=2)
+    packing = replace(settings, packed=True)
+    plain = run(trajectory, pool, tmp_path / "plain.beton", settings)
+    packed = run(trajectory, pool, tmp_path / "packed.beton", packing)
+    asked = [is_distilled(path, trajectory, pool, job) for path in (plain, packed) for job in (settings, packing)]
+    assert asked == [True, False, False, True]
+    # Files of a version that could not pack.
+    for path in (plain, packed):
+        content = yaml.safe_load(card_path(path).read_text())
+        del content["method"]["packed"]
+        card_path(path).write_text(yaml.safe_dump(content))
+    assert is_distilled(plain, trajectory, pool, settings)
+    assert not any(is_distilled(path, trajectory, pool, packing) for path in (plain, packed))
+    assert not is_distilled(plain, trajectory, pool, replace(settings, seed=1))
+
+
+def test_the_form_may_change_while_a_job_is_stopped(trajectory, pool, tmp_path):
+    """The pixels are the same, whatever they ship as."""
+    settings = replace(SETTINGS, factor=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectory, pool, tmp_path / "a.beton", settings, callbacks=[Crash(8)], checkpoint_interval="5ba")
+    steps = Steps()
+    path = run(trajectory, pool, tmp_path / "a.beton", replace(settings, packed=True), callbacks=[steps])
+    assert steps.seen == list(range(6, 13)) and read_card(path).packed
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "a.beton.yaml"]
+
+
+def test_another_job_does_not_resume_from_these_checkpoints(trajectory, pool, tmp_path):
+    path = tmp_path / "a.beton"
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectory, pool, path, callbacks=[Crash(8)], checkpoint_interval="5ba")
+    steps = Steps()
+    run(trajectory, pool, path, replace(SETTINGS, alpha=0.1), callbacks=[steps])
+    other = ImagePool(pool.images.flip(0), pool.labels.flip(0), pool.classes).subset(torch.arange(57))
+    run(trajectory, other, path, callbacks=[steps])
+    assert steps.seen == list(range(1, 13)) * 2
+
+
+@pytest.mark.parametrize("augmentation", [None, "none"])
+def test_chunks_of_classes_give_the_same_images(trajectory, pool, tmp_path, augmentation):
+    settings = replace(SETTINGS, factor=2, augmentation=augmentation)
+    whole = run(trajectory, pool, tmp_path / "whole.beton", settings)
+    parts = run(trajectory, pool, tmp_path / "parts.beton", replace(settings, classes_per_chunk=2))
+    assert (read_beton(whole)[0].int() - read_beton(parts)[0].int()).abs().max() <= 1
+
+
+def test_what_ships_is_the_moving_average_when_asked(trajectory, pool, tmp_path):
+    steps = Steps()
+    path = run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, ema="4ba"), callbacks=[steps])
+    # After 4 batches the older average weighs one half. Composer begins it with the first step's pixels.
+    smoothing, average = 2 ** (-1 / 4), steps.pixels[0]
+    for pixels in steps.pixels:
+        average = smoothing * average + (1 - smoothing) * pixels
+    wanted = (average.flatten(0, 1) * 255).round()
+    assert (read_beton(path)[0] - wanted).abs().max() <= 1
+    assert (steps.pixels[-1].flatten(0, 1) * 255 - wanted).abs().max() > 3, "the last iterate is another"
+
+
+def test_pixels_stay_between_black_and_white_after_every_step(trajectory, pool, tmp_path):
+    steps = Steps()
+    run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, learning_rate=50.0), callbacks=[steps])
+    for pixels in steps.pixels:
+        assert pixels.min() >= 0 and pixels.max() <= 1
+    assert steps.pixels[-1].min() == 0 and steps.pixels[-1].max() == 1, "the step was large enough to need the clamp"
+
+
+def test_no_more_than_max_decoded_images_enter_a_step(trajectory, pool, tmp_path):
+    synthetic = SyntheticImages(torch.rand(3, 2, 3, 8, 8), 2)
+    draws = Draws(
+        replace(SETTINGS, factor=2, max_decoded=5).resolved(8), StageBank(trajectory, [tiny()]), pool, synthetic
+    )
+    chosen = draws(0)["chosen"]
+    assert chosen.shape == (3, 5)
+    assert all(len(set(row.tolist())) == 5 and max(row) < 8 for row in chosen)
+    everything = synthetic.decode(torch.arange(3))
+    assert torch.equal(
+        synthetic.decode(torch.arange(3), chosen), torch.stack([everything[c][chosen[c]] for c in range(3)])
+    )
+
+
+def test_bfloat16_moves_the_pixels_nearly_as_float32_does(trajectory, pool, tmp_path):
+    moved = []
+    start = start_pixels("mix", (3, 2, 3, 8, 8), 1, pool, keyed_generator(0, 0, 2**31))
+    for precision in ("fp32", "bf16"):
+        steps = Steps()
+        settings = replace(SETTINGS, steps=1, precision=precision)
+        run(trajectory, pool, tmp_path / "a.beton", settings, callbacks=[steps])
+        moved.append((steps.pixels[0] - start).flatten())
+    assert not torch.equal(*moved)
+    assert torch.cosine_similarity(*moved, dim=0) > 0.99
+
+
+def test_grey_images_and_a_card_that_says_so(tmp_path):
+    grey = patterned(channels=1)
+    trajectory = record(
+        tmp_path / "t", grey, lambda: tiny(1), RecordSettings(epochs=2), device="cpu", progress_bar=False
+    )
+    path = run(trajectory, grey, tmp_path / "a.beton", replace(SETTINGS, factor=2))
+    assert read_card(path).shape == [1, 8, 8]
+    assert read_beton(path)[0].shape == (24, 1, 8, 8)
+
+
+def test_pictures_and_metrics_reach_the_users_loggers(trajectory, pool, tmp_path):
+    class Pictures(InMemoryLogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pictures = []
+
+        def log_images(self, images, name="Images", *args, **kwargs):
+            self.pictures.append((name, tuple(images.shape)))
+
+    logger = Pictures()
+    run(trajectory, pool, tmp_path / "a.beton", loggers=[logger], image_interval=6)
+    assert logger.pictures == [("tgdd/synthetic", (3, 32, 22))] * 2
+
+
+@pytest.mark.parametrize(
+    "network",
+    [tiny, lambda: ComposerClassifier(tiny(), 3), tiny(), ComposerClassifier(tiny(), 3)],
+    ids=["factory", "factory of a ComposerClassifier", "module", "ComposerClassifier"],
+)
+def test_the_users_own_network_in_any_form(trajectory, pool, tmp_path, network):
+    before = [p.requires_grad for p in network.parameters()] if isinstance(network, nn.Module) else None
+    given = run(trajectory, pool, tmp_path / "a.beton", network=network)
+    known = run(trajectory, pool, tmp_path / "b.beton")
+    assert given.read_bytes() == known.read_bytes()
+    if before is not None:
+        assert [p.requires_grad for p in network.parameters()] == before and network.training, "it is left as it was"
+
+
+def test_resnet18_of_torchvision_goes_all_the_way(tmp_path):
+    """A mid-size network with batch normalisation, unchanged: record, distill, retrain."""
+    pool = patterned(side=32)
+
+    def build() -> nn.Module:
+        return resnet18(num_classes=3)
+
+    trajectory = record(
+        tmp_path / "t", pool, build, RecordSettings(epochs=2, interval="1ep"), device="cpu", progress_bar=False
+    )
+    assert trajectory.run.head == "fc"
+    settings = replace(SETTINGS, steps=3, factor=2, images_per_class=1, learning_rate=0.02)
+    path = run(trajectory, pool, tmp_path / "a.beton", settings, network=build)
+    start = start_pixels("mix", (3, 1, 3, 32, 32), 2, pool, keyed_generator(0, 0, 2**31))
+    assert not torch.equal(read_beton(path)[0], SyntheticImages(start, 2).to_uint8()[0])
+    rows = retrain(
+        path, pool, RetrainSettings(epochs=2, seeds=1, full_epochs=0), network=build, device="cpu", progress_bar=False
+    )
+    assert 0 <= rows[0].accuracies[0] <= 1
+
+
+def test_draws_depend_on_seed_step_and_rank_alone(trajectory, pool):
+    draws = Draws(
+        SETTINGS.resolved(8), StageBank(trajectory, [tiny()]), pool, SyntheticImages(torch.rand(3, 2, 3, 8, 8))
+    )
+    first = draws(5)
+    draws(6)
+    again = draws(5)
+    assert torch.equal(first["real"], again["real"]) and first["early"] == again["early"]
+    numbers = {float(torch.rand((), generator=keyed_generator(*key))) for key in [(0, 5), (0, 6), (1, 5), (0, 5, 1)]}
+    assert len(numbers) == 4
+
+
+DDP = """
+import sys, torch
+sys.path.insert(0, sys.argv[3])
+from composer.utils import dist, get_device
+dist.initialize_dist(get_device("cpu"), timeout=60)
+from tests.patterned import SETTINGS, patterned, run
+from dataclasses import replace
+run(sys.argv[1], patterned(), sys.argv[2], replace(SETTINGS, steps=1, learning_rate=0.5))
+"""
+
+
+def test_two_processes_average_their_gradients(trajectory, pool, tmp_path):
+    """One step on two ranks moves the pixels by the mean of the two ranks' gradients, each from its own draws."""
+    script = tmp_path / "ddp.py"
+    script.write_text(DDP)
+    path = tmp_path / "ddp.beton"
+    launcher = str(Path(sys.executable).with_name("composer"))
+    command = [sys.executable, launcher, "-n", "2", "--stdout", str(tmp_path / "out_{rank}"), str(script)]
+    command += [str(trajectory.folder), str(path), str(Path(__file__).parents[2])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    network = tiny()
+    bank = StageBank(trajectory, [network])
+    synthetic = SyntheticImages(start_pixels("mix", (3, 2, 3, 8, 8), 1, pool, keyed_generator(0, 0, 2**31)))
+    mean, std = pool.statistics()
+    model = DistillationModel(
+        synthetic, [FeatureNetwork(network, "classifier")], bank, pool, mean=mean, std=std, alpha=2.5
+    )
+    gradients = []
+    for rank in range(2):
+        draws = Draws(SETTINGS.resolved(8), bank, pool, synthetic)
+        draws.rank = rank
+        batch = draws(0)
+        gradients.append(torch.autograd.grad(model.loss(model(batch), batch)["total"], synthetic.pixels)[0])
+    assert (gradients[0] - gradients[1]).norm() > 0.1 * gradients[0].norm(), "the ranks draw for themselves"
+    synthetic.pixels.data.sub_(0.5 * sum(gradients) / 2).clamp_(0, 1)
+    assert (read_beton(path)[0].int() - synthetic.to_uint8()[0].int()).abs().max() <= 1
+
+
+def bad(match, **options):
+    return pytest.param(options, match, id=match)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        bad("each step", settings=replace(SETTINGS, real_per_class=21)),
+        bad("to start from", settings=replace(SETTINGS, images_per_class=21, real_per_class=5)),
+        bad("factor 3 does not divide", settings=replace(SETTINGS, factor=3)),
+        bad("does not fit stage", network=lambda: convnet(3, 3, 8, depth=2, width=8)),
+        bad("does not fit stage", network=lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 3))),
+        bad("no linear layer", network=lambda: nn.Conv2d(3, 3, 1)),
+        bad("no nn.Linear", head="nowhere"),
+        bad("came for images of 3", mean=[0.5], std=[0.5]),
+        bad("was recorded with mean", mean=[0.0] * 3, std=[0.05] * 3),
+        bad("belong together", mean=[0.5] * 3),
+        bad("checkpoint_interval is 'soon'", checkpoint_interval="soon"),
+        bad("is a folder", output="."),
+        bad("cannot write", output="file/below.beton"),
+    ],
+)
+def test_what_does_not_fit_ends_in_one_line_and_loses_nothing(trajectory, pool, tmp_path, options, match):
+    (tmp_path / "file").write_text("a file, not a folder")
+    earlier = tmp_path / "a.beton"
+    earlier.write_bytes(b"an earlier result")
+    settings = options.pop("settings", SETTINGS)
+    output = tmp_path / options.pop("output", "a.beton")
+    with pytest.raises(InputError, match=match) as error:
+        run(trajectory, pool, output, settings, **options)
+    assert "\n" not in str(error.value)
+    assert earlier.read_bytes() == b"an earlier result"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "file"]
+
+
+def test_labels_beyond_the_head_are_refused(trajectory, pool, tmp_path):
+    more = ImagePool(pool.images, pool.labels + 1)
+    with pytest.raises(InputError, match=r"labels run from 1 to 3; wanted 0\.\.2"):
+        run(trajectory, more, tmp_path / "a.beton")
+
+
+def test_images_that_training_cannot_have_seen_are_refused(trajectory, pool, tmp_path):
+    darker = ImagePool(pool.images // 5, pool.labels, pool.classes)
+    with pytest.raises(InputError, match="training saw inputs"):
+        run(trajectory, darker, tmp_path / "a.beton")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused(trajectory, pool, tmp_path):
+    with pytest.raises(InputError, match="torch sees none here"):
+        run(trajectory, pool, tmp_path / "a.beton", device="gpu")
+
+
+def test_classes_must_be_the_trajectorys_in_its_order(trajectory, pool, tmp_path):
+    turned = ImagePool(pool.images, 2 - pool.labels, pool.classes[::-1])
+    with pytest.raises(InputError, match="classes are chess, columns, rows; the trajectory has rows, columns, chess"):
+        run(trajectory, turned, tmp_path / "a.beton")
+    nameless = ImagePool(pool.images, pool.labels)
+    assert read_card(run(trajectory, nameless, tmp_path / "a.beton")).classes == ["rows", "columns", "chess"]
+
+
+@pytest.mark.parametrize("ema", [None, "4ba"])
+def test_a_run_that_broke_off_after_its_last_step_is_written_out(trajectory, pool, tmp_path, ema):
+    settings = replace(SETTINGS, ema=ema)
+    whole = run(trajectory, pool, tmp_path / "whole" / "a.beton", settings)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr("tgdd_plugin.distillation.distiller.write_beton", full)
+        run(trajectory, pool, tmp_path / "a.beton", settings, checkpoint_interval="12ba")
+    path = run(trajectory, pool, tmp_path / "a.beton", settings, checkpoint_interval="12ba")
+    assert torch.equal(read_beton(path)[0], read_beton(whole)[0])
+
+
+def test_a_start_that_takes_too_many_images_says_how_many_are_right(trajectory, pool, tmp_path):
+    with pytest.raises(InputError, match=r"= 24 of each; lower images_per_class to 5, or take start 'real'"):
+        run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, images_per_class=6, factor=2))
+    run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, images_per_class=5, factor=2, steps=1))
+
+
+@pytest.mark.parametrize("source", ["sampled", "recorded"])
+def test_a_start_by_herding_is_of_typical_images(trajectory, pool, tmp_path, source):
+    settings = replace(SETTINGS, steps=1, learning_rate=0.0, start="herding", source=source)
+    path = run(trajectory, pool if source == "sampled" else None, tmp_path / "a.beton", settings)
+    real = pool if source == "sampled" else trajectory.exemplars()
+    folder, recorded = next(iter(trajectory.runs.items()))
+    network = tiny().eval()
+    stage = load_file(folder / recorded.stages[-1].file)
+    weights = {name.removeprefix("module."): tensor for name, tensor in stage.items() if not name.startswith("tgdd/")}
+    network.load_state_dict(weights)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (recorded.mean, recorded.std))
+    features = network.features((real.images.float() / 255 - mean) / std).flatten(1).detach()
+    features = (features / features.norm(dim=1, keepdim=True)).double().numpy()
+    expected = real.images[herding_by_hand(features, real.labels.tolist(), 2)]
+    found, labels = read_beton(path)
+    for label in range(3):
+        images = {image.numpy().tobytes() for image in found[labels == label]}
+        assert images == {image.numpy().tobytes() for image in expected[2 * label : 2 * label + 2]}
+
+
+def test_a_start_by_herding_that_takes_too_many_images_is_refused(trajectory, pool, tmp_path):
+    with pytest.raises(InputError, match=r"= 24 of each; lower images_per_class to 5"):
+        run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, images_per_class=6, factor=2, start="herding"))
+
+
+def test_images_of_another_size_are_refused(trajectory, tmp_path):
+    with pytest.raises(InputError, match=r"are \[3, 16, 16\].*training saw \[3, 8, 8\]"):
+        run(trajectory, patterned(side=16), tmp_path / "a.beton", network=tiny)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_stages(trajectory, pool, tmp_path):
+    folder = tmp_path / "t"
+    shutil.copytree(trajectory.folder, folder)
+    bank = StageBank.__getitem__
+
+    def poisoned(self, position):
+        return {name: tensor * float("nan") for name, tensor in bank(self, position).items()}
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="no longer finite at step 0.*epoch"):
+        patch.setattr(StageBank, "__getitem__", poisoned)
+        run(folder, pool, tmp_path / "a.beton")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 0}, {"factor": 0}, {"classes_per_chunk": 0},
+     {"alpha": -1.0}, {"start": "zeros"}, {"precision": "fp8"}, {"ema": "soon"},
+     {"packed": True, "factor": 1},
+     {"ema": "1ep"}, {"augmentation": "colour"}, {"learning_rate": float("nan")}, {"seed": -1}],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(InputError, match=str(next(iter(change)))):
+        DistillSettings(**change)
+
+
+@pytest.mark.parametrize("source", ["sampled", "recorded"])
+def test_some_classes_alone_have_the_gradients_they_have_among_all(trajectory, pool, source):
+    ids = [2, 0]
+    network, real = tiny(), pool if source == "sampled" else None
+    bank = StageBank(trajectory, [network], recorded=real is None)
+    pixels = torch.rand(3, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    options = {"mean": pool.statistics()[0], "std": pool.statistics()[1], "alpha": 2.5}
+    both = [SyntheticImages(chosen.clone()) for chosen in (pixels, pixels[ids])]
+    models = [DistillationModel(each, [FeatureNetwork(network, "classifier")], bank, real, **options) for each in both]
+    batch = next(b for b in map(Draws(SETTINGS.resolved(8), bank, real, both[0]), range(9)) if b["early"] != b["late"])
+    some = {name: value[ids] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    some["draw"] = {name: value[ids] for name, value in batch["draw"].items()}
+    some["positions"] = torch.arange(2)
+    for model, each in zip(models, (batch, some), strict=True):
+        model.loss(model(each), each)["total"].backward()
+    torch.testing.assert_close(both[1].pixels.grad, both[0].pixels.grad[ids])
+
+
+@pytest.mark.parametrize("source", ["sampled", "recorded"])
+def test_some_classes_alone_need_nothing_of_the_others(trajectory, pool, source, tmp_path):
+    settings = replace(SETTINGS, classes=["chess", "rows"], source=source, augmentation="none")
+    kept = trajectory.exemplars() if source == "recorded" else pool
+    few = pool.subset(pool.labels.ne(1).nonzero()[:, 0])  # as a learner that has met these alone
+    path = run(
+        trajectory, few if source == "sampled" else None, tmp_path / "a.beton", replace(settings, learning_rate=0.0)
+    )
+    images, labels = read_beton(path)
+    card = read_card(path)
+    assert card.classes == ["chess", "rows"] and labels.tolist() == [0, 0, 1, 1]
+    for image, label in zip(images, labels, strict=True):
+        assert kept.images[kept.labels == (2, 0)[label]].eq(image).flatten(1).all(1).any()
+    moved = read_beton(run(trajectory, few if source == "sampled" else None, tmp_path / "b.beton", settings))[0]
+    assert not torch.equal(moved, images)
+
+
+@pytest.mark.parametrize(
+    "classes, pattern", [(["rows", "dots"], "classes has 'dots', which the trajectory does not"), ([], "")]
+)
+def test_unknown_classes_are_refused(trajectory, pool, tmp_path, classes, pattern):
+    with pytest.raises(InputError, match=pattern or r"classes is \[\]"):
+        run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, classes=classes))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,716 @@
+"""Evaluation: every row is of what it says, done once, and nothing is chosen on the test images."""
+
+import copy
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.common import TinyNetwork, manifest
+from tests.patterned import herding_by_hand, k_center_by_hand
+from tgdd_plugin import cli
+from tgdd_plugin.beton.card import Card, card_path, read_card
+from tgdd_plugin.beton.format import read_beton, write_beton
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.evaluation import distribution_matching, scorer
+from tgdd_plugin.evaluation.comparison import evaluate
+from tgdd_plugin.evaluation.metrics import hard_label_recovery, improvement_over_random, table
+from tgdd_plugin.evaluation.scorer import Row
+from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
+from tgdd_plugin.networks import convnet
+from tgdd_plugin.pipeline.show import describe_beton
+from tgdd_plugin.recording.runs import record
+from tgdd_plugin.recording.settings import RecordSettings
+from tgdd_plugin.training.settings import TrainSettings
+from tgdd_plugin.training.train import accuracy, train_each
+from tgdd_plugin.trajectory.store import Trajectory
+
+K, IPC, FACTOR, SEED = 3, 2, 2, 4
+OTHER = "tests.common:TinyNetwork"
+ARGUMENTS = {"depth": 1, "width": 4}
+METHOD = {"name": "TGDD", "source": "recorded", "steps": 3, "augmentation": "crop", "factor": FACTOR, "alpha": 2.5}
+NAMES = {
+    ("ConvNet", "distilled", "hard"): 24,
+    ("ConvNet", "random", "hard"): 6,
+    ("ConvNet", "random, decoded number", "hard"): 24,
+    ("ConvNet", "full data", "hard"): 60,
+    ("ConvNet", "herding", "hard"): 6,
+    ("ConvNet", "k-center", "hard"): 6,
+    ("ConvNet", "distribution matching", "hard"): 6,
+    ("ConvNet", "distilled", "soft"): 24,
+    ("ConvNet", "random", "soft"): 6,
+    (OTHER, "distilled", "hard"): 24,
+    (OTHER, "random", "hard"): 6,
+}
+
+
+def pool(count, seed):
+    """Class 0 is dark, 1 is grey, 2 is bright, with noise that makes every image another one."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % K
+    noise = torch.randint(0, 80, (count, 1, 8, 8), generator=generator)
+    return ImagePool((noise + 80 * labels[:, None, None, None]).to(torch.uint8), labels, ["dark", "grey", "bright"])
+
+
+REAL, TEST = pool(60, 1), pool(50, 2)
+FLIPPED = ImagePool(255 - TEST.images, TEST.labels.flip(0), TEST.classes)
+MEAN, STD = REAL.statistics()
+ALL = EvaluateSettings(networks=[OTHER])
+TRAINING = RetrainSettings(epochs=2, seeds=2, full_epochs=1, batch_size=16, augmentation="crop", cutmix=0.5)
+
+
+def build():
+    return convnet(K, 1, 8, **ARGUMENTS)
+
+
+def make_file(folder, factor=FACTOR, **about):
+    compact = pool(K * IPC * factor**2, 3)
+    network = {"factory": "tgdd_plugin.networks:convnet", "arguments": ARGUMENTS}
+    options = {"factor": factor, "network": network, "method": {**METHOD, "factor": factor}, **about}
+    card = Card(REAL.classes, 0, IPC, [], MEAN, STD, **options)
+    return write_beton(folder / "set.beton", compact.images, compact.labels, card)
+
+
+def run(file, test=TEST, real=REAL, settings=ALL, training=TRAINING, **options):
+    options = {"device": "cpu", "seed": SEED, "progress_bar": False, **options}
+    return evaluate(file, test, real, settings, training, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    """Fresh networks for distribution matching."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distribution_matching, "NETWORKS", 3)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trajectory(tmp_path_factory):
+    """Two runs of the set's own network."""
+    folder = tmp_path_factory.mktemp("recorded") / "trajectory"
+    settings = RecordSettings(2, 16, 0.05, augmentation="crop", runs=2)
+    return record(folder, REAL, build, settings, seed=20, device="cpu", progress_bar=False)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, trajectory):
+    """The folder of a whole evaluation, and its rows."""
+    folder = tmp_path_factory.mktemp("done")
+    return folder, run(make_file(folder), trajectory=trajectory)
+
+
+@pytest.fixture
+def file(done, tmp_path):
+    """The set before any evaluation."""
+    shutil.copy(done[0] / "set.beton", tmp_path)
+    card = read_card(done[0] / "set.beton")
+    card.accuracy = []
+    card.write(tmp_path / "set.beton")
+    return tmp_path / "set.beton"
+
+
+@pytest.fixture
+def finished(done, tmp_path):
+    """The set after its whole evaluation."""
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path / "set.beton"
+
+
+class Stopped(Exception):
+    """In place of a training."""
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Trainings are noted, and made, unless they are to be ``fake``; none after the first ``stop_after``."""
+    calls = []
+
+    def noted(networks, loaders, num_classes, settings, **options):
+        if len(calls) == noted.stop_after:
+            raise Stopped
+        first = torch.cat([p.detach().flatten() for p in networks[0].parameters()])
+        calls.append(([(loader.images, loader.labels) for loader in loaders], settings, options, first))
+        return [0.5] * len(networks) if noted.fake else train_each(networks, loaders, num_classes, settings, **options)
+
+    noted.calls, noted.stop_after, noted.fake = calls, None, False
+    monkeypatch.setattr(scorer, "train_each", noted)
+    return noted
+
+
+def keys(rows):
+    return [(row.network, row.name, row.labels) for row in rows]
+
+
+def essence(rows):
+    """All but the seconds."""
+    return [replace(row, seconds=[]) for row in rows]
+
+
+def snapshot(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def strict(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+# A whole evaluation.
+
+
+def test_rows_results_table_and_card_agree(done):
+    folder, rows = done
+    assert dict(zip(keys(rows), [row.images for row in rows], strict=True)) == NAMES and keys(rows) == list(NAMES)
+    for row in rows:
+        assert row.epochs == (1 if row.name == "full data" else 2) and row.learning_rate == 0.01
+        assert len(row.accuracies) == len(row.seconds) == 2
+        assert all(round(50 * a) == pytest.approx(50 * a) for a in row.accuracies)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "set-evaluation",
+        "set-evaluation.json",
+        "set-evaluation.md",
+        "set.beton",
+        "set.beton.yaml",
+    ]
+    content = strict(folder / "set-evaluation.json")
+    card = read_card(folder / "set.beton")
+    assert (content["file"], content["sha256"], content["seeds"]) == ("set.beton", card.sha256, [4, 5])
+    assert (content["test_images"], content["network"]) == (50, "ConvNet")
+    assert "last epoch" in content["protocol"] and content["settings"]["augmentation"] == "crop"
+    for noted, row in zip(content["rows"], rows, strict=True):
+        assert noted == row.summary() and noted["mean_percent"] == round(50 * sum(row.accuracies), 2)
+    (entry,) = card.accuracy  # the rows of its own architecture
+    assert entry["rows"] == content["rows"][:9]
+    assert all(entry[key] == content[key] for key in ("protocol", "network", "test_images", "seeds", "settings"))
+    assert "k-center" in describe_beton(folder / "set.beton", card)
+    assert (folder / "set-evaluation.md").read_text() == table(rows) + "\n"
+
+
+def test_what_each_row_is_trained_on(file, trained, trajectory):
+    trained.fake = True
+    rows = run(file, trajectory=trajectory)
+    given = dict(zip(keys(rows), trained.calls, strict=True))
+    assert list(given) == list(NAMES)
+    shipped, labels = read_beton(file)
+    positions = {image.numpy().tobytes(): i for i, image in enumerate(REAL.images)}
+    folder = file.with_name("set-evaluation")
+    for (network, name, kind), (sets, settings, options, first) in given.items():
+        epochs = 1 if name == "full data" else 2
+        assert settings == TrainSettings(epochs, 16, augmentation="crop", cutmix=0.5)
+        assert list(options["seeds"]) == [4, 5] and options["device"] == "cpu"
+        torch.manual_seed(SEED)
+        fresh = build() if network == "ConvNet" else TinyNetwork()
+        assert torch.equal(first, torch.cat([p.detach().flatten() for p in fresh.parameters()]))
+        for number, (images, own) in enumerate(sets):
+            if name == "distilled":
+                assert torch.equal(images, shipped)
+            elif name == "distribution matching":
+                assert torch.equal(images, read_beton(folder / "distribution-matching.beton")[0])
+            else:
+                places = [positions[image.numpy().tobytes()] for image in images]
+                assert len(set(places)) == len(places)
+                if name in ("herding", "k-center"):
+                    assert places == by_brute_force(name, folder / f"full-data-{SEED + number}.safetensors")
+                if kind == "hard":
+                    assert own.tolist() == [int(REAL.labels[i]) for i in places]
+            if kind == "hard":
+                assert torch.bincount(own).tolist() == [len(images) // K] * K
+            else:
+                torch.testing.assert_close(own, taught(images, trajectory.folder), rtol=1e-4, atol=1e-6)
+    for name in ("random", "random, decoded number"):
+        one, other = given["ConvNet", name, "hard"][0]
+        assert not torch.equal(one[0], other[0])
+    for other in (("ConvNet", "random", "soft"), (OTHER, "random", "hard")):  # the same images, other labels or network
+        for one, own in zip(given[other][0], given["ConvNet", "random", "hard"][0], strict=True):
+            assert torch.equal(one[0], own[0])
+    assert torch.equal(given["ConvNet", "distilled", "hard"][0][0][1], labels)
+    card = read_card(folder / "distribution-matching.beton")
+    assert (card.factor, card.images_per_class, card.method["alpha"], card.method["steps"]) == (1, 2, 0.0, 3)
+    assert card.method["real_per_class"] == 20 and card.method["augmentation"] == "crop"  # no class has 128
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "distribution-matching.beton",
+        "distribution-matching.beton.yaml",
+        "full-data-4.safetensors",
+        "full-data-5.safetensors",
+    ]
+
+
+def by_brute_force(name, weights):
+    network = build()
+    network.load_state_dict(load_file(weights))
+    with torch.no_grad():
+        features = network.features((REAL.images / 255 - MEAN[0]) / STD[0]).flatten(1).double().numpy()
+    choose = {"herding": herding_by_hand, "k-center": k_center_by_hand}[name]
+    return choose(features, REAL.labels.tolist(), IPC)
+
+
+def taught(images, folder):
+    total = torch.zeros(len(images), K)
+    runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    assert len(runs) == 2
+    for run_folder in runs:
+        file = load_file(run_folder / manifest(run_folder)["stages"][-1]["file"])
+        network = build()
+        network.load_state_dict({name.removeprefix("module."): file[name] for name in file if "tgdd/" not in name})
+        with torch.no_grad():
+            total += torch.stack([network((i / 255 - MEAN[0])[None] / STD[0])[0].softmax(0) for i in images]) / 2
+    return total
+
+
+def test_the_networks_that_choose_are_those_of_the_full_data(done):
+    """Saved as they were trained: they have the accuracies of that row."""
+    folder, rows = done
+    full = next(row for row in rows if row.name == "full data")
+    for seed, wanted in zip((4, 5), full.accuracies, strict=True):
+        network = build()
+        network.load_state_dict(load_file(folder / f"set-evaluation/full-data-{seed}.safetensors"))
+        assert accuracy(network, TEST, MEAN, STD) == wanted
+
+
+def test_baselines_networks_and_soft_labels_are_left_out_as_said(tmp_path, trained, trajectory):
+    trained.fake = True
+    file = make_file(tmp_path, factor=1)
+    few = EvaluateSettings(baselines=["k-center"], networks=[])
+    assert [key[1:] for key in keys(run(file, settings=few))] == [
+        ("distilled", "hard"),
+        ("full data", "hard"),
+        ("k-center", "hard"),
+    ]
+    torch.manual_seed(6)
+    stream = torch.get_rng_state()
+    for soft in (False, True):
+        settings = replace(few, soft_labels=soft)
+        rows = run(file, settings=settings, trajectory=trajectory, results=tmp_path / f"{soft}.json")
+        assert [row.labels for row in rows].count("soft") == soft  # and no random images to be soft
+    assert torch.equal(torch.get_rng_state(), stream)  # where no Trainer seeds it
+    rows = run(
+        file,
+        settings=EvaluateSettings(["random", "distribution matching"], []),
+        training=replace(TRAINING, full_epochs=0),
+        results=tmp_path / "x.json",
+    )
+    assert [row.name for row in rows] == ["distilled", "random", "distribution matching"]
+
+
+# Measures.
+
+ROWS = [
+    Row("distilled", 10, 5, [0.5, 0.6], [1.0, 2.0], "A"),
+    Row("random", 10, 5, [0.3, 0.4], [1.0, 1.0], "A"),
+    Row("random, decoded number", 40, 5, [0.45], [1.0], "A"),
+    Row("full data", 100, 5, [0.8, 0.9], [9.0, 9.2], "A"),
+    Row("herding", 10, 5, [0.25, 0.35], [1.0, 1.0], "A"),
+    Row("distilled", 10, 5, [0.7], [1.0], "A", "soft"),
+    Row("random", 10, 5, [0.62], [1.0], "A", "soft"),
+    Row("distilled", 10, 5, [0.2], [1.0], "B"),
+    Row("random", 10, 5, [0.3], [1.0], "B"),
+    Row("distilled", 10, 5, [0.2], [1.0], "C"),
+]
+
+
+def test_measures_by_hand():
+    found = [(hard_label_recovery(row, ROWS), improvement_over_random(row, ROWS)) for row in ROWS]
+    wanted = [
+        (30, 20),  # 85 - 55, 55 - 35
+        (50, None),
+        (40, None),
+        (None, None),
+        (55, -5),
+        (None, 8),  # against random images with soft labels
+        (None, None),
+        (None, -10),  # no full data for this network
+        (None, None),
+        (None, None),
+    ]
+    for came, should in zip(found, wanted, strict=True):
+        assert [c is None for c in came] == [s is None for s in should]
+        assert [c for c in came if c is not None] == [pytest.approx(s) for s in should if s is not None]
+    assert hard_label_recovery(copy.deepcopy(ROWS[3]), ROWS) is None
+
+
+def test_the_table_is_markdown():
+    lines = table(ROWS).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["network", "trained on", "labels", "images", "accuracy %", "HLR", "IOR", "s"]
+    assert set("".join(cells[1])) == {"-"} and len(lines) == 2 + len(ROWS)
+    assert all(len(row) == 8 for row in cells)
+    assert cells[2] == ["A", "distilled", "hard", "10", "55.0 ± 7.1", "+30.0", "+20.0", "1.5"]
+    assert cells[5] == ["A", "full data", "hard", "100", "85.0 ± 7.1", "", "", "9.1"]
+    assert cells[7] == ["A", "distilled", "soft", "10", "70.0", "", "+8.0", "1.0"]
+    assert cells[9][5:7] == ["", "-10.0"]
+
+
+# Going on.
+
+
+def test_a_broken_off_evaluation_goes_on(file, done, trained, trajectory):
+    results = file.with_name("set-evaluation.json")
+    for rows in (1, 4, 8):  # after the first, before any selection, within the soft ones
+        trained.stop_after = rows
+        with pytest.raises(Stopped):
+            run(file, trajectory=trajectory)
+        assert len(strict(results)["rows"]) == rows
+        assert not results.with_suffix(".md").exists() and not read_card(file).accuracy
+    trained.stop_after = None
+    rows = run(file, trajectory=trajectory)
+    assert len(trained.calls) == len(rows) == 11  # no row was trained twice
+    assert essence(rows) == essence(done[1])
+    rows = run(file, trajectory=trajectory)  # and all is done
+    assert len(trained.calls) == 11 and essence(rows) == essence(done[1])
+    assert len(read_card(file).accuracy) == 1
+    assert table(rows).splitlines() == results.with_suffix(".md").read_text().splitlines()
+
+
+def test_what_is_asked_for_later_is_all_that_is_trained(finished, done, trained, trajectory):
+    settings = replace(ALL, networks=["convnet", OTHER])
+    rows = run(finished, settings=settings, trajectory=trajectory)
+    assert len(trained.calls) == 2
+    assert keys(rows) == [*list(NAMES)[:9], *[("convnet", name, "hard") for name in ("distilled", "random")],
+                          *list(NAMES)[9:]]  # fmt: skip
+    assert [row for row in rows if row.network != "convnet"] == done[1]
+    # Rows that are not asked for are kept in the file, and the trajectory may be left out.
+    fewer = run(finished, settings=EvaluateSettings(["random"], []))
+    assert keys(fewer) == list(NAMES)[:4] and len(trained.calls) == 2
+    content = strict(finished.with_name("set-evaluation.json"))
+    assert len(content["rows"]) == 13
+    assert len((finished.with_name("set-evaluation.md")).read_text().splitlines()) == 6
+    # A selection that comes later goes by the networks that were kept.
+    (finished.parent / "later").mkdir()
+    later = finished.parent / "later/r.json"
+    run(finished, settings=EvaluateSettings(["random"], []), results=later)
+    count = len(trained.calls)
+    rows = run(finished, settings=EvaluateSettings(["random", "herding"], []), results=later)
+    assert len(trained.calls) == count + 1
+    herding = next(row for row in done[1] if row.name == "herding")
+    assert essence(rows[-1:]) == essence([herding])
+
+
+def other_pool(images):
+    return ImagePool(images.images.flip(3), images.labels, images.classes)
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"training": replace(TRAINING, epochs=3)}, "settings.epochs was 2 and is now 3"),
+        ({"training": replace(TRAINING, seeds=3)}, r"seeds was \[4, 5\] and is now \[4, 5, 6\]"),
+        ({"seed": 5}, r"seeds was \[4, 5\] and is now \[5, 6\]"),
+        ({"test": FLIPPED}, "test_fingerprint was '.*' and is now"),
+        ({"test": pool(49, 2)}, "test_images was 50 and is now 49"),
+        ({"real": other_pool(REAL)}, "real_fingerprint was"),
+        ({"settings": replace(ALL, learning_rates=[0.1])}, r"learning_rates was None and is now \[0.1\]"),
+        ({"network": lambda: convnet(K, 1, 8, depth=1, width=5)}, "parameters was .* and is now"),
+        ({"network": TinyNetwork}, "network was 'ConvNet' and is now 'TinyNetwork'"),
+    ],
+)
+def test_another_evaluation_is_refused(finished, trained, trajectory, options, pattern):
+    given = {} if "network" in options else {"trajectory": trajectory}
+    refused(trained, f"set-evaluation.json' is of another evaluation \\({pattern}", finished, **given, **options)
+
+
+def test_another_trajectory_or_file_is_refused(finished, trained, trajectory, tmp_path):
+    one = Trajectory.open(next(iter(trajectory.runs)))
+    refused(trained, r"is of another evaluation \(teachers was", finished, trajectory=one)
+    # Also where it was left out in between.
+    assert run(finished) and not trained.calls
+    refused(trained, r"is of another evaluation \(teachers was", finished, trajectory=one)
+    card = read_card(finished)
+    write_beton(finished, 255 - read_beton(finished)[0], read_beton(finished)[1], card)
+    refused(trained, r"is of another evaluation \(sha256 was", finished, trajectory=trajectory)
+
+
+def test_at_once_is_no_other_evaluation(finished, trained, trajectory):
+    rows = run(finished, training=replace(TRAINING, at_once=True), trajectory=str(trajectory.folder))
+    assert len(rows) == 11 and not trained.calls
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"rows": [{"name": 3}]}', '{"rows": 3}', "\xff"])
+def test_damaged_results_are_refused(file, trained, content):
+    file.with_name("set-evaluation.json").write_bytes(content.encode("latin-1"))
+    refused(trained, "set-evaluation.json' is damaged .*; name another results file, or delete it", file)
+
+
+def test_kept_networks_that_are_gone_or_others_are_refused(finished, trained, trajectory):
+    weights = finished.with_name("set-evaluation") / "full-data-5.safetensors"
+    results = finished.with_name("set-evaluation.json")
+    content = json.loads(results.read_text())
+    content["rows"] = [row for row in content["rows"] if row["name"] != "herding"]
+    results.write_text(json.dumps(content))
+    pattern = "full-data-5.safetensors' cannot be used .*; delete '.*set-evaluation.json' and evaluate again"
+    for damage in (lambda: weights.write_bytes(weights.read_bytes()[:-5]), weights.unlink):
+        damage()
+        refused(trained, pattern, finished, trajectory=trajectory)
+
+
+def test_a_set_matched_for_another_evaluation_is_made_anew(finished, trained):
+    """Where the results were deleted, as the message of another evaluation says, and the folder was not."""
+    matched = finished.with_name("set-evaluation") / "distribution-matching.beton"
+    before = read_card(matched)
+    finished.with_name("set-evaluation.json").unlink()
+    settings = EvaluateSettings(["distribution matching"], [])
+    run(finished, settings=settings)
+    assert read_card(matched).sha256 == before.sha256
+    finished.with_name("set-evaluation.json").unlink()
+    run(finished, real=other_pool(REAL), settings=settings)
+    assert read_card(matched).real["fingerprint"] == other_pool(REAL).fingerprint() != before.real["fingerprint"]
+
+
+def test_tied_weights_are_kept(file, trained):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = TinyNetwork()
+            self.again = self.network.fc
+
+        def forward(self, images):
+            return self.network(images)
+
+    run(file, settings=EvaluateSettings([], []), network=Tied)
+    kept = load_file(file.with_name("set-evaluation") / "full-data-4.safetensors")
+    assert torch.equal(kept["again.weight"], kept["network.fc.weight"])
+
+
+# Learning rates.
+
+
+def test_learning_rates_are_chosen_on_held_out_training_images(file, trained, monkeypatch):
+    scored, rates = [], [0.0001, 0.3, 0.03]
+
+    def noted(network, images, *arguments):
+        weights = torch.cat([p.detach().flatten() for p in network.parameters()])
+        scored.append((images, weights, accuracy(network, images, *arguments)))
+        return scored[-1][2]
+
+    monkeypatch.setattr(scorer, "accuracy", noted)
+    settings = EvaluateSettings(["herding"], [], learning_rates=rates)
+    training = replace(TRAINING, epochs=12, augmentation="none", cutmix=0.0, full_epochs=3)
+    results = []
+    for number, test in enumerate((TEST, FLIPPED)):
+        rows = run(file, test=test, settings=settings, training=training, results=file.with_name(f"{number}.json"))
+        results.append(([row.learning_rate for row in rows], scored.copy(), trained.calls.copy()))
+        scored.clear()
+        trained.calls.clear()
+        assert strict(file.with_name(f"{number}.json"))["rows"][0]["learning_rate"] == rows[0].learning_rate
+    (chosen, notes, calls), (again, others, _) = results
+    # Other test images change no choice and no weights.
+    assert chosen == again and all(torch.equal(a[1], b[1]) for a, b in zip(notes, others, strict=True))
+    real = {image.numpy().tobytes() for image in REAL.images}
+    held = {image.numpy().tobytes() for image in notes[0][0].images}
+    assert len(held) == 6 and held < real and torch.bincount(notes[0][0].labels).tolist() == [2] * K
+    assert len(notes) == 3 * (3 + 2) and len(calls) == 3 * (3 + 1)  # three trials of one network, then two networks
+    for number, (name, rate) in enumerate(zip(["distilled", "full data", "herding"], chosen, strict=True)):
+        trials, final = notes[5 * number :][:3], notes[5 * number :][3:5]
+        assert all({i.numpy().tobytes() for i in images.images} == held for images, _, _ in trials)
+        assert all(images is TEST for images, _, _ in final)
+        found = [value for _, _, value in trials]
+        assert rate == rates[found.index(max(found))]
+        for position, (sets, own, options, _) in enumerate(calls[4 * number :][:4]):
+            assert own.learning_rate == [*rates, rate][position]
+            assert list(options["seeds"]) == ([4] if position < 3 else [4, 5])
+            if name != "distilled":  # no training on what is held out
+                assert not held & {image.numpy().tobytes() for images, _ in sets for image in images}
+        if name == "full data":
+            assert len(calls[4 * number][0][0][0]) == 54
+        assert len(set(found)) > 1
+
+
+def test_without_rates_nothing_is_held_out(file, trained):
+    trained.fake = True
+    run(file, settings=EvaluateSettings(["random"], []))
+    assert [len(call[0][0][0]) for call in trained.calls] == [24, 6, 24, 60]
+
+
+# Refused before any training, in one line, and nothing written.
+
+
+def refused(trained, pattern, file, **options):
+    trained.stop_after = len(trained.calls)
+    before = snapshot(file.parent)
+    with pytest.raises(InputError, match=pattern) as caught:
+        run(file, **options)
+    assert "\n" not in str(caught.value)
+    assert snapshot(file.parent) == before
+    trained.stop_after = None
+
+
+def headless():
+    return nn.Sequential(nn.Conv2d(1, K, 8), nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"training": replace(TRAINING, full_epochs=0)}, "baseline 'herding' chooses by .* and full_epochs is 0; give"),
+        ({"settings": EvaluateSettings(networks=["lenet"])}, "network 'lenet' is unknown"),
+        ({"settings": EvaluateSettings(networks=["tests.common:manifest"])}, "does not take"),
+        ({"settings": EvaluateSettings([], ["tgdd_plugin.networks:vit", "tests.nowhere:x"])}, "nowhere"),
+        ({"real": pool(15, 1)}, r"class 0 \('dark'\) has 5 real images, 8 were asked for the random baseline"),
+        ({"real": pool(3, 1), "settings": EvaluateSettings([], [])}, "has 1 real images, 2 were asked for"),
+        ({"real": pool(6, 1), "settings": EvaluateSettings([], [], learning_rates=[1.0])}, "leaves 6 and 0 images"),
+        ({"test": ImagePool(TEST.images[:, :, :6], TEST.labels)}, r"the test images are 3 classes of \[1, 6, 8\]"),
+        ({"test": []}, "the data set list is empty"),
+        ({"real": []}, "the data set list is empty"),
+        ({"network": convnet(K, 1, 8, **ARGUMENTS)}, "network is a ConvNet; wanted a function that builds a fresh one"),
+        ({"network": lambda: convnet(K + 1, 1, 8, **ARGUMENTS)}, r"ConvNet makes \(2, 4\) of 2 images"),
+        ({"network": headless}, "has no linear layer with 3 outputs"),
+        ({"trajectory": "no/where"}, "there is no trajectory folder 'no/where'"),
+    ],
+)
+def test_what_cannot_work_is_refused(file, trained, options, pattern):
+    refused(trained, pattern, file, **options)
+
+
+def test_a_trajectory_of_another_network_is_refused(file, trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("other") / "trajectory"
+    settings = RecordSettings(1, 16, augmentation="none", cutmix=0.0)
+    record(folder, REAL, TinyNetwork, settings, device="cpu", progress_bar=False)
+    refused(trained, "ConvNet does not fit stage", file, trajectory=folder)
+
+
+def test_results_that_cannot_be_written_are_refused(file, trained):
+    (file.parent / "plain").write_text("a file")
+    (file.parent / "folder.json").mkdir()
+    refused(trained, "cannot write", file, results=file.parent / "plain/r.json")
+    refused(trained, "is a folder", file, results=file.parent / "folder.json")
+    for results in (file.parent, "results", "results.md", file.with_name("set.beton.json")):
+        refused(trained, "wanted the name of a JSON file such as '.*set-evaluation.json'", file, results=results)
+
+
+def test_a_file_without_its_card_is_refused(file, trained):
+    card_path(file).unlink()
+    refused(trained, "has no card", file)
+
+
+@pytest.mark.parametrize(
+    ("options", "pattern"),
+    [
+        ({"baselines": ["randon"]}, "baselines has 'randon'; known are random, herding, k-center, distribution match"),
+        ({"baselines": ["random", "random"]}, "wanted each of them once"),
+        ({"networks": ["vit", "vit"]}, r"networks is \['vit', 'vit'\]; wanted each of them once"),
+        ({"learning_rates": []}, "wanted numbers above 0"),
+        ({"learning_rates": [0.1, 0.0]}, "wanted numbers above 0"),
+    ],
+)
+def test_settings_that_are_wrong(options, pattern):
+    with pytest.raises(InputError, match=pattern):
+        EvaluateSettings(**options)
+
+
+def test_one_seed_has_no_spread_and_the_json_is_strict(file, trained):
+    trained.fake = True
+    run(file, settings=EvaluateSettings(["random"], []), training=replace(TRAINING, seeds=1))
+    assert {row["std_points"] for row in strict(file.with_name("set-evaluation.json"))["rows"]} == {None}
+    assert "nan" not in card_path(file).read_text().lower()
+    assert yaml.safe_load(card_path(file).read_text())["accuracy"][0]["rows"][0]["name"] == "distilled"
+
+
+# On the command line.
+
+MODULE = """
+from sklearn.datasets import load_digits
+
+def sets():
+    digits = load_digits(n_class=3)
+    pairs = [(image.astype("uint8") * 15, int(label)) for image, label in zip(digits.images, digits.target)]
+    return pairs[:90], pairs[90:150]
+"""
+RECIPE = {
+    "output": "out",
+    "device": "cpu",
+    "data": {"name": "miniature_digits:sets"},
+    "network": {"name": "convnet", **ARGUMENTS},
+    "record": {"epochs": 1, "augmentation": "crop", "cutmix": 0.0},
+    "distill": {"images_per_class": 2, "factor": 2, "steps": 2, "real_per_class": 5, "augmentation": "crop"},
+    "retrain": {"epochs": 1, "seeds": 1, "full_epochs": 1, "augmentation": "crop"},
+    "evaluate": {"baselines": ["random", "herding"], "networks": []},
+}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    (folder / "miniature_digits.py").write_text(MODULE)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        for step in ("record", "distill"):
+            assert cli.main([step, "recipe.yaml"]) == 0
+        assert cli.main(["record", "recipe.yaml", "output=other", "seed=1"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(digits, tmp_path, monkeypatch):
+    shutil.copytree(digits, tmp_path / "digits")
+    monkeypatch.chdir(tmp_path / "digits")
+    monkeypatch.syspath_prepend(str(tmp_path / "digits"))
+    return tmp_path / "digits"
+
+
+def told(capfd):
+    """The rows as printed, and the last line."""
+    lines = capfd.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ConvNet")]
+    return [cell[1:4] for cell in cells], lines[-1]
+
+
+HARD = [
+    ["distilled", "hard", "24"],
+    ["random", "hard", "6"],
+    ["random, decoded number", "hard", "24"],
+    ["full data", "hard", "90"],
+    ["herding", "hard", "6"],
+]
+SOFT = [["distilled", "soft", "24"], ["random", "soft", "6"]]
+
+
+def test_evaluate_on_the_command_line(here, capfd):
+    file = Path("out/sets-ipc2.beton")
+    capfd.readouterr()
+    assert cli.main(["evaluate", "recipe.yaml"]) == 0
+    rows, last = told(capfd)
+    assert rows == [*HARD, *SOFT] and last == "results   out/sets-ipc2-evaluation.json"
+    assert len(strict(Path("out/sets-ipc2-evaluation.json"))["rows"]) == 7
+    assert [row["labels"] for row in read_card(file).accuracy[0]["rows"]] == ["hard"] * 5 + ["soft"] * 2
+    # Given again, by its file alone, all of it is there; the trajectory in that default place, outputs/, is none.
+    options = ["data.name=miniature_digits:sets", "device=cpu", "evaluate.networks=[]"]
+    options += ["evaluate.baselines=[random,herding]", *(f"retrain.{k}={v}" for k, v in RECIPE["retrain"].items())]
+    assert cli.main(["evaluate", str(file), *options]) == 0
+    assert told(capfd)[0] == HARD
+
+
+def test_a_trajectory_in_the_default_place_must_be_that_of_the_card(here, capfd):
+    shutil.rmtree("out/trajectory")
+    shutil.copytree("other/trajectory", "out/trajectory")
+    capfd.readouterr()
+    settings = ["recipe.yaml", "evaluate.baselines=[random]", "retrain.full_epochs=0"]
+    assert cli.main(["evaluate", *settings]) == 0
+    assert told(capfd)[0] == HARD[:3]
+    assert cli.main(["evaluate", *settings, "trajectory=other/trajectory"]) == 0  # unless it is named
+    assert told(capfd)[0] == [*HARD[:3], *SOFT]
+
+
+def test_refusals_on_the_command_line_are_one_line(here, capfd):
+    capfd.readouterr()
+    before = snapshot(here)
+    for options, pattern in (
+        (["evaluate.baselines=[randon]"], "evaluate.baselines has 'randon'; known are"),
+        (["evaluate.network=[]"], "unknown key 'evaluate.network'; did you mean 'evaluate.networks'"),
+        (["retrain.full_epochs=0"], "baseline 'herding' chooses by the features"),
+        (["file=none.beton"], "there is no file 'none.beton'"),
+        (["trajectory=none"], "there is no trajectory folder 'none'"),
+    ):
+        assert cli.main(["evaluate", "recipe.yaml", *options]) == 2
+        out, err = capfd.readouterr()
+        assert out == "" and err.startswith("tgdd: ") and err.count("\n") == 1 and pattern in err
+        assert snapshot(here) == before

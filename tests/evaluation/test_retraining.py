@@ -1,0 +1,345 @@
+"""Retraining: the figures are what was measured, of every seed, and nothing is chosen on the test images."""
+
+import json
+import math
+import statistics
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from tgdd_plugin.beton.card import Card, card_path, read_card
+from tgdd_plugin.beton.format import read_beton, write_beton
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.evaluation import scorer
+from tgdd_plugin.evaluation.retraining import retrain, table
+from tgdd_plugin.evaluation.scorer import Row
+from tgdd_plugin.evaluation.settings import RetrainSettings
+from tgdd_plugin.networks import convnet
+from tgdd_plugin.training.settings import TrainSettings
+from tgdd_plugin.training.train import accuracy, train_each
+
+K, IPC, FACTOR = 3, 2, 2
+
+
+def pool(count, seed, channels=1, side=8):
+    """Class 0 is dark, 1 is grey, 2 is bright, with noise that makes every image another one."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % K
+    noise = torch.randint(0, 80, (count, channels, side, side), generator=generator)
+    return ImagePool((noise + 80 * labels[:, None, None, None]).to(torch.uint8), labels, ["dark", "grey", "bright"])
+
+
+REAL, TEST = pool(60, 1), pool(50, 2)
+ARGUMENTS = {"depth": 1, "width": 4}
+QUICK = RetrainSettings(epochs=2, seeds=3, full_epochs=1, batch_size=16, augmentation="crop", cutmix=0.5)
+
+
+def make_file(folder, factor=FACTOR, network=None):
+    compact = pool(K * IPC * factor**2, 3)
+    network = {"factory": "tgdd_plugin.networks:convnet", "arguments": ARGUMENTS} if network is None else network
+    mean, std = REAL.statistics()
+    card = Card(REAL.classes, 0, IPC, [], mean, std, factor=factor, network=network)
+    return write_beton(folder / "set.beton", compact.images, compact.labels, card)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    return make_file(tmp_path_factory.mktemp("original"))
+
+
+@pytest.fixture
+def file(original, tmp_path):
+    for path in (original, card_path(original)):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path / original.name
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Trainings are noted, not made: (images, labels, settings, seed, network's first weights) of each."""
+    calls = []
+
+    def note(networks, loaders, num_classes, settings, *, seeds, **_):
+        for network, loader, seed in zip(networks, loaders, seeds, strict=True):
+            weights = torch.cat([p.detach().flatten() for p in network.parameters()])
+            calls.append((loader.images, loader.labels, settings, seed, weights, loader.seed))
+        return [0.0] * len(networks)
+
+    monkeypatch.setattr(scorer, "train_each", note)
+    return calls
+
+
+def test_rows_table_results_and_card_agree(file, tmp_path):
+    results = tmp_path / "results.json"
+    rows = retrain(file, TEST, QUICK, real=REAL, seed=4, results=results, progress_bar=False)
+    assert [(row.name, row.images, row.epochs) for row in rows] == [
+        ("distilled", 24, 2),
+        ("random", 6, 2),
+        ("random, decoded number", 24, 2),
+        ("full data", 60, 1),
+    ]
+    content = json.loads(results.read_text())
+    assert (content["file"], content["sha256"]) == ("set.beton", read_card(file).sha256)
+    (entry,) = read_card(file).accuracy
+    assert {key: content[key] for key in entry} == entry
+    assert (entry["seeds"], entry["test_images"], entry["network"]) == ([4, 5, 6], 50, "ConvNet")
+    assert entry["settings"]["augmentation"] == "crop" and "last epoch" in entry["protocol"]
+    printed = table(rows).splitlines()
+    full = 100 * statistics.mean(rows[-1].accuracies)
+    for row, noted, line in zip(rows, entry["rows"], printed[2:], strict=True):
+        assert noted["accuracies"] == row.accuracies and len(row.accuracies) == len(row.seconds) == 3
+        assert all(round(a * 50) == pytest.approx(a * 50) for a in row.accuracies)  # shares of 50 images
+        mean, std = 100 * statistics.mean(row.accuracies), 100 * statistics.stdev(row.accuracies)
+        assert (row.mean, row.std) == (pytest.approx(mean), pytest.approx(std))
+        assert (noted["mean_percent"], noted["std_points"]) == (round(mean, 2), round(std, 2))
+        assert line.startswith(row.name) and f"{mean:.1f} ± {std:.1f}" in line
+        assert (f"{mean - full:+.1f}" in line) == (row.name != "full data")
+    # The same call gives the same figures, and its rows come after the earlier ones.
+    again = retrain(file, TEST, QUICK, real=REAL, seed=4, progress_bar=False)
+    assert [row.accuracies for row in again] == [row.accuracies for row in rows]
+    assert [e["rows"][0]["accuracies"] for e in read_card(file).accuracy] == [rows[0].accuracies] * 2
+    assert read_beton(file)[0].shape == (24, 1, 8, 8)  # and the card still belongs to the file
+
+
+def test_standard_deviation_is_of_a_sample():
+    row = Row("x", 1, 1, [0.5, 0.7, 0.9], [1, 1, 1])
+    assert (row.mean, row.std) == (pytest.approx(70), pytest.approx(20))
+    assert math.isnan(Row("x", 1, 1, [0.5], [1]).std)
+    assert "70.0 ± 20.0" in table([row]) and "±" not in table([Row("x", 1, 1, [0.5], [1])])
+
+
+def test_one_seed_has_no_spread_and_the_json_is_strict(file, tmp_path, trained):
+    rows = retrain(file, TEST, RetrainSettings(seeds=1), results=tmp_path / "r.json", progress_bar=False)
+    assert [row.name for row in rows] == ["distilled"]
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    content = json.loads((tmp_path / "r.json").read_text(), parse_constant=refuse)
+    assert content["rows"][0]["std_points"] is None
+    assert "nan" not in card_path(file).read_text().lower()
+
+
+def test_what_each_row_is_trained_on(file, trained):
+    rows = retrain(file, TEST, QUICK, real=REAL, seed=7, progress_bar=False)
+    assert len(trained) == 4 * 3 and [call[3] for call in trained] == [7, 8, 9] * 4
+    shipped, labels = read_beton(file)
+    positions = {image.numpy().tobytes(): i for i, image in enumerate(REAL.images)}
+    chosen = {name: [] for name in ("random", "random, decoded number", "full data")}
+    for number, (images, own, settings, _, _, _) in enumerate(trained):
+        name = rows[number // 3].name
+        assert len(images) == rows[number // 3].images
+        wanted = TrainSettings(1 if name == "full data" else 2, 16, augmentation="crop", cutmix=0.5)
+        assert settings == wanted
+        if name == "distilled":
+            assert torch.equal(images, shipped) and torch.equal(own, labels)
+            continue
+        places = [positions[image.numpy().tobytes()] for image in images]  # real training images, no other
+        assert own.tolist() == [int(REAL.labels[i]) for i in places]
+        assert len(set(places)) == len(places) and torch.bincount(own).tolist() == [len(places) // K] * K
+        chosen[name].append(set(places))
+    assert set.union(*chosen["full data"]) == set(range(60))
+    for name in ("random", "random, decoded number"):
+        first, second, third = chosen[name]
+        assert first != second and second != third and first != third  # other images for every seed
+    firsts = [call[4] for call in trained[:3]]
+    assert not torch.equal(firsts[0], firsts[1]) and not torch.equal(firsts[1], firsts[2])
+    # Every row starts from the same initial weights and orders, seed by seed.
+    assert all(torch.equal(trained[i][4], trained[i % 3][4]) for i in range(12))
+    assert [call[5] for call in trained] == [7, 8, 9] * 4
+    before = [call[0] for call in trained]
+    trained.clear()
+    retrain(file, TEST, QUICK, real=REAL, seed=7, progress_bar=False)
+    assert all(torch.equal(a, call[0]) for a, call in zip(before, trained, strict=True))
+
+
+def test_no_factor_and_no_full_data_leave_rows_out(tmp_path, trained):
+    rows = retrain(make_file(tmp_path, factor=1), TEST, RetrainSettings(full_epochs=0), real=REAL, progress_bar=False)
+    assert [(row.name, row.images) for row in rows] == [("distilled", 6), ("random", 6)]
+    assert "to full data" in table(rows).splitlines()[0]
+
+
+class Constant(nn.Module):
+    """Says one class, whatever it sees and however it is trained."""
+
+    def __init__(self, label):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.label = label
+
+    def forward(self, images):
+        logits = torch.zeros(len(images), K, device=images.device)
+        logits[:, self.label] = 9
+        return logits + 0 * self.weight
+
+
+class Oracle(nn.Module):
+    """Knows the brightness of the classes, if its images are normalised as the card says."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        mean, std = REAL.statistics()
+        brightness = (images * std[0] + mean[0]).mean((1, 2, 3)) * 255
+        centres = torch.tensor([40.0, 120.0, 200.0])
+        return -(brightness[:, None] - centres).abs() + 0 * self.weight
+
+
+@pytest.mark.parametrize("label", range(K))
+def test_a_constant_network_gets_the_share_of_its_class(file, label):
+    uneven = TEST.subset(torch.cat([TEST.labels.eq(c).nonzero()[: 3 + 4 * c, 0] for c in range(K)]))
+    settings = RetrainSettings(epochs=1, seeds=2, augmentation="none", cutmix=0.0)
+    (row,) = retrain(file, uneven, settings, network=lambda: Constant(label), progress_bar=False)
+    assert row.accuracies == [(3 + 4 * label) / 21] * 2 and row.std == 0
+
+
+def test_a_network_that_knows_gets_all_right(file):
+    settings = RetrainSettings(epochs=1, seeds=1, augmentation="none", cutmix=0.0)
+    (row,) = retrain(file, TEST, settings, network=Oracle, progress_bar=False)
+    assert row.accuracies == [1.0]
+    wrong = ImagePool(TEST.images, (TEST.labels + 1) % K, TEST.classes)
+    (row,) = retrain(file, wrong, settings, network=Oracle, progress_bar=False)
+    assert row.accuracies == [0.0]
+
+
+def test_training_learns(file):
+    settings = RetrainSettings(epochs=60, seeds=1, augmentation="none", cutmix=0.0, learning_rate=0.05)
+    (row,) = retrain(
+        file, TEST, settings, network=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, K)), progress_bar=False
+    )
+    assert row.accuracies[0] > 0.9
+
+
+def test_accuracy_is_of_every_image_in_evaluation_mode():
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(64, K)).train()
+    many = pool(1100, 5)  # more than two batches
+    mean, std = [0.3], [0.2]
+    with torch.no_grad():
+        weight, bias = network[2].weight.double(), network[2].bias.double()
+        logits = ((many.images.double().flatten(1) / 255 - 0.3) / 0.2) @ weight.T + bias
+    assert accuracy(network, many, mean, std) == pytest.approx(float((logits.argmax(1) == many.labels).double().mean()))
+
+
+def test_nothing_is_chosen_on_the_test_images(file, monkeypatch):
+    """Each network is scored once, after its training; other test images change no weight of any network."""
+    events, weights = [], []
+
+    def noted_train(*arguments, **options):
+        events.append("train")
+        return train_each(*arguments, **options)
+
+    def noted_accuracy(network, *arguments):
+        events.append("score")
+        weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+        return accuracy(network, *arguments)
+
+    monkeypatch.setattr(scorer, "train_each", noted_train)
+    monkeypatch.setattr(scorer, "accuracy", noted_accuracy)
+    for test in (TEST, ImagePool(255 - TEST.images, TEST.labels.flip(0), TEST.classes)):
+        retrain(file, test, QUICK, real=REAL, progress_bar=False)
+    assert events == ["train", "score", "score", "score"] * 8
+    assert all(torch.equal(a, b) for a, b in zip(weights[:12], weights[12:], strict=True))
+
+
+def test_results_and_seeds_leave_the_global_stream_alone(file, trained):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    retrain(file, TEST, QUICK, real=REAL, progress_bar=False)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# Refused before any training.
+
+
+def refused(trained, pattern, file, test=TEST, settings=QUICK, **options):
+    before = card_path(file).read_bytes()
+    with pytest.raises(InputError, match=pattern) as caught:
+        retrain(file, test, settings, progress_bar=False, **options)
+    assert "\n" not in str(caught.value)
+    assert not trained and card_path(file).read_bytes() == before
+
+
+def test_images_of_another_shape_are_refused(file, trained):
+    pattern = r"the {} images are 3 classes of \[{}\]; '.*' holds 3 classes of \[1, 8, 8\]. Give the data set"
+    for name in ("test", "real"):
+        for other, shape in ((pool(9, 0, channels=3), "3, 8, 8"), (pool(9, 0, side=6), "1, 6, 6")):
+            refused(trained, pattern.format(name, shape), file, **{"real": REAL, "test": TEST, name: other})
+    fewer = ImagePool(TEST.images, TEST.labels.clamp(max=1), ["dark", "other"])
+    refused(trained, r"classes are dark, other; '.*' has dark, ", file, fewer)
+    more = ImagePool(TEST.images, TEST.labels + 1)
+    refused(trained, r"the test images are 4 classes of", file, more)
+
+
+def test_a_network_in_place_of_a_function_is_refused(file, trained):
+    with pytest.raises(InputError, match="wanted a function that builds a fresh one for each seed"):
+        retrain(file, TEST, QUICK, network=convnet(K, 1, 8, **ARGUMENTS), progress_bar=False)
+
+
+def test_too_few_real_images_are_refused(file, trained):
+    few = REAL.subset(torch.arange(3 * 5))
+    refused(trained, r"class 0 \('dark'\) has 5 real images, 8 were asked for the random baseline", file, real=few)
+
+
+def test_an_unknown_network_is_refused(tmp_path, trained):
+    for network in ({}, {"class": "my.module:Net", "factory": "my.module:make"}):
+        file = make_file(tmp_path, network=network)
+        refused(trained, r"is not one of this package's .*pass network=.* on the command line network.name=", file)
+    assert retrain(file, TEST, QUICK, network=lambda: convnet(K, 1, 8, **ARGUMENTS), progress_bar=False)
+
+
+def test_a_network_that_does_not_fit_is_refused(file, trained):
+    pattern = r"network ConvNet makes .* of 2 images of \[1, 8, 8\]; wanted \(2, 3\)"
+    refused(trained, pattern, file, network=lambda: convnet(K + 1, 1, 8, **ARGUMENTS))
+    refused(trained, pattern, file, network=lambda: convnet(K, 3, 8, **ARGUMENTS))
+    refused(trained, pattern, file, network=lambda: convnet(K, 1, 16, **ARGUMENTS))
+
+
+def test_results_that_cannot_be_written_are_refused(file, tmp_path, trained):
+    (tmp_path / "plain").write_text("a file")
+    refused(trained, "cannot write", file, results=tmp_path / "plain/results.json")
+    refused(trained, "is a folder", file, results=tmp_path)
+
+
+def test_a_file_without_its_card_is_refused(file, trained):
+    card_path(file).unlink()
+    with pytest.raises(InputError, match="has no card"):
+        retrain(file, TEST, QUICK)
+
+
+def test_rows_that_came_meanwhile_stay_and_a_replaced_file_gets_none(file, tmp_path, monkeypatch):
+    def meanwhile(*_, **__):
+        card = read_card(file)
+        card.accuracy = [*card.accuracy, {"rows": "another call's"}]
+        card.write(file)
+        return [0.0]
+
+    monkeypatch.setattr(scorer, "train_each", meanwhile)
+    one = RetrainSettings(seeds=1)
+    retrain(file, TEST, one, progress_bar=False)
+    assert [type(entry["rows"]) for entry in read_card(file).accuracy] == [str, list]
+
+    def replaced(*_, **__):
+        write_beton(file, TEST.images, TEST.labels, Card(TEST.classes, 0, 1, [], [0.5], [0.5]))
+        return [0.0]
+
+    monkeypatch.setattr(scorer, "train_each", replaced)
+    (tmp_path / "results.json").write_text("earlier")
+    with pytest.raises(InputError, match="was replaced during training"):
+        retrain(file, TEST, one, results=tmp_path / "results.json", progress_bar=False)
+    assert read_card(file).accuracy == [] and (tmp_path / "results.json").read_text() == "earlier"
+
+
+@pytest.mark.parametrize("option", [{"seeds": 0}, {"full_epochs": -1}, {"epochs": 0}, {"cutmix": 1.5}])
+def test_settings_out_of_range(option):
+    with pytest.raises(InputError, match=f"{next(iter(option))} is |full_epochs -1"):
+        RetrainSettings(**option)
+
+
+def test_the_card_is_still_plain_yaml(file, trained):
+    retrain(file, TEST, QUICK, real=REAL, progress_bar=False)
+    assert yaml.safe_load(card_path(file).read_text())["accuracy"][0]["rows"][0]["name"] == "distilled"

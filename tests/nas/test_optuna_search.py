@@ -1,0 +1,339 @@
+"""The search: each candidate once, by one process or several, killed or not."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+import torch
+from optuna.trial import TrialState
+from safetensors.torch import load_file
+
+from tests.nas.shades import K, pool
+from tgdd_plugin import cli
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.evaluation.settings import RetrainSettings
+from tgdd_plugin.nas import final_training, optuna_search, trial_queue, workers
+from tgdd_plugin.nas.ranking import Candidate
+from tgdd_plugin.nas.search_space import candidate_builder, name_of
+from tgdd_plugin.nas.settings import NasSettings
+
+SPACE = {"channels": [1], "norm": [False, True], "dropout": [0.0, 0.25, 0.5]}
+SETTINGS = {"factory": "tests.common:TinyNetwork", "choices": SPACE, "validation": 0.3}
+TRAINING = RetrainSettings(epochs=3, batch_size=4, learning_rate=0.1, seeds=2)
+REAL = pool(60, 7)
+
+
+def search(file, folder, training=TRAINING, **settings):
+    place = folder / "nas.db"
+    return optuna_search.search(
+        file, REAL, NasSettings(**{**SETTINGS, **settings}), training, storage=place, device="cpu", progress_bar=False
+    )
+
+
+def states(folder, name="nas", file="nas.db"):
+    """How many trials there are of each state, of those that tell what came of them or are not over yet."""
+    with trial_queue._quiet():
+        found = optuna.load_study(study_name=name, storage=trial_queue.open_storage(str(folder / file)))
+    return Counter(trial.state.name for trial in found.get_trials(deepcopy=False) if trial_queue.holds(trial))
+
+
+def test_every_candidate_is_tried_once_and_a_second_call_trains_nothing(beton, tmp_path, monkeypatch):
+    found = search(beton, tmp_path)
+    assert {each.name for each in found} == {name_of(arguments) for arguments in NasSettings(**SETTINGS).grid()}
+    assert [each.row.mean for each in found] == sorted((each.row.mean for each in found), reverse=True)
+    assert all(len(each.accuracies) == 2 and not each.problem for each in found)
+    monkeypatch.setattr(workers, "measure", lambda *_: pytest.fail("trained again"))
+    assert search(beton, tmp_path) == found
+    assert states(tmp_path) == {"COMPLETE": 6}
+
+
+def test_candidates_are_judged_by_held_out_training_images(beton, tmp_path, monkeypatch):
+    judged = []
+    measure = workers.measure
+    monkeypatch.setattr(workers, "measure", lambda *given: judged.append(given[2].test) or measure(*given))
+    search(beton, tmp_path, candidates=1)
+    expected = REAL.split(0.3, torch.Generator().manual_seed(0))[1]
+    assert torch.equal(judged[0].images, expected.images) and len(judged[0]) == 18
+
+
+def test_a_search_that_was_broken_off_goes_on(beton, tmp_path, monkeypatch):
+    whole = {each.name: each.accuracies for each in search(beton, tmp_path)}
+    (tmp_path / "again").mkdir()
+    tried = []
+    measure = workers.measure
+
+    def interrupted(candidate, *rest):
+        tried.append(candidate.name)
+        if len(tried) == 3:
+            raise KeyboardInterrupt
+        return measure(candidate, *rest)
+
+    monkeypatch.setattr(workers, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search(beton, tmp_path / "again")
+    assert {each.name: each.accuracies for each in search(beton, tmp_path / "again")} == whole
+    assert Counter(tried) == {**dict.fromkeys(whole, 1), tried[2]: 2}
+
+
+@pytest.mark.parametrize(
+    "dies", ["workers.measure", "trial_queue.RDBStorage.record_heartbeat"]
+)  # at work, or before it began
+def test_what_a_killed_process_was_trying_is_taken_up(beton, tmp_path, monkeypatch, dies):
+    monkeypatch.setattr(trial_queue, "HEARTBEAT", 1)
+    monkeypatch.setattr(trial_queue, "GRACE", 3)
+    code = f"""
+import os, signal
+from pathlib import Path
+from tests.nas import test_optuna_search
+from tgdd_plugin.nas import trial_queue, workers
+trial_queue.HEARTBEAT, trial_queue.GRACE = 1, 3
+{dies} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+test_optuna_search.search(Path({str(beton)!r}), Path({str(tmp_path)!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert states(tmp_path) == {"RUNNING": 1}
+    assert len(search(beton, tmp_path)) == 6
+    assert states(tmp_path) == {"COMPLETE": 6}
+
+
+def test_a_candidate_that_kills_its_process_is_given_up(beton, tmp_path, monkeypatch):
+    monkeypatch.setattr(trial_queue, "HEARTBEAT", 1)
+    monkeypatch.setattr(trial_queue, "GRACE", 2)
+    queue = trial_queue.Queue(str(tmp_path / "q.db"), "q", [{"x": 1}], {})
+    tried = []
+
+    def dies(trial):
+        tried.append(queue.killed(trial))
+        if len(tried) <= 4:
+            queue.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)  # as others do it after its death
+        else:
+            queue.note(trial, {})
+        return 0.0
+
+    queue.work(dies)
+    assert tried == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(trial_queue.Queue, "killed", lambda *_: 4)
+    with pytest.raises(InputError, match="the process was killed 4 times"):
+        search(beton, tmp_path, candidates=1)
+
+
+def test_processes_share_the_candidates(beton, tmp_path):
+    alone = {each.name: each.accuracies for each in search(beton, tmp_path)}
+    (tmp_path / "shared").mkdir()
+    found = search(beton, tmp_path / "shared", workers=2)
+    assert {each.name: each.accuracies for each in found} == alone
+    assert states(tmp_path / "shared") == {"COMPLETE": 6}
+
+
+def test_no_candidate_of_a_queue_is_taken_twice(tmp_path):
+    """Four processes on a hundred short trials: SQLite alone gives some of them to two."""
+    code = f"""
+import sys
+from tgdd_plugin.nas.trial_queue import Queue
+queue = Queue({str(tmp_path / "q.db")!r}, "q", [{{"x": i}} for i in range(100)], {{}})
+def attempt(trial):
+    x = trial.suggest_categorical("x", list(range(100)))
+    print(x, flush=True)
+    queue.note(trial, {{}})
+    return float(x)
+queue.work(attempt)
+"""
+    command = [sys.executable, "-c", code]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
+    printed = [process.communicate(timeout=300) for process in running]
+    assert [process.returncode for process in running] == [0] * 4, [err.decode()[-2000:] for _, err in printed]
+    tried = [int(x) for out, _ in printed for x in out.split()]
+    assert sorted(tried) == list(range(100))
+
+
+def test_a_candidate_that_fails_is_noted_and_the_search_goes_on(beton, tmp_path):
+    found = search(beton, tmp_path, choices={**SPACE, "channels": [1, 2]})
+    assert [bool(each.problem) for each in found] == [False] * 6 + [True] * 6
+    assert "TinyNetwork makes an error" in found[-1].problem
+    assert states(tmp_path) == {"COMPLETE": 6, "FAIL": 6}
+
+
+def test_a_search_in_which_all_fail_is_an_error(beton, tmp_path):
+    with pytest.raises(InputError, match="none of 2 candidates could be tried; channels=2"):
+        search(beton, tmp_path, choices={"channels": [2, 3]})
+
+
+def test_what_is_below_the_median_gets_one_seed_when_pruned(beton, tmp_path, monkeypatch):
+    scores = iter([0.9, 0.9, 0.8, 0.8, 0.7, 0.7, 0.6, 0.6, 0.5, 0.5, 0.1, 0.95, 0.95])
+    monkeypatch.setattr("tgdd_plugin.evaluation.scorer.accuracy", lambda *_: next(scores))
+    choices = {"channels": [1], "dropout": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]}
+    found = search(beton, tmp_path, choices=choices, prune=True)
+    # Optuna's MedianPruner lets the first five be.
+    assert [each.accuracies for each in found if each.pruned] == [[0.1]]
+    assert found[0].accuracies == [0.95, 0.95] and found[-1].pruned
+    assert states(tmp_path) == {"COMPLETE": 6, "PRUNED": 1}
+
+
+def test_a_sampler_chooses_and_comes_back_at_no_cost(beton, tmp_path, monkeypatch):
+    trained = []
+    measure = workers.measure
+    monkeypatch.setattr(workers, "measure", lambda *given: trained.append(given[0].name) or measure(*given))
+    found = search(beton, tmp_path, sampler="tpe", candidates=6)
+    assert sum(states(tmp_path).values()) == 6
+    assert sorted(trained) == sorted(each.name for each in found) and len(set(trained)) == len(trained)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"choices": {**SPACE, "norm": [True]}}, "is of another search .choices.norm was"),
+        ({"candidates": 3}, "candidates was 6 and is now 3"),
+        (
+            {"training": RetrainSettings(epochs=4, batch_size=4, learning_rate=0.1, seeds=2)},
+            "training.epochs was 3 and is now 4",
+        ),
+    ],
+)
+def test_the_study_of_another_search_is_refused(beton, tmp_path, change, message):
+    search(beton, tmp_path)
+    with pytest.raises(InputError, match=message):
+        search(beton, tmp_path, **change)
+    assert len(search(beton, tmp_path, study="another", **change)) in (3, 6)
+
+
+def test_what_does_not_matter_to_candidates_may_change(beton, tmp_path):
+    first = search(beton, tmp_path)
+    training = replace(TRAINING, full_epochs=7, at_once=False)
+    assert search(beton, tmp_path, training=training, workers=3, cost="latency") == first
+
+
+@pytest.mark.parametrize("where", ["nowhere://user@host/base", "sqlite://host:port/base", "picture.png"])
+def test_a_place_that_is_none_is_refused(beton, tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    Path("picture.png").write_bytes(b"\x89PNG" * 100)
+    with pytest.raises(InputError, match=f"'{where}' cannot be used for a study"):
+        search(beton, tmp_path, storage=where)
+
+
+def test_a_study_left_half_made_is_taken_up(beton, tmp_path):
+    with trial_queue._quiet():
+        optuna.create_study(storage=trial_queue.open_storage(str(tmp_path / "nas.db")), study_name="nas")
+    assert len(search(beton, tmp_path)) == 6
+
+
+def test_a_process_that_was_taken_for_dead_goes_on(beton, tmp_path, monkeypatch):
+    """As after an hour's sleep: the others have failed its trial, and its result comes too late."""
+    measure, slept = workers.measure, []
+
+    def sleepy(candidate, *rest):
+        found = measure(candidate, *rest)
+        if not slept:
+            storage = trial_queue.open_storage(str(tmp_path / "nas.db"))
+            with trial_queue._quiet():
+                (running,) = optuna.load_study(study_name="nas", storage=storage).get_trials(
+                    states=(TrialState.RUNNING,)
+                )
+            storage.set_trial_state_values(running._trial_id, TrialState.FAIL)
+            slept.append(candidate.name)
+        return found
+
+    monkeypatch.setattr(workers, "measure", sleepy)
+    assert len(search(beton, tmp_path)) == 6
+    assert states(tmp_path) == {"COMPLETE": 6}
+
+
+def test_an_error_that_is_no_candidates_fault_ends_the_work(tmp_path):
+    queue = trial_queue.Queue(str(tmp_path / "q.db"), "q", [{"x": 1}], {})
+    with pytest.raises(InputError, match="my own"):
+        queue.work(lambda trial: (_ for _ in ()).throw(InputError("my own")))
+
+
+def test_a_storage_that_breaks_is_one_clear_line(beton, tmp_path, monkeypatch):
+    def locked(*_):
+        raise optuna.exceptions.StorageInternalError("database is locked")
+
+    monkeypatch.setattr(trial_queue.Queue, "note", locked)
+    with pytest.raises(InputError, match="cannot be used any more .StorageInternalError: database is locked"):
+        search(beton, tmp_path)
+
+
+def test_no_password_is_told():
+    assert trial_queue.without_password("postgresql://me:secret@host/base") == "postgresql://me:***@host/base"
+    assert trial_queue.without_password("nas.db") == "nas.db"
+
+
+def test_the_best_is_trained_in_full_once(beton, tmp_path, monkeypatch):
+    test, output = pool(30, 9), tmp_path / "best.safetensors"
+    training = RetrainSettings(epochs=2, full_epochs=3, seeds=2, learning_rate=0.1)
+    space, best = NasSettings(**SETTINGS), Candidate("x", {"channels": 1, "norm": True, "dropout": 0.0})
+    arguments = (best, space, beton, REAL, test, training)
+    row = final_training.train_best(*arguments, output=output, device="cpu", progress_bar=False)
+    assert row.images == 60 and row.epochs == 3 and len(row.accuracies) == 2
+    network = candidate_builder(space, best.arguments, (1, 8, 8), K)()
+    network.load_state_dict(load_file(output))
+    monkeypatch.setattr("tgdd_plugin.evaluation.scorer.train_each", lambda *_, **__: pytest.fail("trained again"))
+    assert final_training.train_best(*arguments, output=output, device="cpu", progress_bar=False) == row
+    with pytest.raises(InputError, match="full_epochs is 0"):
+        final_training.train_best(best, space, beton, REAL, test, RetrainSettings(full_epochs=0), output=output)
+
+
+RECIPE = """
+output: {output}
+file: {file}
+device: cpu
+data: {{name: "tests.nas.test_optuna_search:data"}}
+retrain: {{epochs: 2, full_epochs: 2, seeds: 1}}
+nas:
+  factory: tests.common:TinyNetwork
+  choices: {{channels: [1], norm: [false, true]}}
+  validation: 0.3
+"""
+
+
+def data():
+    return [
+        [(pixels, int(label)) for pixels, label in zip(p.images, p.labels, strict=True)] for p in (REAL, pool(30, 9))
+    ]
+
+
+def test_the_command_writes_table_results_and_weights(beton, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(output=tmp_path, file=beton))
+    assert cli.main(["nas", str(recipe), "nas.train_best=true"]) == 0
+    printed = capsys.readouterr().out
+    assert "| 1 | channels=1 norm=" in printed and "trained on the full data" in printed
+    content = json.loads((tmp_path / "few-nas.json").read_text())
+    assert len(content["candidates"]) == 2 and content["best"]["images"] == 60
+    assert (tmp_path / "few-nas.md").read_text().startswith("| rank |")
+    assert (tmp_path / "few-nas.safetensors").is_file() and (tmp_path / "few-nas.db").is_file()
+    assert cli.main(["nas", str(recipe), "nas.choices.norm=[]"]) == 2
+    assert "choices.norm is []" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_the_workers_and_nothing_is_lost(beton, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(output=tmp_path, file=beton))
+    slow = ["retrain.epochs=100000", "nas.workers=2"]
+    command = [sys.executable, "-m", "tgdd_plugin.cli", "nas", str(recipe)]
+    running = subprocess.Popen([*command, *slow], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE)
+    place, patience = tmp_path / "few-nas.db", time.monotonic() + 120
+    while not (place.is_file() and _running(tmp_path) == 2):
+        assert time.monotonic() < patience and running.poll() is None
+        time.sleep(0.5)
+    workers = psutil.Process(running.pid).children(recursive=True)
+    running.send_signal(signal.SIGINT)
+    error = running.communicate(timeout=60)[1].decode()
+    assert running.returncode == 130 and "interrupted" in error
+    assert states(tmp_path, file="few-nas.db") == {}
+    assert not psutil.wait_procs(workers, timeout=5)[1]
+
+
+def _running(folder):
+    try:
+        return states(folder, file="few-nas.db")["RUNNING"]
+    except (InputError, KeyError):
+        return 0

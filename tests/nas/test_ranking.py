@@ -1,0 +1,109 @@
+"""Ranking networks on a compact set: who comes first, the Pareto front, and candidates that fail."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.common import TinyNetwork, tiny_network
+from tests.nas.shades import K, pool
+from tgdd_plugin.beton.card import read_card
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.evaluation.settings import RetrainSettings
+from tgdd_plugin.nas.ranking import Candidate, latency, pareto_front, rank_networks, ranked, table
+from tgdd_plugin.training.train import accuracy, train
+
+
+class Constant(nn.Module):
+    """Says class 0 whatever it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        return torch.tensor([1.0, 0, 0]).expand(len(images), K) + 0 * self.bias
+
+
+def broken():
+    raise RuntimeError("no such layer\nand more")
+
+
+def test_accuracies_are_those_of_a_plain_training(beton):
+    settings = RetrainSettings(epochs=20, batch_size=5, learning_rate=0.1, seeds=2, at_once=False)
+    judge = pool(30, 2)
+    found = rank_networks({"tiny": TinyNetwork}, beton, judge, settings, device="cpu", progress_bar=False)[0]
+    expected = []
+    few, card = pool(12, 1), read_card(beton)
+    for seed in (0, 1):
+        network = tiny_network(seed)
+        loader = DeviceLoader(few.images, few.labels, card.mean, card.std, batch_size=5, seed=seed)
+        train(network, loader, K, settings.training(20), seed=seed, device="cpu")
+        expected.append(accuracy(network, judge, card.mean, card.std))
+    assert found.accuracies == expected
+    assert found.parameters == 4 * 9 + 4 + 16 * K + K
+    assert len(found.seconds) == 2 and min(found.seconds) > 0 and found.latency > 0
+
+
+def test_the_better_comes_first_and_what_fails_last_with_its_reason(beton):
+    settings = RetrainSettings(epochs=40, batch_size=4, learning_rate=0.1, seeds=1)
+    networks = {"broken": broken, "constant": Constant, "tiny": TinyNetwork, "two": lambda: TinyNetwork(num_classes=2)}
+    found = rank_networks(networks, beton, pool(30, 2), settings, device="cpu", progress_bar=False)
+    assert [each.name for each in found] == ["tiny", "constant", "broken", "two"]
+    assert found[1].row.mean == pytest.approx(100 / 3)
+    assert found[2].problem == "RuntimeError: no such layer"
+    assert "wanted (2, 3)" in found[3].problem
+    lines = table(found).splitlines()
+    assert lines[2].startswith("| 1 | tiny |") and "failed: RuntimeError: no such layer" in lines[4]
+
+
+def test_nothing_to_rank_is_refused(beton):
+    with pytest.raises(InputError, match="no networks came"):
+        rank_networks({}, beton, pool(30, 2))
+    with pytest.raises(InputError, match="judging images are 3 classes of"):
+        other = ImagePool(torch.zeros(3, 1, 9, 9, dtype=torch.uint8), torch.arange(3))
+        rank_networks({"tiny": TinyNetwork}, beton, other)
+
+
+def candidate(name, accuracy, parameters, **more):
+    return Candidate(name, parameters=parameters, accuracies=[accuracy], **more)
+
+
+def test_the_pareto_front_is_what_no_other_beats():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 12, (60, 2), generator=generator).tolist()
+    every = [candidate(str(i), accuracy / 12, cost) for i, (accuracy, cost) in enumerate(values)]
+
+    def beaten(one):
+        return any(
+            other.accuracies >= one.accuracies and other.parameters <= one.parameters
+            and (other.accuracies, -other.parameters) != (one.accuracies, -one.parameters)
+            for other in every
+        )  # fmt: skip
+
+    expected = {(one.accuracies[0], one.parameters) for one in every if not beaten(one)}
+    front = pareto_front(every)
+    assert {(one.accuracies[0], one.parameters) for one in front} == expected
+    assert len(front) == len(expected)  # of equals, one
+    assert [one.parameters for one in front] == sorted(one.parameters for one in front)
+
+
+def test_the_front_can_be_of_latency_and_has_nothing_that_failed():
+    every = [
+        candidate("slow", 0.9, 10, latency=5.0),
+        candidate("fast", 0.8, 20, latency=1.0),
+        candidate("failed", 1.0, 1, latency=0.1, problem="it burnt"),
+        candidate("pruned", 1.0, 1, latency=0.1, pruned=True),
+    ]
+    assert [one.name for one in pareto_front(every, "latency")] == ["fast", "slow"]
+    assert [one.name for one in pareto_front(every)] == ["slow"]
+    assert [one.name for one in ranked(every)] == ["slow", "fast", "pruned", "failed"]
+
+
+def test_latency_leaves_the_network_as_it_was():
+    network = tiny_network(norm=True).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert latency(network, (1, 8, 8), torch.device("cpu")) > 0
+    assert network.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

@@ -1,0 +1,86 @@
+"""A search space: all candidates, balanced samples, and clear words for what cannot be searched."""
+
+import itertools
+from collections import Counter
+
+import pytest
+from torch import nn
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.nas.search_space import candidate_builder, check_factory, name_of
+from tgdd_plugin.nas.settings import CONVNETS, NasSettings, SearchSpace
+
+SMALL = {"depth": [1, 2], "norm": ["none", "batch", "layer"], "width": [4, 8]}
+
+
+def test_the_fields_grid_has_720_convnets():
+    grid = SearchSpace().grid()
+    assert len(grid) == SearchSpace().size == 720
+    assert len({tuple(arguments.items()) for arguments in grid}) == 720
+
+
+def test_the_grid_is_the_product_of_the_choices():
+    expected = [dict(zip(SMALL, values, strict=True)) for values in itertools.product(*SMALL.values())]
+    assert SearchSpace(choices=SMALL).grid() == expected
+
+
+@pytest.mark.parametrize("count", [1, 7, 30, 120, 360, 361, 700, 720])
+def test_a_sample_has_every_value_equally_often(count):
+    chosen = SearchSpace().sample(count, seed=3)
+    assert len({tuple(arguments.items()) for arguments in chosen}) == count
+    for name, values in CONVNETS.items():
+        often = Counter(arguments[name] for arguments in chosen)
+        assert max(often.values()) - min(often[value] for value in values) <= 1
+    assert chosen == SearchSpace().sample(count, seed=3)
+    assert count == 720 or chosen != SearchSpace().sample(count, seed=4)
+
+
+def test_a_sample_of_all_is_all():
+    space = SearchSpace(choices=SMALL)
+    by_name = {name_of(arguments) for arguments in space.sample(12)}
+    assert by_name == {name_of(arguments) for arguments in space.grid()}
+
+
+def test_a_candidate_is_built_for_the_images():
+    network = candidate_builder(SearchSpace(choices=SMALL), {"depth": 2, "norm": "batch", "width": 8}, (1, 16, 16), 5)()
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels) for c in convolutions] == [(1, 8), (8, 8)]
+    assert network.classifier.out_features == 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"choices": {}}, "choices is empty"),
+        ({"choices": {"depth": []}}, r"choices.depth is \[\]"),
+        ({"choices": {"depth": 3}}, "choices.depth is 3"),
+        ({"choices": {"depth": [[1]]}}, "numbers, text"),
+        ({"choices": {"depth": [1, 1]}}, "each value once"),
+        ({"choices": {"depth": [1, True]}}, "no two that look the same"),
+        ({"choices": {"depth": [1, "1"]}}, "no two that look the same"),
+        ({"choices": {"depth": [1.5, float("inf")]}}, "finite numbers"),
+        ({"sampler": "bayes"}, "wanted one of grid, tpe"),
+        ({"cost": "money"}, "wanted one of parameters, latency"),
+        ({"validation": 1.0}, "between 0 and 1"),
+        ({"workers": 0}, "at least 1"),
+        ({"candidates": 721}, "the space has 720"),
+        ({"candidates": 0}, "wanted 1 to as many"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        NasSettings(**settings)
+
+
+@pytest.mark.parametrize("count", [0, 13])
+def test_a_sample_of_more_than_there_are_is_refused(count):
+    with pytest.raises(InputError, match="the space has 12"):
+        SearchSpace(choices=SMALL).sample(count)
+
+
+def test_an_argument_that_the_factory_does_not_take_is_refused():
+    with pytest.raises(InputError, match="'deep', which 'convnet' does not take; it has num_classes, in_channels"):
+        check_factory(SearchSpace(choices={"deep": [1]}))
+    with pytest.raises(InputError, match="cannot be imported"):
+        check_factory(SearchSpace("nowhere:network", SMALL))
+    check_factory(SearchSpace(choices=SMALL))

@@ -1,0 +1,310 @@
+"""The named data sets: read as they lie in files, no test image where it does not belong, one clear line for errors."""
+
+import gzip
+import hashlib
+import os
+import pickle
+import struct
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets as tv
+from PIL import Image
+from scipy.io import savemat
+from torchvision.datasets import cifar as tv_cifar
+
+from tgdd_plugin.beton.card import Card
+from tgdd_plugin.beton.format import write_beton
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.settings import DataSettings
+from tgdd_plugin.pipeline.datasets import load_data
+
+RANDOM = np.random.default_rng(0)
+
+
+def rows(pool):
+    """The pool as a sorted list of (pixels, label), to be compared whatever the order."""
+    return sorted((image.numpy().tobytes(), int(label)) for image, label in zip(pool.images, pool.labels, strict=True))
+
+
+def test_digits_are_scikit_learns_split_by_class():
+    from sklearn.datasets import load_digits
+
+    train, test = load_data(DataSettings())
+    assert (len(train), len(test), train.shape, train.num_classes) == (1257, 540, (1, 8, 8), 10)
+    digits = load_digits()
+    pairs = zip(digits.images, digits.target, strict=True)
+    wanted = [(np.rint(i * 255 / 16).astype(np.uint8).tobytes(), int(n)) for i, n in pairs]
+    assert sorted(wanted) == sorted(rows(train) + rows(test))
+    share = test.counts / (train.counts + test.counts)
+    assert (share - 0.3).abs().max() < 0.01
+    assert rows(load_data(DataSettings())[1]) == rows(test)
+
+
+# torchvision's own data sets, from tiny files in its layout.
+
+
+def write_mnist(folder: Path, train: np.ndarray, test: np.ndarray, labels: dict[str, np.ndarray]) -> None:
+    folder.mkdir(parents=True)
+    for part, images in (("train", train), ("t10k", test)):
+        header = struct.pack(">IIII", 0x803, *images.shape)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        header = struct.pack(">II", 0x801, len(images))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels[part].astype(np.uint8).tobytes())
+
+
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+def test_mnist_layout(tmp_path, name, folder):
+    images = RANDOM.integers(0, 256, (30, 28, 28), dtype=np.uint8)
+    labels = {"train": np.arange(20) % 10, "t10k": np.arange(10)}
+    write_mnist(tmp_path / folder / "raw", images[:20], images[20:], labels)
+    train, test = load_data(DataSettings(name, root=str(tmp_path)))
+    np.testing.assert_array_equal(train.images.numpy()[:, 0], images[:20])
+    np.testing.assert_array_equal(test.images.numpy()[:, 0], images[20:])
+    assert train.labels.tolist() == labels["train"].tolist() and test.labels.tolist() == list(range(10))
+    assert train.classes == (tv.MNIST if name == "mnist" else tv.FashionMNIST).classes
+
+
+def test_damaged_mnist_is_one_clear_line(tmp_path):
+    labels = {"train": np.arange(20) % 10, "t10k": np.arange(10)}
+    images = np.zeros((20, 28, 28), np.uint8)
+    write_mnist(tmp_path / "MNIST/raw", images, images[:10], labels)
+    file = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(InputError, match=f"mnist under '{tmp_path}' is damaged .*delete it there"):
+        load_data(DataSettings("mnist", root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_layout(tmp_path, monkeypatch, name):
+    cls, key, classes = (tv.CIFAR10, "labels", 10) if name == "cifar10" else (tv.CIFAR100, "fine_labels", 100)
+    folder = tmp_path / cls.base_folder
+    folder.mkdir()
+    made = {}
+    for i, (file, _) in enumerate([*cls.train_list, *cls.test_list]):
+        pixels = np.random.default_rng(i).integers(0, 256, (classes, 3072), dtype=np.uint8)
+        made[file] = pixels.reshape(-1, 3, 32, 32)
+        content = {"data": pixels, key: list(range(classes)), "coarse_labels": [0] * classes}
+        (folder / file).write_bytes(pickle.dumps(content))
+    names = [f"class {i}" for i in range(classes)]
+    (folder / cls.meta["filename"]).write_bytes(pickle.dumps({cls.meta["key"]: names}))
+    # The files are ours, so their checksums are not the published ones.
+    monkeypatch.setattr(cls, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(tv_cifar, "check_integrity", lambda *_: True)
+    train, test = load_data(DataSettings(name, root=str(tmp_path)))
+    np.testing.assert_array_equal(train.images.numpy(), np.concatenate([made[f] for f, _ in cls.train_list]))
+    np.testing.assert_array_equal(test.images.numpy(), made[cls.test_list[0][0]])
+    assert train.labels.tolist() == list(range(classes)) * len(cls.train_list) and train.classes == names
+
+
+def test_svhn_layout_and_image_size(tmp_path, monkeypatch):
+    made = {}
+    for part, (_, file, _) in tv.SVHN.split_list.items():
+        made[part] = np.random.default_rng(len(part)).integers(0, 256, (32, 32, 3, 12), dtype=np.uint8)
+        labels = np.array([10, *range(1, 10), 1, 2])[:, None]  # SVHN writes zero as ten
+        savemat(tmp_path / file, {"X": made[part], "y": labels})
+        digest = hashlib.md5((tmp_path / file).read_bytes()).hexdigest()
+        monkeypatch.setitem(tv.SVHN.split_list, part, ["no url", file, digest])
+    train, test = load_data(DataSettings("svhn", root=str(tmp_path)))
+    np.testing.assert_array_equal(train.images.numpy(), made["train"].transpose(3, 2, 0, 1))
+    np.testing.assert_array_equal(test.images.numpy(), made["test"].transpose(3, 2, 0, 1))
+    assert train.labels.tolist() == [*range(10), 1, 2] and train.num_classes == 10
+    small, _ = load_data(DataSettings("svhn", root=str(tmp_path), image_size=16))
+    assert small.shape == (3, 16, 16)
+    wanted = Image.fromarray(made["train"][..., 3]).resize((16, 16), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(small.images[3].permute(1, 2, 0).numpy(), np.asarray(wanted))
+
+
+@pytest.mark.skipif("TGDD_DATA" not in os.environ, reason="TGDD_DATA names no folder with real data sets")
+@pytest.mark.parametrize(
+    ("name", "shape", "mean"),
+    [("cifar10", (3, 32, 32), [0.4914, 0.4822, 0.4465]), ("fashion_mnist", (1, 28, 28), [0.2860])],
+)
+def test_real_data(name, shape, mean):
+    train, test = load_data(DataSettings(name, root=os.environ["TGDD_DATA"]))
+    assert train.shape == shape and len(test) == 10000 and test.counts.tolist() == [1000] * 10
+    assert train.statistics()[0] == pytest.approx(mean, abs=1e-3)  # the published numbers
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist", "svhn"])
+def test_a_download_that_fails_is_one_clear_line(tmp_path, monkeypatch, capsys, name):
+    def offline(*_, **__):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    with pytest.raises(
+        InputError, match=f"{name} is not under '{tmp_path}/x' and cannot be downloaded .*data.root"
+    ) as e:
+        load_data(DataSettings(name, root=str(tmp_path / "x")))
+    assert "\n" not in str(e.value)
+    assert capsys.readouterr() == ("", "")
+
+
+# Image folders.
+
+
+def write_folder(root: Path, parts: dict[str, dict[str, int]], size=(6, 6), suffix="png") -> dict[str, list]:
+    """Random images ``root/part/class/i.png``; returns, for each part, the (pixels, class) pairs in name order."""
+    made: dict[str, list] = {}
+    for part, classes in parts.items():
+        for name, count in classes.items():
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                height, width = size if isinstance(size, tuple) else size[i % len(size)]
+                pixels = RANDOM.integers(0, 256, (height, width, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f"{i:03d}.{suffix}")
+                made.setdefault(part, []).append((pixels, name))
+    return made
+
+
+@pytest.mark.parametrize("test_part", ["val", "test"])
+def test_image_folder(tmp_path, test_part):
+    made = write_folder(tmp_path, {"train": {"ant": 3, "bee": 2}, test_part: {"ant": 1, "bee": 2}})
+    train, test = load_data(DataSettings("image_folder", root=str(tmp_path)))
+    for pool, part in ((train, "train"), (test, test_part)):
+        np.testing.assert_array_equal(pool.images.permute(0, 2, 3, 1).numpy(), np.stack([p for p, _ in made[part]]))
+        assert [pool.classes[label] for label in pool.labels] == [name for _, name in made[part]]
+    elsewhere = DataSettings("image_folder", train=str(tmp_path / test_part), test=str(tmp_path / "train"))
+    assert [len(pool) for pool in load_data(elsewhere)] == [3, 5]
+
+
+def test_image_folder_of_several_sizes_wants_image_size(tmp_path):
+    write_folder(tmp_path, {"train": {"a": 3, "b": 3}, "val": {"a": 3, "b": 3}}, size=[(10, 14), (12, 12), (20, 9)])
+    with pytest.raises(InputError, match=r"image 1 is 12x12 .*first is 10x14 .*image_size in a recipe"):
+        load_data(DataSettings("image_folder", root=str(tmp_path)))
+    train, test = load_data(DataSettings("image_folder", root=str(tmp_path), image_size=8))
+    assert train.shape == test.shape == (3, 8, 8)
+    # 10x14: the shorter side becomes 8, the longer 11, of which the middle is kept.
+    resized = Image.open(tmp_path / "train/a/000.png").resize((11, 8), Image.Resampling.BILINEAR)
+    left = round((11 - 8) / 2)
+    np.testing.assert_array_equal(train.images[0].permute(1, 2, 0).numpy(), np.asarray(resized)[:, left : left + 8])
+    grey, _ = load_data(DataSettings("image_folder", root=str(tmp_path), image_size=8, grey=True))
+    assert grey.shape == (1, 8, 8)
+
+
+def test_image_folder_problems_are_clear_lines(tmp_path):
+    with pytest.raises(InputError, match=rf"no folder '{tmp_path}/train'; data.root wants train/<class>/"):
+        load_data(DataSettings("image_folder", root=str(tmp_path)))
+    write_folder(tmp_path, {"train": {"a": 1, "b": 1}, "val": {"a": 1, "c": 1}})
+    with pytest.raises(InputError, match="different class folders; wanted the same names in both"):
+        load_data(DataSettings("image_folder", root=str(tmp_path)))
+    (tmp_path / "empty/train").mkdir(parents=True)
+    (tmp_path / "empty/val").mkdir()
+    with pytest.raises(InputError, match="find any class folder in .*wanted <class>/<images>") as caught:
+        load_data(DataSettings("image_folder", root=str(tmp_path / "empty")))
+    (tmp_path / "empty/train/a").mkdir()
+    with pytest.raises(InputError, match="valid file for the classes a") as caught:
+        load_data(DataSettings("image_folder", root=str(tmp_path / "empty")))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_without_test_images_keeps_its_place(tmp_path, monkeypatch):
+    (tmp_path / "some_data_7.py").write_text(
+        "import numpy as np\n"
+        "def sets():\n"
+        "    return [[(np.full((4, 4), i, np.uint8), i % 3) for i in range(n)] for n in (9, 2)]\n"
+        "def alone():\n    return 7\n"
+        "def broken():\n    raise KeyError('my own mistake')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    train, test = load_data(DataSettings("some_data_7:sets"))
+    assert (len(train), len(test)) == (9, 2) and test.classes == train.classes == ["0", "1", "2"]
+    with pytest.raises(InputError, match="returned int; wanted two data sets"):
+        load_data(DataSettings("some_data_7:alone"))
+    with pytest.raises(KeyError, match="my own mistake"):  # the user's own function: its traceback is what helps
+        load_data(DataSettings("some_data_7:broken"))
+
+
+@pytest.mark.parametrize("name", ["no_such_module:sets", "sys:no_such_function", ":sets", "broken_module_7:sets"])
+def test_a_function_that_cannot_be_imported_is_one_clear_line(tmp_path, monkeypatch, name):
+    (tmp_path / "broken_module_7.py").write_text("def sets(:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match=f"data '{name}' cannot be imported .*current folder"):
+        load_data(DataSettings(name))
+    sys.modules.pop("broken_module_7", None)
+
+
+# What settings choose.
+
+
+def test_per_class_takes_as_many_of_each_class_out_of_the_training_images():
+    full, test = load_data(DataSettings())
+    train, same_test = load_data(DataSettings(per_class=20))
+    assert train.counts.tolist() == [20] * 10
+    assert set(rows(train)) <= set(rows(full)) and rows(same_test) == rows(test)
+    assert rows(load_data(DataSettings(per_class=20))[0]) == rows(train)
+    with pytest.raises(InputError, match="has .* real images, 500 were asked for data.per_class"):
+        load_data(DataSettings(per_class=500))
+
+
+def test_holdout_scores_on_training_images_and_touches_no_test_image():
+    full, test = load_data(DataSettings())
+    train, held = load_data(DataSettings(holdout=0.2))
+    assert sorted(rows(train) + rows(held)) == rows(full)
+    assert held.counts.tolist() == [round(n * 0.2) for n in full.counts.tolist()]
+    tested = {pixels for pixels, _ in rows(test)} - {pixels for pixels, _ in rows(full)}
+    assert tested and not tested & {pixels for pixels, _ in rows(train) + rows(held)}
+    both = load_data(DataSettings(per_class=50, holdout=0.2))
+    assert [pool.counts.tolist() for pool in both] == [[40] * 10, [10] * 10]
+
+
+@pytest.mark.parametrize(
+    ("settings", "pattern"),
+    [
+        ({"name": "imagenette"}, "name 'imagenette' is unknown; wanted one of digits, .*module:function"),
+        ({"holdout": 1.0}, "holdout is 1.0"),
+        ({"holdout": -0.1}, "holdout is -0.1"),
+        ({"per_class": 0}, "per_class is 0; wanted at least 1"),
+        ({"name": "cifar10", "image_size": 0}, "image_size is 0; wanted at least 1"),
+        ({"image_size": 16}, "image_size has no effect on data 'digits'; leave it out"),
+        ({"name": "cifar10", "grey": True}, "grey has no effect on data 'cifar10'"),
+        ({"name": "mnist", "train": "x"}, "train has no effect on data 'mnist'"),
+    ],
+)
+def test_settings_out_of_range_or_without_effect_are_refused(settings, pattern):
+    with pytest.raises(InputError, match=pattern):
+        DataSettings(**settings)
+
+
+def test_a_holdout_of_nothing_is_refused():
+    with pytest.raises(InputError, match="leaves 1257 and 0 images"):
+        load_data(DataSettings(holdout=0.001))
+
+
+def test_beton_files_with_and_without_cards(tmp_path):
+    images = torch.from_numpy(RANDOM.integers(0, 256, (9, 1, 8, 8), dtype=np.uint8))
+    labels = torch.arange(9) % 3
+    for name, n in (("train", 9), ("test", 2)):
+        card = Card(["a", "b", "c"], 0, 3, [], [0.5], [0.5])
+        write_beton(tmp_path / f"{name}.beton", images[:n], labels[:n], card)
+    paths = {name: str(tmp_path / f"{name}.beton") for name in ("train", "test")}
+    train, test = load_data(DataSettings("beton", **paths))
+    assert torch.equal(train.images, images) and torch.equal(train.labels, labels) and test.classes == ["a", "b", "c"]
+    for name in paths:
+        (tmp_path / f"{name}.beton.yaml").unlink()
+    train, test = load_data(DataSettings("beton", **paths))
+    assert train.shape == (3, 8, 8) and torch.equal(train.images, images.expand(-1, 3, -1, -1))
+    assert test.classes == train.classes == ["0", "1", "2"]  # though the test file has no image of class 2
+    with pytest.raises(InputError, match="needs the files data.train=... and data.test=..."):
+        load_data(DataSettings("beton", train=paths["train"]))
+    with pytest.raises(InputError, match="there is no file"):
+        load_data(DataSettings("beton", train=paths["train"], test="none.beton"))
+
+
+def test_gz_files_of_mnist_are_unpacked(tmp_path, monkeypatch):
+    """What lies there packed, as downloaded, is used without a download."""
+    images = np.zeros((10, 28, 28), np.uint8)
+    write_mnist(tmp_path / "MNIST/raw", images, images, {"train": np.arange(10), "t10k": np.arange(10)})
+    checksums = []
+    for file in sorted((tmp_path / "MNIST/raw").iterdir()):
+        packed = gzip.compress(file.read_bytes())
+        file.with_name(file.name + ".gz").write_bytes(packed)
+        checksums.append((file.name + ".gz", hashlib.md5(packed).hexdigest()))
+        file.unlink()
+    monkeypatch.setattr(tv.MNIST, "resources", checksums)
+    assert len(load_data(DataSettings("mnist", root=str(tmp_path)))[0]) == 10

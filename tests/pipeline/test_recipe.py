@@ -1,0 +1,269 @@
+"""Recipes: every shipped one loads, every value lands where it belongs, and a slip of the pen is one clear line."""
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.settings import DataSettings
+from tgdd_plugin.networks import convnet
+from tgdd_plugin.networks.settings import NetworkSettings
+from tgdd_plugin.pipeline.recipe import Recipe, read_recipe, recipe_text
+
+convnet_defaults = {p.name: p.default for p in inspect.signature(convnet).parameters.values()}
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+def write(folder, text):
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def refused(folder, text, *overrides):
+    with pytest.raises(InputError) as caught:
+        read_recipe(write(folder, text), overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_and_says_what_it_holds(path):
+    recipe = read_recipe(path)
+    content = yaml.safe_load(path.read_text())
+    full = yaml.safe_load(recipe_text(recipe))
+
+    def within(part, whole):
+        for key, value in part.items():
+            if isinstance(value, dict):
+                within(value, whole[key])
+            else:
+                assert whole[key] == (float(value) if isinstance(whole[key], float) else value), key
+
+    within(content, full)
+    assert not any(isinstance(value, str) and value.startswith("/") for value in full.values())  # of no machine
+
+
+def test_own_data_names_every_key_with_its_default():
+    content = yaml.safe_load((Path(__file__).parents[2] / "recipes" / "own_data.yaml").read_text())
+    defaults = dataclasses.asdict(Recipe())
+    del content["network"]["name"], defaults["network"]
+    assert content.pop("network") == {
+        "depth": 4,  # for the example's 64 pixels
+        **{name: convnet_defaults[name] for name in ("width", "norm", "activation", "pooling")},
+    }
+    chosen = {"output": "outputs/own"}, {"name": "image_folder", "root": "data/own", "image_size": 64}
+    assert content == {**defaults, **chosen[0], "data": {**defaults["data"], **chosen[1]}}
+
+
+def test_there_are_recipes():
+    assert "digits" in [path.stem for path in RECIPES]
+
+
+def test_a_full_recipe_is_read_back_the_same(tmp_path):
+    text = """
+        output: somewhere
+        seed: 3
+        device: cpu
+        data: {name: image_folder, root: pictures, image_size: 64, grey: true, holdout: 0.1}
+        network: {name: convnet, width: 64, depth: 4}
+        record: {epochs: 7, runs: 2, interval: 50ba, max_stages: 9, dtype: float16}
+        distill: {images_per_class: 50, learning_rate: 1e-3, alpha: 0.5, ema: 100ba}
+        retrain: {epochs: 300, cutmix: 0, seeds: 5}
+    """
+    recipe = read_recipe(write(tmp_path, text))
+    assert recipe.data == DataSettings("image_folder", "pictures", image_size=64, grey=True, holdout=0.1)
+    assert recipe.network == NetworkSettings("convnet", {"width": 64, "depth": 4})
+    assert (recipe.record.epochs, recipe.record.runs, recipe.record.dtype) == (7, 2, "float16")
+    assert recipe.distill.learning_rate == 0.001 and isinstance(recipe.distill.learning_rate, float)
+    assert recipe.retrain.cutmix == 0 and isinstance(recipe.retrain.cutmix, float)
+    assert read_recipe(write(tmp_path, recipe_text(recipe))) == recipe
+    assert recipe.trajectory_folder == Path("somewhere/trajectory")
+    assert recipe.beton == Path("somewhere/image_folder-ipc50.beton")
+
+
+def test_a_list_of_numbers():
+    assert read_recipe(None, ["data.mean=[0, 0.5]", "data.std=[1, 2e-1]"]).data.std == [1.0, 0.2]
+    with pytest.raises(InputError, match=r"'data.mean' is 0.5 \(float\); wanted a list of float or nothing"):
+        read_recipe(None, ["data.mean=0.5"])
+    with pytest.raises(InputError, match=r"'data.mean\[1\]' is 'x' \(str\); wanted float"):
+        read_recipe(None, ["data.mean=[0, x]"])
+    with pytest.raises(InputError, match="wanted both or neither"):
+        read_recipe(None, ["data.mean=[0, 0]", "data.std=[1]"])
+
+
+def test_defaults_are_the_dataclasses_own(tmp_path):
+    for text in ("", "# nothing\n", "{}", "data:\ndistill:\nnetwork:\n", "distill: {}"):
+        assert read_recipe(write(tmp_path, text)) == Recipe() == read_recipe(None)
+    own = read_recipe(None, ["data.name=my.module:my_sets", "file=x.beton", "trajectory=t"])
+    assert own.beton == Path("x.beton") and own.trajectory_folder == Path("t")
+    assert read_recipe(None, ["data.name=my.module:my_sets"]).beton == Path("outputs/my_sets-ipc10.beton")
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("seed=4", "seed", 4),
+        ("distill.steps=20", "distill.steps", 20),
+        ("distill.steps=10_000", "distill.steps", 10_000),
+        ("distill.learning_rate=1e-3", "distill.learning_rate", 0.001),
+        ("distill.learning_rate=2", "distill.learning_rate", 2.0),
+        ("distill.learning_rate=", "distill.learning_rate", None),
+        ("data.name=cifar10", "data.name", "cifar10"),
+        ("output=a=b", "output", "a=b"),
+        ("output='7'", "output", "7"),
+        ("device=null", "device", None),
+        ("network.width=16", "network.arguments", {"width": 16}),
+    ],
+)
+def test_overrides_are_yaml_values_in_their_places(tmp_path, override, path, value):
+    texts = ("", "distill:\nnetwork:\n", "distill: {steps: 5}\nseed: 1\n")
+    for text in texts:
+        found = read_recipe(write(tmp_path, text), [override])
+        for name in path.split("."):
+            found = getattr(found, name)
+        assert found == value and type(found) is type(value)
+
+
+def test_later_overrides_win_and_others_stay(tmp_path):
+    recipe = read_recipe(write(tmp_path, "distill: {steps: 5, factor: 1}"), ["distill.steps=6", "distill.steps=7"])
+    assert (recipe.distill.steps, recipe.distill.factor) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("sead: 1", "'sead'; did you mean 'seed'"),
+        ("distil: {steps: 1}", "'distil'; did you mean 'distill'"),
+        ("distill: {step: 1}", "'distill.step'; did you mean 'distill.steps'"),
+        ("distill: {image_per_class: 1}", "did you mean 'distill.images_per_class'"),
+        ("record: {epoch: 1}", "'record.epoch'; did you mean 'record.epochs'"),
+        ("retrain: {full_epoch: 1}", "did you mean 'retrain.full_epochs'"),
+        ("data: {gray: true}", "'data.gray'; did you mean 'data.grey'"),
+        ("network: {widht: 3}", "'network.widht'; did you mean 'network.width'"),
+        ("network: {name: resnet18, depth: 3}", "unknown key 'network.depth'"),
+        ("7: 1", "unknown key '7'; did you mean"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path, text, near):
+    message = refused(tmp_path, text)
+    assert near in message and "Known: " in message
+
+
+def test_every_key_of_the_settings_is_known(tmp_path):
+    recipe = Recipe()
+    for section in ("data", "record", "distill", "retrain"):
+        for f in dataclasses.fields(getattr(recipe, section)):
+            value = getattr(getattr(recipe, section), f.name)
+            assert read_recipe(write(tmp_path, yaml.safe_dump({section: {f.name: value}}))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("distill: {steps: many}", "'distill.steps' is 'many' (str); wanted int"),
+        ("distill: {steps: 1.5}", "'distill.steps' is 1.5 (float); wanted int"),
+        ("distill: {steps: yes}", "'distill.steps' is True (bool); wanted int"),
+        ("distill: {steps: }", "'distill.steps' is None (NoneType); wanted int"),
+        ("distill: {steps: [1]}", "'distill.steps' is [1] (list); wanted int"),
+        ("distill: {learning_rate: fast}", "'distill.learning_rate' is 'fast' (str); wanted float or nothing"),
+        ("distill: {learning_rate: yes}", "'distill.learning_rate' is True (bool); wanted float or nothing"),
+        ("distill: {augmentation: no}", "'distill.augmentation' is False (bool); wanted str"),
+        ("data: {grey: 1}", "'data.grey' is 1 (int); wanted bool"),
+        ("data: {grey: 'yes'}", "'data.grey' is 'yes' (str); wanted bool"),
+        ("data: {image_size: 32.0}", "'data.image_size' is 32.0 (float); wanted int or nothing"),
+        ("output: 7", "'output' is 7 (int); wanted str"),
+        ("data: cifar10", "'data' is 'cifar10'; wanted a section of keys and values"),
+        ("network: convnet", "'network' is 'convnet'; wanted a section"),
+        ("network: {name: 3}", "'network.name' is 3 (int); wanted str"),
+        ("- a\n- b", "holds a list; wanted keys and values"),
+        ("just words", "holds a str; wanted keys and values"),
+        ("0", "holds a int; wanted keys and values"),
+        ("a: [1, 2", "is no YAML"),
+        ("a: 1\n\tb: 2", "is no YAML"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(tmp_path, text, pattern):
+    assert pattern in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("device: tpu", "device is 'tpu'; wanted cpu or gpu"),
+        ("seed: -1", "seed is -1; wanted 0 or more"),
+        ("distill: {factor: 0}", "distill.factor is 0; wanted at least 1"),
+        ("distill: {augmentation: colour}", "distill.augmentation 'colour'"),
+        ("record: {epochs: 0}", "record.epochs is 0; wanted at least 1"),
+        ("record: {runs: 0}", "record.runs is 0"),
+        ("record: {interval: often}", "record.interval is 'often'"),
+        ("record: {interval: 0ep}", "record.interval is '0ep'"),
+        ("record: {max_stages: 1}", "record.max_stages is 1; "),
+        ("record: {dtype: int8}", "record.dtype is 'int8'; wanted one of"),
+        ("record: {learning_rate: -1}", "record.learning_rate is -1.0; wanted a number from 0 on"),
+        ("record: {momentum: .nan}", "record.momentum is nan"),
+        ("retrain: {weight_decay: .inf}", "retrain.weight_decay is inf"),
+        ("retrain: {cutmix: 2}", "retrain.cutmix is 2.0; wanted a share"),
+        ("retrain: {seeds: 0}", "retrain.seeds is 0"),
+        ("data: {name: imagenet}", "data.name 'imagenet' is unknown"),
+        ("network: {name: vgg}", "network 'vgg' is unknown; wanted one of convnet"),
+        ("network: {name: 'no_such:net'}", "network 'no_such:net' cannot be imported"),
+        ("network: {name: 'sys:path'}", "network 'sys:path' is a list; wanted a function"),
+    ],
+)
+def test_a_value_out_of_range_names_its_section(tmp_path, text, pattern):
+    assert pattern in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("override", "pattern"),
+    [
+        ("distill.steps", "'distill.steps' is no override; wanted key=value"),
+        ("distill.step=3", "did you mean 'distill.steps'"),
+        ("seed.x=3", "'seed.x=3' names a key below 'seed', which is a value"),
+        ("distill.steps=[1", "the value of 'distill.steps=[1' is no YAML"),
+        ("distill.steps=a: b: c", "is no YAML"),
+        ("=3", "unknown key ''"),
+        ("data=cifar10", "'data' is 'cifar10'; wanted a section"),
+    ],
+)
+def test_an_override_that_is_none_is_refused(tmp_path, override, pattern):
+    assert pattern in refused(tmp_path, "seed: 1", override)
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match="recipe '.*none.yaml' cannot be read: No such file"):
+        read_recipe(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_recipe(tmp_path)
+    (tmp_path / "picture.yaml").write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(InputError, match="cannot be read|no YAML"):
+        read_recipe(tmp_path / "picture.yaml")
+
+
+def test_the_network_is_built_for_the_data(tmp_path):
+    recipe = read_recipe(write(tmp_path, "network: {name: convnet, width: 4, depth: 2}"))
+    network = recipe.network.factory((1, 8, 8), 7)()
+    assert network.tgdd_network["arguments"] == {
+        **convnet(7, 1, 8, width=4, depth=2).tgdd_network["arguments"],
+        "num_classes": 7,
+    }
+    with pytest.raises(InputError, match="width came as 'wide'"):
+        read_recipe(write(tmp_path, "network: {width: wide}")).network.factory((1, 8, 8), 7)()
+
+
+def test_a_users_own_factory_has_its_own_arguments(tmp_path, monkeypatch):
+    (tmp_path / "own_network_7.py").write_text(
+        "from torch import nn\n"
+        "def tiny(num_classes, hidden=3):\n    return nn.Linear(hidden, num_classes)\n"
+        "def anything(**options):\n    return options\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    built = read_recipe(write(tmp_path, "network: {name: 'own_network_7:tiny', hidden: 5}")).network
+    assert built.factory((1, 8, 8), 2)().in_features == 5
+    assert "did you mean 'network.hidden'" in refused(tmp_path, "network: {name: 'own_network_7:tiny', hiden: 5}")
+    free = read_recipe(write(tmp_path, "network: {name: 'own_network_7:anything', colour: red}")).network
+    assert free.factory((1, 8, 8), 2)() == {"colour": "red", "num_classes": 2}

@@ -1,0 +1,698 @@
+"""learn(): tasks in miniature beside what they are made of; broken off anywhere it ends with the same files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from composer import Callback
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.common import Crash, recorded
+from tests.patterned import patterned
+from tgdd_plugin import DistillSettings, ImagePool, InputError, Trajectory, cli, distill, read_beton
+from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.networks import convnet
+from tgdd_plugin.recording.settings import RecordSettings
+from tgdd_plugin.replay import learner, policies
+from tgdd_plugin.replay.learner import grow, learn
+from tgdd_plugin.replay.memory import ReplayMemory
+from tgdd_plugin.replay.metrics import Scores
+from tgdd_plugin.replay.policies import Moment, distilled
+from tgdd_plugin.replay.settings import ReplaySettings
+from tgdd_plugin.replay.tasks import Task, split_classes
+from tgdd_plugin.training.train import accuracy, train
+
+MEAN, STD = [0.4], [0.3]
+NAMES = ["rows", "columns", "chess"]
+THREE = ReplaySettings(tasks=3)
+TRAINING = RecordSettings(epochs=2, batch_size=5, learning_rate=0.02, cutmix=0.0, augmentation="crop", exemplars=4)
+DISTILL = DistillSettings(images_per_class=2, factor=1, steps=4, source="recorded")
+OPTIONS: dict[str, Any] = {"device": "cpu", "progress_bar": False}
+
+
+def build(classes: int) -> nn.Module:
+    return convnet(classes, 1, 8, depth=1, width=4)
+
+
+def pools() -> tuple[ImagePool, ImagePool]:
+    """20 training and 10 test images of each of three classes."""
+    return patterned(1, per_class=30).split(1 / 3, torch.Generator().manual_seed(0))
+
+
+def three(settings: ReplaySettings = THREE) -> list[Task]:
+    return split_classes(*pools(), settings)
+
+
+def keep(count: int = 2) -> Callable[[Moment], ImagePool]:
+    """The first real images of each class of a task."""
+
+    def remember(moment: Moment) -> ImagePool:
+        pool = moment.task.train
+        first = [(pool.labels == label).nonzero()[:count, 0] for label in pool.counts.nonzero().flatten()]
+        return pool.subset(torch.cat(first))
+
+    return remember
+
+
+def nothing(moment: Moment) -> None:
+    return None
+
+
+def run(folder: Path, remember: Any = None, tasks: Sequence[Task] | None = None, **options: Any) -> Scores:
+    """learn() with these settings, distilling two images of each class."""
+    given: dict[str, Any] = {"images_per_class": 2, "training": TRAINING, "settings": THREE, **options}
+    remember = remember or distilled(DISTILL, **OPTIONS)
+    made = three() if tasks is None else tasks
+    return learn(made, given.pop("build", build), folder, remember, mean=MEAN, std=STD, **OPTIONS, **given)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def lasting(folder: Path) -> dict[str, bytes]:
+    """What a later call may not make otherwise; a manifest tells of seconds that differ."""
+    return {name: content for name, content in snapshot(folder).items() if not name.endswith(".json")}
+
+
+@contextmanager
+def training(act: Callable[[str], dict[str, Any]]) -> Iterator[list[str]]:
+    """Calls ``act(title)`` before each training, for more of its options; gives the folders of what was trained."""
+    trained: list[str] = []
+
+    def spied(*arguments: Any, **options: Any) -> nn.Module:
+        if "callbacks" not in options:  # tuning
+            return train(*arguments, **options)
+        place = Path(options["callbacks"][0].folder).parent.name
+        more = act(place)
+        trained.append(place)
+        options["callbacks"] = [*options["callbacks"], *more.get("callbacks", [])]
+        return train(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner, "train", spied)
+        yield trained
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``done``, left by an uninterrupted call, and ``before1``, ``before2``: as it was before a task."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("whole")
+
+    def act(place: str) -> dict[str, Any]:
+        shutil.copytree(folder / "done", folder / place.replace("task", "before"))
+        return {}
+
+    with training(act) as trained:
+        run(folder / "done")
+    assert trained == ["task0", "task1", "task2"]
+    return folder
+
+
+# Tasks.
+
+
+def test_every_class_is_in_one_task_with_its_own_images() -> None:
+    train_pool, test_pool = pools()
+    tasks = three()
+    assert [task.new for task in tasks] == [["rows"], ["columns"], ["chess"]]
+    assert [task.train.classes for task in tasks] == [NAMES[:1], NAMES[:2], NAMES]
+    for number, task in enumerate(tasks):
+        for pool, real in ((task.train, train_pool), (task.test, test_pool)):
+            assert pool.labels.unique().tolist() == [number] and pool.num_classes == number + 1
+            assert torch.equal(pool.images, real.images[real.labels == number])
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (5, [1] * 5)])
+def test_uneven_splits_differ_by_one_class(count: int, sizes: list[int]) -> None:
+    labels = torch.arange(20) % 5
+    images = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4) * 10
+    pool = ImagePool(images, labels, list("abcde"))
+    tasks = split_classes(pool, pool, ReplaySettings(tasks=count, order=3))
+    assert [len(task.new) for task in tasks] == sizes
+    order = tasks[-1].train.classes
+    assert sorted(order) == list("abcde") and order != list("abcde"), "a seed gives an order"
+    assert order == [name for task in tasks for name in task.new]
+    for task in tasks:
+        for image, label in zip(task.train.images, task.train.labels.tolist(), strict=True):
+            assert (
+                "abcde"[int(image.max()) // 10] == task.train.classes[label] and task.train.classes[label] in task.new
+            )
+
+
+def test_the_order_is_the_seeds() -> None:
+    labels = torch.arange(10)
+    pool = ImagePool(torch.zeros(10, 1, 4, 4, dtype=torch.uint8), labels)
+    orders = [split_classes(pool, pool, ReplaySettings(order=seed))[-1].train.classes for seed in (None, 0, 0, 1)]
+    assert orders[0] == [str(number) for number in range(10)] and orders[1] == orders[2]
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_classes_that_cannot_be_split() -> None:
+    train_pool, test_pool = pools()
+    with pytest.raises(InputError, match=r"3 classes cannot be split into 4 tasks; lower tasks \(replay.tasks\)"):
+        split_classes(train_pool, test_pool, ReplaySettings(tasks=4))
+    for without in (train_pool.subset((train_pool.labels != 1).nonzero()[:, 0]), train_pool):
+        lacking = test_pool if without is not train_pool else test_pool.subset((test_pool.labels != 1).nonzero()[:, 0])
+        with pytest.raises(InputError, match="class 'columns' has no images; a task needs some"):
+            split_classes(without, lacking, THREE)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tasks": 0},
+        {"order": -1},
+        {"ratio": 0.0},
+        {"ratio": float("inf")},
+        {"weight": 1.5},
+        {"weight": -0.1},
+        {"tune": -1},
+    ],
+)
+def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(change))):
+        ReplaySettings(**change)
+
+
+# Networks that grow.
+
+
+def test_a_grown_network_is_the_earlier_one_with_more_outputs() -> None:
+    """Batch norm's buffers included; the new rows are those that it was initialised with."""
+    make = partial(convnet, in_channels=1, image_size=8, depth=2, width=4, norm="batch")
+    earlier = make(2)
+    earlier(torch.rand(9, 1, 8, 8))  # moves the running statistics
+    fresh = make(5)
+    before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
+    assert grow(fresh, earlier) is fresh
+    old, now = earlier.state_dict(), fresh.state_dict()
+    assert any(name.endswith("running_var") for name in now) and any(tensor.ndim == 0 for tensor in now.values())
+    for name, tensor in now.items():
+        if name.startswith("classifier"):
+            assert torch.equal(tensor[:2], old[name]) and torch.equal(tensor[2:], before[name][2:])
+        else:
+            assert torch.equal(tensor, old[name]), name
+    images = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(fresh.eval()(images)[:, :2], earlier.eval()(images))
+    weight = old["classifier.weight"].clone()
+    fresh.classifier.weight.data.zero_()
+    assert torch.equal(earlier.classifier.weight, weight), "they share no memory"
+
+
+def test_the_first_network_is_left_as_it_is() -> None:
+    network = build(2)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in grow(network, None).state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("later", "pattern"),
+    [
+        (convnet(3, 1, 8, depth=1, width=6), r"'.*weight' is \(6, 1, 3, 3\) .*, and in the one before \(4, 1, 3, 3\)"),
+        (convnet(3, 1, 8, depth=2, width=4), r"is \(4, 4, 3, 3\) .*, and in the one before missing"),
+        (convnet(1, 1, 8, depth=1, width=4), r"'classifier.weight' is \(1, 64\) .*before \(2, 64\)"),
+    ],
+)
+def test_networks_that_differ_in_more_than_their_outputs(later: nn.Module, pattern: str) -> None:
+    if "6, 1" in pattern:  # wider, of which the earlier one would fit into a part
+        pattern = "in the one before"
+    before = {name: tensor.clone() for name, tensor in later.state_dict().items()}
+    with pytest.raises(InputError, match=pattern):
+        grow(later, build(2))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in later.state_dict().items())
+
+
+# Learning.
+
+
+def test_scores_are_those_of_the_saved_networks(whole: Path) -> None:
+    scores = Scores.read(whole / "done" / "scores.json")
+    wanted = []
+    for number in range(3):
+        network = build(number + 1)
+        network.load_state_dict(load_file(whole / "done" / f"task{number}" / "network.safetensors"))
+        row = []
+        for task in three()[: number + 1]:
+            answers = network.eval()((task.test.images.float() / 255 - MEAN[0]) / STD[0]).argmax(1)
+            row.append((answers == task.test.labels).double().mean().item())
+        wanted.append(row)
+    assert [pytest.approx(row) for row in wanted] == scores.rows
+    assert scores.rows[0] == [1.0], "a single class is all that the first network knows"
+
+
+def test_the_first_task_is_trained_as_without_a_memory(whole: Path) -> None:
+    pool = three()[0].train
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build(1)
+    train(network, DeviceLoader(pool.images, pool.labels, MEAN, STD, batch_size=5), 1, TRAINING, device="cpu")
+    for name, tensor in load_file(whole / "done" / "task0" / "network.safetensors").items():
+        assert torch.equal(tensor, network.state_dict()[name])
+
+
+def test_each_task_goes_on_from_the_network_before_and_knows_no_later_class(whole: Path) -> None:
+    for number in range(3):
+        place = whole / "done" / f"task{number}"
+        stages = recorded(place / "trajectory" / "training")
+        assert Trajectory.open(place / "trajectory").run.classes == NAMES[: number + 1]
+        last = {f"module.{name}": tensor for name, tensor in load_file(place / "network.safetensors").items()}
+        spelt = {name if name in last else f"module.{name}": tensor for name, tensor in stages[max(stages)].items()}
+        assert all(torch.equal(tensor, spelt[name]) for name, tensor in last.items())
+        if number:
+            earlier = load_file(whole / "done" / f"task{number - 1}" / "network.safetensors")
+            for name, tensor in stages[0].items():
+                old = earlier[name.removeprefix("module.")]
+                assert torch.equal(tensor[: len(old)], old), "in the order of the classes, whose rows come first"
+
+
+def test_later_tasks_leave_the_files_of_earlier_ones_alone(whole: Path) -> None:
+    done = snapshot(whole / "done")
+    for number in (1, 2):
+        for name, content in snapshot(whole / f"before{number}").items():
+            assert name == "scores.json" or done[name] == content, name
+        assert not (whole / f"before{number}" / f"task{number}").exists()
+
+
+def test_the_memory_holds_the_distilled_images_of_every_class_seen(whole: Path) -> None:
+    for number in range(3):
+        memory = ReplayMemory.load(whole / "done" / f"task{number}" / "memory.beton")
+        assert memory.classes == NAMES and memory.counts.tolist() == [2] * (number + 1) + [0] * (2 - number)
+        assert [task.name for task in memory.tasks] == [f"task {i}" for i in range(number + 1)]
+        for task in range(number + 1):
+            images, _ = read_beton(whole / "done" / f"task{task}" / "distilled.beton")
+            kept = memory.images[memory.labels == task]
+            assert sorted(image.numpy().tobytes() for image in kept) == sorted(i.numpy().tobytes() for i in images)
+
+
+def stop(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+class StopAt(Callback):
+    """Raises at the end of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def batch_end(self, state: Any, logger: Any) -> None:
+        if state.timestamp.batch.value == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("where", "again"),
+    [
+        ("between two tasks", ["task1", "task2"]),
+        ("in a training", ["task2"]),
+        ("in a distillation", []),
+        ("in writing the memory", []),
+        ("in scoring", []),
+    ],
+)
+def test_broken_off_anywhere_the_same_call_ends_with_the_same_files(
+    whole: Path, tmp_path: Path, where: str, again: list[str]
+) -> None:
+    """And what is finished is not done again: a training, the earlier tasks."""
+    done, folder = whole / "done", tmp_path / "job"
+    shutil.copytree(whole / ("before1" if where == "between two tasks" else "before2"), folder)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        training(lambda place: {"callbacks": [Crash(2)]} if where == "in a training" else {}),
+    ):
+        remember = distilled(DISTILL, callbacks=[StopAt(3)], checkpoint_interval="2ba", **OPTIONS)
+        if where == "between two tasks":
+            patch.setattr(learner, "train", stop)
+        if where == "in writing the memory":
+            patch.setattr(ReplayMemory, "save", stop)
+        if where == "in scoring":
+            patch.setattr(learner, "accuracy", stop)
+        with pytest.raises(RuntimeError if where == "in a training" else KeyboardInterrupt):
+            run(folder, remember if where == "in a distillation" else None)
+    assert len(Scores.read(folder / "scores.json").rows) == (1 if where == "between two tasks" else 2)
+    left = [path for path in (folder / "task2").glob(".distill-*")] if where == "in a distillation" else [folder]
+    assert left, "a checkpoint to go on from"
+    with training(lambda place: {}) as trained:
+        scores = run(folder)
+    assert trained == again
+    assert scores == Scores.read(done / "scores.json") == Scores.read(folder / "scores.json")
+    assert lasting(folder) == lasting(done)
+
+
+def test_tuning_is_a_training_on_the_memory_alone_from_which_the_next_task_goes_on(tmp_path: Path) -> None:
+    settings = replace(THREE, tune=3)
+    scores = run(tmp_path / "done", keep(), settings=settings)
+    for number in range(3):
+        place = tmp_path / "done" / f"task{number}"
+        network = build(number + 1)
+        network.load_state_dict(load_file(place / "network.safetensors"))
+        memory = ReplayMemory.load(place / "memory.beton")
+        loader = DeviceLoader(memory.decoded, memory.decoded_labels, MEAN, STD, batch_size=5)
+        train(network, loader, number + 1, replace(TRAINING, epochs=3, learning_rate=0.002), device="cpu")
+        tuned = load_file(place / "tuned.safetensors")
+        assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in tuned.items())
+        assert scores.rows[number] == [accuracy(network, task.test, MEAN, STD) for task in three()[: number + 1]]
+        if number < 2:
+            start = recorded(tmp_path / "done" / f"task{number + 1}" / "trajectory" / "training")[0]
+            for name, tensor in start.items():
+                old = tuned[name.removeprefix("module.")]
+                assert torch.equal(tensor[: len(old)], old)
+
+
+def test_a_tuning_that_was_broken_off_is_done_again(tmp_path: Path) -> None:
+    settings = replace(THREE, tune=3)
+    expected = run(tmp_path / "done", keep(), settings=settings)
+    write = learner.write_whole
+
+    def broken(path: Path, *content: Any) -> None:
+        if path.name == "tuned.safetensors" and path.parent.name == "task1":
+            raise KeyboardInterrupt
+        write(path, *content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner, "write_whole", broken)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "job", keep(), settings=settings)
+    assert run(tmp_path / "job", keep(), settings=settings) == expected
+    assert lasting(tmp_path / "job") == lasting(tmp_path / "done")
+
+
+def test_a_finished_job_is_not_touched(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "done", tmp_path / "job")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "job").rglob("*")}
+    with training(lambda place: {}) as trained:
+        scores = run(tmp_path / "job", stop)
+    assert not trained and scores == Scores.read(whole / "done" / "scores.json")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "job").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        ({"images_per_class": 3}, "images_per_class was 2 and is now 3"),
+        ({"seed": 1}, "seed was 0 and is now 1"),
+        ({"settings": replace(THREE, ratio=2.0)}, "replay.ratio was 1.0 and is now 2.0"),
+        ({"training": replace(TRAINING, epochs=3)}, "training.epochs was 2 and is now 3"),
+        ({"tasks": three(ReplaySettings(tasks=2))}, "tasks was"),
+        ({"job": {"distill": {"steps": 9}}}, "distill was None and is now"),
+    ],
+)
+def test_another_job_in_the_same_folder_is_refused(
+    whole: Path, tmp_path: Path, change: dict[str, Any], pattern: str
+) -> None:
+    shutil.copytree(whole / "before2", tmp_path / "job")
+    before = snapshot(tmp_path / "job")
+    with pytest.raises(InputError, match=f"is of another job .*{pattern}.*; choose another folder, or delete it"):
+        run(tmp_path / "job", stop, **change)
+    assert snapshot(tmp_path / "job") == before
+
+
+def test_a_job_that_came_to_nothing_binds_nobody(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(learner, "train", stop)
+        run(tmp_path, nothing)
+    assert run(tmp_path, nothing, seed=1).about["seed"] == 1
+
+
+def test_without_its_scores_a_job_is_learned_anew(tmp_path: Path) -> None:
+    """As the error about a damaged file says; nothing of the earlier one comes into it, not even a memory."""
+    tasks = three(replace(THREE, tasks=1))
+    run(tmp_path, keep(), tasks)
+    (tmp_path / "scores.json").write_text("{")
+    with pytest.raises(InputError, match="delete it to learn the tasks anew"):
+        run(tmp_path, keep(), tasks)
+    (tmp_path / "scores.json").unlink()
+    with training(lambda place: {}) as trained:
+        run(tmp_path, nothing, tasks, seed=1)
+    assert trained == ["task0"] and not (tmp_path / "task0" / "memory.beton").exists()
+
+
+def test_a_damaged_network_is_named(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "before2", tmp_path / "job")
+    (tmp_path / "job" / "task1" / "network.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="task1/network.safetensors' cannot be used .*; delete") as error:
+        run(tmp_path / "job")
+    assert "\n" not in str(error.value)
+
+
+# What is kept.
+
+
+class Sealed(ImagePool):
+    """Whose images nobody may read while it is sealed."""
+
+    sealed = False
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "images" and object.__getattribute__(self, "sealed"):
+            raise AssertionError("a real image was read")
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("source", ["recorded", "sampled"])
+def test_with_recorded_statistics_no_real_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    (task,) = three(replace(THREE, tasks=1))
+    pool = Sealed(task.train.images, task.train.labels, task.train.classes)
+    given = []
+
+    def spied(trajectory: Any, real: Any, *arguments: Any, **options: Any) -> Path:
+        given.append(real)
+        return distill(trajectory, real, *arguments, **options)
+
+    monkeypatch.setattr(policies, "distill", spied)
+
+    def remember(moment: Moment) -> Any:
+        pool.sealed = True
+        try:
+            return distilled(replace(DISTILL, source=source, real_per_class=5), **OPTIONS)(moment)
+        finally:
+            pool.sealed = False
+
+    tasks = [replace(task, train=pool)]
+    if source == "sampled":
+        with pytest.raises(AssertionError, match="a real image was read"):
+            run(tmp_path, remember, tasks)
+        return
+    run(tmp_path, remember, tasks)
+    assert given == [None]
+    assert ReplayMemory.load(tmp_path / "task0" / "memory.beton").counts.tolist() == [2] * 3
+
+
+def test_the_budget_is_kept_whatever_comes(tmp_path: Path) -> None:
+    """The classes of a pool are known by name, those of bare images are the task's new ones in their order."""
+    tasks, seen = three(replace(THREE, tasks=2, order=0)), []
+
+    def remember(moment: Moment) -> Any:
+        chosen = keep(5)(moment)
+        seen.append(chosen)
+        return chosen if len(seen) == 1 else (chosen.images, torch.zeros(5, dtype=torch.int64))
+
+    run(tmp_path, remember, tasks, images_per_class=3)
+    memory = ReplayMemory.load(tmp_path / "task1" / "memory.beton")
+    assert memory.classes == tasks[1].train.classes and memory.counts.tolist() == [3, 3, 3]
+    offered = {label: pool.images[pool.labels == label] for pool in seen for label in pool.labels.unique().tolist()}
+    for image, label in zip(memory.images, memory.labels.tolist(), strict=True):
+        assert offered[label].eq(image).flatten(1).all(1).any()
+
+
+def test_a_whole_memory_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    tasks = three()
+
+    def remember(moment: Moment) -> ReplayMemory:
+        memory = ReplayMemory(NAMES, images_per_class=9, mean=MEAN, std=STD)
+        memory.add(keep(len(moment.task.new) * 4)(moment))
+        return memory
+
+    run(tmp_path, remember, tasks)
+    held = [ReplayMemory.load(tmp_path / f"task{number}" / "memory.beton").counts.tolist() for number in range(3)]
+    assert held == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
+
+
+def test_replay_matters(tmp_path: Path) -> None:
+    """Without it the last class is all that is left; two images of each class are enough for these patterns."""
+    longer = replace(TRAINING, epochs=5, learning_rate=0.05)
+    without = run(tmp_path / "without", nothing, training=longer)
+    with_memory = run(tmp_path / "with", keep(), training=longer)
+    assert without.rows[-1] == [0.0, 0.0, 1.0] and without.forgetting == 1.0
+    assert with_memory.rows[-1][0] > 0.7 and with_memory.average_accuracy > 0.7
+
+
+def test_the_same_classes_in_another_appearance(tmp_path: Path) -> None:
+    """Domain-incremental: all classes in each task, which share the budget of each class."""
+    train_pool, test_pool = pools()
+    turned = [ImagePool(255 - pool.images, pool.labels, pool.classes) for pool in (train_pool, test_pool)]
+    tasks = [Task(train_pool, test_pool, NAMES), Task(turned[0], turned[1], NAMES)]
+    scores = run(tmp_path, None, tasks)
+    assert [len(row) for row in scores.rows] == [1, 2]
+    memories = [ReplayMemory.load(tmp_path / f"task{number}" / "memory.beton") for number in range(2)]
+    assert [memory.counts.tolist() for memory in memories] == [[2] * 3, [2] * 3]
+    assert memories[0].sources.tolist() == [0] * 6 and memories[1].sources.tolist() == [0, 1] * 3
+    stages = recorded(tmp_path / "task1" / "trajectory" / "training")
+    for name, tensor in load_file(tmp_path / "task0" / "network.safetensors").items():
+        start = stages[0].get(name, stages[0].get(f"module.{name}"))
+        assert torch.equal(start, tensor), "the head goes on as it was, too"
+
+
+def test_a_class_that_comes_again_has_images_of_both_tasks(tmp_path: Path) -> None:
+    pool, test_pool = pools()
+    parts = [(pool.labels < 2), (pool.labels > 0)]
+    names = [NAMES[:2], NAMES]
+    tasks = []
+    for part, seen in zip(parts, names, strict=True):
+        index = part.nonzero()[:, 0]
+        images = ImagePool(pool.take(index), pool.labels[index], seen)
+        known = (test_pool.labels < len(seen)).nonzero()[:, 0]
+        tasks.append(Task(images, ImagePool(test_pool.take(known), test_pool.labels[known], seen), seen[-2:]))
+    run(tmp_path, keep(2), tasks)
+    memory = ReplayMemory.load(tmp_path / "task1" / "memory.beton")
+    assert memory.counts.tolist() == [2, 2, 2] and memory.sources.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+# What cannot work: found out before anything is trained, in one line.
+
+
+def renamed(task: Task, names: list[str], new: list[str] | None = None) -> Task:
+    pools = [ImagePool(pool.images, pool.labels, names) for pool in (task.train, task.test)]
+    return Task(pools[0], pools[1], task.new if new is None else new)
+
+
+def small(task: Task) -> Task:
+    return replace(task, train=ImagePool(task.train.images[..., :6, :6], task.train.labels, task.train.classes))
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        (lambda tasks: [], "no tasks came"),
+        (
+            lambda tasks: [tasks[0], renamed(tasks[1], ["rows", "rows"], ["rows"])],
+            "the classes rows, rows have one name",
+        ),
+        (lambda tasks: [renamed(tasks[0], ["chess"]), *tasks[1:]], "task 1 has the classes chess for training"),
+        (lambda tasks: tasks[::-1], "task 1 has the classes rows, columns, chess for training"),
+        (lambda tasks: [replace(tasks[0], test=tasks[1].test), *tasks[1:]], "and rows, columns for testing"),
+        (lambda tasks: [tasks[0], replace(tasks[1], new=["rows"])], "task 2 has images of columns, but its new"),
+        (lambda tasks: [tasks[0], small(tasks[1]), tasks[2]], r"task 2 has images of \[1, 6, 6\] for training"),
+    ],
+)
+def test_tasks_that_do_not_fit_each_other(tmp_path: Path, change: Callable[[list[Task]], Any], pattern: str) -> None:
+    with pytest.raises(InputError, match=pattern) as error:
+        run(tmp_path / "job", stop, change(three()))
+    assert "\n" not in str(error.value) and not (tmp_path / "job").exists()
+
+
+@pytest.mark.parametrize(
+    ("factory", "pattern"),
+    [
+        (lambda classes: build(3), r"makes \(2, 3\) of 2 images of \[1, 8, 8\]; wanted \(2, 1\)"),
+        (lambda classes: convnet(classes, 3, 8, depth=1, width=4), "makes an error .*wanted"),
+        (lambda classes: convnet(classes, 1, 8, depth=1, width=4 * classes), "networks that differ in their outputs"),
+    ],
+)
+def test_a_factory_whose_networks_do_not_fit(tmp_path: Path, factory: Any, pattern: str) -> None:
+    with pytest.raises(InputError, match=pattern):
+        run(tmp_path / "job", stop, build=factory)
+    assert not (tmp_path / "job").exists()
+
+
+def test_a_budget_of_no_image_and_classes_of_ones_own_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="images_per_class=0"):
+        run(tmp_path / "job", stop, images_per_class=0)
+    with pytest.raises(InputError, match="each task has its own; leave it out"):
+        distilled(replace(DISTILL, classes=["rows"]))
+
+
+# The command.
+
+MODULE = """
+import sys
+sys.path.insert(0, {path!r})
+from tests.replay.test_learner import pools
+
+def sets():
+    return [[(image, int(label)) for image, label in zip(p.images, p.labels)] for p in pools()]
+"""
+RECIPE = {
+    "output": "out",
+    "device": "cpu",
+    "data": {"name": "replay_test_data:sets"},
+    "network": {"name": "convnet", "depth": 1, "width": 4},
+    "record": {"epochs": 1, "augmentation": "crop", "cutmix": 0.0},
+    "distill": {"images_per_class": 2, "factor": 2, "steps": 2, "real_per_class": 5, "augmentation": "crop"},
+    "replay": {"tasks": 2, "order": 1},
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a data set of the user's and a recipe."""
+    (tmp_path / "replay_test_data.py").write_text(MODULE.format(path=str(Path(__file__).parents[2])))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def refused(capfd: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
+    before = snapshot(folder)
+    assert cli.main(["replay", *arguments]) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith("tgdd: ") and err.count("\n") == 1 and snapshot(folder) == before
+    return err
+
+
+def test_the_command_learns_the_tasks_and_keeps_what_is_done(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["replay", "recipe.yaml"]) == 0
+    out, err = capfd.readouterr()
+    scores = Scores.read(here / "out" / "scores.json")
+    assert (here / "out" / "scores.md").read_text().strip() in out and out.endswith("results   out/scores.json\n")
+    assert [len(row) for row in scores.rows] == [1, 2] and sorted(sum(scores.about["tasks"], [])) == ["0", "1", "2"]
+    for word in ("Warning", "warn", "Traceback"):
+        assert word not in err
+    memory = ReplayMemory.load(here / "out" / "task1" / "memory.beton")
+    assert memory.factor == 2 and memory.counts.tolist() == [2] * 3 and len(memory.decoded) == 24
+    before = {path: path.stat().st_mtime_ns for path in here.rglob("*.*") if "out" in path.parts}
+    with training(lambda place: {}) as trained:
+        assert cli.main(["replay", "recipe.yaml"]) == 0
+    assert not trained and capfd.readouterr().out == out
+    after = {path: path.stat().st_mtime_ns for path in here.rglob("*.*") if "out" in path.parts}
+    assert {path for path in before if before[path] != after[path]} <= {here / "out" / "scores.md"}
+    changed = refused(capfd, here, "recipe.yaml", "distill.steps=3")
+    assert "is of another job (distill.steps was 2 and is now 3)" in changed
+    assert "is of another job (mean was" in refused(capfd, here, "recipe.yaml", "data.name=digits")
+    assert json.loads((here / "out" / "scores.json").read_text())["rows"] == scores.rows
+
+
+@pytest.mark.parametrize(
+    ("override", "pattern"),
+    [
+        ("replay.tasks=4", "3 classes cannot be split into 4 tasks; lower tasks"),
+        ("replay.tasks=0", "replay.tasks is 0"),
+        ("replay.task=2", "did you mean 'replay.tasks'"),
+        ("replay.weight=2", "weight 2.0; wanted above 0, and from 0 to 1"),
+        ("distill.classes=[rows]", "each task has its own; leave it out (distill.classes)"),
+        ("network.depth=9", "depth came as 9 with image_size 8"),
+        ("output=recipe.yaml", "cannot write 'recipe.yaml/scores.json'"),
+    ],
+)
+def test_what_the_command_cannot_do(here: Path, capfd: pytest.CaptureFixture[str], override: str, pattern: str) -> None:
+    assert pattern in refused(capfd, here, "recipe.yaml", override)
+
+
+def test_a_recipe_that_is_not_there(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "there is no 'trajectory'; wanted a recipe (YAML)" in refused(capfd, here, "trajectory")

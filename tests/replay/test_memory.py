@@ -1,0 +1,502 @@
+"""ReplayMemory: what it keeps beside herding written out by hand, what it draws, and what Avalanche does with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from tgdd_plugin.beton.card import Card, card_path, read_card
+from tgdd_plugin.beton.format import read_beton, write_beton
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.replay.memory import ReplayMemory
+from tgdd_plugin.replay.ordering import draw
+
+SHAPE = (3, 4, 6)
+BYTES = 3 * 4 * 6
+SCALE: dict[str, Any] = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
+NAMES = ["cat", "dog", "ship", "tree", "car"]
+
+
+def pictures(count: int, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, *shape), generator=generator).to(torch.uint8)
+
+
+def pool(names: list[str], per_class: int = 8, seed: int = 0) -> ImagePool:
+    labels = torch.arange(len(names)).repeat(per_class)
+    return ImagePool(pictures(len(labels), seed), labels, names)
+
+
+def beton(path: Path, names: list[str], per_class: int = 3, seed: int = 0, **changes: Any) -> Path:
+    labels = torch.arange(len(names)).repeat_interleave(per_class)
+    card = Card(classes=names, images=0, images_per_class=per_class, shape=[], **SCALE)
+    return write_beton(path, pictures(len(labels), seed), labels, replace(card, **changes))
+
+
+def herd(images: torch.Tensor, count: int) -> list[int]:
+    """iCaRL's algorithm 4 on pixels."""
+    rows = images.double().flatten(1).numpy() / 255
+    chosen: list[int] = []
+    while len(chosen) < count:
+        distances = [
+            np.linalg.norm(rows.mean(0) - (rows[i] + rows[chosen].sum(0)) / (len(chosen) + 1))
+            if i not in chosen
+            else np.inf
+            for i in range(len(rows))
+        ]
+        chosen.append(int(np.argmin(distances)))
+    return chosen
+
+
+def best(pool: ImagePool, label: int, count: int) -> torch.Tensor:
+    own = pool.images[pool.labels == label]
+    return own[herd(own, count)]
+
+
+def held(memory: ReplayMemory, name: str) -> torch.Tensor:
+    return memory.images[memory.labels == memory.classes.index(name)]
+
+
+def state(memory: ReplayMemory) -> Any:
+    return (
+        memory.images.tolist(),
+        memory.labels.tolist(),
+        memory.sources.tolist(),
+        memory.decoded.tolist(),
+        list(memory.classes),
+        list(memory.tasks),
+        (memory.mean, memory.std, memory.factor, memory.budget, memory.growing),
+    )
+
+
+BUDGETS = {
+    "each class": ({"images_per_class": 3}, [3, 3, 3]),
+    "images": ({"total_images": 14}, [7, 3, 2]),
+    "bytes": ({"total_bytes": 14 * BYTES + 5}, [7, 3, 2]),
+    "more than there are": ({"total_images": 1000}, [8, 8, 8]),
+}
+
+
+@pytest.mark.parametrize(("budget", "shares"), BUDGETS.values(), ids=list(BUDGETS))
+def test_each_class_keeps_its_best_images_as_others_come(budget: dict[str, int], shares: list[int]) -> None:
+    memory = ReplayMemory(**budget)  # type: ignore[arg-type]
+    pools = [pool(NAMES[:2], seed=1), pool(NAMES[2:4], seed=2), pool(NAMES[4:], seed=3)]
+    for task, share in enumerate(shares):
+        memory.add(pools[task])
+        for earlier in pools[: task + 1]:
+            for label, name in enumerate(earlier.classes):
+                assert torch.equal(held(memory, name), best(earlier, label, share))
+        classes = min(2 * task + 2, 5)
+        assert len(memory) == classes * share
+        assert memory.nbytes == classes * share * BYTES
+        assert memory.counts.tolist() == [share] * classes
+        assert memory.max_size >= len(memory)
+    assert memory.classes == NAMES and memory.shape == SHAPE
+    assert [task.name for task in memory.tasks] == ["task 0", "task 1", "task 2"]
+    assert memory.sources.unique_consecutive().tolist() == [0, 1, 2]
+
+
+def test_the_order_is_that_of_the_given_features() -> None:
+    """One feature, an image's red mean: the nearest to the class' mean comes first."""
+    offered = pool(["cat"], 9)
+    memory = ReplayMemory(images_per_class=1)
+    memory.add(offered, features=lambda images: images[:, 0].double().mean((1, 2))[:, None])
+    red = offered.images[:, 0].double().mean((1, 2))
+    assert torch.equal(memory.images[0], offered.images[(red - red.mean()).abs().argmin()])
+    with pytest.raises(InputError, match=r"features are \(9,\) of 9 images; wanted \(N, D\)"):
+        ReplayMemory(images_per_class=1).add(offered, features=lambda images: torch.zeros(len(images)))
+
+
+def test_classes_are_known_by_their_names(tmp_path: Path) -> None:
+    memory = ReplayMemory(NAMES, images_per_class=2, mean=[0.404, 0.5, 0.6], std=SCALE["std"])
+    memory.add(beton(tmp_path / "a.beton", ["ship", "cat"], seed=1))  # its labels 0 and 1
+    memory.add((pictures(4, 2), torch.tensor([0, 1, 0, 1])), classes=["tree", 4], name="by hand")
+    memory.add((pictures(2, 3), torch.tensor([1, 1])))  # without names, ids
+    assert memory.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert memory.sources.tolist() == [0, 0, 2, 2, 0, 0, 1, 1, 1, 1]
+    images, labels = read_beton(tmp_path / "a.beton")
+    assert torch.equal(held(memory, "ship"), images[labels == 0][herd(images[labels == 0], 2)])
+    assert {tuple(image.flatten().tolist()) for image in held(memory, "car")} == {
+        tuple(image.flatten().tolist()) for image in pictures(4, 2)[1::2]
+    }
+    assert memory.mean == [0.404, 0.5, 0.6]  # the card's is but rounded
+
+
+def test_ids_of_a_head_that_grows(tmp_path: Path) -> None:
+    memory = ReplayMemory(total_images=100)
+    memory.add(beton(tmp_path / "a.beton", ["dog", "cat"]))
+    memory.add(pool(["ship", "none", "car"]).subset(torch.tensor([0, 2, 3, 5])))
+    assert memory.classes == ["dog", "cat", "ship", "car"]
+    assert memory.normalisation() == (SCALE["mean"], SCALE["std"])
+    numbers = ReplayMemory(total_images=100)
+    numbers.add(pool(["7", "2"]))
+    numbers.add(pool(["0", "1", "2", "3"]).subset(torch.tensor([3, 7])))
+    assert numbers.counts.tolist() == [0, 0, 8, 2, 0, 0, 0, 8]
+    with pytest.raises(InputError, match="knows no normalisation"):
+        numbers.normalisation()
+
+
+def test_domains_share_a_class() -> None:
+    """A prefix of a class has as many of each domain, and each domain's best ones."""
+    memory = ReplayMemory(NAMES[:2], total_images=10)
+    pools = [pool(NAMES[:2], seed=seed) for seed in range(3)]
+    memory.add(pools[0])
+    for offered in pools[1:]:
+        memory.add(offered, domain=True)
+    for label in range(2):
+        ranked = [best(offered, label, 2) for offered in pools]
+        wanted = [ranked[0][0], ranked[1][0], ranked[2][0], ranked[0][1], ranked[1][1]]
+        assert torch.equal(held(memory, NAMES[label]), torch.stack(wanted))
+    assert memory.sources.tolist() == [0, 1, 2, 0, 1] * 2
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_stored_images_count_and_decoded_ones_are_drawn(tmp_path: Path, factor: int) -> None:
+    shape = (3, 6, 12)
+    labels = torch.arange(2).repeat_interleave(3)
+    card = Card(classes=NAMES[:2], images=0, images_per_class=3, shape=[], factor=factor, packed=True, **SCALE)
+    path = write_beton(tmp_path / "packed.beton", pictures(6, shape=shape), labels, card)
+    memory = ReplayMemory(total_bytes=4 * 3 * 6 * 12)
+    seen = []
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return images.flatten(1).double()
+
+    memory.add(path, features=features)
+    assert len(memory) == 4 and memory.nbytes == 4 * 3 * 6 * 12
+    decoded, of = read_beton(path)
+    assert torch.equal(seen[0], decoded)
+    means = decoded.double().flatten(1).unflatten(0, (6, -1)).mean(1)  # one row for each stored image
+    for label in range(2):
+        order = herd(means[3 * label : 3 * label + 3], 2)
+        assert torch.equal(held(memory, NAMES[label]), pictures(6, shape=shape)[3 * label :][order])
+    images, drawn = memory.sample(4 * factor**2, torch.Generator().manual_seed(0))
+    kept = {
+        tuple(d.flatten().tolist()): int(c)
+        for d, c in zip(decoded, of, strict=True)
+        if any(torch.equal(d, one) for one in memory.decoded)
+    }
+    assert Counter(tuple(image.flatten().tolist()) for image in images) == Counter(list(kept))
+    assert all(kept[tuple(i.flatten().tolist())] == int(c) for i, c in zip(images, drawn, strict=True))
+    with pytest.raises(InputError, match=r"\[3, 6, 12\] .* at factor 1, those in the memory .* at factor"):
+        memory.add((pictures(2, shape=shape), torch.tensor([0, 0])), classes=["ship"])
+    again = ReplayMemory.load(memory.save(tmp_path / "memory.beton"))
+    assert state(again) == state(memory) and again.factor == factor
+    assert torch.equal(read_beton(tmp_path / "memory.beton")[0], memory.decoded)
+
+
+def test_a_packed_memory_with_fewer_images_of_a_class(tmp_path: Path) -> None:
+    memory = ReplayMemory(images_per_class=2)
+    memory.add(beton(tmp_path / "a.beton", NAMES[:2], 3, 1, factor=2, packed=True))
+    memory.add(beton(tmp_path / "b.beton", NAMES[2:3], 1, 2, factor=2, packed=True))
+    assert memory.counts.tolist() == [2, 2, 1]
+    again = ReplayMemory.load(memory.save(tmp_path / "memory.beton"))
+    assert state(again) == state(memory)
+    assert read_beton(tmp_path / "memory.beton")[1].tolist() == [0] * 8 + [1] * 8 + [2] * 4
+
+
+def filled() -> ReplayMemory:
+    memory = ReplayMemory(NAMES, total_images=11, **SCALE)
+    memory.add(pool(["ship", "cat"], 4, 1), name="first", label=7)
+    memory.add(pool(["dog"], 2, 2))
+    memory.add(pool(["dog", "ship"], 4, 3), domain=True)
+    return memory
+
+
+@pytest.mark.parametrize("growing", [False, True])
+def test_a_saved_memory_goes_on_as_it_was(tmp_path: Path, growing: bool) -> None:
+    memory = filled()
+    memory.growing = growing
+    again = ReplayMemory.load(memory.save(tmp_path / "memory.beton"))
+    assert state(again) == state(memory)
+    assert again.counts.tolist() == [3, 3, 3, 0, 0]
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    for one, other in zip(again.sample(20, generators[0]), memory.sample(20, generators[1]), strict=True):
+        assert torch.equal(one, other)
+    for one in (memory, again):
+        one.add(pool(["tree"], 9, 4))
+    assert state(again) == state(memory)
+    assert again.counts.tolist() == [2, 2, 2, 2, 0]
+    # For others it is a set like any.
+    images, labels = read_beton(tmp_path / "memory.beton")
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    taken = ReplayMemory(images_per_class=1)
+    taken.add(tmp_path / "memory.beton")
+    assert taken.classes == NAMES[:3] and len(taken) == 3
+
+
+def test_a_damaged_memory_is_not_loaded(tmp_path: Path) -> None:
+    path = filled().save(tmp_path / "memory.beton")
+    card = read_card(path)
+    other = beton(tmp_path / "set.beton", NAMES)
+    with pytest.raises(InputError, match="is no saved memory; any other set can be added"):
+        ReplayMemory.load(other)
+    for changes, pattern in (
+        ({"tasks": card.method["tasks"][:1]}, "the tasks in the card .* are not those of its images"),
+        ({"tasks": [{"name": "a"}]}, "lacks what a memory needs .*label"),
+        ({"growing": None, "tasks": 3}, "lacks what a memory needs"),
+        ({"total_images": None}, "the budget came as nothing"),
+    ):
+        replace(card, method={**card.method, **changes}).write(path)
+        with pytest.raises(InputError, match=pattern):
+            ReplayMemory.load(path)
+    card_path(path).unlink()
+    with pytest.raises(InputError, match="is no saved memory"):
+        ReplayMemory.load(path)
+
+
+def test_what_cannot_be_added_changes_nothing(tmp_path: Path) -> None:
+    memory = filled()
+    before = state(memory)
+    one = torch.tensor([0, 0])
+    wrong: list[tuple[Any, dict[str, Any], str]] = [
+        (pool(["cat"]), {}, "class 'cat' of 'task 3' is in the memory already; say with classes= .* or domain=True"),
+        ((pictures(2), one), {}, "class 'cat' of 'task 3' is in the memory already"),
+        (pool(["bird"]), {}, r"class 'bird' is none of the memory's \(cat, dog, ship, tree, car\)"),
+        ((pictures(2), one), {"classes": [5]}, "class '5' is none of the memory's"),
+        ((pictures(2), one), {"classes": [-1]}, "class '-1' is none of the memory's"),
+        (pool(["x", "y"]), {"classes": ["tree", 3]}, "two of the labels are class 'tree'"),
+        (pool(["x", "y"]), {"classes": ["tree"]}, "labels run from 0 to 1; wanted 0..0 for 1 classes"),
+        (pool(["tree"]), {"name": "first"}, "has a task 'first' already"),
+        ((pictures(2, shape=(3, 8, 8)), one), {"classes": ["tree"]}, r"\[3, 8, 8\] .* those in the memory \[3, 4, 6\]"),
+        ((pictures(2, shape=(1, 4, 6)), one), {"classes": ["tree"]}, r"\[1, 4, 6\]"),
+        ((pictures(2).float(), one), {"classes": ["tree"]}, "images are torch.float32"),
+        ((pictures(2)[:0], one[:0]), {"classes": ["tree"]}, "0 images came with 0 labels"),
+        (
+            beton(tmp_path / "a.beton", ["tree"], mean=[0.5] * 3),
+            {},
+            r"the set's mean is \[0.5, 0.5, 0.5\] .* distill all",
+        ),
+        (tmp_path / "none.beton", {}, "there is no file"),
+        (pool(["tree"]), {"features": lambda images: images.flatten(1)}, "floating point"),
+    ]
+    for source, options, pattern in wrong:
+        with pytest.raises(InputError, match=pattern):
+            memory.add(source, **options)
+        assert state(memory) == before
+    with pytest.raises(InputError, match="total_images is 2, less than one image for each of 3 classes; give at least"):
+        memory.resize(None, 2)
+    assert state(memory) == before
+
+
+def test_a_budget_below_one_image_of_each_class() -> None:
+    for budget, pattern in (
+        ({"total_images": 4}, "total_images is 4, less than one image for each of 5 classes; give at least 5"),
+        ({"total_bytes": 4}, "total_bytes is 4, less than one image of 1 bytes for each of 5 classes; give at least 5"),
+    ):
+        with pytest.raises(InputError, match=pattern):
+            ReplayMemory(NAMES, **budget)  # type: ignore[arg-type]
+    memory = ReplayMemory(total_bytes=2 * BYTES)
+    memory.add(pool(["cat", "dog"]))
+    with pytest.raises(InputError, match=f"is {2 * BYTES}, .* image of {BYTES} bytes for each of 3 classes"):
+        memory.add(pool(["ship"]))
+    assert len(memory) == 2 and memory.classes == ["cat", "dog"]
+    for wrong in ({}, {"total_images": 3, "total_bytes": 9}, {"images_per_class": 0}, {"total_images": 2.5}):
+        with pytest.raises(InputError, match="the budget came as .*; wanted one of images_per_class, total_images"):
+            ReplayMemory(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="one name twice"):
+        ReplayMemory(["a", "a"], images_per_class=1)
+    with pytest.raises(InputError, match="mean and std belong together"):
+        ReplayMemory(images_per_class=1, mean=[0.5])
+    with pytest.raises(InputError, match="the images have 3 channel.s., the memory's mean is .0.5. and its std"):
+        ReplayMemory(images_per_class=1, mean=[0.5], std=[0.5]).add(pool(["cat"]))
+
+
+def test_an_empty_memory(tmp_path: Path) -> None:
+    memory = ReplayMemory(images_per_class=1)
+    assert (len(memory), memory.nbytes, memory.classes, memory.shape, memory.max_size) == (0, 0, [], None, 0)
+    assert len(memory.buffer) == 0 and memory.buffer.targets == []
+    assert ReplayMemory(total_images=200).max_size == 200
+    with pytest.raises(InputError, match="the memory is empty; add a set"):
+        memory.sample(1, torch.Generator())
+    with pytest.raises(InputError, match="the memory is empty, and so not written"):
+        memory.save(tmp_path / "memory.beton")
+    assert not list(tmp_path.iterdir())
+
+
+def test_draws() -> None:
+    labels = torch.tensor([0, 0, 0, 2, 2, 2, 2, 2, 5])
+    generator = torch.Generator().manual_seed(0)
+    seen = torch.zeros(9)
+    for count in (1, 2, 3, 7, 9, 20):
+        for _ in range(300):
+            index = draw(labels, count, generator)
+            numbers = Counter(labels[index].tolist())
+            assert index.shape == (count,)
+            assert max(numbers.values()) - min(numbers.get(c, 0) for c in (0, 2, 5)) <= 1
+            for c, size in ((0, 3), (2, 5), (5, 1)):  # each image as often as the others of its class, up to one
+                times = [int((index == i).sum()) for i in range(9) if labels[i] == c]
+                assert len(times) == size and max(times) - min(times) <= 1
+            if count == 2:
+                seen += torch.bincount(index, minlength=9)
+    # 600 draws, a third of them of each class.
+    assert stats.chisquare(seen.numpy(), np.repeat([200 / 3, 200 / 5, 200], [3, 5, 1])).pvalue > 1e-4
+    seen = sum(torch.bincount(draw(labels, 4, generator, balanced=False), minlength=9) for _ in range(300))  # type: ignore
+    assert stats.chisquare(seen.numpy()).pvalue > 1e-4  # type: ignore[union-attr]
+    assert torch.bincount(draw(labels, 18, generator, balanced=False)).tolist() == [2] * 9
+    same = [draw(labels, 20, torch.Generator().manual_seed(5)) for _ in range(2)]
+    assert torch.equal(*same)
+
+
+def test_samples_are_its_images() -> None:
+    memory = filled()
+    images, labels = memory.sample(30, torch.Generator().manual_seed(1))
+    assert images.dtype == torch.uint8 and labels.dtype == torch.int64
+    assert Counter(labels.tolist()) == {0: 10, 1: 10, 2: 10}
+    for image, label in zip(images, labels.tolist(), strict=True):
+        assert any(torch.equal(image, one) for one in memory.images[memory.labels == label])
+    assert len({tuple(image.flatten().tolist()) for image in images}) == len(memory)
+
+
+# Avalanche.
+
+
+class Normalised:
+    """An experience's data set: normalised in evaluation, shifted in training, with task labels if asked."""
+
+    def __init__(self, images: torch.Tensor, labels: list[int], task: int | None, training: bool = True) -> None:
+        self.images, self.labels, self.task, self.training = images, labels, task, training
+
+    def eval(self) -> Normalised:
+        return Normalised(self.images, self.labels, self.task, training=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        shift, scale = (torch.tensor(SCALE[key]).view(-1, 1, 1) for key in ("mean", "std"))
+        image = (self.images[index].float() / 255 - shift) / scale + self.training
+        return (image, self.labels[index], *(() if self.task is None else (self.task,)))
+
+
+@pytest.mark.parametrize("task", [None, 3])
+def test_a_buffer_takes_and_gives_normalised_images(task: int | None) -> None:
+    memory = ReplayMemory(total_images=4, **SCALE)
+    data = Normalised(pictures(6), [4, 4, 2, 4, 2, 2], task)
+    memory.update(SimpleNamespace(experience=SimpleNamespace(dataset=data)), lot="more")
+    assert memory.counts.tolist() == [0, 0, 2, 0, 2]
+    buffer = memory.buffer
+    assert buffer.targets == [2, 2, 4, 4] and len(buffer) == 4
+    plain = data.eval()
+    for i, wanted in enumerate(herd(pictures(6)[[2, 4, 5]], 2)):
+        item = buffer[i]
+        torch.testing.assert_close(item[0], plain[[2, 4, 5][wanted]][0])
+        assert item[1].shape == () and int(item[1]) == 2
+        assert item[2:] == (() if task is None else (task,))
+    assert torch.equal(memory.images[0], pictures(6)[[2, 4, 5]][herd(pictures(6)[[2, 4, 5]], 1)[0]])
+    memory.resize(None, 3)
+    assert memory.max_size == 3 and memory.buffer.targets == [2, 4]
+    with pytest.raises(InputError, match="has values from .*; wanted .0, 1."):
+        ReplayMemory(total_images=4, mean=[0.0] * 3, std=[1.0] * 3).post_adapt(None, SimpleNamespace(dataset=data))
+
+
+def test_what_is_collected_of_an_experience_is_the_users_choice(tmp_path: Path) -> None:
+    given = iter([beton(tmp_path / "a.beton", ["cat"]), None])
+    memory = ReplayMemory(images_per_class=2, collect=lambda agent, experience: next(given))
+    experience = SimpleNamespace(dataset=Normalised(pictures(2), [0, 0], None))
+    memory.post_adapt(None, experience)
+    memory.post_adapt(None, experience)
+    assert len(memory.tasks) == 1 and torch.equal(memory.images, pictures(3)[herd(pictures(3), 2)])
+
+
+# Of avalanche-lib itself only what its replay imports on the way, and never uses here, is put aside.
+AVALANCHE = """
+import sys
+from unittest.mock import MagicMock
+
+import torch
+import torchmetrics
+import torchvision
+
+from tgdd_plugin.replay.memory import ReplayMemory
+
+for name in {unused}:
+    sys.modules[name] = MagicMock()
+from avalanche.benchmarks import class_incremental_benchmark, nc_benchmark
+from avalanche.benchmarks.utils import as_classification_dataset
+from avalanche.training.plugins import ReplayPlugin
+from avalanche.training.supervised import Naive
+from torch import nn
+from torch.utils.data import TensorDataset
+
+torch.manual_seed(0)
+labels = torch.arange(48) % 4
+data = TensorDataset((torch.rand(48, 1, 8, 8) * 255).round() / 255 * 2 - 1, labels)
+data.targets = labels.tolist()
+for aware in (False, True):
+    if aware:
+        benchmark = nc_benchmark(data, data, 2, task_labels=True, fixed_class_order=[0, 1, 2, 3])
+    else:
+        sets = as_classification_dataset(data)
+        both = dict(train=sets, test=sets)
+        benchmark = class_incremental_benchmark(both, num_experiences=2, class_order=[0, 1, 2, 3])
+    memory = ReplayMemory(total_images=10, mean=[0.5], std=[0.5])
+    replay = ReplayPlugin(mem_size=10, batch_size_mem=5, storage_policy=memory)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    network.seen = []
+    network.register_forward_pre_hook(lambda module, inputs: module.seen.append(inputs[0]))
+    strategy = Naive(
+        model=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=8,
+        train_epochs=1,
+        plugins=[replay],
+    )
+    sizes, targets = [], []
+    for experience in benchmark.train_stream:
+        network.seen.clear()
+        strategy.train(experience)
+        sizes.append([len(images) for images in network.seen])
+        if sum(sizes[-1]) > 24:
+            known = {{tuple(item[0].flatten().tolist()) for item in before}}
+            for images in network.seen:
+                assert sum(tuple(image.flatten().tolist()) in known for image in images) == 5
+        before = memory.buffer
+        targets.append(before.targets)
+    assert sizes == [[8, 8, 8], [13, 13, 13]], sizes
+    assert targets == [[0] * 5 + [1] * 5, [0] * 2 + [1] * 2 + [2] * 2 + [3] * 2], targets
+    assert len(memory.buffer[0]) == 2 + aware
+    if aware:
+        assert [int(memory.buffer[i][2]) for i in range(8)] == [0] * 4 + [1] * 4
+print("replayed", strategy.__class__.__module__)
+"""
+UNUSED = (
+    *("wandb", "GPUtil", "gdown", "qpsolvers", "tensorboard", "torch.utils.tensorboard"),
+    *("pytorchcv", "pytorchcv.models", "pytorchcv.models.mobilenet", "pytorchcv.model_provider"),
+    *("matplotlib", "matplotlib.axes", "matplotlib.figure", "matplotlib.pyplot"),
+)
+
+
+def test_avalanche_replays_from_it(tmp_path: Path) -> None:
+    """The real ``ReplayPlugin`` of avalanche-lib in a ``Naive`` strategy."""
+    install = [
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site")),
+        *("--retries", "0", "--timeout", "10", "--disable-pip-version-check", "avalanche-lib==0.6.0", "dill"),
+    ]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"avalanche-lib cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    path = os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[2])])
+    ran = subprocess.run(
+        [sys.executable, "-c", AVALANCHE.format(unused=UNUSED)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert "replayed avalanche.training" in ran.stdout

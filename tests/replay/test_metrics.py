@@ -1,0 +1,105 @@
+"""The figures of continual learning: numbers worked out by hand, and a loop over the accuracy matrix in numpy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.replay.metrics import Scores
+
+# After the third task the first is at 0.4 (it had been at 0.9 and 0.95) and the second at 0.8 (it had been at 0.7).
+ROWS = [[0.9], [0.95, 0.7], [0.4, 0.8, 0.6]]
+
+
+def by_loop(rows: list[list[float]]) -> dict[str, float]:
+    """The four figures, entry by entry, of the square matrix."""
+    count = len(rows)
+    matrix = np.full((count, count), np.nan)
+    for i, row in enumerate(rows):
+        matrix[i, : len(row)] = row
+    seen = [np.nanmean(matrix[i]) for i in range(count)]
+    lost, moved = [], []
+    for j in range(count - 1):
+        best = max(matrix[i, j] for i in range(j, count - 1))
+        lost.append(best - matrix[count - 1, j])
+        moved.append(matrix[count - 1, j] - matrix[j, j])
+    return {
+        "average_accuracy": float(seen[-1]),
+        "average_incremental_accuracy": float(np.mean(seen)),
+        "forgetting": float(np.mean(lost)) if lost else 0.0,
+        "backward_transfer": float(np.mean(moved)) if moved else 0.0,
+    }
+
+
+def test_figures_worked_out_by_hand() -> None:
+    scores = Scores({}, ROWS)
+    assert scores.seen == pytest.approx([0.9, 0.825, 0.6])
+    assert scores.average_accuracy == pytest.approx(0.6)  # (0.4 + 0.8 + 0.6) / 3
+    assert scores.average_incremental_accuracy == pytest.approx(0.775)  # (0.9 + 0.825 + 0.6) / 3
+    assert scores.forgetting == pytest.approx(0.225)  # (0.95 - 0.4 + 0.7 - 0.8) / 2: the best before the end
+    assert scores.backward_transfer == pytest.approx(-0.2)  # (0.4 - 0.9 + 0.8 - 0.7) / 2: the accuracy when learned
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 10])
+def test_figures_are_those_of_a_loop(count: int) -> None:
+    random = np.random.default_rng(count)
+    rows = [random.random(i + 1).tolist() for i in range(count)]
+    assert Scores({}, rows).figures() == pytest.approx(by_loop(rows))
+
+
+def test_of_one_task_nothing_can_be_forgotten() -> None:
+    """Nor of one class, which is all that the network knows."""
+    for accuracy in (0.7, 1.0):
+        figures = Scores({}, [[accuracy]]).figures()
+        assert figures == {**dict.fromkeys(figures, 0.0), **dict.fromkeys(list(figures)[:2], accuracy)}
+        assert list(figures)[:2] == ["average_accuracy", "average_incremental_accuracy"]
+
+
+def test_a_row_more_leaves_the_earlier_scores_as_they_were() -> None:
+    scores = Scores({"seed": 3}, ROWS[:2])
+    assert scores.after(ROWS[2]) == Scores({"seed": 3}, ROWS)
+    assert scores.rows == ROWS[:2]
+
+
+def test_written_and_read_again(tmp_path: Path) -> None:
+    for rows in ([], ROWS):
+        scores = Scores({"tasks": [["a"], ["b", "c"], ["d"]], "seed": 0}, rows)
+        scores.write(tmp_path / "scores.json")
+        assert Scores.read(tmp_path / "scores.json") == scores
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert {name: content[name] for name in scores.figures()} == pytest.approx(by_loop(ROWS))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"about": {}, "rows": [[0.5], [0.5]]}',
+        '{"about": {}, "rows": [[0.5, 0.5]]}',
+        '{"about": {}, "rows": [["0.5"]]}',
+        '{"about": {}, "rows": [[NaN]]}',
+        '{"about": {}, "rows": [[1.5]]}',
+        '{"about": [], "rows": []}',
+        '{"rows": []}',
+        "\xff",
+    ],
+)
+def test_damaged_scores_are_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "scores.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match="scores.json' is damaged .*; delete it to learn the tasks anew") as error:
+        Scores.read(path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_table_has_a_row_for_each_task() -> None:
+    lines = Scores({"tasks": [["a", "b"], ["c"], ["d"]]}, ROWS[:2]).table().splitlines()
+    assert lines[0] == "| after task | on a, b | on c | all so far |"
+    assert lines[2:4] == ["| 1 | 90.0 |  | 90.0 |", "| 2 | 95.0 | 70.0 | 82.5 |"]
+    assert lines[-1].endswith("forgetting -5.0 %, backward transfer 5.0 %")

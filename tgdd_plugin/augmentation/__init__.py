@@ -1,0 +1,1 @@
+"""Differentiable siamese augmentation (DSA), as functions and as Composer algorithms."""

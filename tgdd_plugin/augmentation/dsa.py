@@ -1,0 +1,133 @@
+"""Differentiable siamese augmentation (DSA; Zhao and Bilen, ICML 2021), one draw per group of images.
+
+A draw is a dictionary of tensors whose first dimension is the group, so that it can be split and moved like a batch.
+In distillation a group is a class, and its real and synthetic images share a draw; in training a group is one image.
+Images are normalised first: what is shifted in or cut out is then the mean colour, 0. Strengths and distributions are
+DSA's; the order is always color, scale and rotate (in one resampling), crop, flip, cutout.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from tgdd_plugin.augmentation.strategy import parse_augmentation
+
+Draw = dict[str, torch.Tensor]
+
+
+BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
+
+
+CROP_PAD, CUTOUT_SIDE, SCALE, ROTATE_DEGREES = 0.125, 0.5, 1.2, 15.0
+
+
+def draw_augmentation(strategy: str, groups: int, size: tuple[int, int], generator: torch.Generator) -> Draw:
+    """Draws the parameters of every operation of ``strategy``, which are applied one after another.
+
+    Args:
+        strategy: Operations joined by ``_``, or ``'none'``.
+        groups: G, how many independent draws.
+        size: (H, W) of the images.
+        generator: On the CPU, so that a draw is the same on every device.
+
+    Returns:
+        Tensors on the CPU of first dimension G, by parameter.
+    """
+    height, width = size
+    operations = parse_augmentation(strategy)
+    draw: Draw = {}
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return torch.rand(groups, *shape, generator=generator) * (high - low) + low
+
+    def integers(low: int, high: int) -> torch.Tensor:
+        return torch.randint(low, high + 1, (groups,), generator=generator)
+
+    if "color" in operations:
+        draw["brightness"] = uniform(-BRIGHTNESS / 2, BRIGHTNESS / 2)
+        draw["saturation"] = uniform(0, SATURATION)
+        draw["contrast"] = uniform(1 - CONTRAST, 1 + CONTRAST)
+    if "scale" in operations or "rotate" in operations:
+        scale = uniform(1 / SCALE, SCALE, 2) if "scale" in operations else torch.ones(groups, 2)
+        angle = uniform(-ROTATE_DEGREES, ROTATE_DEGREES) * (math.pi / 180) * ("rotate" in operations)
+        draw["affine"] = _affine(scale, angle)
+    if "crop" in operations or "flip" in operations:
+        pad = [int(side * CROP_PAD + 0.5) * ("crop" in operations) for side in size]
+        mirrored = integers(0, 1).bool() & torch.tensor("flip" in operations)
+        draw["rows"] = _shifted(height, integers(-pad[0], pad[0]))
+        columns = _shifted(width, integers(-pad[1], pad[1]))
+        draw["columns"] = torch.where(mirrored[:, None], columns.flip(1), columns)
+    if "cutout" in operations:
+        # A square of half the side whose centre is anywhere: near a border less of it falls inside.
+        side = [int(s * CUTOUT_SIDE + 0.5) for s in size]
+        top = integers(0, height - side[0] % 2) - side[0] // 2
+        left = integers(0, width - side[1] % 2) - side[1] // 2
+        draw["kept_rows"] = ~_within(height, top, side[0])
+        draw["kept_columns"] = ~_within(width, left, side[1])
+    return draw
+
+
+def augment(images: torch.Tensor, draw: Draw) -> torch.Tensor:
+    """Applies a draw, differentiably in the images.
+
+    Args:
+        images: Normalised, of shape ``(G, n, C, H, W)``, or ``(G, C, H, W)`` for one image a group.
+        draw: From :func:`draw_augmentation` with G groups, on the images' device.
+
+    Returns:
+        Images of the same shape.
+    """
+    if images.ndim == 4:
+        return augment(images.unsqueeze(1), draw).squeeze(1)
+    groups, count, channels, height, width = images.shape
+
+    def per_image(name: str) -> torch.Tensor:
+        return draw[name].to(images.dtype).view(groups, 1, 1, 1, 1)
+
+    if "brightness" in draw:
+        images = images + per_image("brightness")
+        grey = images.mean(2, keepdim=True)
+        images = torch.lerp(grey, images, per_image("saturation"))
+        mean = images.mean((2, 3, 4), keepdim=True)
+        images = torch.lerp(mean, images, per_image("contrast"))
+    if "affine" in draw:
+        grid = F.affine_grid(draw["affine"].to(images.dtype), [groups, 1, height, width], align_corners=False)
+        # Every image of a group shares the grid, so the group's images are sampled as channels of one.
+        stacked = images.reshape(groups, count * channels, height, width)
+        images = F.grid_sample(stacked, grid, align_corners=False).view_as(images)
+    if "rows" in draw:
+        images = _take(images, draw["rows"], 3)
+        images = _take(images, draw["columns"], 4)
+    if "kept_rows" in draw:
+        kept = draw["kept_rows"][:, :, None] | draw["kept_columns"][:, None, :]
+        images = images * kept[:, None, None]
+    return images
+
+
+def _shifted(side: int, shift: torch.Tensor) -> torch.Tensor:
+    """Source index of every target index, (G, side); -1 where it lies outside."""
+    source = torch.arange(side) + shift[:, None]
+    return torch.where((source >= 0) & (source < side), source, -1)
+
+
+def _within(side: int, start: torch.Tensor, length: int) -> torch.Tensor:
+    position = torch.arange(side)
+    return (position >= start[:, None]) & (position < start[:, None] + length)
+
+
+def _take(images: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
+    shape = [len(index), 1, 1, 1, 1]
+    shape[dim] = index.shape[1]
+    index = index.view(shape)
+    taken = images.gather(dim, index.clamp(min=0).expand_as(images))
+    return taken * (index >= 0)
+
+
+def _affine(scale: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """From output to input positions, (G, 2, 3): turned by ``angle`` (G,), then times ``scale`` (G, 2) in x and y."""
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    turn = torch.stack([torch.stack([cos, -sin, zero], -1), torch.stack([sin, cos, zero], -1)], 1)
+    return scale[:, :, None] * turn

@@ -1,0 +1,19 @@
+"""Augmentation strategies: operations of differentiable siamese augmentation (DSA), joined by ``_``."""
+
+from __future__ import annotations
+
+from tgdd_plugin.core.errors import InputError
+
+OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+
+def parse_augmentation(strategy: str) -> tuple[str, ...]:
+    """Operations of a strategy such as ``'color_crop_cutout_flip'``; ``'none'`` has none.
+
+    Raises:
+        InputError: If an operation is unknown.
+    """
+    names = () if strategy == "none" else tuple(strategy.split("_"))
+    if unknown := set(names) - set(OPERATIONS):
+        raise InputError(f"augmentation '{strategy}' has {sorted(unknown)}; known are {', '.join(OPERATIONS)} and none")
+    return names

@@ -1,0 +1,139 @@
+"""The card of a ``.beton``: what one must know to use it, in a YAML file beside it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tgdd_plugin.core.atomic_files import build_checked, sha256, write_whole
+from tgdd_plugin.core.errors import InputError, brief
+
+FORMAT = 1
+
+
+PACKED_FORMAT = 2
+"""Of a packed file's card: an earlier version, which would take the grids for images, refuses it."""
+
+
+MEMORY = "replay memory"
+"""Name of the method in the card of a saved :class:`tgdd_plugin.replay.memory.ReplayMemory`."""
+
+
+@dataclass
+class Card:
+    """What one must know to use a compact set, and where it comes from.
+
+    Args:
+        classes: Names of the K classes.
+        images: As a loader sees them: decoded.
+        images_per_class: Stored images for each class (the field's "IPC"); ``images`` is K · IPC · factor².
+        shape: (C, H, W) of the images. With C = 1 the file holds the grey value three times, as FFCV's image field is
+            RGB; :func:`beton_loader` gives one channel back.
+        mean, std: Per-channel normalisation, for pixels in [0, 1].
+        factor: f of multi-formation. The file holds the decoded images, unless it is packed.
+        packed: Whether the file holds the stored images, f² times fewer; :func:`read_beton` decodes them.
+        method: Settings of the distillation, empty for a set made otherwise.
+        network: What it was distilled on; of several, the first.
+        real: How many real ``images`` were read, and their :meth:`ImagePool.fingerprint`.
+        trajectory: ``runs``, the SHA-256 of their ``stages``, and the ``networks`` they are of.
+        versions: Of the packages that wrote it.
+        accuracy: What networks trained on this very file reach, row by row, beside as many random real images.
+        sha256: Checksum of the ``.beton``.
+    """
+
+    classes: list[str]
+    images: int
+    images_per_class: int
+    shape: list[int]
+    mean: list[float]
+    std: list[float]
+    factor: int = 1
+    packed: bool = False
+    method: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
+    real: dict[str, Any] = field(default_factory=dict)
+    trajectory: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    accuracy: list[dict[str, Any]] = field(default_factory=list)
+    sha256: str = ""
+
+    @property
+    def parts(self) -> int:
+        """Images that one of the file's decodes to: factor² if it is packed, else 1."""
+        return self.factor**2 if self.packed else 1
+
+    def text(self) -> str:
+        """The card as YAML."""
+        content = {"format": PACKED_FORMAT if self.packed else FORMAT, **asdict(self)}
+        return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
+
+    def write(self, beton: Path) -> None:
+        """Writes the card of ``beton``, whole."""
+        write_whole(card_path(beton), self.text())
+
+
+def card_path(beton: str | Path) -> Path:
+    """``name.beton.yaml`` beside ``name.beton``."""
+    return Path(f"{beton}.yaml")
+
+
+def read_card(beton: str | Path) -> Card:
+    """Reads the card of ``beton``.
+
+    Raises:
+        InputError: If it is missing or damaged, or belongs to another file.
+    """
+    path = card_path(beton)
+    if not Path(beton).is_file():
+        raise InputError(f"there is no file '{beton}'; wanted a .beton that distill() or tgdd distill wrote")
+    try:
+        content = yaml.safe_load(path.read_text())
+        if not isinstance(content, dict) or "format" not in content:
+            raise InputError(f"'{path}' is no card of a .beton; copy it again, beside its file")
+        if content["format"] not in (FORMAT, PACKED_FORMAT):
+            raise InputError(
+                f"'{path}' has another format than {FORMAT} or {PACKED_FORMAT}; it needs another version of tgdd_plugin"
+            )
+        card = build_checked(Card, content)
+        if not len(card.shape) == 3 or not len(card.mean) == len(card.std) == card.shape[0] or not len(card.classes):
+            raise TypeError("classes, shape, mean and std do not fit each other")
+    except FileNotFoundError:
+        raise InputError(f"'{beton}' has no card '{path.name}' beside it; copy both files together") from None
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
+        raise InputError(f"the card '{path}' is damaged ({brief(error)}); copy it again") from error
+    if card.sha256 != sha256(Path(beton)):
+        raise InputError(f"'{beton}' is not the file that '{path.name}' describes (checksums differ); copy both again")
+    return card
+
+
+def find_misfit(card: Card, labels: np.ndarray, height: int, width: int) -> str | None:
+    """What of a card contradicts its file, in words: a card can be edited by hand.
+
+    Args:
+        card: The card.
+        labels: Of the images in the file, ``(N,)``.
+        height, width: Of every image.
+    """
+    classes, factor = len(card.classes), card.factor
+    decoded = classes * card.images_per_class * factor**2
+    if labels.min() < 0 or labels.max() >= classes:
+        return f"labels run from {labels.min()} to {labels.max()}, the card names {classes} classes"
+    if card.shape[0] not in (1, 3) or card.shape[1:] != [height, width]:
+        return f"the images are {height}x{width}, the card's shape is {card.shape}"
+    if factor < 1 or (card.packed and (height % factor or width % factor)):
+        return f"the images are {height}x{width}, which the card's factor {factor} does not divide"
+    if card.images != len(labels) * card.parts:
+        packed = f" in {len(labels)} packed ones" if card.packed else ""
+        return f"there are {len(labels) * card.parts} images{packed}, the card says {card.images}"
+    # Other sets, and a memory, need not have as many images of each class.
+    name = card.method.get("name")
+    if (card.packed or name == "TGDD") and name != MEMORY and card.images != decoded:
+        return (
+            f"there are {card.images} images, the card's {classes} classes of {card.images_per_class} stored ones at "
+            f"factor {factor} are {decoded}"
+        )
+    return None

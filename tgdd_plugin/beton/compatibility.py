@@ -1,0 +1,31 @@
+"""Whether real images fit a ``.beton``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tgdd_plugin.beton.card import Card
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.image_pool import ImagePool
+
+
+def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImagePool:
+    """The images as a pool, if they are of the file's shape and classes.
+
+    Args:
+        images: An :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset` takes.
+        name: What they are, to be named in an error.
+        file, card: What they must fit.
+
+    Raises:
+        InputError: If they do not.
+    """
+    pool = images if isinstance(images, ImagePool) else ImagePool.from_dataset(images)
+    if list(pool.shape) != card.shape or pool.num_classes > len(card.classes):
+        raise InputError(
+            f"the {name} images are {pool.num_classes} classes of {list(pool.shape)}; '{file}' holds "
+            f"{len(card.classes)} classes of {card.shape}. Give the data set that was distilled"
+        )
+    pool.agree(card.classes, len(card.classes), f"'{file}'")
+    return pool

@@ -1,0 +1,116 @@
+"""Loaders of a ``.beton``: the whole set resident on a device, or FFCV's. Never an empty epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from composer.utils import dist
+
+from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin.beton.format import check_beton, read_beton, restored_threads
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.device_loader import DeviceLoader, _check
+
+
+def beton_loader(
+    path: str | Path,
+    batch_size: int = 64,
+    *,
+    backend: str = "device",
+    shuffle: bool = True,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Any:
+    """Batches of (normalised images, labels) from a ``.beton`` and its card, for any training loop or Trainer.
+
+    Args:
+        path: The file; its card must lie beside it.
+        batch_size: Clamped to the number of images: no epoch is ever empty. Default: ``64``.
+        backend: ``'device'`` keeps the whole set on ``device``: for compact sets the faster by far. ``'ffcv'`` is
+            ``ffcv.Loader`` with its usual pipeline, for large files; grey images keep three channels there, and
+            batches lie in buffers that FFCV uses again, so copy what you keep. It cannot decode a packed file.
+        shuffle: Default: ``True``.
+        seed: Of the order. Default: ``0``.
+        device: Where batches are wanted, and for ``'device'`` where the set is kept. Default: ``'cpu'``.
+
+    Returns:
+        An iterable with ``len()``; float32 images ``(B, C, H, W)`` and int64 labels ``(B,)``.
+
+    Raises:
+        InputError: If the file or its card cannot be used.
+    """
+    card = read_card(path)
+    if backend == "device":
+        images, labels = read_beton(path)
+        return DeviceLoader(
+            images.to(device), labels, card.mean, card.std, batch_size=batch_size, shuffle=shuffle, seed=seed
+        )
+    if backend != "ffcv":
+        raise InputError(f"backend is '{backend}'; wanted 'device' or 'ffcv'")
+    if card.packed:
+        raise InputError(
+            f"'{path}' is packed, and FFCV cannot decode it; take backend='device', or write it unpacked "
+            f"(tgdd_plugin.beton.format says how)"
+        )
+    _check(batch_size, seed)
+    return _FFCVLoader(Path(path), card, batch_size, shuffle, seed, torch.device(device))
+
+
+class _FFCVLoader:
+    """``ffcv.Loader`` that leaves the process' thread numbers alone, and no thread behind after an early stop."""
+
+    def __init__(self, path: Path, card: Card, batch_size: int, shuffle: bool, seed: int, device: torch.device) -> None:
+        fields = check_beton(path, card).fields
+        self.swapped = fields.index("label") < fields.index("image")
+        channels = 3 // card.shape[0]
+        self.mean, self.std = card.mean * channels, card.std * channels
+        ranks = dist.get_world_size()
+        self.batch_size = min(batch_size, -(-card.images // ranks))  # Composer wants to know it
+        with restored_threads():
+            from ffcv.fields.basics import IntDecoder
+            from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+            from ffcv.loader import Loader, OrderOption
+            from ffcv.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
+
+            scale = [np.array(values) * 255 for values in (self.mean, self.std)]
+            to_device = [ToDevice(device, non_blocking=True)]
+            self.loader = Loader(
+                str(path),
+                batch_size=self.batch_size,
+                num_workers=1,
+                order=OrderOption.RANDOM if shuffle else OrderOption.SEQUENTIAL,
+                os_cache=True,
+                distributed=ranks > 1,
+                drop_last=False,
+                seed=seed,
+                pipelines={
+                    **dict.fromkeys(fields),
+                    "image": [
+                        SimpleRGBImageDecoder(),
+                        NormalizeImage(*scale, np.float32),
+                        ToTensor(),
+                        ToTorchImage(),
+                        *to_device,
+                    ],
+                    "label": [IntDecoder(), ToTensor(), Squeeze(1), *to_device],
+                },
+            )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Sequence[torch.Tensor]]:
+        with restored_threads():
+            batches = iter(self.loader)
+            # FFCV's thread sets the numbers once more, before its first batch.
+            batch = next(batches, None)
+        try:
+            while batch is not None:
+                yield batch[::-1] if self.swapped else batch  # they come in the order of the file
+                batch = next(batches, None)
+        finally:
+            batches.close()

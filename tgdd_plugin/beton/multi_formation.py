@@ -1,0 +1,51 @@
+"""Multi-formation (IDC, Kim et al., ICML 2022): stored images that hold several sub-images each."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.image_pool import allocate
+
+
+def decode(stored: torch.Tensor, factor: int, chosen: torch.Tensor | None = None) -> torch.Tensor:
+    """Stored images to images of full size, differentiably (multi-formation; IDC, Kim et al., ICML 2022).
+
+    Each stored image is an f×f grid of sub-images, row by row, and each of them is enlarged.
+
+    Args:
+        stored: Floating point, ``(k, n, C, H, W)``.
+        factor: f, which divides H and W.
+        chosen: Which decoded images of each class, ``(k, s)`` with values below n·f². Default: ``None``, all.
+
+    Returns:
+        Of shape ``(k, n·f², C, H, W)``, or ``(k, s, C, H, W)``.
+    """
+    f = factor
+    k, n, channels, height, width = stored.shape
+    parts = stored.reshape(k, n, channels, f, height // f, f, width // f).permute(0, 1, 3, 5, 2, 4, 6)
+    parts = parts.reshape(k, n * f * f, channels, height // f, width // f)
+    if chosen is not None:
+        parts = parts[torch.arange(k, device=parts.device)[:, None], chosen]
+    if f == 1:
+        return parts
+    # Bilinear without aligned corners, as IDC decodes.
+    enlarged = F.interpolate(parts.flatten(0, 1), size=(height, width), mode="bilinear", align_corners=False)
+    return enlarged.view(k, -1, channels, height, width)
+
+
+def unpack(stored: torch.Tensor, factor: int) -> torch.Tensor:
+    """What a packed file is for a loader: its uint8 images ``(N, C, H, W)`` decoded to uint8 ``(N·f², C, H, W)``."""
+    images = allocate((len(stored) * factor**2, *stored.shape[1:]))
+    for part, block in zip(images.split(256 * factor**2), stored.split(256), strict=True):
+        # From whole numbers the weights of factor 2 and 4 round nothing off: every machine gets the same bytes.
+        part.copy_(decode(block[None].float(), factor)[0].round())
+    return images
+
+
+def check_factor(factor: int, height: int, width: int) -> None:
+    if factor < 1 or height % factor or width % factor:
+        raise InputError(
+            f"factor {factor} does not divide images of {height}x{width} pixels; choose one that divides both sides"
+        )

@@ -1,0 +1,1 @@
+"""What every other subpackage builds on; it imports none of them."""

@@ -1,0 +1,273 @@
+"""Real images, by class, as uint8 in one tensor: on the device when they fit, memory-mapped when not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.data.conversion import to_pair
+
+MEMORY_LIMIT = 4 * 2**30
+"""Bytes of pixels beyond which a pool is memory-mapped from a temporary file. 4 GiB: CIFAR takes 0.15."""
+
+
+MOST_CLASSES = 10**6
+"""Without class names, labels from here on are taken for something else than class ids."""
+
+
+class ImagePool:
+    """N real images with their labels.
+
+    Args:
+        images: uint8 of shape ``(N, C, H, W)``, C 1 or 3.
+        labels: Class ids of shape ``(N,)``.
+        classes: Names of the K classes. Default: ``None``, their numbers up to the largest label.
+
+    Raises:
+        InputError: If the images are not uint8 ``(N, C, H, W)`` or a label lies outside 0..K-1.
+    """
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str] | None = None) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise InputError(
+                f"images are {images.dtype} of shape {tuple(images.shape)}; wanted uint8 (N, C, H, W) with 1 or 3 "
+                f"channels"
+            )
+        if len(images) == 0 or len(labels) != len(images):
+            raise InputError(f"{len(images)} images came with {len(labels)} labels; wanted at least one, and as many")
+        labels = labels.to("cpu", torch.int64)
+        highest = int(labels.max())
+        if classes is None and highest >= MOST_CLASSES:
+            raise InputError(f"labels run up to {highest}; wanted class ids 0, 1, 2, ... Renumber the labels")
+        self.classes = [str(c) for c in classes] if classes is not None else _numbers(max(highest + 1, 1))
+        self.images = images
+        self.labels = labels
+        self._sort()
+
+    def _sort(self) -> None:
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= self.num_classes:
+            raise InputError(
+                f"labels run from {low} to {high}; wanted "
+                + (f"0..{self.num_classes - 1} for {self.num_classes} classes" if low >= 0 else "numbers from 0 on")
+                + ". Renumber the labels or correct the class names"
+            )
+        self.counts = torch.bincount(self.labels, minlength=self.num_classes)
+        # The images stay where they are; this lists the positions of class 0, then of class 1, ...
+        self._order = self.labels.argsort(stable=True)
+        self._starts = self.counts.cumsum(0) - self.counts
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])  # type: ignore[return-value]
+
+    def name_classes(self, classes: Sequence[str]) -> None:
+        """Gives the classes names, and so K.
+
+        Raises:
+            InputError: If a label lies outside 0..K-1.
+        """
+        self.classes = [str(name) for name in classes]
+        self._sort()
+
+    def agree(self, classes: Sequence[str] | None, num_classes: int, owner: str) -> None:
+        """Takes over the classes of ``owner`` if the pool's are but numbers; else they must be the same, in order.
+
+        Args:
+            classes: The owner's names, or ``None``.
+            num_classes: K of the owner.
+            owner: What has them (a trajectory, a file), to be named in the error.
+
+        Raises:
+            InputError: If names or their order differ, or a label lies outside 0..K-1.
+        """
+        numbers = _numbers(num_classes)
+        known = list(classes) if classes is not None else numbers
+        if self.classes == known:
+            return
+        if self.classes == _numbers(self.num_classes) or (known == numbers and self.num_classes != num_classes):
+            self.name_classes(known)
+        elif known != numbers:
+            raise InputError(
+                f"the real images' classes are {', '.join(self.classes[:12])}; {owner} has {', '.join(known[:12])}. "
+                f"Give the same data, with its labels in the same order"
+            )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the labels and of up to 4,096 images, evenly spaced: tells other images, cheaply."""
+        digest = hashlib.sha256(self.labels.numpy().tobytes())
+        spaced = torch.linspace(0, len(self) - 1, min(len(self), 4096)).long()
+        digest.update(self.take(spaced).cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def to(self, device: torch.device | str) -> ImagePool:
+        """Moves the images to a device if they fit in half of what is free there; else they stay in (mapped) memory."""
+        device = torch.device(device)
+        if device.type == "cuda" and self.images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+            return self
+        self.images = self.images.to(device)
+        return self
+
+    def draw(
+        self, classes: torch.Tensor, count: int, generator: torch.Generator, purpose: str = "a step"
+    ) -> torch.Tensor:
+        """Draws ``count`` images of each class without replacement.
+
+        Args:
+            classes: Class ids ``(k,)``, on the CPU.
+            count: m, how many of each.
+            generator: On the CPU.
+            purpose: What for, to be named in the error.
+
+        Returns:
+            Positions in the pool, ``(k, m)``, on the CPU.
+
+        Raises:
+            InputError: If a class has fewer images.
+        """
+        rows = []
+        for label in classes.tolist():
+            have = int(self.counts[label])
+            if have < count:
+                raise InputError(
+                    f"class {label} ('{self.classes[label]}') has {have} real images, {count} were asked for "
+                    f"{purpose}; ask for at most {have}, or add images of that class"
+                )
+            rows.append(self._order[self._starts[label] + torch.randperm(have, generator=generator)[:count]])
+        return torch.stack(rows)
+
+    def take(self, index: torch.Tensor) -> torch.Tensor:
+        """uint8 images at positions ``index`` of any shape: ``(*index.shape, C, H, W)``, where the pool lies."""
+        return self.images[index.to(self.images.device)]
+
+    def subset(self, index: torch.Tensor) -> ImagePool:
+        """A pool of the images at positions ``index`` ``(n,)``, copied."""
+        if self.images.is_cuda:
+            return ImagePool(self.take(index), self.labels[index.cpu()], self.classes)
+        images = allocate((len(index), *self.shape))  # a large pool's copy is large, too
+        for part, block in zip(images.split(4096), index.split(4096), strict=True):
+            part.copy_(self.take(block))
+        return ImagePool(images, self.labels[index], self.classes)
+
+    def split(self, fraction: float, generator: torch.Generator) -> tuple[ImagePool, ImagePool]:
+        """Two disjoint pools: ``1 - fraction`` and ``fraction`` of every class, drawn at random.
+
+        Raises:
+            InputError: If one of them would be empty.
+        """
+        held, kept = [], []
+        for label in range(self.num_classes):
+            count = int(self.counts[label])
+            index = self.draw(torch.tensor([label]), count, generator)[0]
+            cut = round(count * fraction)
+            held.append(index[:cut])
+            kept.append(index[cut:])
+        pools = torch.cat(kept), torch.cat(held)
+        if not len(pools[0]) or not len(pools[1]):
+            raise InputError(
+                f"a share of {fraction} of {len(self)} images in {self.num_classes} classes leaves {len(pools[0])} and "
+                f"{len(pools[1])} images; choose a share that leaves some in both parts"
+            )
+        return self.subset(pools[0]), self.subset(pools[1])
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Per-channel mean and standard deviation of the pixels in [0, 1]."""
+        total = torch.zeros(self.images.shape[1], dtype=torch.float64)
+        squares = total.clone()
+        for block in self.images.split(4096):
+            values = block.double() / 255
+            total += values.sum((0, 2, 3)).cpu()
+            squares += values.square().sum((0, 2, 3)).cpu()
+        count = self.images.numel() / self.images.shape[1]
+        mean = total / count
+        # A constant channel would otherwise divide by zero.
+        std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+        return mean.tolist(), std.tolist()
+
+    @classmethod
+    def from_dataset(cls, dataset: Any, *, classes: Sequence[str] | None = None, progress: bool = False) -> ImagePool:
+        """Reads any map-style data set of (image, int) pairs, once.
+
+        Args:
+            dataset: With ``__len__`` and ``__getitem__``; an image may be PIL, a uint8 array ``(H, W)`` or
+                ``(H, W, C)``, or a tensor ``(C, H, W)``, uint8 or floating point in [0, 1]. It should not normalise or
+                augment: distillation does both.
+            classes: Names of the classes. Default: the data set's ``classes`` if it has any, else numbers.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            InputError: If an item is no such pair, sizes differ, values leave [0, 1], or a label is out of range.
+        """
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise InputError(
+                f"the images came as a {type(dataset).__name__}; wanted a map-style data set (one with len() and "
+                f"dataset[i]), such as the one behind a loader"
+            )
+        count = len(dataset)
+        if count == 0:
+            raise InputError(f"the data set {type(dataset).__name__} is empty; wanted at least one (image, label) pair")
+        hidden = None if progress else True  # with None, tqdm draws on a terminal and not into a file
+        labels = torch.empty(count, dtype=torch.int64)
+        images: torch.Tensor | None = None
+        for i in tqdm(range(count), desc="reading images", unit="img", disable=hidden, leave=False):
+            try:
+                item = dataset[i]
+            except Exception as error:  # files and code of the user's can fail in any way
+                raise InputError(
+                    f"item {i} of the data set cannot be read ({brief(error)}); mend or remove it"
+                ) from error
+            image, labels[i] = to_pair(item, i)
+            if images is None:
+                images = allocate((count, *image.shape))
+            if image.shape != images.shape[1:]:
+                raise InputError(
+                    f"image {i} is {_size(image)}, the first is {_size(images[0])}; give all the same, for example "
+                    f"with torchvision's Resize and CenterCrop (image_size in a recipe)"
+                )
+            images[i] = image
+        assert images is not None
+        return cls(images, labels, classes if classes is not None else getattr(dataset, "classes", None))
+
+
+def _numbers(count: int) -> list[str]:
+    return [str(i) for i in range(count)]
+
+
+def allocate(shape: tuple[int, ...]) -> torch.Tensor:
+    """An empty uint8 tensor, beyond :data:`MEMORY_LIMIT` mapped from a temporary file."""
+    size = int(np.prod(shape))
+    if size <= MEMORY_LIMIT:
+        return torch.empty(shape, dtype=torch.uint8)
+    # The file is unlinked at once: the mapping keeps it alive, and nothing is left behind whatever happens.
+    with tempfile.NamedTemporaryFile(prefix="tgdd-pool-") as file:
+        # Taken now, a full disk is an error; found out at a write into the mapping, it would kill the process.
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise InputError(
+                f"{size / 2**30:.1f} GiB of images do not fit in '{tempfile.gettempdir()}' ({error.strerror}); point "
+                f"TMPDIR to a folder with room, or use fewer or smaller images"
+            ) from error
+        return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
+
+
+def _size(image: torch.Tensor) -> str:
+    channels, height, width = image.shape
+    return f"{height}x{width} (H x W) of {channels} channel(s)"

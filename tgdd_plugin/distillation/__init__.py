@@ -1,0 +1,1 @@
+"""TGDD: from a trajectory to synthetic images."""

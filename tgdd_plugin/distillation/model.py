@@ -1,0 +1,113 @@
+"""TGDD as a Composer model: its parameters are pixels, a batch is one step's draws, its loss is the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from composer.models import ComposerModel
+
+from tgdd_plugin.augmentation.dsa import Draw, augment
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.distillation.losses import distribution_constraint, stage_matching
+from tgdd_plugin.distillation.stage_bank import StageBank
+from tgdd_plugin.distillation.synthetic_images import SyntheticImages
+from tgdd_plugin.networks.feature_network import FeatureNetwork
+
+
+class DistillationModel(ComposerModel):
+    """The synthetic images under TGDD's loss (arXiv 2512.02469).
+
+    Only the pixels are parameters; stages and real images are neither parameters nor buffers, so a checkpoint holds
+    the pixels alone.
+
+    Args:
+        synthetic: The images to train.
+        networks: The frozen networks, one for each of the trajectory's architectures.
+        bank: Their stages.
+        pool: The real images; ``None`` to match the bank's recorded means.
+        mean, std: Per-channel normalisation of pixels in [0, 1].
+        alpha: α, the weight of the constraint.
+        bf16: Whether networks run in bfloat16 autocast.
+    """
+
+    def __init__(
+        self,
+        synthetic: SyntheticImages,
+        networks: Sequence[FeatureNetwork],
+        bank: StageBank,
+        pool: ImagePool | None,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        alpha: float,
+        bf16: bool = False,
+    ) -> None:
+        super().__init__()
+        self.synthetic = synthetic
+        self.networks = networks
+        self.bank = bank
+        self.pool = pool
+        self.mean = torch.tensor(mean).view(-1, 1, 1)
+        self.std = torch.tensor(std).view(-1, 1, 1)
+        self.alpha = alpha
+        self.bf16 = bf16
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Features and logits of a step's classes.
+
+        Args:
+            batch: ``classes`` (k,) and their ``positions`` (k,) among the synthetic ones, ``real`` (k, m) positions in
+                the pool or absent, ``chosen`` (k, s) decoded images or absent, ``draw`` of (k, 1) augmentations, one
+                for each class, or of (k, s), one for each synthetic image, or absent, ``early`` and ``late`` positions
+                in the bank.
+
+        Returns:
+            ``real`` (k, m, D), or (k, 1, D) for recorded means, ``synthetic`` (k, n, D), ``classes`` (k,), and unless
+            α = 0 ``logits`` (k, n, K).
+        """
+        classes, draw = batch["classes"], batch.get("draw", {})
+        early, late = self.bank[batch["early"]], self.bank[batch["late"]]
+        network = self.networks[self.bank.architecture[batch["early"]]]  # the late stage is of the same run
+        synthetic = self._prepared(self.synthetic.decode(batch["positions"], batch.get("chosen")), draw)
+        with torch.autocast(classes.device.type, torch.bfloat16, enabled=self.bf16):
+            if self.pool is None:
+                means = self.bank.means[batch["early"]]
+                assert means is not None, "only stages with means are drawn as early ones"
+                real_features = means[classes].unsqueeze(1)
+            else:
+                real = self.pool.take(batch["real"]).to(classes.device, non_blocking=True).float() / 255
+                with torch.no_grad():
+                    real_features, _ = network(early, self._prepared(real, draw).flatten(0, 1))
+                real_features = real_features.unflatten(0, real.shape[:2])
+            features, logits = network(early, synthetic.flatten(0, 1))
+            if self.alpha and batch["late"] != batch["early"]:
+                _, logits = network(late, synthetic.flatten(0, 1))
+        shape = synthetic.shape[:2]
+        outputs = {"real": real_features, "synthetic": features.unflatten(0, shape), "classes": classes}
+        return {**outputs, "logits": logits.unflatten(0, shape)} if self.alpha else outputs
+
+    def _prepared(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
+        """Normalised and augmented, ``(k, n, C, H, W)`` as they came."""
+        if self.mean.device != images.device:  # once: Composer moves the pixels alone
+            self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+        each = next(iter(draw.values())).shape[1] > 1 if draw else False
+        grouped = images.flatten(0, 1) if each else images
+        draw = {name: values.flatten(0, 1) for name, values in draw.items()}
+        return augment((grouped - self.mean) / self.std, draw).view(images.shape)
+
+    def loss(  # type: ignore[override]  # Composer logs each entry of a dictionary, though its annotation has none
+        self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """``match``, ``constraint`` and ``total`` = match + α · constraint, each summed over all K classes.
+
+        Composer weights a microbatch by its share of the batch, as for a mean; so the sum over the microbatch's k
+        classes is scaled by K/k here, and the microbatches add up to the sum over all classes.
+        """
+        scale = len(self.synthetic.pixels) / len(outputs["classes"])
+        match = stage_matching(outputs["real"], outputs["synthetic"]) * scale
+        if not self.alpha:
+            return {"match": match, "total": match.clone()}  # Composer scales the total in place
+        constraint = distribution_constraint(outputs["logits"], outputs["classes"]) * scale
+        return {"match": match, "constraint": constraint, "total": match + self.alpha * constraint}

@@ -1,0 +1,68 @@
+"""Everything random about a distillation, as a function of (seed, step, rank): any step can be drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tgdd_plugin.augmentation.dsa import draw_augmentation
+from tgdd_plugin.core.seeding import keyed_generator
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.distillation.stage_bank import StageBank
+from tgdd_plugin.distillation.synthetic_images import SyntheticImages
+
+
+@dataclass
+class Draws:
+    """Everything random about a step, as a batch that Composer splits by class and moves to the device.
+
+    Without a pool the batch has no real images; as recorded means contain the draws of many images, every synthetic
+    image then has a draw of its own.
+    """
+
+    settings: DistillSettings
+    bank: StageBank
+    pool: ImagePool | None
+    synthetic: SyntheticImages
+    rank: int = 0
+    classes: Sequence[int] | None = None  # whose images these are; None: of classes 0, 1, 2, ...
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        """The batch of one step on this rank; see :meth:`DistillationModel.forward`."""
+        s = self.settings
+        assert s.augmentation is not None, "resolved settings are wanted"
+        generator = keyed_generator(s.seed, step, self.rank)
+        pair = self.bank.draw(s.max_gap, generator)
+        count, _, *_, height, width = self.synthetic.pixels.shape
+        positions = torch.arange(count)
+        classes = positions if self.classes is None else torch.tensor(self.classes)
+        batch = {"positions": positions, "classes": classes, "early": pair.early, "late": pair.late}
+        decoded = self.synthetic.decoded_per_class
+        groups = min(decoded, s.max_decoded)
+        if self.pool is not None:
+            batch["real"] = self.pool.draw(classes, s.real_per_class, generator, "each step (real_per_class)")
+            groups = 1
+        draw = draw_augmentation(s.augmentation, count * groups, (height, width), generator)
+        if draw:  # an empty mapping is one that Composer cannot split into microbatches
+            batch["draw"] = {name: values.unflatten(0, (count, groups)) for name, values in draw.items()}
+        if decoded > s.max_decoded:
+            order = torch.rand(count, decoded, generator=generator).argsort(1)
+            batch["chosen"] = order[:, : s.max_decoded]
+        return batch
+
+
+class Steps:
+    """Yields the numbers of the steps. Draws are made later, so a resumed run passes over those done at no cost."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.steps))

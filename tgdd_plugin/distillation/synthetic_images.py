@@ -1,0 +1,124 @@
+"""The synthetic images: their pixels, their start, multi-formation, and their form as uint8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tgdd_plugin.beton.multi_formation import check_factor, decode
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.distillation.settings import STARTS
+
+
+class SyntheticImages(nn.Module):
+    """n stored images for each of K classes, whose pixels are the parameter that distillation trains.
+
+    With ``factor`` f, n stored images decode to n·f² images of full size, see :func:`decode`.
+
+    Args:
+        pixels: Stored images in class order, in [0, 1], of shape ``(K, n, C, H, W)``.
+        factor: f. Default: ``1``.
+
+    Raises:
+        InputError: If the side of the images is no multiple of ``factor``.
+    """
+
+    def __init__(self, pixels: torch.Tensor, factor: int = 1) -> None:
+        super().__init__()
+        check_factor(factor, *pixels.shape[-2:])
+        self.pixels = nn.Parameter(pixels)
+        self.factor = factor
+
+    @property
+    def decoded_per_class(self) -> int:
+        """n·f²."""
+        return self.pixels.shape[1] * self.factor**2
+
+    def decode(self, classes: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
+        """Images of full size of some classes, differentiably: :func:`decode` of theirs.
+
+        Args:
+            classes: Class ids, ``(k,)``.
+            chosen: Which decoded images of each class, ``(k, s)``. Default: ``None``, all.
+        """
+        return decode(self.pixels[classes], self.factor, chosen)
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Clamps the pixels to [0, 1], in place."""
+        self.pixels.clamp_(0, 1)
+
+    @torch.no_grad()
+    def keep_finite_(self) -> None:
+        """Clears the gradient, in place, if any of it is no finite number. Nothing waits for the device."""
+        if (gradient := self.pixels.grad) is not None:
+            gradient.copy_(torch.where(gradient.isfinite().all(), gradient, 0.0))
+
+    @torch.no_grad()
+    def to_uint8(self, *, packed: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """What ships: uint8 images on the CPU, in class order, and their labels.
+
+        Args:
+            packed: Whether as stored, ``(K·n, C, H, W)``. Default: ``False``, decoded, ``(K·n·f², C, H, W)``.
+        """
+        classes = torch.arange(len(self.pixels), device=self.pixels.device)
+        images = self.pixels if packed else self.decode(classes)
+        labels = classes.cpu().repeat_interleave(images.shape[1])
+        return images.clamp(0, 1).mul(255).round().to(torch.uint8).flatten(0, 1).cpu(), labels
+
+
+def start_pixels(
+    start: str,
+    shape: tuple[int, int, int, int, int],
+    factor: int,
+    pool: ImagePool | None,
+    generator: torch.Generator,
+    ids: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """The pixels that distillation starts from.
+
+    Args:
+        start: ``'real'``: n real images a class. ``'mix'``: every one of the n·f² sub-images is a real image of its
+            own, shrunk (with factor 1 the same as ``'real'``). ``'herding'``: the same, of a pool that has no more than
+            these images (:func:`tgdd_plugin.networks.features.typical`). ``'noise'``: uniform in [0, 1], reading no real image.
+        shape: (K, n, C, H, W).
+        factor: f, as in :class:`SyntheticImages`.
+        pool: The real images; not needed for ``'noise'``.
+        generator: On the CPU.
+        ids: The classes' ids in the pool, ``(K,)``. Default: ``None``, 0, 1, 2, ...
+
+    Raises:
+        InputError: If ``start`` is unknown, or a class has too few real images.
+    """
+    if start not in STARTS:
+        raise InputError(f"start is '{start}'; wanted one of {', '.join(STARTS)}")
+    classes, count, channels, height, width = shape
+    check_factor(factor, height, width)
+    if start == "noise":
+        return torch.rand(shape, generator=generator)
+    if pool is None:
+        raise InputError(f"start '{start}' needs real images; give real=, or start='noise'")
+    parts = 1 if start == "real" else factor**2
+    wanted = torch.arange(classes) if ids is None else torch.tensor(ids)
+    fewest = int(pool.counts[wanted].min())
+    if fewest < count * parts:
+        many = " · factor²" if parts > 1 else ""
+        raise InputError(
+            f"class '{pool.classes[int(wanted[pool.counts[wanted].argmin()])]}' has {fewest} real images to start "
+            f"from, and start "
+            f"'{start}' takes images_per_class{many} = {count * parts} of each; lower images_per_class to "
+            f"{fewest // parts}" + (", or take start 'real' or factor 1" if parts > 1 else "") + ", or start 'noise'"
+        )
+    index = pool.draw(wanted, count * parts, generator, "to start from")
+    images = pool.take(index).float() / 255
+    if parts == 1:
+        return images
+    small = F.interpolate(
+        images.flatten(0, 1), size=(height // factor, width // factor), mode="bilinear", antialias=True
+    )
+    grid = small.view(classes, count, factor, factor, channels, height // factor, width // factor)
+    return grid.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape).clamp(0, 1)

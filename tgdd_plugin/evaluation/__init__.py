@@ -1,0 +1,1 @@
+"""What a compact set is worth, beside all it must beat."""

@@ -1,0 +1,103 @@
+"""Plain distribution matching (DM; Zhao and Bilen, WACV 2023), as a baseline: fresh networks, and nothing else.
+
+The same engine as :func:`tgdd_plugin.distill`, on networks that were never trained: the classes' mean features are
+matched, and nothing keeps the classes apart.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.utils import dist
+from torch import nn
+
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.distillation.distiller import distill, is_distilled
+from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.networks.feature_network import find_head
+from tgdd_plugin.trajectory.manifest import Run
+from tgdd_plugin.trajectory.store import Trajectory, add_stage, begin
+
+NETWORKS, NETWORK_BYTES = 100, 2**28
+"""At most so many fresh networks, drawn from at every step, in at most so much memory. DM takes a new one each step."""
+
+
+def distribution_matching(
+    real: ImagePool,
+    output: str | Path,
+    settings: DistillSettings,
+    build: Callable[[], nn.Module],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    **options: Any,
+) -> Path:
+    """Distills real images into a ``.beton`` by plain distribution matching; what is there already of this is kept.
+
+    Args:
+        real: The real training images.
+        output: The ``.beton`` to write. The networks lie in a hidden folder beside it until then.
+        settings: As of :func:`tgdd_plugin.distill`; as DM has it, without the constraint (``alpha`` 0) and
+            multi-formation (``factor`` 1), and started from real images.
+        build: Builds a freshly initialised network.
+        mean, std: Per-channel normalisation for pixels in [0, 1].
+        options: More of :func:`tgdd_plugin.distill`.
+    """
+    output = Path(output)
+    settings = replace(settings, source="sampled", alpha=0.0, factor=1, start="real", stages="all", packed=False)
+    folder = output.with_name(f".{output.stem}-networks")
+    if dist.get_global_rank() == 0:
+        fresh_networks(folder, build, real.classes, mean, std, settings.seed)
+    dist.barrier()
+    trajectory = Trajectory.open(folder)
+    if not is_distilled(output, trajectory, real, settings):
+        distill(trajectory, real, output, settings, network=build, mean=mean, std=std, **options)
+    dist.barrier()
+    if dist.get_global_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    return output
+
+
+def fresh_networks(
+    folder: Path,
+    build: Callable[[], nn.Module],
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int = 0,
+) -> Trajectory:
+    """Writes freshly initialised networks as the stages of a run that was never trained.
+
+    Args:
+        folder: The trajectory folder; what a broken-off call left there is written anew, to the same bytes.
+        build: Builds a network.
+        classes: Names of the K classes.
+        mean, std: Noted in the manifest.
+        seed: Of the weights. Default: ``0``.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = build()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+        count = sum(parameter.numel() for parameter in network.parameters())
+        run = Run(
+            name="fresh",
+            network={"class": type(network).__qualname__, "parameters": count},
+            head=find_head(network, len(classes)),
+            num_classes=len(classes),
+            classes=list(classes),
+            mean=list(mean),
+            std=list(std),
+            complete=True,
+        )
+        begin(folder / run.name, run)
+        for number in range(max(2, min(NETWORKS, NETWORK_BYTES // size))):
+            when: dict[str, Any] = {"epoch": number, "batch": number, "sample": 0, "metrics": {}}
+            add_stage(folder / run.name, run, network.state_dict(), None, **when)
+            network = build()
+    return Trajectory.open(folder)

@@ -1,0 +1,180 @@
+"""One row of a table: networks trained on the same kind of set, one for each seed, and scored on test images."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.training.settings import TrainSettings
+from tgdd_plugin.training.train import accuracy, train_each
+
+PROTOCOL = "last epoch, decoded uint8 file; std over seeds with n - 1; nothing is chosen on the test images"
+
+
+RANDOM = ("random", "random, decoded number")
+"""Rows of random images: as many as the file stores and, with a factor, as many as it holds once decoded."""
+
+
+Images = tuple[torch.Tensor, torch.Tensor]
+"""uint8 images ``(N, C, H, W)`` with class ids ``(N,)`` or soft labels ``(N, K)``."""
+
+
+@dataclass
+class Row:
+    """One row of the table: networks trained on the same kind of set, one for each seed.
+
+    Args:
+        name: What they were trained on.
+        images: How many images it has.
+        epochs: How long they were trained.
+        accuracies: On the test set, from 0 to 1, one for each seed.
+        seconds: Of each training, from the first batch to the last, set-up of the Trainer included; of networks that
+            were trained at once, equal shares.
+        network: What was trained.
+        labels: ``'hard'`` or ``'soft'``.
+        learning_rate: What it was trained with.
+    """
+
+    name: str
+    images: int = 0
+    epochs: int = 0
+    accuracies: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    network: str = ""
+    labels: str = "hard"
+    learning_rate: float = 0.01
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy in per cent."""
+        return 100 * float(np.mean(self.accuracies))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over the seeds (with n - 1) in points; NaN for one seed."""
+        return 100 * float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else float("nan")
+
+    @property
+    def spread(self) -> str:
+        """``mean ± std`` in per cent, of one seed the mean alone."""
+        return f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if len(self.accuracies) > 1 else "")
+
+    def summary(self) -> dict[str, Any]:
+        """As JSON has it, with mean and std in figures."""
+        std = round(self.std, 2) if len(self.accuracies) > 1 else None  # JSON has no NaN
+        return {**asdict(self), "mean_percent": round(self.mean, 2), "std_points": std}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Trains networks on sets of images for the same test.
+
+    Args:
+        test: The images to score on.
+        mean, std: Per-channel normalisation for pixels in [0, 1].
+        seeds: Of the initial weights, the order of the images and the augmentation.
+        num_classes: K.
+        device: ``'cpu'`` or ``'gpu'``; ``None`` for a GPU if there is one.
+        at_once: See :func:`tgdd_plugin.training.train.train_each`.
+        progress_bar: Whether to show one for each training.
+    """
+
+    test: ImagePool
+    mean: Sequence[float]
+    std: Sequence[float]
+    seeds: Sequence[int]
+    num_classes: int
+    device: str | None = None
+    at_once: bool | None = None
+    progress_bar: bool = True
+
+    def score(
+        self, row: Row, build: Callable[[], nn.Module], images: Callable[[int], Images], settings: TrainSettings
+    ) -> list[nn.Module]:
+        """Trains a fresh network for each seed and fills in the row.
+
+        Args:
+            row: Its images, epochs, learning rate, accuracies and seconds are filled in.
+            build: Builds a fresh network.
+            images: What to train on, by seed; of every seed as many.
+            settings: How.
+
+        Returns:
+            The trained networks, on the device.
+        """
+        on = torch_device(self.device)
+        networks, loaders = [], []
+        for seed in self.seeds:
+            pixels, labels = images(seed)
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                networks.append(build())
+            # Moved as a pool is, which leaves in memory what is too large.
+            pixels = ImagePool(pixels, torch.zeros(len(pixels))).to(on).images
+            loaders.append(
+                DeviceLoader(pixels, labels, self.mean, self.std, batch_size=settings.batch_size, seed=seed, device=on)
+            )
+            row.images = len(labels)
+        row.epochs, row.learning_rate = settings.epochs, settings.learning_rate
+        row.seconds = train_each(
+            networks,
+            loaders,
+            self.num_classes,
+            settings,
+            seeds=self.seeds,
+            at_once=self.at_once,
+            title=f"{row.network} {row.name}".strip() if self.progress_bar else None,
+            device=self.device,
+        )
+        row.accuracies = [accuracy(network, self.test, self.mean, self.std) for network in networks]
+        return networks
+
+    def at_best_rate(
+        self,
+        rates: Sequence[float],
+        held: ImagePool,
+        row: Row,
+        build: Callable[[], nn.Module],
+        images: Callable[[int], Images],
+        settings: TrainSettings,
+    ) -> TrainSettings:
+        """The settings with the learning rate that does best on held-out images, for the first seed.
+
+        Args:
+            rates: To choose from.
+            held: The held-out images.
+            row, build, images, settings: What is to be scored, as in :meth:`score`; the row stays as it is.
+        """
+        trial = replace(self, test=held, seeds=self.seeds[:1])
+        found: dict[float, float] = {}
+        for rate in rates:
+            attempt = Row(f"{row.name} at {rate:g}", network=row.network)
+            trial.score(attempt, build, images, replace(settings, learning_rate=rate))
+            found[rate] = attempt.accuracies[0]
+        return replace(settings, learning_rate=max(found, key=found.__getitem__))
+
+    def where(self) -> str:
+        """The device in words."""
+        on = torch_device(self.device)
+        name = torch.cuda.get_device_name(on) if on.type == "cuda" else f"{platform.machine()} CPU"
+        return f"{name}, {torch.get_num_threads()} threads"
+
+
+def random_images(real: ImagePool, per_class: int, seed: int) -> Images:
+    """So many real images of each class, drawn at random; other ones for each seed.
+
+    Raises:
+        InputError: If a class has fewer.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    index = real.draw(torch.arange(real.num_classes), per_class, generator, "the random baseline").flatten()
+    return real.take(index), real.labels[index]

@@ -1,0 +1,56 @@
+"""Soft labels: what the networks of a trajectory, at the end of their training, say of images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.normalization import normalise
+from tgdd_plugin.networks.feature_network import fit_names
+from tgdd_plugin.trajectory.store import Trajectory
+
+
+@torch.no_grad()
+def soft_labels(
+    trajectory: Trajectory,
+    networks: Sequence[nn.Module],
+    images: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int = 512,
+) -> torch.Tensor:
+    """Class probabilities of images, by the last stage of every run, averaged over the runs.
+
+    One fixed label for each image, of the image as it is (DD-Ranking calls this single soft labels).
+
+    Args:
+        trajectory: R runs.
+        networks: The bare networks that were trained, one for each of the trajectory's ``architectures``; their
+            weights do not matter and stay as they are.
+        images: uint8, ``(N, C, H, W)``, on any device; the network is called there.
+        mean, std: Per-channel normalisation for pixels in [0, 1].
+        batch_size: Default: ``512``.
+
+    Returns:
+        float32 of shape ``(N, K)``, on the CPU, in rows that sum to 1.
+
+    Raises:
+        InputError: If a network does not fit the trajectory, or a stage's answer is no finite number.
+    """
+    device = images.device
+    teachers = [copy.deepcopy(network).to(device).eval() for network in networks]
+    numbers = trajectory.architectures
+    answers = []
+    for folder, run in trajectory.runs.items():
+        where, teacher = f"stage '{folder / run.stages[-1].file}'", teachers[numbers[folder]]
+        weights = trajectory.load(folder, run.stages[-1])
+        teacher.load_state_dict({name: weights[spelt] for name, spelt in fit_names(weights, teacher, where).items()})
+        parts = [teacher(normalise(part, mean, std)).softmax(1) for part in images.split(batch_size)]
+        answers.append(torch.cat(parts).float().cpu())
+        if not answers[-1].isfinite().all():
+            raise InputError(f"{where} answers with values that are no numbers; train with a lower learning rate")
+    return torch.stack(answers).mean(0)

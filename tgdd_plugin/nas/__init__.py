@@ -1,0 +1,1 @@
+"""Architecture search on a compact set."""

@@ -1,0 +1,95 @@
+"""search(): an architecture search whose candidates are trained on a compact set, by any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.utils import dist
+from optuna.exceptions import OptunaError
+from sqlalchemy.exc import SQLAlchemyError
+from tqdm.auto import tqdm
+
+from tgdd_plugin.beton.card import read_card
+from tgdd_plugin.beton.compatibility import fitting_pool
+from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.evaluation.settings import RetrainSettings
+from tgdd_plugin.nas.ranking import Candidate, ranked
+from tgdd_plugin.nas.search_space import check_factory
+from tgdd_plugin.nas.settings import NasSettings
+from tgdd_plugin.nas.trial_queue import without_password
+from tgdd_plugin.nas.workers import _Job, _read, _show, _spawn
+
+
+def search(
+    file: str | Path,
+    real: Any,
+    settings: NasSettings | None = None,
+    training: RetrainSettings | None = None,
+    *,
+    storage: str | Path = "nas.db",
+    device: str | None = None,
+    seed: int = 0,
+    progress_bar: bool = True,
+) -> list[Candidate]:
+    """Tries the networks of a search space on a ``.beton``; the same call goes on where one stopped.
+
+    The same call made in several processes, on this machine or others that reach the storage, shares the work: each
+    candidate is tried once. What a killed process was trying is taken up by another after a minute. A sampler that
+    draws the same candidate again gets what came of it, if that is known by then.
+
+    Args:
+        file: The ``.beton``, its card beside it.
+        real: The real training images, of which a share judges: an :class:`ImagePool`, or any data set
+            :meth:`ImagePool.from_dataset` takes. No candidate is trained on any; the set may have been distilled from
+            them, as it is the same for all.
+        settings: Default: ``NasSettings()``.
+        training: How candidates are trained, and how many networks of each. Default: ``RetrainSettings()``.
+        storage: Where the study is if the settings name no place. Default: ``'nas.db'``.
+        device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
+        seed: The first of ``training.seeds`` seeds, and of the choice of candidates. Default: ``0``.
+        progress_bar: Default: ``True``.
+
+    Returns:
+        The candidates, best first; then those given up, then those that failed.
+
+    Raises:
+        InputError: If file, images, factory or storage do not fit each other, or no candidate could be tried.
+    """
+    settings, training = settings or NasSettings(), training or RetrainSettings()
+    if dist.get_world_size() > 1:
+        raise InputError(
+            f"the search came up in {dist.get_world_size()} ranks; start it as plain processes (nas.workers), which "
+            f"share a study and not a training"
+        )
+    check_factory(settings)
+    torch_device(device)
+    pool = fitting_pool(real, "real", file, read_card(file))
+    judge = pool.split(settings.validation, torch.Generator().manual_seed(seed))[1]
+    where = settings.storage or str(storage)
+    arrays = judge.images.cpu().numpy(), judge.labels.numpy(), judge.classes
+    job = _Job(where, Path(file), arrays, settings, training, device, seed)
+    try:
+        queue = job.queue()
+        total = len(queue.slots)
+        with tqdm(total=total, desc="candidates", disable=None if progress_bar else True, leave=False) as bar:
+            if settings.workers == 1 or len(queue.tried()) == total:
+                job.work(queue, lambda: _show(bar, queue))
+            else:
+                _spawn(job, queue, bar)
+        candidates = ranked([_read(trial) for trial in queue.tried()])
+    except (OptunaError, SQLAlchemyError) as error:
+        raise InputError(
+            f"the study in '{without_password(where)}' cannot be used any more ({brief(error)}); what is in it is "
+            f"kept, and the same command goes on once it can"
+        ) from error
+    if all(candidate.problem for candidate in candidates):
+        raise InputError(f"none of {total} candidates could be tried; {candidates[0].name}: {candidates[0].problem}")
+    return _different(candidates)
+
+
+def _different(candidates: list[Candidate]) -> list[Candidate]:
+    seen = {candidate.name: candidate for candidate in reversed(candidates)}
+    return [candidate for candidate in candidates if seen[candidate.name] is candidate]

@@ -1,0 +1,37 @@
+"""A search space of networks: how its candidates are named, checked and built."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.nas.settings import Arguments, SearchSpace
+from tgdd_plugin.networks.factory import build_network, find_factory
+
+
+def name_of(arguments: Arguments) -> str:
+    """A candidate in a few words, such as ``depth=3 width=64``."""
+    return " ".join(f"{name}={value}" for name, value in arguments.items())
+
+
+def check_factory(space: SearchSpace) -> None:
+    """Raises an InputError if there is no such factory, or it has no such arguments."""
+    parameters = inspect.signature(find_factory(space.factory)).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in space.choices:
+        if name not in parameters:
+            raise InputError(
+                f"choices has '{name}', which '{space.factory}' does not take; it has {', '.join(parameters)}"
+            )
+
+
+def candidate_builder(
+    space: SearchSpace, arguments: Arguments, shape: Sequence[int], num_classes: int
+) -> Callable[[], nn.Module]:
+    """A function that builds a fresh network of a candidate for images of ``shape`` (C, H, W) and K classes."""
+    return functools.partial(build_network, space.factory, arguments, shape, num_classes)

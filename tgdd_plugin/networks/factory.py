@@ -1,0 +1,136 @@
+"""The field's benchmark networks, and how to build any network from its name.
+
+The networks of this package know how they were built, so a trajectory recorded from one can be distilled without naming
+it again. Any other must be named: a folder that came from elsewhere must not choose what is imported and called.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.import_string import import_function
+from tgdd_plugin.networks import convnets, densenets, resnet_ap, resnets, vision_transformers
+
+PACKAGE = "tgdd_plugin.networks"
+"""The prefix of this package's networks in manifests and cards."""
+
+
+def described(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Decorator of a module-level network factory: notes on the network how it was built.
+
+    The network gets ``tgdd_network = {'factory': 'module:function', 'arguments': {...}}``, which
+    :class:`tgdd_plugin.TGDDCallback` writes into the manifest. Arguments must be plain values. For a factory of your
+    own it is a note: distillation tells you the name to give, and builds only this package's networks unasked.
+    """
+
+    @functools.wraps(factory)
+    def build(*args: Any, **kwargs: Any) -> nn.Module:
+        bound = inspect.signature(factory).bind(*args, **kwargs)
+        bound.apply_defaults()
+        network = factory(*args, **kwargs)
+        name = f"{factory.__module__}:{factory.__qualname__}"
+        if factory.__module__.startswith(f"{PACKAGE}."):
+            name = f"{PACKAGE}:{factory.__qualname__}"
+        network.tgdd_network = {"factory": name, "arguments": dict(bound.arguments)}  # type: ignore[assignment]
+        return network
+
+    return build
+
+
+convnet = described(convnets.convnet)
+resnet10 = described(resnets.resnet10)
+resnet18 = described(resnets.resnet18)
+resnet_ap10 = described(resnet_ap.resnet_ap10)
+densenet121 = described(densenets.densenet121)
+vit = described(vision_transformers.vit)
+
+
+OWN = {
+    "convnet": convnet,
+    "resnet10": resnet10,
+    "resnet18": resnet18,
+    "resnet_ap10": resnet_ap10,
+    "densenet121": densenet121,
+    "vit": vit,
+}
+
+
+def find_factory(name: str) -> Callable[..., nn.Module]:
+    """The factory of a network of this package (``'convnet'``), or any other as ``'module:function'``.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    if name in OWN:
+        return OWN[name]
+    if ":" not in name:
+        raise InputError(f"network '{name}' is unknown; wanted one of {', '.join(OWN)}, or your own as module:function")
+    return import_function("network", name)
+
+
+def build_network(name: str, arguments: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
+    """Builds a network by name.
+
+    Args:
+        name: As in :func:`find_factory`.
+        arguments: Keyword arguments of the factory. ``num_classes`` is added if the factory takes it;
+            ``in_channels`` and ``image_size`` if it names them.
+        shape: (C, H, W) of the images.
+        num_classes: K.
+
+    Raises:
+        InputError: If the factory is unknown or does not take the arguments.
+    """
+    factory = find_factory(name)
+    parameters = inspect.signature(factory).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    known = {"in_channels": shape[0], "image_size": shape[1]}
+    arguments = {key: value for key, value in known.items() if key in parameters} | arguments
+    if "num_classes" in parameters or takes_any:
+        arguments.setdefault("num_classes", num_classes)
+    try:
+        return factory(**arguments)
+    except TypeError as error:
+        raise InputError(f"network '{name}' does not take {arguments}: {error}") from error
+
+
+def build_recorded(record: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
+    """Builds the network that a manifest or a card tells of, if it is one of this package's.
+
+    Args:
+        record: ``class``, ``factory`` and ``arguments``, as :class:`tgdd_plugin.trajectory.manifest.Run` keeps them.
+        shape: (C, H, W) of the images.
+        num_classes: K.
+
+    Raises:
+        InputError: If it is another, which the user must name; or if it cannot be built.
+    """
+    return build_network(recorded_factory(record), record.get("arguments") or {}, shape, num_classes)
+
+
+def is_own(record: dict[str, Any]) -> bool:
+    """Whether a manifest or a card tells of one of this package's networks."""
+    return (record.get("factory") or "").removeprefix(f"{PACKAGE}:") in OWN
+
+
+def recorded_factory(record: dict[str, Any]) -> str:
+    """Which of this package's networks a manifest or a card tells of; see :func:`build_recorded`.
+
+    Raises:
+        InputError: If it is another.
+    """
+    name = (record.get("factory") or "").removeprefix(f"{PACKAGE}:")
+    if not is_own(record):
+        arguments = record.get("arguments") or {}
+        noted = "".join(f" network.{key}={value}" for key, value in arguments.items())
+        raise InputError(
+            f"the network is not one of this package's ({record.get('class', 'not recorded')}); pass network=, it or a "
+            f"function that builds it, on the command line network.name={name or 'module:function'}{noted}"
+        )
+    return name

@@ -1,0 +1,93 @@
+"""The features of images under a network, and the images that are typical by them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.coresets import herding
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import normalise
+from tgdd_plugin.networks.chunk_size import chunk_sizes
+from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head
+
+CHOSEN_FROM = 1000
+"""Most images of a class that :func:`typical` looks at."""
+
+
+@torch.no_grad()
+def features_of(
+    network: nn.Module,
+    pool: ImagePool,
+    mean: Sequence[float],
+    std: Sequence[float],
+    head: str | None = None,
+    batch_size: int = 512,
+) -> torch.Tensor:
+    """φ(x) of every image of a pool, in evaluation mode. The network is copied and stays as it is.
+
+    Args:
+        network: From normalised images ``(N, C, H, W)`` to logits ``(N, K)``; it is run where its weights lie.
+        pool: The images, and K.
+        mean, std: Per-channel normalisation for pixels in [0, 1].
+        head: Name of the linear layer whose input is φ(x). Default: found by :func:`tgdd_plugin.networks.feature_network.find_head`.
+        batch_size: Images that are brought to the device at a time. Default: 512.
+
+    Returns:
+        Features ``(N, D)``, float32 on the CPU, in the order of the pool.
+
+    Raises:
+        InputError: If the network has no such head or does not take these images, or if the normalisation is not of
+            their channels.
+    """
+    channels = pool.shape[0]
+    if not len(mean) == len(std) == channels:
+        raise InputError(f"{len(mean)} means and {len(std)} stds came for images of {channels} channel(s)")
+    frozen = FeatureNetwork(copy.deepcopy(network), find_head(network, pool.num_classes, head))
+    weights = network.state_dict()
+    frozen.check(weights, pool.shape, pool.num_classes)
+    device = next(iter(weights.values())).device
+    # On a CPU in parts that its caches hold, not in one.
+    frozen.slice_size = chunk_sizes(frozen.footprint(weights, pool.shape), 1, 1, 0, device)[1]
+    features = torch.empty(0)
+    for index in torch.arange(len(pool)).split(batch_size):
+        part = frozen(weights, normalise(pool.take(index).to(device), mean, std))[0]
+        if not len(features):  # all at once, as joining the parts would need room for them twice
+            features = torch.empty(len(pool), part.shape[1])
+        features[index] = part.float().cpu()
+    return features
+
+
+def typical(
+    network: nn.Module,
+    pool: ImagePool,
+    classes: Sequence[int],
+    per_class: int,
+    generator: torch.Generator,
+    **options: Any,
+) -> ImagePool:
+    """The images of some classes that :func:`herding` chooses, by features of length 1, as a pool.
+
+    Args:
+        network: Whose features; see :func:`features_of`.
+        pool: To choose from: at most :data:`CHOSEN_FROM` images of each class, drawn at random.
+        classes: Their ids in the pool.
+        per_class: How many of each. Where a class has fewer, all of them are taken.
+        generator: On the CPU.
+        options: ``mean``, ``std`` and the rest of :func:`features_of`.
+    """
+    chosen = []
+    for label in classes:
+        have = int(pool.counts[label])
+        index = pool.draw(torch.tensor([label]), min(have, CHOSEN_FROM), generator)[0]
+        if have > per_class:
+            features = F.normalize(features_of(network, pool.subset(index), **options))
+            index = index[herding(features, torch.zeros(len(index), dtype=torch.int64), per_class)]
+        chosen.append(index)
+    return pool.subset(torch.cat(chosen))

@@ -1,0 +1,1 @@
+"""Recipes, and what each ``tgdd`` command does with them."""

@@ -1,0 +1,134 @@
+"""The data sets that recipes can name. Nothing else in the package knows a data set's name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.datasets as tv
+from torchvision.transforms import CenterCrop, Compose, Grayscale, Resize
+
+from tgdd_plugin.beton.card import card_path, read_card
+from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.import_string import import_function
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.settings import DataSettings
+
+_KNOWN: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
+    "cifar10": (tv.CIFAR10, {"train": True}, {"train": False}),
+    "cifar100": (tv.CIFAR100, {"train": True}, {"train": False}),
+    "mnist": (tv.MNIST, {"train": True}, {"train": False}),
+    "fashion_mnist": (tv.FashionMNIST, {"train": True}, {"train": False}),
+    "svhn": (tv.SVHN, {"split": "train"}, {"split": "test"}),
+}
+
+
+def load_data(settings: DataSettings, *, progress: bool = False) -> tuple[ImagePool, ImagePool]:
+    """Train and test images.
+
+    Raises:
+        InputError: If they cannot be found or used.
+    """
+    train, test = _read(settings, progress)
+    if settings.per_class is not None:
+        generator = torch.Generator().manual_seed(0)
+        index = train.draw(torch.arange(train.num_classes), settings.per_class, generator, "data.per_class")
+        train = train.subset(index.flatten())
+    if settings.holdout:
+        train, test = train.split(settings.holdout, torch.Generator().manual_seed(1))
+    return train, test
+
+
+def _read(settings: DataSettings, progress: bool) -> tuple[ImagePool, ImagePool]:
+    if settings.name == "digits":
+        return _digits()
+    if settings.name == "beton":
+        if not settings.train or not settings.test:
+            raise InputError("data 'beton' needs the files data.train=... and data.test=...")
+        train, test = _from_beton(settings.train), _from_beton(settings.test)
+    else:
+        sets = _image_folders(settings) if settings.name == "image_folder" else _datasets(settings)
+        train, test = (ImagePool.from_dataset(dataset, progress=progress) for dataset in sets)
+    # Numbered classes are counted from the labels, and the last ones may lack test images.
+    if test.num_classes < train.num_classes:
+        test.name_classes(train.classes)
+    return train, test
+
+
+def _digits() -> tuple[ImagePool, ImagePool]:
+    """scikit-learn's 1,797 digits of 8×8 grey levels 0..16: 1,257 for training and 540 for testing, by class."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images / 16 * 255).round().to(torch.uint8).unsqueeze(1)
+    labels = torch.from_numpy(digits.target)
+    index = train_test_split(torch.arange(len(labels)).numpy(), test_size=540, stratify=digits.target, random_state=0)
+    train, test = (ImagePool(images[i], labels[i], [str(n) for n in range(10)]) for i in index)
+    return train, test
+
+
+def _from_beton(path: str) -> ImagePool:
+    images, labels = read_beton(path)
+    return ImagePool(images, labels, read_card(path).classes if card_path(path).is_file() else None)
+
+
+def _image_folders(settings: DataSettings) -> tuple[Any, Any]:
+    root = Path(settings.root)
+    train = Path(settings.train) if settings.train else root / "train"
+    test = (
+        Path(settings.test)
+        if settings.test
+        else next((p for p in (root / "val", root / "test") if p.is_dir()), root / "val")
+    )
+    steps: list[Any] = [Grayscale()] if settings.grey else []
+    if settings.image_size:
+        steps += [Resize(settings.image_size), CenterCrop(settings.image_size)]
+    for folder in (train, test):
+        if not folder.is_dir():
+            raise InputError(f"there is no folder '{folder}'; data.root wants train/<class>/ and val/<class>/ in it")
+    try:
+        sets = [tv.ImageFolder(str(folder), transform=Compose(steps) if steps else None) for folder in (train, test)]
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{str(error).splitlines()[0]} (wanted <class>/<images>, in '{train}' and '{test}')"
+        ) from error
+    if sets[0].classes != sets[1].classes:
+        raise InputError(f"'{train}' and '{test}' have different class folders; wanted the same names in both")
+    return sets[0], sets[1]
+
+
+def _datasets(settings: DataSettings) -> tuple[Any, Any]:
+    transform = None
+    if settings.image_size:
+        transform = Compose([Resize(settings.image_size), CenterCrop(settings.image_size)])
+    if settings.name in _KNOWN:
+        make, *splits = _KNOWN[settings.name]
+        found = [_found_or_downloaded(make, settings, transform=transform, **split) for split in splits]
+        return found[0], found[1]
+    pair = import_function("data", settings.name)()  # should it fail, its own traceback is what helps
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InputError(f"data '{settings.name}' returned {type(pair).__name__}; wanted two data sets, train and test")
+    return pair[0], pair[1]
+
+
+def _found_or_downloaded(make: Callable[..., Any], settings: DataSettings, **options: Any) -> Any:
+    try:
+        return make(settings.root, download=False, **options)
+    except Exception as error:  # not all of torchvision's data sets have checksums
+        if not (isinstance(error, RuntimeError) and "Dataset not found" in str(error)):
+            raise InputError(
+                f"{settings.name} under '{settings.root}' is damaged ({type(error).__name__}: {error}); delete it "
+                f"there, and put or download it again"
+            ) from error
+    try:
+        return make(settings.root, download=True, **options)
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{settings.name} is not under '{settings.root}' and cannot be downloaded ({reason}); put it there in "
+            f"torchvision's layout, or set data.root"
+        ) from error

@@ -1,0 +1,110 @@
+"""A few real images of each class, kept beside a run's stages for distillation to start from."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.data.targets import fits, one_class
+from tgdd_plugin.trajectory.store import EXEMPLARS
+
+LIMIT = 256 * 2**20
+"""Most bytes of pixels that are kept."""
+
+
+class Exemplars:
+    """Collects the first ``per_class`` images of each class from batches of (normalised images, targets).
+
+    Once it is done it looks at no batch any more.
+
+    Args:
+        num_classes: K.
+        per_class: Images of each class. With 0 it is done from the start.
+    """
+
+    def __init__(self, num_classes: int, per_class: int) -> None:
+        self.num_classes = num_classes
+        self.per_class = per_class
+        self.done = per_class == 0
+        self._wanted = [per_class] * num_classes
+        self._images: list[torch.Tensor] = []
+        self._labels: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def add(self, images: Any, targets: Any, mean: list[float] | None, std: list[float] | None) -> str | None:
+        """Takes what is still wanted out of a batch.
+
+        Args:
+            images: Normalised, floating-point, ``(N, C, H, W)``.
+            targets: See :func:`tgdd_plugin.data.targets.one_class`; images that are not of one class are passed over.
+            mean, std: Per-channel normalisation for pixels in [0, 1].
+
+        Returns:
+            Why fewer than ``per_class`` can be kept of each class, or none at all; ``None`` if nothing is in the way.
+        """
+        if mean is None or std is None:
+            self.done = True
+            return "their normalisation is not known: give TGDDCallback mean= and std="
+        if not _are_images(images) or len(mean) not in (1, images.shape[1]):
+            self.done = True
+            return "the batches are not (floating-point images of 1 or 3 channels, labels)"
+        if not fits(targets, len(images), self.num_classes):
+            self.done = True
+            return "the batches are not (images, one label for each)"
+        problem = None if self._images else self._limit(images[0].numel())
+        if self.done:
+            return problem
+        labels, alone = one_class(targets, self.num_classes)
+        chosen = []
+        for position, (label, counted) in enumerate(zip(labels.tolist(), alone.tolist(), strict=True)):
+            if counted and self._wanted[label] > 0:
+                self._wanted[label] -= 1
+                self._labels.append(label)
+                chosen.append(position)
+        if chosen:
+            kept = images[torch.tensor(chosen, device=images.device)].float().cpu()
+            pixels = kept * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+            self._images.append((pixels.clamp(0, 1) * 255).round().to(torch.uint8))
+        self.done = not any(self._wanted)
+        return problem
+
+    def write(self, folder: Path) -> str | None:
+        """Writes what was collected to ``folder/exemplars.safetensors``, in the order of the classes, and forgets it.
+
+        Returns:
+            SHA-256 of the file; ``None``, and no file, if nothing was collected.
+        """
+        if not self._labels:
+            return None
+        labels, order = torch.tensor(self._labels).sort(stable=True)
+        content = safetensors.torch.save({"images": torch.cat(self._images)[order], "labels": labels})
+        write_whole(folder / EXEMPLARS, content)
+        self._images, self._labels, self.done = [], [], True
+        return hashlib.sha256(content).hexdigest()
+
+    def _limit(self, size: int) -> str | None:
+        """Asks for no more images, of ``size`` bytes each, than :data:`LIMIT` allows."""
+        most = LIMIT // (self.num_classes * size)
+        if most >= self.per_class:
+            return None
+        self._wanted = [most] * self.num_classes
+        self.done = most == 0
+        return f"more than {most} of each class would take more than {LIMIT // 2**20} MiB"
+
+
+def _are_images(images: Any) -> bool:
+    return (
+        isinstance(images, torch.Tensor)
+        and images.ndim == 4
+        and images.shape[1] in (1, 3)
+        and images.is_floating_point()
+        and images.numel() > 0
+    )

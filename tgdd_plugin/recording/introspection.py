@@ -1,0 +1,314 @@
+"""What can be found out about a training run by looking at it: its images' normalisation, its network, its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from composer.algorithms import EMA, AugMix, ColOut, CutMix, CutOut, MixUp, ProgressiveResizing, RandAugment
+from composer.core import Algorithm, State
+from composer.models import ComposerClassifier
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, default_collate
+
+from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
+from tgdd_plugin.augmentation.strategy import OPERATIONS, parse_augmentation
+from tgdd_plugin.networks.feature_network import find_head
+
+# Names under which torch.compile, FSDP and activation checkpointing keep the module that they wrap.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+# torchvision's transforms, v1 and v2 by the same names, as operations of this package.
+PLAIN = {
+    *("Normalize", "ToTensor", "PILToTensor", "ToPILImage", "ToImage", "ToDtype", "ToPureTensor", "ConvertImageDtype"),
+    *("Identity", "Resize", "CenterCrop", "Pad", "Grayscale", "RGB"),
+}
+
+
+CONTAINERS = {"Compose", "Sequential", "RandomApply", "RandomChoice", "RandomOrder"}
+
+
+TRANSFORMS = {
+    "ColorJitter": {"color"},
+    "RandomCrop": {"crop"},
+    "RandomErasing": {"cutout"},
+    "RandomHorizontalFlip": {"flip"},
+    "RandomResizedCrop": {"crop", "scale"},
+    "RandomRotation": {"rotate"},
+}
+
+
+def dataset_layers(loader: Any) -> list[Any]:
+    """The data set of a loader and, out of any number of ``Subset``-like wrappers, those inside it; outermost first."""
+    layers = [getattr(loader, "dataset", loader)]
+    while hasattr(layers[-1], "dataset") and all(layers[-1].dataset is not layer for layer in layers):
+        layers.append(layers[-1].dataset)
+    return layers
+
+
+def find_classes(loader: Any, num_classes: int) -> list[str] | None:
+    """Names of the ``num_classes`` classes: ``classes`` of the data set, or ``None`` if it has no such list."""
+    for dataset in dataset_layers(loader):
+        classes = getattr(dataset, "classes", None)
+        # Others may mean something else by this name: a number, a mapping, the classes of a larger set.
+        if isinstance(classes, (list, tuple)) and len(classes) == num_classes:
+            return [str(name) for name in classes]
+    return None
+
+
+def find_normalisation(loader: Any) -> tuple[list[float] | None, list[float] | None]:
+    """Per-channel mean and std that a loader's images were normalised with, for pixels in [0, 1].
+
+    Looks for torchvision's ``Normalize`` (v1 or v2) among the transforms of the data set and of the wrappers around it,
+    and for ``mean`` and ``std`` of the loader itself (:class:`tgdd_plugin.data.device_loader.DeviceLoader`).
+
+    Returns:
+        ``(mean, std)``, or ``(None, None)`` if nothing was found.
+    """
+    transforms: list[Any] = []
+    for dataset in dataset_layers(loader):
+        # VisionDataset keeps its transform twice: as `transform` and inside `transforms`.
+        transforms += [getattr(dataset, "transform", None), getattr(dataset, "transforms", None)]
+    transforms.append(loader)
+    while transforms:
+        transform = transforms.pop(0)
+        mean, std = _floats(getattr(transform, "mean", None)), _floats(getattr(transform, "std", None))
+        if mean and std:
+            # A mean beyond 1 is of pixels in [0, 255].
+            scale = 255.0 if max(mean) > 1 else 1.0
+            return [m / scale for m in mean], [s / scale for s in std]
+        inner = list(transform) if isinstance(transform, nn.Sequential) else getattr(transform, "transforms", None)
+        if isinstance(inner, (list, tuple)):
+            transforms.extend(inner)
+    return None, None
+
+
+def find_augmentation(loader: Any, algorithms: Iterable[Algorithm]) -> str | None:
+    """What augmentation training images get, as a strategy of :mod:`tgdd_plugin.augmentation.dsa`.
+
+    Looks at the algorithms of the Trainer and at the torchvision transforms of the data set and of the wrappers around
+    it. Strengths are not compared, and MixUp and CutMix do not count: they mix images.
+
+    Returns:
+        Operations joined by ``_`` in the order of :data:`tgdd_plugin.augmentation.strategy.OPERATIONS`; ``'none'`` if there are
+        none; ``None`` if that cannot be told, or if there is one that this package does not have.
+    """
+    found = [_operations(algorithm) for algorithm in algorithms]
+    # This package's own loaders do not augment. Others may anywhere, and a function that collates batches, too.
+    if not type(loader).__module__.startswith("tgdd_plugin."):
+        if not isinstance(loader, DataLoader) or loader.collate_fn is not default_collate:
+            return None
+        for dataset in _all_datasets(loader.dataset):
+            transforms = [getattr(dataset, "transform", None), getattr(dataset, "transforms", None)]
+            found += [_transform_operations(transform) for transform in transforms if transform is not None]
+    operations: set[str] = set()
+    for names in found:
+        if names is None:
+            return None
+        operations |= names
+    return "_".join(name for name in OPERATIONS if name in operations) or "none"
+
+
+def _operations(algorithm: Algorithm) -> set[str] | None:
+    if isinstance(algorithm, SiameseAugmentation):
+        return set(parse_augmentation(algorithm.strategy))
+    if isinstance(algorithm, CutOut):
+        return {"cutout"}
+    unlike = (AugMix, ColOut, ProgressiveResizing, RandAugment)
+    known = type(algorithm).__module__.startswith(("composer.", "tgdd_plugin."))
+    return set() if known and not isinstance(algorithm, unlike) else None
+
+
+def _all_datasets(dataset: Any) -> list[Any]:
+    """A data set and all those inside it, out of ``Subset`` and ``ConcatDataset`` alike."""
+    found = [dataset]
+    for outer in found:  # grows on the way
+        datasets = getattr(outer, "datasets", None)
+        inner = [getattr(outer, "dataset", None), *(datasets if isinstance(datasets, (list, tuple)) else ())]
+        found += [one for one in inner if one is not None and all(one is not other for other in found)]
+    return found
+
+
+def _transform_operations(transform: Any) -> set[str] | None:
+    name = type(transform).__name__
+    if not type(transform).__module__.startswith(("torchvision.", "torch.nn.")):
+        return None
+    if name == "StandardTransform":  # VisionDataset's pair of transforms for image and label
+        return set() if transform.transform is None else _transform_operations(transform.transform)
+    if name in CONTAINERS:
+        inner = transform.transforms if hasattr(transform, "transforms") else transform
+        parts = [_transform_operations(part) for part in inner]
+        return None if None in parts else {operation for part in parts for operation in part or ()}
+    if name == "RandomAffine":
+        moved = {
+            "rotate": any(transform.degrees),
+            "crop": transform.translate is not None,
+            "scale": transform.scale is not None,
+        }
+        return {operation for operation, has in moved.items() if has} if transform.shear is None else None
+    return set() if name in PLAIN else TRANSFORMS.get(name)
+
+
+def _floats(value: Any) -> list[float] | None:
+    """A list, tuple, array or tensor of one dimension as a list; ``None`` for anything else."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, (list, tuple)) or not all(isinstance(v, (int, float)) for v in value):
+        return None
+    return [float(v) for v in value]
+
+
+def bare_network(model: nn.Module) -> tuple[nn.Module, str]:
+    """The network inside a Trainer's model, and the prefix of its names in the model's state.
+
+    That is the module a ``ComposerClassifier`` was made of, and any other ``ComposerModel`` itself.
+    """
+    network, prefix = _unwrapped(model), ""
+    if isinstance(network, ComposerClassifier):
+        network, prefix = network.module, "module."
+    while (inner := next((getattr(network, w) for w in WRAPPERS if hasattr(network, w)), None)) is not None:
+        network = inner
+    return network, prefix
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def bare_name(name: str) -> str:
+    """A module's or parameter's name without the wrappers' parts, as states have it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+@contextmanager
+def training_weights(state: State) -> Iterator[None]:
+    """Puts the weights being trained into the model for as long as the block runs, if EMA's stand there.
+
+    EMA swaps its own in for a checkpoint and leaves them there until the next batch: they are still there at
+    ``EPOCH_END`` if the epoch's last batch was saved, at ``FIT_START`` of a resumed run and at ``FIT_END``.
+    """
+    active = [a.ema_model for a in state.algorithms if isinstance(a, EMA) and a.ema_weights_active and a.ema_model]
+    for average in active:
+        average.swap_params(state.model)
+    try:
+        yield
+    finally:
+        for average in active:
+            average.swap_params(state.model)
+
+
+def network_weights(state: State, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The network's parameters and buffers by their bare names, those of floating point as ``dtype``.
+
+    Collective under FSDP, where the first rank alone gets them whole.
+    """
+    prefix = bare_network(state.model)[1]
+    # This drops the names' prefixes of DDP, FSDP and torch.compile.
+    weights = state.get_model_state_dict()
+    return {
+        name.removeprefix(prefix): _stored(tensor, dtype)
+        for name, tensor in weights.items()
+        if isinstance(tensor, torch.Tensor) and name.startswith(prefix)
+    }
+
+
+def _stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    stored = tensor.to(dtype)
+    # A running variance may well be larger than float16's 65504.
+    if dtype == torch.float16 and not stored.isfinite().all() and tensor.isfinite().all():
+        return tensor.float()
+    return stored
+
+
+def find_head_layer(state: State, head: str | None = None) -> tuple[str, nn.Linear]:
+    """The network's head, by its bare name, inside whatever wraps it.
+
+    Args:
+        state: The Trainer's, with any wrappers in place.
+        head: Its name, if the user gave it.
+
+    Raises:
+        InputError: If there is no such head.
+    """
+    network, _ = bare_network(state.model)
+    # Modules are named with the wrappers around them, which the recorded names lack.
+    linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    spelt = next((name for name in linear if bare_name(name) == head), head)
+    found = find_head(network, getattr(_unwrapped(state.model), "num_classes", None), spelt)
+    return bare_name(found), linear[found]
+
+
+def describe_network(state: State) -> dict[str, Any]:
+    """What the manifest says of the network (see :class:`tgdd_plugin.trajectory.manifest.Run`)."""
+    network, prefix = bare_network(state.model)
+    # Parameters are but shards under FSDP; the gathered ones are whole.
+    whole: dict[str, Any] = state.get_model_state_dict()
+    sizes = [whole.get(prefix + bare_name(name), parameter).numel() for name, parameter in network.named_parameters()]
+    notes = (getattr(module, "tgdd_network", None) for module in network.modules())
+    built: dict[str, Any] = next(filter(None, notes), {})
+    return {
+        "class": f"{type(network).__module__}:{type(network).__qualname__}",
+        "parameters": sum(sizes),
+        "factory": built.get("factory"),
+        "arguments": built.get("arguments", {}),
+        "algorithms": [type(algorithm).__name__ for algorithm in state.algorithms],
+    }
+
+
+def is_mixed(algorithms: Iterable[Algorithm]) -> bool:
+    """Whether one of Composer's MixUp and CutMix, or a subclass, mixed the images of the batch in the Trainer.
+
+    Asked between the forward pass and the loss. With ``interpolate_loss`` the targets alone would not tell.
+    """
+    return any(
+        algorithm.mixing if isinstance(algorithm, RandomCutMix) else isinstance(algorithm, (CutMix, MixUp))
+        for algorithm in algorithms
+    )
+
+
+def own_images(algorithms: Iterable[Algorithm]) -> int | None:
+    """How many images of the microbatch at hand are the loader's: the first ones. ``None`` if all of them are.
+
+    Told by an algorithm's attribute ``own_images``, such as that of :class:`tgdd_plugin.DistilledReplay`.
+    """
+    counts = (getattr(algorithm, "own_images", None) for algorithm in algorithms)
+    return next((count for count in counts if count is not None), None)
+
+
+class MetricMeans:
+    """Means of the training loss and metrics over the batches since the last stage.
+
+    The Trainer itself has the last batch's only. Sums stay where the Trainer's values are, so that nothing waits for a
+    GPU between stages.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Any] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, state: State) -> None:
+        """Adds the batch that just ended."""
+        for name, value in {**state.total_loss_dict, **state.train_metric_values}.items():
+            if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means so far, those that are finite; begins anew."""
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return {name: mean for name, mean in means.items() if math.isfinite(mean)}
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Sum and count by name, as plain numbers."""
+        return {name: [float(total), self.counts[name]] for name, total in self.sums.items()}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        self.sums = {name: total for name, (total, _) in state.items()}
+        self.counts = {name: int(count) for name, (_, count) in state.items()}

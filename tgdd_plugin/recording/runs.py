@@ -1,0 +1,165 @@
+"""record(): trains networks under TGDDCallback, for those who have no Composer script of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tgdd_plugin.core.atomic_files import check_writable, difference, write_whole
+from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.networks.feature_network import find_head
+from tgdd_plugin.recording.callback import TGDDCallback
+from tgdd_plugin.recording.settings import RecordSettings
+from tgdd_plugin.training.train import check_network, train
+from tgdd_plugin.trajectory.manifest import MANIFEST, Run
+from tgdd_plugin.trajectory.store import Trajectory
+
+JOB = "job.json"
+
+
+def record(
+    folder: str | Path,
+    real: ImagePool,
+    network: Callable[[], nn.Module] | Sequence[Callable[[], nn.Module]],
+    settings: RecordSettings | None = None,
+    *,
+    head: str | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    job: dict[str, Any] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress_bar: bool = True,
+) -> Trajectory:
+    """Trains ``settings.runs`` networks, or as many of each of several kinds, and records them into one folder.
+
+    Runs that are complete in the folder are kept, so that the call can be made again after a crash.
+
+    Args:
+        folder: The trajectory folder.
+        real: The training images.
+        network: Builds a fresh network; or several such functions, each for a network of its own kind. The runs of the
+            first are named ``seed0``, ..., those of the second ``seed0-network2``, ...
+        settings: Default: ``RecordSettings()``.
+        head: See :class:`TGDDCallback`.
+        mean, std: Per-channel normalisation of the inputs, for pixels in [0, 1]. Default: the images' own.
+        job: Whatever else the runs depend on, as plain values; noted in the folder and compared when it exists.
+        seed: Of the first run. Default: ``0``.
+        device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
+        progress_bar: Default: ``True``.
+
+    Raises:
+        InputError: If the folder holds runs of another job.
+    """
+    settings = settings or RecordSettings()
+    folder = check_writable(Path(folder) / JOB).parent
+    builders = list(network) if isinstance(network, Sequence) else [network]
+    for build in builders:
+        check_network(build, real.shape, real.num_classes)
+    if len(builders) > 1:
+        _check_kinds(builders, real.num_classes, head)
+    depends = {"settings": {**asdict(settings), "runs": None}, "seed": seed, **(job or {})}
+    _check_job(folder / JOB, json.loads(json.dumps(depends)))
+    if mean is None or std is None:
+        mean, std = real.statistics()
+    on = torch_device(device)
+    pool = real.to(on)
+    seeds = range(seed, seed + settings.runs)
+    runs = [(run_name(number, kind), build, number) for kind, build in enumerate(builders, 1) for number in seeds]
+    for number, (name, build, run_seed) in enumerate(runs, 1):
+        if (folder / name / MANIFEST).is_file() and Run.read(folder / name).complete:
+            continue
+        with torch.random.fork_rng():
+            torch.manual_seed(run_seed)
+            fresh = build()
+        train(
+            fresh,
+            DeviceLoader(pool.images, pool.labels, mean, std, batch_size=settings.batch_size, seed=run_seed, device=on),
+            real.num_classes,
+            settings,
+            seed=run_seed,
+            device=device,
+            title=f"recording run {number}/{len(runs)}" if progress_bar else None,
+            metrics=True,
+            callbacks=[
+                TGDDCallback(
+                    str(folder),
+                    settings.interval,
+                    max_stages=settings.max_stages,
+                    dtype=settings.dtype,
+                    head=head,
+                    classes=real.classes,
+                    mean=mean,
+                    std=std,
+                    exemplars=settings.exemplars,
+                )
+            ],
+            run_name=name,
+        )
+    return Trajectory.open(folder)
+
+
+def _check_kinds(builders: Sequence[Callable[[], nn.Module]], num_classes: int, head: str | None) -> None:
+    """Finds out before any training whether the networks all have a head, and can be told apart in the manifests."""
+    with torch.random.fork_rng():
+        networks = [build() for build in builders]
+    known: list[tuple[Any, ...]] = []
+    for number, network in enumerate(networks, 1):
+        find_head(network, num_classes, head)
+        size = sum(parameter.numel() for parameter in network.parameters())
+        known.append((type(network), size, getattr(network, "tgdd_network", None)))
+        if (first := known.index(known[-1]) + 1) < number:
+            raise InputError(
+                f"networks {first} and {number} are both {type(network).__qualname__} of {size:,} parameters, and no "
+                f"more is known of them: leave one out or, if they differ, decorate the function that builds them with "
+                f"tgdd_plugin.networks.factory.described, which notes its arguments"
+            )
+
+
+def run_name(seed: int, kind: int = 1) -> str:
+    """What :func:`record` calls a run; ``kind`` is the network's number, counted from 1."""
+    return f"seed{seed}" + (f"-network{kind}" if kind > 1 else "")
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether ``folder`` holds runs that a Trainer of the user's recorded, not :func:`record`."""
+    return _has_runs(folder) and not (folder / JOB).is_file()
+
+
+def _has_runs(folder: Path) -> bool:
+    return any(folder.glob(f"*/{MANIFEST}"))
+
+
+def _check_job(path: Path, depends: dict[str, Any]) -> None:
+    if is_foreign(path.parent):
+        raise InputError(
+            f"'{path.parent}' was recorded by a Trainer of yours; distill it as it is, or choose another output or "
+            f"trajectory folder to record into"
+        )
+    # A job that failed before it recorded anything binds nobody.
+    if _has_runs(path.parent):
+        try:
+            earlier = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"'{path}' is damaged ({error}); it says what was recorded there: choose another output, or delete "
+                f"that folder"
+            ) from error
+        # A setting that the version which recorded it did not have yet is no difference.
+        if isinstance(earlier.get("settings"), dict):
+            earlier["settings"] = {**depends["settings"], **earlier["settings"]}
+        if other := difference("", earlier, depends):
+            raise InputError(
+                f"'{path.parent}' was recorded by another job ({other}); choose another output, or delete that folder"
+            )
+    else:
+        write_whole(path, json.dumps(depends, indent=1) + "\n")

@@ -1,0 +1,1 @@
+"""Continual learning: a memory of earlier tasks, and its replay."""

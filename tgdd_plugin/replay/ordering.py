@@ -1,0 +1,101 @@
+"""Which images of a replay memory come first, which go, and which are drawn: functions of labels and features alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from tgdd_plugin.beton.multi_formation import unpack
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.coresets import herding
+from tgdd_plugin.data.image_pool import ImagePool
+
+
+def most_representative(
+    pool: ImagePool, count: int, features: Callable[[torch.Tensor], torch.Tensor] | None = None, factor: int = 1
+) -> torch.Tensor:
+    """Up to ``count`` images of each class, in the order of herding.
+
+    Args:
+        pool: The images; stored ones if ``factor`` is above 1.
+        count: n. Of a class with fewer images, all.
+        features: From uint8 images ``(N, C, H, W)`` to ``(N, D)``. Default: their pixels.
+        factor: f of multi-formation. The features of a stored image are the mean over those it decodes to.
+
+    Returns:
+        Positions in the pool, int64 on the CPU, class after class.
+
+    Raises:
+        InputError: If the features are not ``(N, D)``, floating point and finite.
+    """
+    images = unpack(pool.images, factor) if factor > 1 else pool.images
+    rows = images.flatten(1) if features is None else features(images)
+    if rows.ndim != 2 or len(rows) != len(images):
+        raise InputError(f"features are {tuple(rows.shape)} of {len(images)} images; wanted (N, D)")
+    rows = rows.unflatten(0, (len(pool), factor**2))
+    chosen = []
+    for label in range(pool.num_classes):
+        own = (pool.labels == label).nonzero().flatten()
+        if len(own):
+            parts = rows[own.to(rows.device)]
+            parts = parts.float() if features is None else parts  # of one class at a time, for the memory
+            mean = parts.mean(1) if factor > 1 else parts[:, 0]
+            chosen.append(own[herding(mean, torch.zeros(len(own)), min(count, len(own)))])
+    return torch.cat(chosen)
+
+
+def arrange(labels: torch.Tensor, sources: torch.Tensor, share: int) -> torch.Tensor:
+    """The order of a memory: classes one after another, and in a class the sets that it came from taking turns.
+
+    So a prefix of a class has the best images of each of its sets, equally many.
+
+    Args:
+        labels: Class ids ``(N,)``.
+        sources: Which set each image is of, ``(N,)``; those of one class and set are in the order of herding.
+        share: How many of each class are kept.
+
+    Returns:
+        Positions of the images that are kept, in their new order.
+    """
+    if not len(labels):
+        return labels
+    rank = _rank(labels * (int(sources.max()) + 1) + sources)
+    order = torch.arange(len(labels))
+    for key in (sources, rank, labels):  # the last one decides first
+        order = order[key[order].argsort(stable=True)]
+    return order[_rank(labels[order]) < share]
+
+
+def _rank(groups: torch.Tensor) -> torch.Tensor:
+    """How many of its own group come before each element, ``(N,)``."""
+    order = groups.argsort(stable=True)
+    found = groups[order]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order)) - torch.searchsorted(found, found)
+    return rank
+
+
+def draw(labels: torch.Tensor, count: int, generator: torch.Generator, balanced: bool = True) -> torch.Tensor:
+    """Draws from labelled images, no image once more before all others of its kind have come.
+
+    Args:
+        labels: Class ids ``(N,)`` in rising order, where the generator is.
+        count: How many.
+        generator: On any device.
+        balanced: Whether classes take turns, in random order, so that their numbers differ by one at most. Else all
+            images are of one kind. Default: ``True``.
+
+    Returns:
+        Positions ``(count,)``, where the generator is.
+    """
+    device = generator.device
+    keys = torch.rand(len(labels), generator=generator, device=device, dtype=torch.float64)
+    turn = torch.arange(count, device=device)
+    if not balanced:
+        return keys.argsort()[turn % len(labels)]
+    shuffled = (keys + labels).argsort()  # classes one after another, each in random order
+    sizes = labels.unique_consecutive(return_counts=True)[1]
+    starts = sizes.cumsum(0) - sizes
+    drawn = torch.randperm(len(sizes), generator=generator, device=device)[turn % len(sizes)]
+    return shuffled[starts[drawn] + turn // len(sizes) % sizes[drawn]]

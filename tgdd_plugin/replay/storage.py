@@ -1,0 +1,96 @@
+"""A replay memory as a ``.beton`` and its card, whose ``method`` says what is not the images'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tgdd_plugin.beton.card import MEMORY, Card
+from tgdd_plugin.beton.format import read_stored, write_beton
+from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.versions import versions
+from tgdd_plugin.replay.budget import KINDS
+
+
+@dataclass(frozen=True)
+class Task:
+    """One :meth:`tgdd_plugin.replay.memory.ReplayMemory.add`.
+
+    Args:
+        name: Unlike those of the others.
+        label: Avalanche's task label, where its data sets have them. Default: ``None``.
+    """
+
+    name: str
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was written of a memory; see :class:`tgdd_plugin.replay.memory.ReplayMemory` for each."""
+
+    classes: list[str]
+    growing: bool
+    budget: dict[str, Any]
+    mean: list[float]
+    std: list[float]
+    factor: int
+    tasks: list[Task]
+    images: torch.Tensor
+    labels: torch.Tensor
+    sources: torch.Tensor
+
+
+def write_memory(memory: Saved, path: str | Path) -> Path:
+    """See :meth:`tgdd_plugin.replay.memory.ReplayMemory.save`."""
+    if not len(memory.labels):
+        raise InputError(f"the memory is empty, and so not written to '{path}'; add a set first")
+    ((kind, amount),) = memory.budget.items()
+    tasks = []
+    for i, task in enumerate(memory.tasks):
+        counts = torch.bincount(memory.labels[memory.sources == i], minlength=len(memory.classes))
+        tasks.append({"name": task.name, "label": task.label, "images": counts.tolist()})
+    card = Card(
+        classes=memory.classes,
+        images=0,
+        images_per_class=int(memory.labels.bincount().max()),
+        shape=[],
+        mean=memory.mean,
+        std=memory.std,
+        factor=memory.factor,
+        packed=memory.factor > 1,
+        method={"name": MEMORY, kind: amount, "growing": memory.growing, "tasks": tasks},
+        versions=versions("ffcv", "numpy"),
+    )
+    return write_beton(path, memory.images, memory.labels, card)
+
+
+def read_memory(path: str | Path) -> Saved:
+    """What :func:`write_memory` wrote.
+
+    Raises:
+        InputError: If it is something else, or damaged.
+    """
+    images, labels, card = read_stored(path)
+    if card is None or card.method.get("name") != MEMORY:
+        raise InputError(f"'{path}' is no saved memory; any other set can be added to a ReplayMemory")
+    try:
+        tasks = [Task(str(task["name"]), task["label"]) for task in card.method["tasks"]]
+        growing = bool(card.method["growing"])
+        # In the order of memory_order.arrange().
+        places = sorted(
+            (label, rank, i)
+            for i, task in enumerate(card.method["tasks"])
+            for label, count in enumerate(task["images"])
+            for rank in range(count)
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"the card of '{path}' lacks what a memory needs ({brief(error)}); copy it again") from error
+    if [label for label, _, _ in places] != labels.tolist():
+        raise InputError(f"the tasks in the card of '{path}' are not those of its images; copy both again")
+    sources = torch.tensor([i for _, _, i in places])
+    budget = {kind: card.method[kind] for kind in KINDS if kind in card.method}
+    return Saved(card.classes, growing, budget, card.mean, card.std, card.factor, tasks, images, labels, sources)

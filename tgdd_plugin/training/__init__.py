@@ -1,0 +1,1 @@
+"""Training networks with a Composer Trainer, one at a time or several at once."""

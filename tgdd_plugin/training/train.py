@@ -1,0 +1,197 @@
+"""Training and scoring networks, by a Composer Trainer, in the field's usual way."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from composer import Callback, Trainer
+from composer.core import Algorithm
+from composer.models import ComposerClassifier, ComposerModel
+from composer.optim import MultiStepScheduler
+from composer.utils import dist
+from torch import nn
+from torchmetrics import MetricCollection
+
+from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
+from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.progress_bar import ProgressBar
+from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import normalise
+from tgdd_plugin.training.settings import TrainSettings
+from tgdd_plugin.training.vectorized import SLOWER, TRIALS, Population, PopulationAugmentation, PopulationLoader, pays
+
+
+def train(
+    network: nn.Module,
+    loader: DeviceLoader,
+    num_classes: int,
+    settings: TrainSettings,
+    *,
+    seed: int = 0,
+    metrics: bool = False,
+    replay: Algorithm | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Trains ``network`` in place.
+
+    Args:
+        network: Freshly initialised.
+        loader: Its data; the order of its batches is the loader's own affair.
+        num_classes: K.
+        settings: See :class:`TrainSettings`.
+        seed: Of the augmentation and CutMix. Default: ``0``.
+        metrics: Whether the Trainer computes training accuracy. Default: ``False``.
+        replay: Mixes a memory into each batch, before it is augmented. Default: ``None``.
+        options: ``device``: ``'cpu'`` or ``'gpu'``, by default a GPU if there is one. ``title``: of a progress bar, by
+            default none. More arguments for Composer's ``Trainer``.
+
+    Returns:
+        The network, on the device.
+    """
+    # Nothing is evaluated here, and Composer's metrics refuse a single class.
+    none = MetricCollection([])
+    model = ComposerClassifier(network, num_classes, train_metrics=None if metrics else none, val_metrics=none)
+    algorithms = [] if replay is None else [replay]
+    if settings.augmentation != "none":
+        algorithms.append(SiameseAugmentation(settings.augmentation, seed))
+    if settings.cutmix:
+        algorithms.append(RandomCutMix(settings.cutmix, seed))
+    _fit(model, loader, algorithms, settings, seed=seed, **options)
+    return network
+
+
+def train_each(
+    networks: Sequence[nn.Module],
+    loaders: Sequence[DeviceLoader],
+    num_classes: int,
+    settings: TrainSettings,
+    *,
+    seeds: Sequence[int],
+    at_once: bool | None = None,
+    title: str | None = None,
+    device: str | None = None,
+) -> list[float]:
+    """Trains several networks of one architecture in place, each as :func:`train` would, up to rounding.
+
+    Args:
+        networks: E of them, freshly initialised.
+        loaders: One for each, of equal length.
+        num_classes: K.
+        settings: See :class:`TrainSettings`.
+        seeds: One for each.
+        at_once: Whether they are trained all at once (:mod:`tgdd_plugin.training.vectorized`) or one after another. Default:
+            ``None``, what is found to be faster in a few steps of each way; under several ranks, one after another.
+        title: Of the progress bars; ``None`` for none.
+        device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
+
+    Returns:
+        Seconds of each network's training, set-up of the Trainer included; of those trained at once, equal shares.
+    """
+    together = PopulationLoader(loaders)
+    if at_once is None:
+        # A short training is over before the two ways are compared, and several ranks might not find the same.
+        compare = len(networks) > 1 and dist.get_world_size() == 1 and settings.epochs * len(together) > 10 * TRIALS
+        at_once = compare and pays(networks, together)
+    if not at_once:
+        seconds = []
+        for network, loader, seed in zip(networks, loaders, seeds, strict=True):
+            began = time.perf_counter()
+            named = title and f"{title}, seed {seed}"
+            train(network, loader, num_classes, settings, seed=seed, title=named, device=device)
+            seconds.append(time.perf_counter() - began)
+        return seconds
+    began = time.perf_counter()
+    model = Population(networks)
+    algorithm = PopulationAugmentation(settings.augmentation, settings.cutmix, num_classes, seeds)
+    named = title and f"{title}, {len(seeds)} networks"
+    _fit(model, together, [algorithm], settings, seed=seeds[0], title=named, device=device)
+    model.release()
+    return [(time.perf_counter() - began) / len(networks)] * len(networks)
+
+
+def _fit(
+    model: ComposerModel,
+    loader: Any,
+    algorithms: list[Algorithm],
+    settings: TrainSettings,
+    *,
+    title: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    **trainer_options: Any,
+) -> None:
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    trainer = Trainer(
+        model=model,
+        train_dataloader=loader,
+        max_duration=f"{settings.epochs}ep",
+        optimizers=optimizer,
+        schedulers=MultiStepScheduler(["0.666667dur", "0.833333dur"], gamma=0.2),
+        algorithms=algorithms,
+        callbacks=[*([ProgressBar(title)] if title else []), *callbacks],
+        precision="fp32",
+        progress_bar=False,
+        **trainer_options,
+    )
+    try:
+        with warnings.catch_warnings():
+            # Composer says so of every last batch that is smaller than the others.
+            warnings.filterwarnings("ignore", message="Cannot split tensor of length")
+            # And this when the two shares of a CutMix label add up to 0.9999999.
+            warnings.filterwarnings("ignore", message="Some targets have less than 1 total probability")
+            # A short epoch may have mixed batches only; distilling from no other stages is refused in a clear line.
+            warnings.filterwarnings("ignore", message="no class statistics.*mix every batch")
+            warnings.filterwarnings("ignore", message=SLOWER)
+            trainer.fit()
+    finally:
+        trainer.close()
+
+
+def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_classes: int) -> str:
+    """Builds a network, and sees whether it takes images of ``shape`` (C, H, W) and has an output for each class.
+
+    Returns:
+        The name of its class.
+
+    Raises:
+        InputError: If not.
+    """
+    if isinstance(build, nn.Module):
+        raise InputError(
+            f"network is a {type(build).__name__}; wanted a function that builds a fresh one for each seed, such as "
+            f"lambda: {type(build).__name__}(...)"
+        )
+    with torch.random.fork_rng(), torch.no_grad():
+        network = build()
+        try:
+            came: Any = tuple(network.eval()(torch.zeros(2, *shape)).shape)
+        except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+            came = f"an error ({brief(error)})"
+    if came != (2, num_classes):
+        raise InputError(
+            f"the network {type(network).__name__} makes {came} of 2 images of {list(shape)}; wanted "
+            f"{(2, num_classes)}. Build it for as many channels, pixels and classes"
+        )
+    return type(network).__name__
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, pool: ImagePool, mean: Sequence[float], std: Sequence[float]) -> float:
+    """Share of the pool's images that the network classifies rightly, in evaluation mode, from 0 to 1."""
+    network.eval()
+    device = next(network.parameters()).device
+    right = 0
+    # Not by a DeviceLoader: under several ranks it has only a share of the images.
+    for index in torch.arange(len(pool)).split(512):
+        images = normalise(pool.take(index).to(device), mean, std)
+        right += int((network(images).argmax(1).cpu() == pool.labels[index]).sum())
+    return right / len(pool)

@@ -1,0 +1,185 @@
+"""Several networks of one architecture trained at once, each exactly as it would be alone.
+
+Their weights are stacked on a first dimension E and called by ``vmap``; batches carry that dimension, too. On small
+networks and batches most of a step is overhead, which is then paid once for all.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from composer.core import Algorithm, Event, State
+from composer.functional import cutmix_batch
+from composer.loggers import Logger
+from composer.models import ComposerModel
+from torch import nn
+from torch.func import functional_call, stack_module_state
+
+from tgdd_plugin.augmentation.algorithms import cutmix_stream, draw_cutmix, siamese_stream
+from tgdd_plugin.augmentation.dsa import augment, draw_augmentation
+from tgdd_plugin.data.device_loader import DeviceLoader
+
+TRIALS = 10
+"""Most timed steps of each side when the two ways are compared."""
+
+
+SLOWER = "There is a performance drop because we have not yet implemented the batching rule"
+"""How torch's warning begins of an operation that ``vmap`` makes one network at a time: right, and it is timed."""
+
+
+class Population(ComposerModel):
+    """E networks as one Composer model: images ``(E, N, C, H, W)`` in, logits ``(E, N, K)`` out.
+
+    Its loss is the sum of the networks' mean losses, so each gets its own gradient and no other's. Random layers draw
+    for each network apart. Buffers must be changed in place: what a forward pass assigns anew is lost.
+
+    Args:
+        networks: Of one architecture. Their weights are copied; :meth:`release` puts them back.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        # In lists, so that torch does not take them for parts of this one. A copy is called, as a module with two names
+        # comes out of functional_call with weights of the call.
+        self.networks, self.called = list(networks), [copy.deepcopy(networks[0])]
+        parameters, buffers = stack_module_state(self.networks)
+        self.names = list(parameters), list(buffers)
+        # Built here, as a ParameterList would have frozen weights trained.
+        self.stacked = nn.ParameterList(nn.Parameter(weights, weights.requires_grad) for weights in parameters.values())
+        for number, buffer in enumerate(buffers.values()):
+            self.register_buffer(f"buffer{number}", buffer)
+
+    def forward(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        skeleton = self.called[0].train(self.training)
+
+        def one(parameters: dict[str, Any], buffers: dict[str, Any], images: torch.Tensor) -> Any:
+            return functional_call(skeleton, (parameters, buffers), (images,))
+
+        logits: torch.Tensor = torch.vmap(one, randomness="different")(*self._weights(), batch[0])
+        return logits
+
+    def _weights(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        buffers = dict(self.named_buffers(recurse=False))
+        return (
+            dict(zip(self.names[0], self.stacked, strict=True)),
+            {name: buffers[f"buffer{number}"] for number, name in enumerate(self.names[1])},
+        )
+
+    def loss(self, outputs: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """The sum over networks of the mean cross-entropy, of class ids ``(E, N)`` or shares ``(E, N, K)``."""
+        return F.cross_entropy(outputs.flatten(0, 1), batch[1].flatten(0, 1)) * len(outputs)
+
+    @torch.no_grad()
+    def release(self) -> None:
+        """Puts the weights, as they are now, into the networks, on this model's device."""
+        parameters, buffers = self._weights()
+        for number, network in enumerate(self.networks):
+            network.to(self.stacked[0].device)
+            for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+                tensor.copy_((parameters if name in parameters else buffers)[name][number])
+
+
+class PopulationLoader:
+    """The batches of several loaders of equal length side by side: images ``(E, N, C, H, W)``, labels ``(E, N, ...)``.
+
+    Args:
+        loaders: One for each network.
+    """
+
+    def __init__(self, loaders: Sequence[DeviceLoader]) -> None:
+        self.loaders = loaders
+        self.batch_size = loaders[0].batch_size  # Composer wants to know it
+
+    def __len__(self) -> int:
+        return len(self.loaders[0])
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        for batches in zip(*self.loaders, strict=True):
+            yield tuple(torch.stack(parts) for parts in zip(*batches, strict=True))
+
+
+class PopulationAugmentation(Algorithm):
+    """Gives every network's images what :class:`SiameseAugmentation` and :class:`RandomCutMix` would give them.
+
+    Args:
+        strategy: Of the augmentation, or ``'none'``.
+        cutmix: Share of batches under CutMix.
+        num_classes: K.
+        seeds: Of the networks.
+    """
+
+    def __init__(self, strategy: str, cutmix: float, num_classes: int, seeds: Sequence[int]) -> None:
+        self.num_classes = num_classes
+        self.strategy = strategy
+        self.cutmix = cutmix
+        self.seeds = seeds
+        self._streams: list[tuple[torch.Generator, torch.Generator]] = []
+
+    def match(self, event: Event, state: State) -> bool:
+        return event in (Event.BATCH_START, Event.BEFORE_FORWARD)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        if event == Event.BATCH_START:
+            self._streams = [(siamese_stream(seed, state), cutmix_stream(seed, state)) for seed in self.seeds]
+            return
+        images, labels = state.batch_get_item(0), state.batch_get_item(1)
+        _, count, _, height, width = images.shape
+        draws = [draw_augmentation(self.strategy, count, (height, width), own) for own, _ in self._streams]
+        together = {name: torch.cat([draw[name] for draw in draws]).to(images.device) for name in draws[0]}
+        images = augment(images.flatten(0, 1), together).view_as(images)
+        for number, (_, stream) in enumerate(self._streams):
+            if not self.cutmix or float(torch.rand((), generator=stream)) >= self.cutmix:
+                continue
+            if labels.ndim == 2:
+                labels = F.one_hot(labels, self.num_classes).float()
+            order, box = draw_cutmix(count, (height, width), stream)
+            mixed = cutmix_batch(images[number], labels[number], bbox=box, indices=order.to(images.device))
+            images[number], others, share, _ = mixed
+            labels[number] = share * labels[number] + (1 - share) * others
+        state.batch_set_item(0, images)
+        state.batch_set_item(1, labels)
+
+
+def pays(networks: Sequence[nn.Module], loader: PopulationLoader) -> bool:
+    """Whether a training step of all networks at once takes less time here than their steps one after another.
+
+    Both are made a few times, with copies of the networks and their first batch; where all at once do not fit in
+    memory, or an operation cannot be stacked, the answer is no.
+    """
+    images, labels = next(iter(PopulationLoader([copy.copy(one) for one in loader.loaders])))
+    alone = copy.deepcopy(networks[0])
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=SLOWER)
+        one = _step_seconds(alone, lambda: F.cross_entropy(alone(images[0]), labels[0]), images.device)
+        buffers = list(alone.buffers())
+        alone(images[0])
+        if any(now is not before for now, before in zip(alone.buffers(), buffers, strict=True)):
+            return False  # assigned anew, not changed in place: see Population
+        batch = images, labels
+        try:
+            together = Population(networks)
+            every = _step_seconds(together, lambda: together.loss(together(batch), batch), images.device)
+        except RuntimeError:  # torch.OutOfMemoryError is one, too
+            return False
+    return every < len(networks) * one
+
+
+def _step_seconds(model: nn.Module, loss: Callable[[], torch.Tensor], device: torch.device) -> float:
+    """The fastest of ten steps, or of those that half a second has room for, but at least of two."""
+    optimizer = torch.optim.SGD(model.to(device).train().parameters(), lr=0.0, momentum=0.9)
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < TRIALS and sum(seconds) < 0.5):
+        began = time.perf_counter()
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)

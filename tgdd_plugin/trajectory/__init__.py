@@ -1,0 +1,1 @@
+"""A recorded training run on disk: its manifest and its stages."""

@@ -1,0 +1,128 @@
+"""The manifest of a recorded run: what was trained, on what, and its stages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tgdd_plugin.core.atomic_files import build_checked, write_whole
+from tgdd_plugin.core.errors import InputError
+
+MANIFEST = "manifest.json"
+
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One recorded moment of a run.
+
+    Args:
+        file: Name of the safetensors file in the run's folder.
+        index: How many stages had been due before it (0 = the initial weights); thinning leaves gaps.
+        epoch: Epochs completed.
+        batch: Batches (optimizer steps) completed.
+        sample: Samples seen.
+        sha256: Checksum of the file.
+        metrics: Training loss and metrics by name, means over the batches since the stage before.
+    """
+
+    file: str
+    index: int
+    epoch: int
+    batch: int
+    sample: int
+    sha256: str
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """One training run: the content of its ``manifest.json``.
+
+    Args:
+        name: The Trainer's ``run_name``.
+        network: ``class`` of the network, number of ``parameters``, and, where it is known how to build it again,
+            ``factory`` (``module:function``) and ``arguments``; names of ``algorithms`` that may have changed it.
+        head: Name of the linear layer whose input is φ(x) and whose output is h(x).
+        num_classes: K.
+        classes: Names of the classes, if known.
+        mean: Per-channel mean that the run's inputs were normalised with, if known, for pixels in [0, 1].
+        std: The same for the standard deviation.
+        input: ``shape`` (C, H, W) and per-channel ``mean`` and ``std`` of the first batch, as the network got it.
+        interval: How often a stage was due, as given to the callback.
+        augmentation: What augmentation the training images got, as a strategy of :mod:`tgdd_plugin.augmentation.dsa` in the
+            order of its operations, ``'none'`` included, if known.
+        exemplars: SHA-256 of ``exemplars.safetensors`` beside the manifest; ``None`` if no real images are kept.
+        complete: Whether ``fit()`` came to its end.
+        stages: The stages, in the order of training.
+        versions: Of the packages that recorded it.
+    """
+
+    name: str
+    network: dict[str, Any]
+    head: str
+    num_classes: int
+    classes: list[str] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    input: dict[str, list[float]] | None = None
+    interval: str = "1ep"
+    augmentation: str | None = None
+    exemplars: str | None = None
+    complete: bool = False
+    stages: list[Stage] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Writes ``folder/manifest.json``, whole."""
+        # A network may have been built with arguments that JSON lacks: their names will do, training must go on.
+        content = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, default=str)
+        write_whole(folder / MANIFEST, content + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Reads ``folder/manifest.json``.
+
+        The folder may come from anywhere, so nothing in it is believed unchecked.
+
+        Raises:
+            InputError: If it is missing, not JSON, of a later format, lacks a field, holds a value of the wrong type,
+                names a file outside ``folder``, or its stages are not in the order of training.
+        """
+        path = folder / MANIFEST
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] == FORMAT:
+                return cls._checked(content)
+        except FileNotFoundError:
+            raise InputError(f"'{folder}' holds no {MANIFEST}; record it with TGDDCallback(folder=...)") from None
+        except OSError as error:
+            raise InputError(
+                f"'{path}' cannot be read ({error.strerror}); make it readable or copy it again"
+            ) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            raise InputError(
+                f"'{path}' is damaged ({reason}); copy the folder again, or delete it and record the run again"
+            ) from error
+        raise InputError(f"'{path}' is of format {content['format']!r}, not {FORMAT}; update tgdd_plugin to open it")
+
+    @classmethod
+    def _checked(cls, content: dict[str, Any]) -> Run:
+        stages = content["stages"]
+        if isinstance(stages, list):
+            stages = [build_checked(Stage, stage) for stage in stages]
+        run = build_checked(cls, {**content, "stages": stages})
+        run.network["class"], run.network["parameters"]  # what every reader counts on
+        if run.input is not None:
+            run.input["shape"], run.input["mean"], run.input["std"]
+        for earlier, stage in zip([None, *run.stages], run.stages, strict=False):
+            if stage.file != Path(stage.file).name or "\\" in stage.file or not stage.file.endswith(".safetensors"):
+                raise ValueError(f"stage file '{stage.file}' is no name of a safetensors file in this folder")
+            if earlier and not (earlier.batch < stage.batch and earlier.index < stage.index):
+                raise ValueError(f"stage '{stage.file}' comes after '{earlier.file}' but is not later")
+        return run
