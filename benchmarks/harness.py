@@ -34,9 +34,11 @@ from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.versions import versions
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.networks.factory import network_factory
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.datasets import load_data
-from tgdd_plugin.pipeline.recipe import Recipe, read_recipe
+from tgdd_plugin.pipeline.recipe import read_recipe
+from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.recording.runs import run_name
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.training.settings import TrainSettings
@@ -106,15 +108,15 @@ class Bench:
         self.mean, self.std = self.train.statistics() if mean is None or std is None else (mean, std)
         network = recipe.network or NetworkSettings()
         shape, classes = self.train.shape, self.train.num_classes
-        self.builds = [each.factory(shape, classes) for each in (network, *recipe.also_record)]
+        self.builds = [network_factory(each, shape, classes) for each in (network, *recipe.extra_networks)]
         self.build = self.builds[0]
         for build in self.builds:
             check_network(build, shape, classes)
         self.name = recipe.data.name.rpartition(":")[2]
         data = {**asdict(recipe.data), "root": None, "fingerprint": self.train.fingerprint()}
         self.base = {"data": data, "network": asdict(network), "head": recipe.head, "seed": recipe.seed}
-        if recipe.also_record:
-            self.base["also_record"] = [asdict(other) for other in recipe.also_record]
+        if recipe.extra_networks:
+            self.base["extra_networks"] = [asdict(other) for other in recipe.extra_networks]
 
     def row(self, name: str, settings: dict[str, Any], **about: Any) -> Row:
         """Opens a row's file, or begins one; see :func:`rows.open_row`."""

@@ -43,6 +43,7 @@ from benchmarks.harness import Bench, run
 from benchmarks.results import Parser, Row, markdown, provenance, read_rows, seconds, spread, stopwatch
 from tgdd_plugin import DistillSettings, ImagePool, InputError, read_beton
 from tgdd_plugin.data.coresets import herding
+from tgdd_plugin.networks.factory import network_factory
 from tgdd_plugin.networks.features import features_of
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.replay.learner import MEMORY, learn
@@ -266,7 +267,7 @@ class Comparison:
         with stopwatch(folder / "seconds"):
             return learn(
                 tasks,
-                lambda count: self.network.factory(bench.train.shape, count)(),
+                lambda count: network_factory(self.network, bench.train.shape, count)(),
                 folder,
                 keep,
                 self.count * shares,
@@ -316,7 +317,7 @@ class Comparison:
     def _fresh(
         self, row: Row, work: Path, images: Any, settings: Any, seed: int, tasks: Sequence[Task]
     ) -> tuple[list[list[float]], float]:
-        build = self.network.factory(self.bench.train.shape, tasks[-1].train.num_classes)
+        build = network_factory(self.network, self.bench.train.shape, tasks[-1].train.num_classes)
         title = f"{row.content['name']}, {work.name}"
         network, spent = self.bench.fit(work, title, images, settings, seed, build=build)
         return [[accuracy(network, task.test, self.bench.mean, self.bench.std) for task in tasks]], spent

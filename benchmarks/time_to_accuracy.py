@@ -88,8 +88,8 @@ def distilled(bench: Bench, name: str, trajectory: Trajectory, settings: Distill
 def work(bench: Bench, options: Namespace) -> None:
     """Runs the loops one after another, then scores what they left."""
     recipe = bench.recipe
-    if recipe.also_record:
-        raise InputError("also_record has no place here: the published loop knows one network only")
+    if recipe.extra_networks:
+        raise InputError("extra_networks has no place here: the published loop knows one network only")
     trajectory = bench.record(recipe.record, recipe.record.runs)
     loops = []
     for name in ("published loop", *ENGINE):

@@ -195,14 +195,14 @@ def refused(capfd, folder, *arguments):
 @pytest.mark.parametrize(
     ("text", "overrides", "pattern"),
     [
-        (None, [], "recipe 'my.yaml' cannot be read: No such file"),
-        ("a: [1", [], "recipe 'my.yaml' is no YAML"),
-        ("outptu: x", [], "unknown key 'outptu'; did you mean 'output'"),
-        ("distill: {steps: many}", [], "'distill.steps' is 'many' (str); wanted int"),
-        ("", ["distill.step=3"], "did you mean 'distill.steps'"),
-        ("", ["steps"], "'steps' is no override"),
-        ("data: {name: imagenet}", [], "data.name 'imagenet' is unknown"),
-        ("network: {name: convnet, widht: 3}", [], "did you mean 'network.width'"),
+        (None, [], "Recipe 'my.yaml' cannot be read: No such file"),
+        ("a: [1", [], "Recipe 'my.yaml' is not YAML"),
+        ("outptu: x", [], "Unknown key `outptu`. Did you mean `output`?"),
+        ("distill: {steps: many}", [], "`distill.steps` must be a whole number of at least 1, got 'many'"),
+        ("", ["distill.step=3"], "Did you mean `distill.steps`?"),
+        ("", ["steps"], "'steps' is not an override"),
+        ("data: {name: imagenet}", [], "`data.name` must be one of digits, cifar10"),
+        ("network: {name: convnet, widht: 3}", [], "Did you mean `network.width`?"),
     ],
 )
 def test_a_recipe_that_is_wrong(tmp_path, monkeypatch, capfd, step, text, overrides, pattern):
@@ -214,7 +214,7 @@ def test_a_recipe_that_is_wrong(tmp_path, monkeypatch, capfd, step, text, overri
 
 def test_what_is_not_there(here, capfd):
     assert "no trajectory folder 'none/trajectory'" in refused(capfd, here, "distill", "recipe.yaml", "output=none")
-    assert "recipe 'none.yaml' cannot be read" in refused(capfd, here, "distill", "none.yaml")
+    assert "Recipe 'none.yaml' cannot be read" in refused(capfd, here, "distill", "none.yaml")
     assert "holds no recorded run" in refused(capfd, here, "distill", "out/trajectory/..")
     assert "there is no file 'none.beton'" in refused(capfd, here, "retrain", "none.beton")
     assert "there is no file 'none/sets-ipc2.beton'" in refused(capfd, here, "retrain", "recipe.yaml", "output=none")

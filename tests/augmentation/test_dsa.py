@@ -170,7 +170,9 @@ def test_none_and_unknown_operations():
     assert torch.equal(augment(images, {}), images)
     assert parse_augmentation("crop_flip") == ("crop", "flip")
     for strategy in ("colour", "crop flip", "", "crop__flip", "none_crop"):
-        with pytest.raises(InputError, match="known are color, crop, cutout, flip, scale, rotate and none"):
+        with pytest.raises(
+            InputError, match="operations of color, crop, cutout, flip, scale, rotate joined by _, or none, got"
+        ):
             parse_augmentation(strategy)
 
 

@@ -88,7 +88,7 @@ def test_soft_labels_and_sets_of_several_networks(tmp_path: Path, monkeypatch, c
         return DeviceLoader(images, labels, *arguments, **options)
 
     monkeypatch.setattr("benchmarks.harness.DeviceLoader", watched)
-    small = [*SMALL, "retrain.seeds=1", "also_record=[{name: convnet, depth: 2, width: 4}]"]
+    small = [*SMALL, "retrain.seeds=1", "extra_networks=[{name: convnet, depth: 2, width: 4}]"]
     assert run(tmp_path, "--soft", "--count", "3", small=small) == 0
     soft = {f"{name}, soft labels" for name in ("distilled, sampled", "distilled, recorded", "random")}
     for row in networks(tmp_path):

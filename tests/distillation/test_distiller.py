@@ -521,6 +521,6 @@ def test_some_classes_alone_need_nothing_of_the_others(trajectory, pool, source,
     "classes, pattern", [(["rows", "dots"], "classes has 'dots', which the trajectory does not"), ([], "")]
 )
 def test_unknown_classes_are_refused(trajectory, pool, tmp_path, classes, pattern):
-    with pytest.raises(InputError, match=pattern or r"classes is \[\]"):
+    with pytest.raises(InputError, match=pattern or r"`classes` must be a non-empty list of .*, got \[\]"):
         run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, classes=classes))
     assert not list(tmp_path.iterdir())

@@ -323,7 +323,7 @@ device: cpu
 output: out
 data: {name: digits, per_class: 20}
 network: {name: convnet, depth: 1, width: 4}
-also_record: [{name: convnet, depth: 2, width: 4, norm: batch}]
+extra_networks: [{name: convnet, depth: 2, width: 4, norm: batch}]
 record: {epochs: 1, batch_size: 50}
 distill: {images_per_class: 1, factor: 1, steps: 2, real_per_class: 4}
 retrain: {epochs: 2, full_epochs: 0, seeds: 1}
@@ -338,13 +338,13 @@ def test_a_recipe_records_and_distills_several_networks(tmp_path, monkeypatch, c
     depths = [n["arguments"]["depth"] for n in read_card("out/digits-ipc1.beton").trajectory["networks"]]
     assert depths == [1, 2]
     again = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())
-    assert again["also_record"] == [{"name": "convnet", "depth": 2, "width": 4, "norm": "batch"}]
+    assert again["extra_networks"] == [{"name": "convnet", "depth": 2, "width": 4, "norm": "batch"}]
     # The same job is kept; one of other networks is another.
     assert main(["run", "recipe.yaml"]) == 0
     assert "kept, it is of this job" in capsys.readouterr().out
-    for other in ("also_record=[]", "also_record=[{depth: 3, width: 4}]"):
+    for other in ("extra_networks=[]", "extra_networks=[{depth: 3, width: 4}]"):
         assert main(["record", "recipe.yaml", other]) == 2
-        assert "was recorded by another job (also_record" in capsys.readouterr().err
+        assert "was recorded by another job (extra_networks" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out/trajectory/seed0-network2")
     assert main(["distill", "recipe.yaml"]) == 2
     assert "ConvNet, is that of no run ('seed0')" in capsys.readouterr().err
@@ -353,10 +353,16 @@ def test_a_recipe_records_and_distills_several_networks(tmp_path, monkeypatch, c
 @pytest.mark.parametrize(
     ("given", "pattern"),
     [
-        ("also_record={name: convnet}", "'also_record' is .*; wanted a list of sections"),
-        ("also_record=[convnet]", r"'also_record\[0\]' is 'convnet'; wanted a section"),
-        ("also_record=[{name: convnet, widht: 4}]", r"'also_record\[0\].widht'; did you mean 'also_record\[0\].width'"),
-        ("also_record=[{name: nothing}]", "network 'nothing' is unknown"),
+        (
+            "extra_networks={name: convnet}",
+            "`extra_networks` must be a list of values that are each a section of keys and values, got",
+        ),
+        ("extra_networks=[convnet]", r"`extra_networks\[0\]` must be a section of keys and values, got 'convnet'"),
+        (
+            "extra_networks=[{name: convnet, widht: 4}]",
+            r"Unknown key `extra_networks\[0\].widht`. Did you mean `extra_networks\[0\].width`",
+        ),
+        ("extra_networks=[{name: nothing}]", "network 'nothing' is unknown"),
     ],
 )
 def test_sections_that_are_none_are_refused(tmp_path, capsys, given, pattern):
@@ -370,17 +376,17 @@ def test_a_folder_recorded_before_there_were_several_is_of_the_same_job(tmp_path
     """The note of such a folder has no word of further networks."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    assert main(["record", "recipe.yaml", "also_record="]) == 0
+    assert main(["record", "recipe.yaml", "extra_networks="]) == 0
     note = Path("out/trajectory/job.json")
     assert sorted(json.loads(note.read_text())) == ["data", "head", "network", "seed", "settings"]
-    assert main(["record", "recipe.yaml", "also_record=[]"]) == 0
+    assert main(["record", "recipe.yaml", "extra_networks=[]"]) == 0
 
 
-def test_also_record_has_no_place_in_a_replay(tmp_path, monkeypatch, capsys):
+def test_extra_networks_have_no_place_in_a_replay(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     assert main(["replay", "recipe.yaml"]) == 2
-    assert "also_record has no place in a replay" in capsys.readouterr().err
+    assert "extra_networks has no place in a replay" in capsys.readouterr().err
 
 
 def test_own_networks_of_a_recipe_are_named_by_it_alone(tmp_path, monkeypatch, capsys):
@@ -389,7 +395,7 @@ def test_own_networks_of_a_recipe_are_named_by_it_alone(tmp_path, monkeypatch, c
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_several.py").write_text(OWN)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    others = "also_record=[{name: own_several:build, width: 3}, {name: own_several:build, width: 5}]"
+    others = "extra_networks=[{name: own_several:build, width: 3}, {name: own_several:build, width: 5}]"
     small = ["network={depth: 1, width: 4}", "evaluate={networks: [], baselines: []}", others]
     assert main(["run", "recipe.yaml", *small]) == 0
     assert len(read_card("out/digits-ipc1.beton").trajectory["networks"]) == 3

@@ -593,11 +593,17 @@ def test_a_file_without_its_card_is_refused(file, trained):
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
-        ({"baselines": ["randon"]}, "baselines has 'randon'; known are random, herding, k-center, distribution match"),
-        ({"baselines": ["random", "random"]}, "wanted each of them once"),
-        ({"networks": ["vit", "vit"]}, r"networks is \['vit', 'vit'\]; wanted each of them once"),
-        ({"learning_rates": []}, "wanted numbers above 0"),
-        ({"learning_rates": [0.1, 0.0]}, "wanted numbers above 0"),
+        (
+            {"baselines": ["randon"]},
+            r"`baselines\[0\]` must be one of random, herding, k-center, distribution matching, got 'randon'",
+        ),
+        ({"baselines": ["random", "random"]}, "`baselines` must be a list with each value once"),
+        ({"networks": ["vit", "vit"]}, r"`networks` must be a list with each value once, got \['vit', 'vit'\]"),
+        (
+            {"learning_rates": []},
+            "`learning_rates` must be a non-empty list of values that are each a finite number above 0",
+        ),
+        ({"learning_rates": [0.1, 0.0]}, r"`learning_rates\[1\]` must be a finite number above 0, got 0.0"),
     ],
 )
 def test_settings_that_are_wrong(options, pattern):
@@ -704,7 +710,7 @@ def test_refusals_on_the_command_line_are_one_line(here, capfd):
     capfd.readouterr()
     before = snapshot(here)
     for options, pattern in (
-        (["evaluate.baselines=[randon]"], "evaluate.baselines has 'randon'; known are"),
+        (["evaluate.baselines=[randon]"], "`evaluate.baselines[0]` must be one of random, herding"),
         (["evaluate.network=[]"], "unknown key 'evaluate.network'; did you mean 'evaluate.networks'"),
         (["retrain.full_epochs=0"], "baseline 'herding' chooses by the features"),
         (["file=none.beton"], "there is no file 'none.beton'"),

@@ -311,7 +311,7 @@ def test_the_command_writes_table_results_and_weights(beton, tmp_path, capsys):
     assert (tmp_path / "few-nas.md").read_text().startswith("| rank |")
     assert (tmp_path / "few-nas.safetensors").is_file() and (tmp_path / "few-nas.db").is_file()
     assert cli.main(["nas", str(recipe), "nas.choices.norm=[]"]) == 2
-    assert "choices.norm is []" in capsys.readouterr().err
+    assert "`nas.choices.norm` must be a non-empty list" in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_the_workers_and_nothing_is_lost(beton, tmp_path):

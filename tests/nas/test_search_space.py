@@ -51,20 +51,32 @@ def test_a_candidate_is_built_for_the_images():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"choices": {}}, "choices is empty"),
-        ({"choices": {"depth": []}}, r"choices.depth is \[\]"),
-        ({"choices": {"depth": 3}}, "choices.depth is 3"),
-        ({"choices": {"depth": [[1]]}}, "numbers, text"),
-        ({"choices": {"depth": [1, 1]}}, "each value once"),
-        ({"choices": {"depth": [1, True]}}, "no two that look the same"),
-        ({"choices": {"depth": [1, "1"]}}, "no two that look the same"),
-        ({"choices": {"depth": [1.5, float("inf")]}}, "finite numbers"),
-        ({"sampler": "bayes"}, "wanted one of grid, tpe"),
-        ({"cost": "money"}, "wanted one of parameters, latency"),
-        ({"validation": 1.0}, "between 0 and 1"),
+        ({"choices": {}}, "`choices` must be a non-empty section of keys and values, got {}"),
+        ({"choices": {"depth": []}}, r"`choices.depth` must be a non-empty list of .*, got \[\]"),
+        ({"choices": {"depth": 3}}, "`choices.depth` must be a non-empty list of .*, got 3"),
+        (
+            {"choices": {"depth": [[1]]}},
+            r"`choices.depth\[0\]` must be text, a finite number, true or false or null, got \[1\]",
+        ),
+        (
+            {"choices": {"depth": [1, 1]}},
+            r"`choices.depth` must be a list of different values, also to look at, got \[1, 1\]",
+        ),
+        ({"choices": {"depth": [1, True]}}, r"`choices.depth` must be a list of different values, .*got \[1, True\]"),
+        (
+            {"choices": {"depth": [1, "1"]}},
+            r"`choices.depth` must be a list of different values, also to look at, got \[1, '1'\]",
+        ),
+        (
+            {"choices": {"depth": [1.5, float("inf")]}},
+            r"`choices.depth\[1\]` must be text, a finite number, true or false or null, got inf",
+        ),
+        ({"sampler": "bayes"}, "`sampler` must be one of grid, tpe, got 'bayes'"),
+        ({"cost": "money"}, "`cost` must be one of parameters, latency, got 'money'"),
+        ({"validation": 1.0}, "`validation` must be a finite number above 0 and below 1, got 1.0"),
         ({"workers": 0}, "at least 1"),
-        ({"candidates": 721}, "the space has 720"),
-        ({"candidates": 0}, "wanted 1 to as many"),
+        ({"candidates": 721}, "`candidates` must be from 1 to 720, the size of the space, got 721"),
+        ({"candidates": 0}, "`candidates` must be a whole number of at least 1, or null, got 0"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(settings, message):
@@ -74,7 +86,7 @@ def test_what_cannot_be_searched_is_refused(settings, message):
 
 @pytest.mark.parametrize("count", [0, 13])
 def test_a_sample_of_more_than_there_are_is_refused(count):
-    with pytest.raises(InputError, match="the space has 12"):
+    with pytest.raises(InputError, match="`candidates` must be from 1 to 12, the size of the space"):
         SearchSpace(choices=SMALL).sample(count)
 
 

@@ -183,7 +183,7 @@ def test_image_folder_of_several_sizes_wants_image_size(tmp_path):
     resized = Image.open(tmp_path / "train/a/000.png").resize((11, 8), Image.Resampling.BILINEAR)
     left = round((11 - 8) / 2)
     np.testing.assert_array_equal(train.images[0].permute(1, 2, 0).numpy(), np.asarray(resized)[:, left : left + 8])
-    grey, _ = load_data(DataSettings("image_folder", root=str(tmp_path), image_size=8, grey=True))
+    grey, _ = load_data(DataSettings("image_folder", root=str(tmp_path), image_size=8, grayscale=True))
     assert grey.shape == (1, 8, 8)
 
 
@@ -256,14 +256,14 @@ def test_holdout_scores_on_training_images_and_touches_no_test_image():
 @pytest.mark.parametrize(
     ("settings", "pattern"),
     [
-        ({"name": "imagenette"}, "name 'imagenette' is unknown; wanted one of digits, .*module:function"),
-        ({"holdout": 1.0}, "holdout is 1.0"),
-        ({"holdout": -0.1}, "holdout is -0.1"),
-        ({"per_class": 0}, "per_class is 0; wanted at least 1"),
-        ({"name": "cifar10", "image_size": 0}, "image_size is 0; wanted at least 1"),
-        ({"image_size": 16}, "image_size has no effect on data 'digits'; leave it out"),
-        ({"name": "cifar10", "grey": True}, "grey has no effect on data 'cifar10'"),
-        ({"name": "mnist", "train": "x"}, "train has no effect on data 'mnist'"),
+        ({"name": "imagenette"}, "`name` must be one of digits, .*module:function, got 'imagenette'"),
+        ({"holdout": 1.0}, "`holdout` must be a finite number of at least 0 and below 1, got 1.0"),
+        ({"holdout": -0.1}, "`holdout` must be a finite number of at least 0 and below 1, got -0.1"),
+        ({"per_class": 0}, "`per_class` must be a whole number of at least 1, or null, got 0"),
+        ({"name": "cifar10", "image_size": 0}, "`image_size` must be a whole number of at least 1, or null, got 0"),
+        ({"image_size": 16}, "`image_size` must be left out for data 'digits', where it has no effect"),
+        ({"name": "cifar10", "grayscale": True}, "`grayscale` must be left out for data 'cifar10'"),
+        ({"name": "mnist", "train": "x"}, "`train` must be left out for data 'mnist'"),
     ],
 )
 def test_settings_out_of_range_or_without_effect_are_refused(settings, pattern):

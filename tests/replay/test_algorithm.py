@@ -532,7 +532,7 @@ def test_unusable_arguments() -> None:
         ({"count": 2.5}, "count is 2.5"),
         ({"weight": 1.1}, "weight is 1.1; wanted a share of the loss from 0 to 1"),
         ({"seed": -1}, "seed is -1; wanted 0 or more"),
-        ({"augmentation": "blur"}, "augmentation 'blur' has"),
+        ({"augmentation": "blur"}, "`augmentation` must be operations of .*, got 'blur'"),
     ):
         with pytest.raises(InputError, match=pattern):
             DistilledReplay(memory(), **arguments)  # type: ignore[arg-type]

@@ -180,7 +180,7 @@ def test_classes_that_cannot_be_split() -> None:
         {"ratio": float("inf")},
         {"weight": 1.5},
         {"weight": -0.1},
-        {"tune": -1},
+        {"finetune_epochs": -1},
     ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
@@ -353,7 +353,7 @@ def test_broken_off_anywhere_the_same_call_ends_with_the_same_files(
 
 
 def test_tuning_is_a_training_on_the_memory_alone_from_which_the_next_task_goes_on(tmp_path: Path) -> None:
-    settings = replace(THREE, tune=3)
+    settings = replace(THREE, finetune_epochs=3)
     scores = run(tmp_path / "done", keep(), settings=settings)
     for number in range(3):
         place = tmp_path / "done" / f"task{number}"
@@ -373,7 +373,7 @@ def test_tuning_is_a_training_on_the_memory_alone_from_which_the_next_task_goes_
 
 
 def test_a_tuning_that_was_broken_off_is_done_again(tmp_path: Path) -> None:
-    settings = replace(THREE, tune=3)
+    settings = replace(THREE, finetune_epochs=3)
     expected = run(tmp_path / "done", keep(), settings=settings)
     write = learner.write_whole
 
@@ -682,9 +682,9 @@ def test_the_command_learns_the_tasks_and_keeps_what_is_done(here: Path, capfd: 
     ("override", "pattern"),
     [
         ("replay.tasks=4", "3 classes cannot be split into 4 tasks; lower tasks"),
-        ("replay.tasks=0", "replay.tasks is 0"),
-        ("replay.task=2", "did you mean 'replay.tasks'"),
-        ("replay.weight=2", "weight 2.0; wanted above 0, and from 0 to 1"),
+        ("replay.tasks=0", "`replay.tasks` must be a whole number of at least 1, got 0"),
+        ("replay.task=2", "Did you mean `replay.tasks`?"),
+        ("replay.weight=2", "`replay.weight` must be a finite number of at least 0 and of at most 1, or null, got 2"),
         ("distill.classes=[rows]", "each task has its own; leave it out (distill.classes)"),
         ("network.depth=9", "depth came as 9 with image_size 8"),
         ("output=recipe.yaml", "cannot write 'recipe.yaml/scores.json'"),

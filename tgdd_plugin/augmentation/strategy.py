@@ -15,5 +15,8 @@ def parse_augmentation(strategy: str) -> tuple[str, ...]:
     """
     names = () if strategy == "none" else tuple(strategy.split("_"))
     if unknown := set(names) - set(OPERATIONS):
-        raise InputError(f"augmentation '{strategy}' has {sorted(unknown)}; known are {', '.join(OPERATIONS)} and none")
+        raise InputError(
+            f"`augmentation` must be operations of {', '.join(OPERATIONS)} joined by _, or none, got '{strategy}'. "
+            f"Correct {', '.join(sorted(unknown))}."
+        )
     return names

@@ -2,64 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.settings import Count, Flag, Holdout, Number, settings
 
 TORCHVISION = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn")
 NAMES = ("digits", *TORCHVISION, "image_folder", "beton")
 
+# Which data sets take a key; for others it would be passed over in silence, and so it is refused.
+_TAKERS = {
+    "grayscale": ("image_folder",),
+    "train": ("image_folder", "beton"),
+    "test": ("image_folder", "beton"),
+    "image_size": (*TORCHVISION, "image_folder"),
+}
 
-@dataclass(frozen=True)
+
+@settings
 class DataSettings:
-    """Which images.
+    """Which images, for training and for testing.
 
-    Args:
-        name: One of :data:`NAMES`, or ``module:function`` of a function that returns two map-style data sets of
-            (image, int) pairs, train and test. Default: ``'digits'``, scikit-learn's, which come with the package.
-        root: Folder of torchvision's data sets, or for ``image_folder`` the folder that has ``train`` and ``val`` or
-            ``test``. What is missing is downloaded where torchvision can. Default: ``'data'``.
-        train, test: Files (``beton``) or folders (``image_folder``). Default: found in ``root``.
-        image_size: Side in pixels that images are resized (shorter side) and centre-cropped to. Default: as they are.
-        grey: Whether to turn an image folder grey. Default: ``False``.
-        per_class: Use only so many training images of each class, drawn with seed 0. Default: ``None``, all.
-        mean, std: Per-channel normalisation for pixels in [0, 1]. Default: what the trajectory says; for recording, the
-            training images' own.
-        holdout: Share of the training images to hold out and score on in place of the test images: for choosing
-            settings without a look at the test set. Default: ``0.0``.
+    Raises:
+        InputError: For an unknown key, a value of the wrong type or out of range, or a key that has no effect on the
+            named data.
     """
 
     name: str = "digits"
+    """The data set: digits (scikit-learn's, which come with the package), cifar10, cifar100, mnist, fashion_mnist,
+    svhn, image_folder, beton, or module:function of a function that returns two map-style data sets of (image, int)
+    pairs, train and test."""
     root: str = "data"
+    """Folder of torchvision's data sets, or for image_folder the folder that has train/<class>/ and val/<class>/ or
+    test/<class>/. What is missing is downloaded where torchvision can."""
     train: str | None = None
+    """The training file of beton, or another training folder of image_folder. null: found in root."""
     test: str | None = None
-    image_size: int | None = None
-    grey: bool = False
-    per_class: int | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    holdout: float = 0.0
+    """The same for testing."""
+    image_size: Count | None = None
+    """Side in pixels that images are resized (shorter side) and centre-cropped to. null: as they are."""
+    grayscale: Flag = False
+    """Turn the images of an image folder into grayscale."""
+    per_class: Count | None = None
+    """Use only so many training images of each class, drawn with seed 0. null: all."""
+    mean: list[Number] | None = None
+    """Per-channel mean for normalization, for pixels in [0, 1]. null: as the trajectory says; for recording, the
+    training images' own."""
+    std: list[Number] | None = None
+    """Per-channel standard deviation for normalization; given together with mean."""
+    holdout: Holdout = 0.0
+    """Share of the training images to hold out and score on in place of the test images, for choosing settings without
+    a look at the test set."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.holdout < 1:
-            raise InputError(f"holdout is {self.holdout}; wanted a share of the training images from 0 to below 1")
         if self.name not in NAMES and ":" not in self.name:
-            raise InputError(f"name '{self.name}' is unknown; wanted one of {', '.join(NAMES)}, or module:function")
+            raise InputError(
+                f"`name` must be one of {', '.join(NAMES)}, or module:function, got '{self.name}'. Choose one, "
+                f"or name a function of your own that returns two data sets, train and test."
+            )
         if (self.mean is None) != (self.std is None) or len(self.mean or []) != len(self.std or []):
-            raise InputError(f"mean is {self.mean} and std {self.std}; wanted both or neither, one value per channel")
+            raise InputError(
+                f"`mean` must be given together with std, one value of each per channel, got mean {self.mean} and std "
+                f"{self.std}. Give both or neither."
+            )
         if self.std is not None and min(self.std, default=0) <= 0:
-            raise InputError(f"std is {self.std}; wanted values above 0")
-        for name in ("image_size", "per_class"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; wanted at least 1")
-        # What would be passed over in silence is refused.
-        folders, files = ("image_folder",), ("image_folder", "beton")
-        for name, takers in (
-            ("grey", folders),
-            ("train", files),
-            ("test", files),
-            ("image_size", (*TORCHVISION, *folders)),
-        ):
-            if getattr(self, name) and self.name not in takers:
-                raise InputError(f"{name} has no effect on data '{self.name}'; leave it out (for {', '.join(takers)})")
+            raise InputError(f"`std` must be a list of values above 0, got {self.std}. Correct it, or leave it out.")
+        for key, takers in _TAKERS.items():
+            if getattr(self, key) and self.name not in takers:
+                raise InputError(
+                    f"`{key}` must be left out for data '{self.name}', where it has no effect, got "
+                    f"{getattr(self, key)!r}. It is for {', '.join(takers)}."
+                )

@@ -96,7 +96,7 @@ def bare_networks(
             raise InputError(
                 f"none of the networks that were given ({', '.join(map(_name, networks))}) is that of run "
                 f"'{run.name}': {run.network['class']} of {run.network['parameters']:,} parameters"
-                f"{f', built with {arguments}' if arguments else ''}. Give it, too (in a recipe under also_record)"
+                f"{f', built with {arguments}' if arguments else ''}. Give it, too (in a recipe under extra_networks)"
             )
         else:
             found.append(build_recorded(run.network, shape, run.num_classes))

@@ -2,133 +2,103 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Annotated, Literal, get_args
 
-from composer.core import Time, TimeUnit
+from pydantic import Field
 
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.settings import Count, Flag, NonNegative, Seed, check_once, check_time, settings
 
-STARTS = ("real", "mix", "herding", "noise")
-
-_CHOICES: dict[str, tuple[str | None, ...]] = {
-    "source": (None, "sampled", "recorded"),
-    "start": STARTS,
-    "stages": ("all", "first", "last"),
-    "precision": ("fp32", "bf16"),
-}
+Start = Literal["real", "mix", "herding", "noise"]
+STARTS: tuple[Start, ...] = get_args(Start)
 
 
-@dataclass(frozen=True)
+@settings
 class DistillSettings:
     """What a distillation does. Defaults are the paper's (arXiv 2512.02469) unless they say otherwise.
 
-    Args:
-        source: Where the real side of the matching comes from. ``'sampled'``, as published: real images, at every step.
-            ``'recorded'``: the class means that the callback recorded while training, so that no real image is read
-            and a step costs its synthetic half alone. Default: ``None``, sampled if real images are given.
-        classes: Names of the classes to distill, such as those that a continual learner has just met; the constraint
-            keeps them apart from all that the network knows. Default: ``None``, all.
-        images_per_class: n, stored images for each class. Default: ``10``.
-        factor: f of multi-formation: each stored image holds f×f sub-images, enlarged when decoded. Default: ``2``.
-        start: ``'mix'``, ``'real'`` or ``'noise'``, see :func:`tgdd_plugin.distillation.synthetic_images.start_pixels`; ``'herding'``: as
-            ``'mix'``, but in place of any real images those that herding chooses by the features of the first run's
-            last stage. Default: ``'mix'``.
-        steps: Default: ``10_000``.
-        learning_rate: Of SGD on the pixels. Default: ``0.02 · images_per_class``, and ``0.2 · images_per_class`` from
-            128 px on. That is twice the published rates: the published loop steps class after class with momentum 0.5,
-            which moves every class by twice its gradient; one step for all classes without momentum does the same.
-        alpha: α, weight of the constraint; 0 leaves it out. Default: ``2.5`` up to 10 images per class, ``0.5`` above.
-        stages: Which stages features are matched under: ``'all'``, or, to see what they are worth, the ``'first'``
-            or the ``'last'`` of each run. Default: ``'all'``.
-        max_gap: L, how many stages the late one is drawn from, the early one included. Default: ``7``.
-        real_per_class: Real images of each class and step. Default: ``128``.
-        max_decoded: Most decoded synthetic images of a class and step; of more, as many are drawn. Default: ``200``.
-        augmentation: Operations joined by ``_`` (see :mod:`tgdd_plugin.augmentation.dsa`). Leave ``flip`` out where mirrored
-            images change class, as with digits. Default: ``None``, which is ``'color_crop_cutout_flip'`` for the source
-            ``'sampled'``, and for ``'recorded'`` what the training was seen to do, as the means contain it
-            (``'color_crop_flip'`` if that is not known).
-        ema: Half-life, as a Composer time string in batches (``'100ba'``), of an exponential moving average of the
-            pixels, which then is what ships. Default: ``None``, the last iterate ships.
-        classes_per_chunk: Classes in one forward and backward pass; fewer need less memory and give the same images,
-            up to the order of float additions. Default: ``None``, sized to the caches of a CPU, or to the free memory
-            of a GPU. A chunk that does not fit is halved.
-        precision: ``'fp32'``, or ``'bf16'`` for networks in autocast with the loss in float32. Default: ``'fp32'``.
-        compile: Whether ``torch.compile`` builds the networks' passes: half a minute at the start (on a CPU it needs a
-            C++ compiler), then faster steps. Default: ``None``, if the job passes more than a million images of 32 px
-            through a network.
-        packed: Whether the file holds the images as stored, factor² times fewer. This package decodes them on reading;
-            a stock ``ffcv.Loader`` cannot. Default: ``False``, it holds them decoded.
-        seed: Of every draw. Default: ``0``.
-
     Raises:
-        InputError: For a value out of range.
+        InputError: For an unknown key, or a value of the wrong type or out of range.
     """
 
-    source: str | None = None
-    classes: list[str] | None = None
-    images_per_class: int = 10
-    factor: int = 2
-    start: str = "mix"
-    steps: int = 10_000
-    learning_rate: float | None = None
-    alpha: float | None = None
-    stages: str = "all"
-    max_gap: int = 7
-    real_per_class: int = 128
-    max_decoded: int = 200
+    source: Literal["sampled", "recorded"] | None = None
+    """Where the real side of the matching comes from. sampled, as published: real images at every step. recorded: the
+    class means that were recorded while training, so that no real image is read and a step costs its synthetic half
+    alone. null: sampled if real images are given."""
+    classes: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names of the classes to distill, such as those that a continual learner has just met; the constraint keeps them
+    apart from all classes that the network knows. null: all."""
+    images_per_class: Count = 10
+    """Stored images of each class (the field's IPC)."""
+    factor: Count = 2
+    """Factor f of multi-formation: each stored image holds f x f sub-images, which are enlarged when decoded. It must
+    divide the side of the images."""
+    start: Start = "mix"
+    """What the pixels start from. mix: every sub-image is a real image, shrunk; real: every stored image is a real one;
+    herding: as mix, with the images that herding chooses by the features of the first run's last stage; noise: no real
+    image."""
+    steps: Count = 10_000
+    """Optimizer steps on the pixels."""
+    learning_rate: NonNegative | None = None
+    """Learning rate of SGD on the pixels. null: 0.02 x images_per_class, from 128 pixels on 0.2 x images_per_class.
+    That is twice the published rate: the published loop steps class after class with momentum 0.5, which moves every
+    class by twice its gradient; one step for all classes without momentum does the same."""
+    alpha: NonNegative | None = None
+    """Weight of the distribution constraint; 0 leaves it out. null: 2.5 up to 10 images per class, 0.5 above."""
+    stages: Literal["all", "first", "last"] = "all"
+    """Under which stages features are matched: all, or, for comparison, the first or the last of each run."""
+    max_gap: Count = 7
+    """From how many stages the late one is drawn, the early one included (the paper's L)."""
+    real_per_class: Count = 128
+    """Real images of each class and step."""
+    max_decoded: Count = 200
+    """Most decoded synthetic images of a class and step; of more, as many are drawn."""
     augmentation: str | None = None
+    """Augmentation in distillation: operations of color, crop, cutout, flip, scale and rotate joined by _, or none.
+    Leave flip out where a mirrored image is of another class, as with digits. null: color_crop_cutout_flip; for the
+    recorded source what the training was seen to do, since the means contain it (color_crop_flip if that is not
+    known)."""
     ema: str | None = None
-    classes_per_chunk: int | None = None
-    precision: str = "fp32"
-    compile: bool | None = None
-    packed: bool = False
-    seed: int = 0
+    """Half-life, as a Composer time string in batches such as 100ba, of an exponential moving average of the pixels,
+    which is then what ships. null: the last iterate ships."""
+    classes_per_chunk: Count | None = None
+    """Classes in one forward and backward pass. Fewer need less memory and give the same images up to the order of
+    float additions. null: sized to the caches of a CPU or the free memory of a GPU."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32, or bf16 for networks under autocast with the loss in float32."""
+    compile: Flag | None = None
+    """Build the networks' passes by torch.compile: half a minute at the start (on a CPU it needs a C++ compiler), then
+    faster steps. null: if the job passes more than a million images of 32 pixels through a network."""
+    packed: Flag = False
+    """Write the images as stored, factor^2 times fewer. This package decodes them when reading; a stock ffcv.Loader
+    cannot."""
+    seed: Seed = 0
+    """Seed of everything that a distillation draws."""
 
     def __post_init__(self) -> None:
-        counts = (
-            "images_per_class",
-            "factor",
-            "steps",
-            "max_gap",
-            "real_per_class",
-            "max_decoded",
-            "classes_per_chunk",
-        )
-        for name in counts:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; wanted at least 1")
         if self.packed and self.factor == 1:
-            raise InputError("packed has no effect at factor 1, where images are stored as they are; leave it out")
-        if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
-            raise InputError(f"classes is {self.classes}; wanted names, each of them once, or nothing for all")
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; wanted 0 or more")
-        for name in ("learning_rate", "alpha"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise InputError(f"{name} is {value}; wanted a number from 0 on")
-        for name, wanted in _CHOICES.items():
-            if getattr(self, name) not in wanted:
-                raise InputError(f"{name} is '{getattr(self, name)}'; wanted one of {', '.join(filter(None, wanted))}")
+            raise InputError(
+                "`packed` must be false at factor 1, where images are stored decoded, got true. Leave it out."
+            )
+        check_once("classes", self.classes)
         if self.augmentation is not None:
             parse_augmentation(self.augmentation)
         if self.ema is not None:
-            _check_batches("ema", self.ema)
+            check_time("ema", self.ema, ["ba"])
 
     def resolved(self, side: int, *, sampled: bool = True, trained_with: str | None = None) -> DistillSettings:
-        """With the defaults filled in that depend on the job.
+        """These settings with the defaults filled in that depend on the job.
 
         Args:
-            side: Of the images, in pixels.
+            side: Side of the images in pixels.
             sampled: Whether real images are at hand.
             trained_with: The augmentation of the recorded training, if known.
         """
         rate = (0.2 if side >= 128 else 0.02) * self.images_per_class
         alpha = 2.5 if self.images_per_class <= 10 else 0.5
-        source = self.source or ("sampled" if sampled else "recorded")
+        source: Literal["sampled", "recorded"] = self.source or ("sampled" if sampled else "recorded")
         augmentation = "color_crop_cutout_flip" if source == "sampled" else trained_with or "color_crop_flip"
         return replace(
             self,
@@ -137,14 +107,3 @@ class DistillSettings:
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
             alpha=alpha if self.alpha is None else self.alpha,
         )
-
-
-def _check_batches(name: str, value: str) -> None:
-    """Raises an InputError unless ``value`` is a Composer time string in batches."""
-    try:
-        time = Time.from_input(value)
-        if time.unit is TimeUnit.BATCH and time.value > 0:
-            return
-    except (ValueError, TypeError, RuntimeError):
-        pass
-    raise InputError(f"{name} is {value!r}; wanted a Composer time string in batches, for example '100ba'")

@@ -2,75 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Annotated, Literal, get_args
 
-from tgdd_plugin.core.errors import InputError
+from pydantic import Field
+
+from tgdd_plugin.core.settings import Count, Flag, NonNegativeInt, Positive, check_once, settings
 from tgdd_plugin.training.settings import TrainSettings
 
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """What stands beside a compact set.
-
-    Args:
-        baselines: Of :data:`BASELINES`, each with as many images as the file stores. ``herding`` and ``k-center``
-            choose real images by the features of networks trained on the full data. Default: all.
-        networks: Other architectures that the set and random images are tried on: factories as in
-            :func:`tgdd_plugin.networks.factory.find_factory`. Default: those the literature has.
-        soft_labels: Whether the set and random images are tried with the trajectory's soft labels too. Default:
-            ``True``, if there is a trajectory.
-        learning_rates: To choose from, for each row, on a tenth of the real training images that is held out for it.
-            Default: ``None``, the training settings' own for all.
-
-    Raises:
-        InputError: For an unknown baseline, a network given twice, or a rate that is no positive number.
-    """
-
-    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
-    networks: list[str] = field(default_factory=lambda: ["resnet10", "resnet18", "densenet121", "vit"])
-    soft_labels: bool = True
-    learning_rates: list[float] | None = None
-
-    def __post_init__(self) -> None:
-        for name in self.baselines:
-            if name not in BASELINES:
-                raise InputError(f"baselines has '{name}'; known are {', '.join(BASELINES)}")
-        for name, values in (("baselines", self.baselines), ("networks", self.networks)):
-            if len(set(values)) < len(values):
-                raise InputError(f"{name} is {values}; wanted each of them once")
-        if self.learning_rates is not None and not (self.learning_rates and min(self.learning_rates) > 0):
-            raise InputError(f"learning_rates is {self.learning_rates}; wanted numbers above 0, or nothing")
+Selection = Literal["herding", "k-center"]
+"""Ways to choose real images by the features of networks trained on the full data."""
+Baseline = Literal["random", "herding", "k-center", "distribution matching"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
-@dataclass(frozen=True)
+@settings
 class RetrainSettings(TrainSettings):
     """How networks are trained on a compact set, and what stands beside them.
 
-    Args:
-        epochs: On the compact set and on random images. Default: ``1500``, the paper's at 32 px.
-        seeds: Networks trained for each row, and random subsets drawn. Default: ``3``.
-        full_epochs: Of training on the full data; 0 leaves that row out. Default: ``60``, the paper's.
-        at_once: Whether a row's networks are trained all at once, to the same result up to rounding. Default: ``None``,
-            if that is found to be faster in a few steps.
+    Raises:
+        InputError: For an unknown key, or a value of the wrong type or out of range.
     """
 
-    epochs: int = 1500
-    seeds: int = 3
-    full_epochs: int = 60
-    at_once: bool | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seeds < 1 or self.full_epochs < 0:
-            raise InputError(f"seeds is {self.seeds} and full_epochs {self.full_epochs}; wanted at least 1 and 0")
+    epochs: Count = 1500
+    """Training epochs on the compact set and on as many random images. The paper uses 1500 at 32 pixels."""
+    seeds: Count = 3
+    """How many networks are trained for each row of the table, and how many random subsets are drawn."""
+    full_epochs: NonNegativeInt = 60
+    """Training epochs on the full data; 0 leaves that row out."""
+    at_once: Flag | None = None
+    """Train a row's networks all at once, to the same result up to rounding; null: where a few steps show that to be
+    faster."""
 
     def training(self, epochs: int) -> TrainSettings:
-        """The training part, for another number of epochs."""
+        """The training part of these settings, with another number of epochs."""
         names = TrainSettings.__dataclass_fields__
         return TrainSettings(**{**{name: getattr(self, name) for name in names}, "epochs": epochs})
 
 
-SELECTIONS = ("herding", "k-center")
-"""Ways to choose real images by the features of networks trained on the full data."""
+@settings
+class EvaluateSettings:
+    """What stands beside a compact set; networks are trained as :class:`RetrainSettings` says.
 
-BASELINES = ("random", *SELECTIONS, "distribution matching")
+    Raises:
+        InputError: For an unknown key, a value of the wrong type or out of range, or a value given twice.
+    """
+
+    baselines: list[Baseline] = field(default_factory=lambda: list(BASELINES))
+    """Sets of as many images as the file stores: random ones; herding and k-center, chosen by the features of networks
+    trained on the full data; and plain distribution matching."""
+    networks: list[str] = field(default_factory=lambda: ["resnet10", "resnet18", "densenet121", "vit"])
+    """Other architectures that the set and random images are tried on: names of this package's networks, or
+    module:function."""
+    soft_labels: Flag = True
+    """Also try the soft labels of the trajectory's last stages, where the trajectory is at hand."""
+    learning_rates: Annotated[list[Positive], Field(min_length=1)] | None = None
+    """Learning rates to choose from for each row, on a tenth of the training images that is held out for it; null: the
+    learning rate of retrain for all rows."""
+
+    def __post_init__(self) -> None:
+        check_once("baselines", self.baselines)
+        check_once("networks", self.networks)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.settings import Count, Flag, Plain, ProperShare, settings
 
 CONVNETS: dict[str, list[Any]] = {
     "depth": [1, 2, 3, 4],
@@ -20,54 +23,37 @@ CONVNETS: dict[str, list[Any]] = {
 """The 720 ConvNets that dataset distillation is tried on for architecture search (B. Zhao, K. R. Mopuri and H. Bilen,
 "Dataset Condensation with Gradient Matching", ICLR 2021)."""
 
-
-COSTS = ("parameters", "latency")
-
-
-SAMPLERS = ("grid", "tpe")
-
-
 Arguments = dict[str, Any]
 
 
-PLAIN = (bool, int, float, str, type(None))
-
-
-@dataclass(frozen=True)
+@settings
 class SearchSpace:
-    """What there is to choose from.
-
-    Args:
-        factory: As in :func:`tgdd_plugin.networks.factory.find_factory`: a network of this package, or ``module:function``.
-            Default: ``'convnet'``.
-        choices: For each argument that is searched, the values it may have, plain ones (numbers, text, yes/no,
-            nothing). Default: :data:`CONVNETS`.
+    """A space of networks: a factory, and the values its arguments may have.
 
     Raises:
         InputError: If there is nothing to choose, a list is empty or has a value twice, or a value is not plain.
     """
 
     factory: str = "convnet"
-    choices: dict = field(default_factory=lambda: dict(CONVNETS))
+    """The factory of the candidates: the name of a network of this package, or module:function."""
+    choices: Annotated[dict[str, Annotated[list[Plain], Field(min_length=1)]], Field(min_length=1)] = field(
+        default_factory=lambda: dict(CONVNETS)
+    )
+    """For each argument of the factory that is searched, the list of values it may have: numbers, text, true, false or
+    null. The default is the field's grid of 720 ConvNets."""
 
     def __post_init__(self) -> None:
-        if not self.choices:
-            raise InputError("choices is empty; name at least one argument of the factory and its values")
         for name, values in self.choices.items():
-            if not isinstance(values, list) or not values:
-                raise InputError(f"choices.{name} is {values!r}; wanted a list of at least one value")
-            for value in values:
-                if not isinstance(value, PLAIN):
-                    raise InputError(f"choices.{name} has {value!r}; wanted numbers, text, true, false or nothing")
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise InputError(f"choices.{name} has {value}; wanted finite numbers")
             # 1, 1.0, true and '1' are the same in a study, or look so in a table.
             if min(len(set(values)), len({str(value) for value in values})) < len(values):
-                raise InputError(f"choices.{name} is {values}; wanted each value once, and no two that look the same")
+                raise InputError(
+                    f"`choices.{name}` must be a list of different values, also to look at, got {values}. "
+                    f"Leave the repeated one out."
+                )
 
     @property
     def size(self) -> int:
-        """How many candidates there are in all."""
+        """The number of candidates in the space."""
         return math.prod(len(values) for values in self.choices.values())
 
     def grid(self) -> list[Arguments]:
@@ -79,13 +65,16 @@ class SearchSpace:
 
         Args:
             count: How many, from 1 to :attr:`size`.
-            seed: Of the draw. Default: ``0``.
+            seed: Seed of the draw. Default: ``0``.
 
         Raises:
             InputError: If there are not that many.
         """
         if not 1 <= count <= self.size:
-            raise InputError(f"{count} candidates were asked for; the space has {self.size}, wanted 1 to {self.size}")
+            raise InputError(
+                f"`candidates` must be from 1 to {self.size}, the size of the space, got {count}. Lower "
+                f"it, or leave it out to try all."
+            )
         if count > self.size // 2:  # what is left out is the sample
             left = self.sample(self.size - count, seed) if count < self.size else []
             return [arguments for arguments in self.grid() if arguments not in left]
@@ -118,48 +107,40 @@ class SearchSpace:
         return dict(reversed(found))
 
 
-@dataclass(frozen=True)
+@settings
 class NasSettings(SearchSpace):
     """What is searched, and how.
 
-    Args:
-        factory, choices: See :class:`SearchSpace`.
-        candidates: How many are tried, or for ``'tpe'`` drawn. Default: ``None``, as many as there are.
-        sampler: Which: ``'grid'``, all of them or a sample that has every value equally often; ``'tpe'``, Optuna's
-            tree-structured Parzen estimator, which looks where it has been good so far. Default: ``'grid'``.
-        prune: Whether a candidate gets no more seeds that after one of them is below the median of those that had all
-            of theirs (Optuna's median pruner, which leaves the first five be). Default: ``False``.
-        validation: Share of the real training images that candidates are judged by. Default: ``0.1``.
-        workers: Processes on this machine, over whose GPUs they are spread. Default: ``1``.
-        storage: See :func:`tgdd_plugin.nas.trial_queue.open_storage`. Default: ``None``, ``nas.db`` in the output folder.
-        study: Name of the study in it. Default: ``'nas'``.
-        cost: What accuracy is weighed against in the Pareto front: ``'parameters'`` or ``'latency'``. Default:
-            ``'parameters'``.
-        train_best: Whether the best candidate is trained on the full data in the end. Default: ``False``.
-
     Raises:
-        InputError: For a value out of range.
+        InputError: For an unknown key, or a value of the wrong type or out of range.
     """
 
-    candidates: int | None = None
-    sampler: str = "grid"
-    prune: bool = False
-    validation: float = 0.1
-    workers: int = 1
+    candidates: Count | None = None
+    """How many candidates are tried, or for tpe drawn. null: as many as the space has."""
+    sampler: Literal["grid", "tpe"] = "grid"
+    """Which candidates. grid: all of them, or a sample in which every value comes equally often; tpe: Optuna's
+    tree-structured Parzen estimator, which looks where it has been good so far."""
+    prune: Flag = False
+    """Give a candidate no more seeds once it is below the median of the candidates that had all of theirs (Optuna's
+    median pruner, which leaves the first five alone)."""
+    validation: ProperShare = 0.1
+    """Share of the real training images that candidates are ranked by; the test images have no part in the search."""
+    workers: Count = 1
+    """Processes on this machine, spread over its GPUs. The same command given elsewhere takes part, too."""
     storage: str | None = None
+    """Where the study is: a file for SQLite, which the processes of one machine can share, or the URL of a database,
+    which workers on many machines can share. null: beside the .beton."""
     study: str = "nas"
-    cost: str = "parameters"
-    train_best: bool = False
+    """The name of the study in its storage."""
+    cost: Literal["parameters", "latency"] = "parameters"
+    """What the Pareto front weighs accuracy against."""
+    train_best: Flag = False
+    """Train the best candidate on the full data in the end."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, wanted in (("sampler", SAMPLERS), ("cost", COSTS)):
-            if getattr(self, name) not in wanted:
-                raise InputError(f"{name} is '{getattr(self, name)}'; wanted one of {', '.join(wanted)}")
-        if not 0 < self.validation < 1 or self.workers < 1:
+        if self.candidates is not None and self.candidates > self.size:
             raise InputError(
-                f"validation is {self.validation} and workers {self.workers}; wanted a share between 0 and 1, and at "
-                f"least 1"
+                f"`candidates` must be from 1 to {self.size}, the size of the space, got {self.candidates}. Lower "
+                f"it, or leave it out to try all."
             )
-        if self.candidates is not None and not 1 <= self.candidates <= self.size:
-            raise InputError(f"candidates is {self.candidates}; the space has {self.size}, wanted 1 to as many")

@@ -16,6 +16,7 @@ from torch import nn
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.import_string import import_function
 from tgdd_plugin.networks import convnets, densenets, resnet_ap, resnets, vision_transformers
+from tgdd_plugin.networks.settings import NetworkSettings
 
 PACKAGE = "tgdd_plugin.networks"
 """The prefix of this package's networks in manifests and cards."""
@@ -98,6 +99,11 @@ def build_network(name: str, arguments: dict[str, Any], shape: Sequence[int], nu
         return factory(**arguments)
     except TypeError as error:
         raise InputError(f"network '{name}' does not take {arguments}: {error}") from error
+
+
+def network_factory(settings: NetworkSettings, shape: Sequence[int], num_classes: int) -> Callable[[], nn.Module]:
+    """A function that builds a fresh network for images of ``shape`` (C, H, W) and K classes."""
+    return functools.partial(build_network, settings.name, settings.arguments, shape, num_classes)
 
 
 def build_recorded(record: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:

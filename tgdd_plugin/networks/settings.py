@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
-from torch import nn
+import pydantic
 
-from tgdd_plugin.networks.factory import build_network
+from tgdd_plugin.core.settings import settings
 
 
-@dataclass(frozen=True)
+def _free_keys(schema: dict[str, Any]) -> None:
+    """In a recipe the factory's arguments stand beside the name."""
+    schema["properties"].pop("arguments", None)
+    schema["additionalProperties"] = True
+
+
+@settings
 class NetworkSettings:
-    """Which network.
+    """Which network. In a recipe the arguments stand beside the name: ``{name: convnet, width: 64}``.
 
-    Args:
-        name: ``convnet``, ``resnet10``, ``resnet18``, ``resnet_ap10``, ``densenet121``, ``vit``, or any factory as
-            ``module:function``. Default: ``'convnet'``.
-        arguments: The factory's own; in a recipe they stand beside ``name``: ``{name: convnet, width: 64}``. The
-            numbers of classes and channels and the image size are passed by themselves.
+    Raises:
+        InputError: For a value of the wrong type.
     """
 
-    name: str = "convnet"
-    arguments: dict[str, Any] = field(default_factory=dict)
+    change_schema = staticmethod(_free_keys)
 
-    def factory(self, shape: tuple[int, int, int], num_classes: int) -> Callable[[], nn.Module]:
-        """A function that builds a fresh network for images of ``shape`` (C, H, W) and K classes."""
-        return lambda: build_network(self.name, self.arguments, shape, num_classes)
+    name: str = "convnet"
+    """The network: convnet, resnet10, resnet18, resnet_ap10, densenet121, vit, or a factory of yours as
+    module:function. All other keys of the section are the factory's arguments (for convnet depth, width, norm,
+    activation and pooling); the numbers of classes and channels and the image size are passed by themselves."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the factory."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _gather_arguments(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        given = {str(key): value for key, value in content.items()}
+        name = {"name": given.pop("name")} if "name" in given else {}
+        return {**name, "arguments": given}
 
     def section(self) -> dict[str, Any]:
-        """As it stands in a recipe."""
+        """The settings as they stand in a recipe."""
         return {"name": self.name, **self.arguments}

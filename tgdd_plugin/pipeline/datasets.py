@@ -84,7 +84,7 @@ def _image_folders(settings: DataSettings) -> tuple[Any, Any]:
         if settings.test
         else next((p for p in (root / "val", root / "test") if p.is_dir()), root / "val")
     )
-    steps: list[Any] = [Grayscale()] if settings.grey else []
+    steps: list[Any] = [Grayscale()] if settings.grayscale else []
     if settings.image_size:
         steps += [Resize(settings.image_size), CenterCrop(settings.image_size)]
     for folder in (train, test):

@@ -17,10 +17,11 @@ from tgdd_plugin.distillation.compatibility import input_shape
 from tgdd_plugin.distillation.distiller import distill, is_distilled
 from tgdd_plugin.evaluation import comparison, metrics, retraining
 from tgdd_plugin.nas import ranking
-from tgdd_plugin.networks.factory import recorded_factory
+from tgdd_plugin.networks.factory import network_factory, recorded_factory
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.datasets import load_data
-from tgdd_plugin.pipeline.recipe import Recipe, read_recipe, recipe_text
+from tgdd_plugin.pipeline.recipe import read_recipe, recipe_text
+from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.recording.runs import JOB, is_foreign, record
 from tgdd_plugin.replay.learner import learn
 from tgdd_plugin.replay.policies import distilled
@@ -96,12 +97,12 @@ def _record(recipe: Recipe, data: Data, keep: bool) -> None:
     real, _ = data()
     network = recipe.network or NetworkSettings()
     job: dict[str, Any] = {"data": asdict(recipe.data), "network": asdict(network), "head": recipe.head}
-    if recipe.also_record:
-        job["also_record"] = [asdict(other) for other in recipe.also_record]
+    if recipe.extra_networks:
+        job["extra_networks"] = [asdict(other) for other in recipe.extra_networks]
     trajectory = record(
         folder,
         real,
-        [each.factory(real.shape, real.num_classes) for each in (network, *recipe.also_record)],
+        [network_factory(each, real.shape, real.num_classes) for each in (network, *recipe.extra_networks)],
         recipe.record,
         head=recipe.head,
         mean=recipe.data.mean,
@@ -117,7 +118,7 @@ def _record(recipe: Recipe, data: Data, keep: bool) -> None:
 def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
     trajectory = Trajectory.open(recipe.trajectory_folder)
     check_writable(recipe.beton)
-    if recipe.network is None and not recipe.also_record:
+    if recipe.network is None and not recipe.extra_networks:
         for kind in trajectory.kinds.values():
             recorded_factory(kind.network)  # what cannot be built is found out before any image is read
     real = None if recipe.distill.source == "recorded" else data()[0]
@@ -125,13 +126,13 @@ def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
         print(f"distilled {recipe.beton}: kept, it is of this job")
         return
     shape = real.shape if real else input_shape(trajectory.run)
-    given = [recipe.network, *recipe.also_record] if recipe.network else recipe.also_record
+    given = [recipe.network, *recipe.extra_networks] if recipe.network else recipe.extra_networks
     path = distill(
         trajectory,
         real,
         recipe.beton,
         recipe.distill,
-        network=[each.factory(shape, trajectory.run.num_classes) for each in given] or None,
+        network=[network_factory(each, shape, trajectory.run.num_classes) for each in given] or None,
         head=recipe.head,
         mean=recipe.data.mean,
         std=recipe.data.std,
@@ -142,7 +143,7 @@ def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
 
 def _retrain(recipe: Recipe, data: Data) -> None:
     real, test = data()
-    network = recipe.network.factory(real.shape, real.num_classes) if recipe.network else None
+    network = network_factory(recipe.network, real.shape, real.num_classes) if recipe.network else None
     results = recipe.beton.parent / "results.json"
     rows = retraining.retrain(
         recipe.beton,
@@ -159,7 +160,7 @@ def _retrain(recipe: Recipe, data: Data) -> None:
 
 def _evaluate(recipe: Recipe, data: Data) -> None:
     real, test = data()
-    network = recipe.network.factory(real.shape, real.num_classes) if recipe.network else None
+    network = network_factory(recipe.network, real.shape, real.num_classes) if recipe.network else None
     trajectory = Trajectory.open(recipe.trajectory) if recipe.trajectory else _own_trajectory(recipe)
     results = recipe.beton.with_name(f"{recipe.beton.stem}-evaluation.json")
     rows = comparison.evaluate(
@@ -170,7 +171,9 @@ def _evaluate(recipe: Recipe, data: Data) -> None:
         recipe.retrain,
         trajectory=trajectory,
         network=network,
-        others=[each.factory(real.shape, real.num_classes) for each in recipe.also_record] if trajectory else [],
+        others=[network_factory(each, real.shape, real.num_classes) for each in recipe.extra_networks]
+        if trajectory
+        else [],
         device=recipe.device,
         seed=recipe.seed,
         results=results,
@@ -188,8 +191,8 @@ def _own_trajectory(recipe: Recipe) -> Trajectory | None:
 
 
 def _replay(recipe: Recipe, data: Data) -> None:
-    if recipe.also_record:
-        raise InputError("also_record has no place in a replay, whose one network goes on from task to task")
+    if recipe.extra_networks:
+        raise InputError("extra_networks has no place in a replay, whose one network goes on from task to task")
     real, test = data()
     network = recipe.network or NetworkSettings()
     mean, std = recipe.data.mean, recipe.data.std
@@ -200,7 +203,7 @@ def _replay(recipe: Recipe, data: Data) -> None:
     settings = replace(recipe.distill, packed=recipe.distill.factor > 1)
     scores = learn(
         split_classes(real, test, recipe.replay),
-        lambda count: network.factory(real.shape, count)(),
+        lambda count: network_factory(network, real.shape, count)(),
         folder,
         distilled(settings, device=recipe.device),
         settings.images_per_class,

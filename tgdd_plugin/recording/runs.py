@@ -14,6 +14,7 @@ from torch import nn
 from tgdd_plugin.core.atomic_files import check_writable, difference, write_whole
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.renamed_keys import with_current_keys
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.networks.feature_network import find_head
@@ -148,7 +149,7 @@ def _check_job(path: Path, depends: dict[str, Any]) -> None:
     # A job that failed before it recorded anything binds nobody.
     if _has_runs(path.parent):
         try:
-            earlier = dict(json.loads(path.read_text()))
+            earlier = dict(with_current_keys(json.loads(path.read_text())))
         except (ValueError, TypeError) as error:
             raise InputError(
                 f"'{path}' is damaged ({error}); it says what was recorded there: choose another output, or delete "
@@ -157,7 +158,7 @@ def _check_job(path: Path, depends: dict[str, Any]) -> None:
         # A setting that the version which recorded it did not have yet is no difference.
         if isinstance(earlier.get("settings"), dict):
             earlier["settings"] = {**depends["settings"], **earlier["settings"]}
-        if other := difference("", earlier, depends):
+        if other := difference("", earlier, with_current_keys(depends)):
             raise InputError(
                 f"'{path.parent}' was recorded by another job ({other}); choose another output, or delete that folder"
             )

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.recording.callback import TGDDCallback
+from pydantic import Field, Strict
+
+from tgdd_plugin.core.settings import Count, NonNegativeInt, check_time, settings
 from tgdd_plugin.training.settings import TrainSettings
 
 
-@dataclass(frozen=True)
+@settings
 class RecordSettings(TrainSettings):
-    """How the runs are trained and recorded; the training is :class:`TrainSettings`' with the paper's 60 epochs.
+    """How runs are trained and recorded: the training of :class:`TrainSettings`, with the callback's options.
 
-    Args:
-        runs: How many of each network are trained one after another, with seeds ``seed``, ``seed + 1``, ... Default:
-            ``1``.
-        interval: See :class:`TGDDCallback`. Default: ``'1ep'``.
-        max_stages: See :class:`TGDDCallback`. Default: ``None``.
-        dtype: See :class:`TGDDCallback`. Default: ``'float32'``.
-        exemplars: See :class:`TGDDCallback`. Default: ``40``.
+    Raises:
+        InputError: For an unknown key, or a value of the wrong type or out of range.
     """
 
-    runs: int = 1
+    runs: Count = 1
+    """How many networks are trained one after another, with seeds seed, seed + 1, ... The paper uses 5."""
     interval: str = "1ep"
-    max_stages: int | None = None
-    dtype: str = "float32"
-    exemplars: int = 40
+    """How often a stage is recorded, as a Composer time string: 1ep, 50ba, 0.1dur."""
+    max_stages: Annotated[int, Strict(), Field(ge=2)] | None = None
+    """Thin the stages evenly to at most so many while training goes on; null keeps all."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """How floating-point weights are stored in a stage."""
+    exemplars: NonNegativeInt = 40
+    """Real images of each class kept in the trajectory, for distillation to start from; 0 keeps none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.runs < 1:
-            raise InputError(f"runs is {self.runs}; wanted at least 1")
-        # The callback checks its arguments: here, so that they are checked before any work.
-        TGDDCallback("", self.interval, max_stages=self.max_stages, dtype=self.dtype, exemplars=self.exemplars)
+        check_time("interval", self.interval)

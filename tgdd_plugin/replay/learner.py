@@ -22,6 +22,7 @@ from torch import nn
 from tgdd_plugin.core.atomic_files import check_writable, difference, write_whole
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.renamed_keys import with_current_keys
 from tgdd_plugin.core.weights import weights_content
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
@@ -150,12 +151,12 @@ def learn(
                 memory.add(kept, classes=named, domain=any(name in task.new for name in _held(memory)))
             if dist.get_global_rank() == 0 and len(memory):
                 memory.save(place / MEMORY)
-        if settings.tune and len(memory):
+        if settings.finetune_epochs and len(memory):
             network = train(
                 network,
                 DeviceLoader(memory.decoded, memory.decoded_labels, mean, std, batch_size=size, seed=seed, device=on),
                 classes,
-                replace(training, epochs=settings.tune, learning_rate=training.learning_rate / 10),
+                replace(training, epochs=settings.finetune_epochs, learning_rate=training.learning_rate / 10),
                 seed=seed,
                 device=device,
                 title=f"task {number + 1}/{len(tasks)}, memory" if progress_bar else None,
@@ -234,7 +235,7 @@ def _begin(folder: Path, tasks: Sequence[Task], about: dict[str, Any]) -> Scores
     }
     about = json.loads(json.dumps(about))
     scores = Scores.read(path) if path.is_file() else Scores({})
-    other = difference("", scores.about, about)
+    other = difference("", with_current_keys(scores.about), with_current_keys(about))
     # A job that failed before it had trained anything binds nobody.
     if other and path.is_file() and (scores.rows or (folder / "task0" / NETWORK).is_file()):
         raise InputError(f"'{folder}' is of another job ({other}); choose another folder, or delete it")

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.settings import Count, NonNegativeInt, Positive, Seed, Share, settings
 
 
-@dataclass(frozen=True)
+@settings
 class ReplaySettings:
     """How tasks are made and old ones replayed.
 
-    Args:
-        tasks: Into how many the classes are split, as evenly as may be. Default: ``5``.
-        order: Seed of the order of the classes. Default: ``None``, as the data has them.
-        ratio: Images from the memory for each new one in a batch. Default: ``1.0``.
-        weight: Share of the memory in the loss, from 0 to 1. Default: ``None``, every image counts alike.
-        tune: Epochs of training on the memory alone once it has the task's classes, too: balanced fine-tuning (F. M.
-            Castro et al., "End-to-End Incremental Learning", ECCV 2018), the learning rate a tenth of the training's,
-            as there. What tells a kept image from a new one (a synthetic look, above all) is then no longer what tells
-            old classes from new ones. Default: ``0``.
-
     Raises:
-        InputError: For a value out of range.
+        InputError: For an unknown key, or a value of the wrong type or out of range.
     """
 
-    tasks: int = 5
-    order: int | None = None
-    ratio: float = 1.0
-    weight: float | None = None
-    tune: int = 0
-
-    def __post_init__(self) -> None:
-        if self.tasks < 1 or (self.order is not None and self.order < 0):
-            raise InputError(f"tasks is {self.tasks} and order {self.order}; wanted at least 1 and 0")
-        if self.tune < 0:
-            raise InputError(f"tune is {self.tune}; wanted a number of epochs, or 0 for none")
-        if not 0 < self.ratio < float("inf") or not 0 <= (self.weight or 0) <= 1:
-            raise InputError(f"ratio is {self.ratio} and weight {self.weight}; wanted above 0, and from 0 to 1")
+    tasks: Count = 5
+    """Into how many tasks the classes are split, as evenly as may be."""
+    order: Seed | None = None
+    """Seed of the order of the classes. null: as the data has them."""
+    ratio: Positive = 1.0
+    """Images from the memory for each new image in a batch."""
+    weight: Share | None = None
+    """Share of the memory in the loss, from 0 to 1. null: every image counts alike."""
+    finetune_epochs: NonNegativeInt = 0
+    """Epochs of training on the memory alone after each task, once the memory has the task's classes, too: balanced
+    fine-tuning (F. M. Castro et al., "End-to-End Incremental Learning", ECCV 2018), at a tenth of the training's
+    learning rate as there. What tells a kept image from a new one is then no longer what tells old classes from new
+    ones."""
