@@ -218,7 +218,7 @@ def test_what_is_not_there(here, capfd):
     assert "holds no recorded run" in refused(capfd, here, "distill", "out/trajectory/..")
     assert "there is no file 'none.beton'" in refused(capfd, here, "retrain", "none.beton")
     assert "there is no file 'none/sets-ipc2.beton'" in refused(capfd, here, "retrain", "recipe.yaml", "output=none")
-    assert "there is no 'none.beton'; wanted" in refused(capfd, here, "show", "none.beton")
+    assert "There is no 'none.beton'. Name a" in refused(capfd, here, "show", "none.beton")
     assert not Path("none").exists()
     missing = refused(capfd, here, "record", "recipe.yaml", "data.name=no_such_module:sets")
     assert "'no_such_module:sets' cannot be imported" in missing

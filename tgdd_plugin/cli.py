@@ -1,4 +1,4 @@
-"""The ``tgdd`` command: run | record | distill | retrain | evaluate | replay | nas | export | import | show."""
+"""The ``tgdd`` command: its arguments, and one function for each kind of subcommand."""
 
 from __future__ import annotations
 
@@ -22,10 +22,17 @@ STEPS = {
     "evaluate": "score a .beton beside herding, plain distribution matching and more, and on other networks",
     "replay": "learn the classes task by task, with distilled images of the earlier ones as memory",
     "nas": "search a space of networks, each trained on a .beton in place of the full data",
-    "export": "write a .beton as tensors or an image folder, as other code reads them",
-    "import": "write the tensors (.pt) of other code as a .beton",
-    "show": "print a trajectory folder or the card of a .beton, and draw the latter's images",
 }
+SECTIONS = {
+    "run": ("data", "network", "extra_networks", "record", "distill", "retrain"),
+    "record": ("data", "network", "extra_networks", "record"),
+    "distill": ("data", "network", "extra_networks", "distill"),
+    "retrain": ("data", "network", "retrain"),
+    "evaluate": ("data", "network", "extra_networks", "evaluate", "retrain"),
+    "replay": ("data", "network", "record", "distill", "replay"),
+    "nas": ("data", "nas", "retrain"),
+}
+"""The sections of a recipe that a step reads."""
 SHORTCUTS = {"distill": "a trajectory folder", "retrain": "a .beton", "evaluate": "a .beton", "nas": "a .beton"}
 """What a step takes in place of a recipe."""
 
@@ -41,21 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        if options.step == "show":
-            _show(Path(options.path), options.picture)
-        elif options.step == "export":
-            _export(options)
-        elif options.step == "import":
-            _import(options)
-        else:
-            # Imported here: `tgdd show` and `tgdd --help` need not wait seconds for Composer.
-            warnings.filterwarnings("ignore", category=FutureWarning, module="composer|torchmetrics")
-            from tgdd_plugin.pipeline.steps import work
-
-            with contextlib.suppress(ValueError):  # outside the main thread, where no Ctrl-C comes
-                # Composer, once imported, has Ctrl-C end the process without a word.
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-            work(options.step, options.path, options.overrides)
+        options.call(options)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
@@ -67,52 +60,96 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _StepParser(argparse.ArgumentParser):
+    """A parser whose help lists the keys of the step's sections; they are gathered when help is asked for."""
+
+    def format_help(self) -> str:
+        step = self.prog.rpartition(" ")[2]
+        if step in SECTIONS:
+            from tgdd_plugin.pipeline.key_help import describe_keys
+
+            self.epilog = describe_keys(SECTIONS[step])
+        return super().format_help()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tgdd",
         description="Records the trajectory of a training run and distills it into a tiny FFCV data set (a .beton).",
+        epilog="tgdd STEP --help lists every key of a step's recipe with its default and meaning.",
     )
     parser.add_argument("--version", action="version", version=f"tgdd_plugin {__version__}")
-    steps = parser.add_subparsers(dest="step", required=True)
+    steps = parser.add_subparsers(dest="step", required=True, parser_class=_StepParser)
     for name, text in STEPS.items():
-        step = steps.add_parser(name, help=text, description=text)
-        if name == "show":
-            step.add_argument("path", help="trajectory folder or .beton")
-            step.add_argument("--picture", metavar="PNG", help="where to draw a .beton (default: beside it)")
-            continue
-        if name == "export":
-            step.add_argument("path", help=".beton")
-            step.add_argument("folder", help="new or empty")
-            step.add_argument("--png", action="store_true", help="an image folder in place of tensors")
-            for option in ("--mean", "--std"):
-                step.add_argument(option, nargs="+", type=float, help="to normalise tensors by (default: the card's)")
-            continue
-        if name == "import":
-            step.add_argument("path", nargs="+", help=".pt of images and labels, or one of each")
-            step.add_argument("output", help=".beton to write")
-            for option in ("--mean", "--std"):
-                step.add_argument(option, nargs="+", type=float, required=True, help="by channel, for pixels in [0, 1]")
-            step.add_argument("--classes", nargs="+", metavar="NAME", help="(default: numbers)")
-            step.add_argument("--factor", type=int, default=1, help="of multi-formation, if not decoded (default: 1)")
-            step.add_argument(
-                "--normalised",
-                action=argparse.BooleanOptionalAction,
-                help="whether the images are (default: as their values tell)",
-            )
-            step.add_argument("--experiment", type=int, default=-1, help="which of several sets (default: the last)")
-            step.add_argument("--tolerance", type=float, help="of what clamping to [0, 1] changes")
-            continue
+        step = steps.add_parser(name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
         shortcut = f", or {SHORTCUTS[name]}" if name in SHORTCUTS else ""
         step.add_argument("path", help=f"recipe (YAML){shortcut}")
         step.add_argument("overrides", nargs="*", metavar="key=value", help="such as distill.steps=500")
+        step.set_defaults(call=_work)
+    _add_exchange(steps)
+    text = "print a trajectory folder or the card of a .beton, and draw the latter's images"
+    show = steps.add_parser("show", help=text, description=text)
+    show.add_argument("path", help="trajectory folder or .beton")
+    show.add_argument("--picture", metavar="PNG", help="where to draw a .beton (default: beside it)")
+    show.set_defaults(call=_show)
+    text = "print the JSON schema of recipes, with which editors complete and check their keys"
+    steps.add_parser("schema", help=text, description=text).set_defaults(call=_schema)
     return parser
+
+
+def _add_exchange(steps: argparse._SubParsersAction[_StepParser]) -> None:
+    """The parsers of ``tgdd export`` and ``tgdd import``."""
+    text = "write a .beton as tensors or an image folder, as other code reads them"
+    export = steps.add_parser("export", help=text, description=text)
+    export.add_argument("path", help=".beton")
+    export.add_argument("folder", help="new or empty")
+    export.add_argument("--png", action="store_true", help="an image folder in place of tensors")
+    for option in ("--mean", "--std"):
+        export.add_argument(option, nargs="+", type=float, help="to normalize tensors by (default: the card's)")
+    export.set_defaults(call=_export)
+    text = "write the tensors (.pt) of other code as a .beton"
+    imported = steps.add_parser("import", help=text, description=text)
+    imported.add_argument("path", nargs="+", help=".pt of images and labels, or one of each")
+    imported.add_argument("output", help=".beton to write")
+    for option in ("--mean", "--std"):
+        imported.add_argument(option, nargs="+", type=float, required=True, help="per channel, for pixels in [0, 1]")
+    imported.add_argument("--classes", nargs="+", metavar="NAME", help="(default: numbers)")
+    imported.add_argument("--factor", type=int, default=1, help="of multi-formation, if not decoded (default: 1)")
+    imported.add_argument(
+        "--normalised",
+        action=argparse.BooleanOptionalAction,
+        help="whether the images are normalized (default: as their values tell)",
+    )
+    imported.add_argument("--experiment", type=int, default=-1, help="which of several sets (default: the last)")
+    imported.add_argument("--tolerance", type=float, help="how much clamping to [0, 1] may change a value on average")
+    imported.set_defaults(call=_import)
+
+
+def _work(options: argparse.Namespace) -> None:
+    # Imported here, since it takes seconds for Composer to load.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="composer|torchmetrics")
+    from tgdd_plugin.pipeline.steps import work
+
+    with contextlib.suppress(ValueError):  # outside the main thread, where no Ctrl-C comes
+        # Composer, once imported, has Ctrl-C end the process without a word.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    work(options.step, options.path, options.overrides)
+
+
+def _schema(options: argparse.Namespace) -> None:
+    from tgdd_plugin.pipeline.key_help import schema_text
+
+    print(schema_text(), end="")
 
 
 def _export(options: argparse.Namespace) -> None:
     from tgdd_plugin.beton.exchange import export_folder, export_tensors
 
     if options.png and (options.mean or options.std):
-        raise InputError("--mean and --std have no effect with --png, whose images are not normalised; leave them out")
+        raise InputError(
+            "`--mean` and `--std` must be left out with --png, whose images are not normalized, got both options. Leave "
+            "them out."
+        )
     if options.png:
         folder = export_folder(options.path, options.folder)
     else:
@@ -141,21 +178,24 @@ def _import(options: argparse.Namespace) -> None:
         print(f"tgdd: {warning.message}", file=sys.stderr)
 
 
-def _show(path: Path, picture: str | None) -> None:
+def _show(options: argparse.Namespace) -> None:
     from tgdd_plugin.beton.card import read_card
-    from tgdd_plugin.beton.format import read_beton
-    from tgdd_plugin.data.image_grid import image_grid, write_picture
     from tgdd_plugin.pipeline.show import describe_beton, describe_trajectory
     from tgdd_plugin.trajectory.store import Trajectory
 
+    path = Path(options.path)
     if path.is_dir():
         print(describe_trajectory(Trajectory.open(path)))
     elif path.is_file():
-        print(describe_beton(path, read_card(path)))
-        grid = image_grid(*read_beton(path))
-        print(f"\npicture     {write_picture(Path(picture) if picture else path.with_suffix('.png'), grid)}")
+        print(describe_beton(path, read_card(path)), flush=True)
+        # Reading the images takes torch and FFCV seconds to load, so the words come first.
+        from tgdd_plugin.beton.format import read_beton
+        from tgdd_plugin.data.image_grid import image_grid, write_picture
+
+        picture = Path(options.picture) if options.picture else path.with_suffix(".png")
+        print(f"\npicture     {write_picture(picture, image_grid(*read_beton(path)))}")
     else:
-        raise InputError(f"there is no '{path}'; wanted a trajectory folder or a .beton")
+        raise InputError(f"There is no '{path}'. Name a trajectory folder or a .beton.")
 
 
 if __name__ == "__main__":

@@ -355,7 +355,7 @@ def test_a_recipe_records_and_distills_several_networks(tmp_path, monkeypatch, c
     [
         (
             "extra_networks={name: convnet}",
-            "`extra_networks` must be a list of values that are each a section of keys and values, got",
+            "`extra_networks` must be a list of sections of keys and values, got",
         ),
         ("extra_networks=[convnet]", r"`extra_networks\[0\]` must be a section of keys and values, got 'convnet'"),
         (

@@ -601,7 +601,7 @@ def test_a_file_without_its_card_is_refused(file, trained):
         ({"networks": ["vit", "vit"]}, r"`networks` must be a list with each value once, got \['vit', 'vit'\]"),
         (
             {"learning_rates": []},
-            "`learning_rates` must be a non-empty list of values that are each a finite number above 0",
+            "`learning_rates` must be a non-empty list of finite numbers above 0",
         ),
         ({"learning_rates": [0.1, 0.0]}, r"`learning_rates\[1\]` must be a finite number above 0, got 0.0"),
     ],

@@ -38,7 +38,7 @@ def settings(cls: Class) -> Class:
     made: Any = cls
     take_old_names: Any = classmethod(_take_old_names)
     made.take_old_names = pydantic.model_validator(mode="before")(take_old_names)
-    config = CONFIG | {"json_schema_extra": getattr(cls, "change_schema", None)}
+    config = CONFIG | {"json_schema_extra": functools.partial(_complete_schema, made)}
     built: Any = pydantic.dataclasses.dataclass(frozen=True, config=config)(made)
     construct = built.__init__
 
@@ -51,6 +51,18 @@ def settings(cls: Class) -> Class:
 
     built.__init__ = __init__
     return built  # type: ignore[no-any-return]
+
+
+def _complete_schema(cls: Any, schema: dict[str, Any]) -> None:
+    """Adds what pydantic leaves out of a class' JSON schema: descriptions of inherited keys, and defaults that are made."""
+    for base in cls.__mro__:
+        for name, field in getattr(base, "__pydantic_fields__", {}).items():
+            if field.description:
+                schema["properties"][name].setdefault("description", field.description)
+            if isinstance(value := field.get_default(call_default_factory=True), (list, dict)):
+                schema["properties"][name].setdefault("default", value)
+    if hasattr(cls, "change_schema"):
+        cls.change_schema(schema)
 
 
 def validate(cls: type[Any], content: Any) -> Any:
@@ -215,11 +227,21 @@ def expected(schema: dict[str, Any]) -> str:
     if isinstance(kind, list):
         return ", ".join(_WORDS[one] for one in kind[:-1]) + f" or {_WORDS[kind[-1]]}"
     if kind == "array":
-        inner = f" of values that are each {expected(schema['items'])}" if schema.get("items") else ""
-        return ("a non-empty list" if schema.get("minItems") else "a list") + inner
+        return ("a non-empty" if schema.get("minItems") else "a") + f" list of {_several(schema.get('items', {}))}"
     if kind == "object":
         return ("a non-empty" if schema.get("minProperties") else "a") + " section of keys and values"
     return _WORDS[kind] + _range(schema)
+
+
+def _several(schema: dict[str, Any]) -> str:
+    """What each value of a list must be, in words."""
+    if "enum" in schema:
+        return f"values out of {', '.join(schema['enum'])}"
+    words = {"integer": "whole numbers", "number": "finite numbers", "string": "texts"}
+    kind = schema.get("type", "object")
+    if isinstance(kind, list):
+        return "plain values (" + expected(schema) + ")"
+    return words.get(kind, "sections of keys and values") + _range(schema)
 
 
 def _range(schema: dict[str, Any]) -> str:
