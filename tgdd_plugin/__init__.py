@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from tgdd_plugin.data.image_pool import ImagePool
     from tgdd_plugin.distillation.distiller import distill
     from tgdd_plugin.distillation.settings import DistillSettings
-    from tgdd_plugin.evaluation.comparison import evaluate
-    from tgdd_plugin.evaluation.retraining import retrain
+    from tgdd_plugin.evaluation.comparison import evaluate, retrain
     from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
     from tgdd_plugin.nas.ranking import rank_networks
     from tgdd_plugin.recording.callback import TGDDCallback
@@ -52,7 +51,7 @@ _HOMES = {
     "rank_networks": "nas.ranking",
     "read_beton": "beton.format",
     "read_card": "beton.card",
-    "retrain": "evaluation.retraining",
+    "retrain": "evaluation.comparison",
     "write_beton": "beton.format",
 }
 __all__ = list(_HOMES)

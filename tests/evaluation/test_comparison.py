@@ -21,9 +21,10 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation import distribution_matching, scorer
 from tgdd_plugin.evaluation.comparison import evaluate
-from tgdd_plugin.evaluation.metrics import hard_label_recovery, improvement_over_random, table
+from tgdd_plugin.evaluation.metrics import hard_label_recovery, improvement_over_random
 from tgdd_plugin.evaluation.scorer import Row
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
+from tgdd_plugin.evaluation.tables import markdown_table
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.pipeline.show import describe_beton
 from tgdd_plugin.recording.runs import record
@@ -192,7 +193,7 @@ def test_rows_results_table_and_card_agree(done):
     assert entry["rows"] == content["rows"][:9]
     assert all(entry[key] == content[key] for key in ("protocol", "network", "test_images", "seeds", "settings"))
     assert "k-center" in describe_beton(folder / "set.beton", card)
-    assert (folder / "set-evaluation.md").read_text() == table(rows) + "\n"
+    assert (folder / "set-evaluation.md").read_text() == markdown_table(rows) + "\n"
 
 
 def test_what_each_row_is_trained_on(file, trained, trajectory):
@@ -338,7 +339,7 @@ def test_measures_by_hand():
 
 
 def test_the_table_is_markdown():
-    lines = table(ROWS).splitlines()
+    lines = markdown_table(ROWS).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == ["network", "trained on", "labels", "images", "accuracy %", "HLR", "IOR", "s"]
     assert set("".join(cells[1])) == {"-"} and len(lines) == 2 + len(ROWS)
@@ -367,7 +368,7 @@ def test_a_broken_off_evaluation_goes_on(file, done, trained, trajectory):
     rows = run(file, trajectory=trajectory)  # and all is done
     assert len(trained.calls) == 11 and essence(rows) == essence(done[1])
     assert len(read_card(file).accuracy) == 1
-    assert table(rows).splitlines() == results.with_suffix(".md").read_text().splitlines()
+    assert markdown_table(rows).splitlines() == results.with_suffix(".md").read_text().splitlines()
 
 
 def test_what_is_asked_for_later_is_all_that_is_trained(finished, done, trained, trajectory):
@@ -436,7 +437,7 @@ def test_at_once_is_no_other_evaluation(finished, trained, trajectory):
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"rows": [{"name": 3}]}', '{"rows": 3}', "\xff"])
 def test_damaged_results_are_refused(file, trained, content):
     file.with_name("set-evaluation.json").write_bytes(content.encode("latin-1"))
-    refused(trained, "set-evaluation.json' is damaged .*; name another results file, or delete it", file)
+    refused(trained, "set-evaluation.json' is damaged .*[.] Name another results file, or delete it[.]", file)
 
 
 def test_kept_networks_that_are_gone_or_others_are_refused(finished, trained, trajectory):
@@ -445,7 +446,7 @@ def test_kept_networks_that_are_gone_or_others_are_refused(finished, trained, tr
     content = json.loads(results.read_text())
     content["rows"] = [row for row in content["rows"] if row["name"] != "herding"]
     results.write_text(json.dumps(content))
-    pattern = "full-data-5.safetensors' cannot be used .*; delete '.*set-evaluation.json' and evaluate again"
+    pattern = "full-data-5.safetensors' cannot be used .*[.] Delete '.*set-evaluation.json' and evaluate again[.]"
     for damage in (lambda: weights.write_bytes(weights.read_bytes()[:-5]), weights.unlink):
         damage()
         refused(trained, pattern, finished, trajectory=trajectory)
@@ -549,7 +550,10 @@ def headless():
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
-        ({"training": replace(TRAINING, full_epochs=0)}, "baseline 'herding' chooses by .* and full_epochs is 0; give"),
+        (
+            {"training": replace(TRAINING, full_epochs=0)},
+            "`full_epochs` must be at least 1 for baseline 'herding', which chooses by .*, got 0. Give",
+        ),
         ({"settings": EvaluateSettings(networks=["lenet"])}, "network 'lenet' is unknown"),
         ({"settings": EvaluateSettings(networks=["tests.common:manifest"])}, "does not take"),
         ({"settings": EvaluateSettings([], ["tgdd_plugin.networks:vit", "tests.nowhere:x"])}, "nowhere"),
@@ -582,7 +586,12 @@ def test_results_that_cannot_be_written_are_refused(file, trained):
     refused(trained, "cannot write", file, results=file.parent / "plain/r.json")
     refused(trained, "is a folder", file, results=file.parent / "folder.json")
     for results in (file.parent, "results", "results.md", file.with_name("set.beton.json")):
-        refused(trained, "wanted the name of a JSON file such as '.*set-evaluation.json'", file, results=results)
+        refused(
+            trained,
+            "`results` must be the name of a JSON file, got '.*'. Give a name such as '.*set-evaluation.json'",
+            file,
+            results=results,
+        )
 
 
 def test_a_file_without_its_card_is_refused(file, trained):
@@ -712,7 +721,7 @@ def test_refusals_on_the_command_line_are_one_line(here, capfd):
     for options, pattern in (
         (["evaluate.baselines=[randon]"], "`evaluate.baselines[0]` must be one of random, herding"),
         (["evaluate.network=[]"], "unknown key 'evaluate.network'; did you mean 'evaluate.networks'"),
-        (["retrain.full_epochs=0"], "baseline 'herding' chooses by the features"),
+        (["retrain.full_epochs=0"], "baseline 'herding', which chooses by the features"),
         (["file=none.beton"], "there is no file 'none.beton'"),
         (["trajectory=none"], "there is no trajectory folder 'none'"),
     ):

@@ -1,11 +1,13 @@
-"""evaluate(): what a compact set is worth, beside all it must beat, row by row; nothing is chosen on test images."""
+"""What a compact set is worth: networks trained on it and on what it must beat, row by row, scored on test images.
+
+:func:`evaluate` makes the whole table; :func:`retrain` makes its first rows. Nothing is chosen on the test images.
+"""
 
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +15,76 @@ import torch
 from composer.utils import dist
 from torch import nn
 
-from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
-from tgdd_plugin.beton.format import read_beton
-from tgdd_plugin.core.atomic_files import build_checked, check_writable, difference, write_whole
+from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.versions import versions
-from tgdd_plugin.evaluation.baselines import SELECTIONS, ImageSets
-from tgdd_plugin.evaluation.metrics import Key, key_of, table
-from tgdd_plugin.evaluation.retraining import add_accuracy
-from tgdd_plugin.evaluation.scorer import PROTOCOL, RANDOM, Images, Row, Scorer
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.evaluation.baselines import Baselines
+from tgdd_plugin.evaluation.compact_set import CompactSet
+from tgdd_plugin.evaluation.results import add_to_card, describe_comparison, read_results, write_results
+from tgdd_plugin.evaluation.row_jobs import RowJob, row_jobs
+from tgdd_plugin.evaluation.scorer import FULL_DATA, Key, Row, Scorer
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
-from tgdd_plugin.networks.factory import build_network, build_recorded
-from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.train import check_network
+from tgdd_plugin.evaluation.tables import markdown_table
 from tgdd_plugin.trajectory.store import Trajectory
 
+RETRAIN_ROWS = EvaluateSettings(baselines=["random"], networks=[], soft_labels=False)
+"""The rows of :func:`retrain`."""
 
-@dataclass
-class _Job:
-    """A row to be, and how: what it trains, on what, and for how long."""
 
-    row: Row
-    build: Callable[[], nn.Module]
-    images: Callable[[int], Images]
-    settings: TrainSettings
+def retrain(
+    file: str | Path,
+    test: Any,
+    settings: RetrainSettings | None = None,
+    *,
+    real: Any = None,
+    network: Callable[[], nn.Module] | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    results: str | Path | None = None,
+    progress_bar: bool = True,
+    trainer_options: Mapping[str, Any] | None = None,
+) -> list[Row]:
+    """Trains fresh networks on a ``.beton`` and scores them at the last epoch; nothing is chosen on the test set.
+
+    Args:
+        file: The ``.beton``, as it ships, its card beside it. The card gets the accuracies.
+        test: Real test images: an :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset` takes.
+        settings: How networks are trained, and how many. Default: ``RetrainSettings()``.
+        real: The real training images, for the rows of random and full data. Default: those rows are left out.
+        network: A function that builds a fresh network. Default: for this package's networks, as the card says.
+        device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
+        seed: The first of ``settings.seeds`` seeds: of the initial weights, the order of images, the augmentation, and
+            the choice of random images. Default: ``0``.
+        results: A JSON file to write. Default: none.
+        progress_bar: Whether to show progress bars. Default: ``True``.
+        trainer_options: More arguments for the Composer ``Trainer`` of each training, such as ``loggers``,
+            ``callbacks`` or ``precision``; see :func:`tgdd_plugin.training.train.train`. Default: none.
+
+    Returns:
+        Rows for ``distilled``, ``random`` (as many stored images), with a factor ``random, decoded number`` (as many
+        as the file has once decoded), and ``full data``.
+
+    Raises:
+        InputError: If the file, its card, the images or the network do not fit each other.
+    """
+    settings = settings or RetrainSettings()
+    compact = CompactSet.open(file, network)
+    test = fitting_pool(test, "test", file, compact.card)
+    real = None if real is None else fitting_pool(real, "real", file, compact.card)
+    results = check_writable(Path(results)) if results else None
+    baselines = None
+    if real is not None:
+        baselines = Baselines(compact, real, _usual_results(file).with_suffix(""), device, progress_bar)
+    jobs = row_jobs(compact, baselines, RETRAIN_ROWS, settings, seed=seed)
+    scorer = _scorer(compact, test, settings, seed, device, progress_bar, trainer_options)
+    about = describe_comparison(file, compact, scorer, real, settings)
+    rows = _score(jobs, scorer)
+    if dist.get_global_rank() == 0:
+        add_to_card(file, compact.card, about, rows, scorer)
+        if results:
+            write_results(results, about, rows, scorer)
+    return rows
 
 
 def evaluate(
@@ -54,6 +101,7 @@ def evaluate(
     seed: int = 0,
     results: str | Path | None = None,
     progress_bar: bool = True,
+    trainer_options: Mapping[str, Any] | None = None,
 ) -> list[Row]:
     """Scores a ``.beton`` beside its baselines, on several architectures; the same call goes on where one stopped.
 
@@ -61,162 +109,125 @@ def evaluate(
         file: The ``.beton``, its card beside it. The card gets the accuracies.
         test: Real test images: an :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset` takes.
         real: The real training images, in the same form.
-        settings: Which rows. Default: ``EvaluateSettings()``.
+        settings: Which rows the table has. Default: ``EvaluateSettings()``.
         training: How networks are trained, and how many. Default: ``RetrainSettings()``.
         trajectory: The trajectory whose last stages give soft labels. Default: none, and no such rows.
         network: A function that builds a fresh network of the set's own architecture. Default: for this package's
             networks, as the card says.
         others: The same for the further networks of a trajectory of several. Default: for this package's, as recorded.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
-        seed: The first of ``training.seeds`` seeds, as of :func:`tgdd_plugin.retrain`. Default: ``0``.
-        results: The JSON file that keeps every row once it is done; a Markdown table comes to lie beside it, and in a
-            folder of its name what later rows need. Default: ``<name>-evaluation.json`` beside ``<name>.beton``.
-        progress_bar: Default: ``True``.
+        seed: The first of ``training.seeds`` seeds, as in :func:`retrain`. Default: ``0``.
+        results: The JSON file that keeps every row once it is done. A Markdown table is written beside it, and a
+            folder of its name keeps what later rows need. Default: ``<name>-evaluation.json`` beside ``<name>.beton``.
+        progress_bar: Whether to show progress bars. Default: ``True``.
+        trainer_options: As in :func:`retrain`; the results do not note them. Default: none.
 
     Returns:
-        The rows: the file's own architecture first (:func:`table` makes Markdown of them).
+        The rows, the file's own architecture first (:func:`tgdd_plugin.evaluation.tables.markdown_table` makes a table
+        of them).
 
     Raises:
         InputError: If the file, its card, the images or the networks do not fit each other, or ``results`` are of
             another evaluation.
     """
     settings, training = settings or EvaluateSettings(), training or RetrainSettings()
-    card, shipped = read_card(file), read_beton(file)
-    usual = Path(file).with_name(f"{Path(file).stem}-evaluation.json")
-    results = Path(results) if results else usual
-    if results.suffix != ".json" or results.with_suffix("").is_file():
-        raise InputError(f"results is '{results}'; wanted the name of a JSON file such as '{usual}'")
-    test, real = fitting_pool(test, "test", file, card), fitting_pool(real, "real", file, card)
-    if isinstance(trajectory, (str, Path)):
-        trajectory = Trajectory.open(trajectory)
+    results = _results_file(results, file)
+    compact = CompactSet.open(file, network)
+    test, real = fitting_pool(test, "test", file, compact.card), fitting_pool(real, "real", file, compact.card)
+    trajectory = Trajectory.open(trajectory) if isinstance(trajectory, str | Path) else trajectory
     teacher = trajectory if settings.soft_labels else None
-    build = network or (lambda: build_recorded(card.network, card.shape, len(card.classes)))
-    name = check_network(build, card.shape, len(card.classes))
-    real_fingerprint, held = real.fingerprint(), None
+    softened = None
+    if teacher is not None:
+        softened = functools.partial(compact.softened, teacher, others=others, device=device)
+    scorer = _scorer(compact, test, training, seed, device, progress_bar, trainer_options)
+    about = describe_comparison(file, compact, scorer, real, replace(training, at_once=None))  # it changes no result
+    about["learning_rates"] = settings.learning_rates and list(settings.learning_rates)
+    about["teachers"] = teacher and [run.stages[-1].sha256 for run in teacher.runs.values()]
+    held_out = None
     if settings.learning_rates:
-        real, held = real.split(0.1, torch.Generator().manual_seed(1))
-    sets = ImageSets(card, real, build, results.with_suffix(""), device, progress_bar, others)
-    seeds = range(seed, seed + training.seeds)
-    jobs = _jobs(sets, shipped, name, settings, training, teacher, seed)
-    about = {
-        "file": Path(file).name,
-        "sha256": card.sha256,
-        "protocol": PROTOCOL,
-        "test_images": len(test),
-        "test_fingerprint": test.fingerprint(),
-        "real_fingerprint": real_fingerprint,
-        "network": name,
-        "parameters": sum(parameter.numel() for parameter in sets.fresh().parameters()),
-        "seeds": list(seeds),
-        "settings": asdict(replace(training, at_once=None)),
-        "learning_rates": settings.learning_rates and list(settings.learning_rates),
-        "teachers": teacher and [run.stages[-1].sha256 for run in teacher.runs.values()],
-    }
-    done = _earlier(check_writable(results), about)
-    scorer = Scorer(test, card.mean, card.std, seeds, len(card.classes), device, training.at_once, progress_bar)
-    dist.initialize_dist(device)  # ranks wait for each other, also where nothing is left to train
-    rows = []
-    for job in jobs:
-        key = key_of(job.row)
-        if key not in done:
-            how = job.settings
-            if held is not None:
-                how = scorer.at_best_rate(settings.learning_rates or [], held, job.row, job.build, job.images, how)
-            networks = scorer.score(job.row, job.build, job.images, how)
-            if job.row.name == "full data":
-                sets.keep(networks, seeds)
-            done[key] = job.row
-            if dist.get_global_rank() == 0:
-                found = {"device": scorer.where(), "versions": versions("mosaicml", "ffcv", "numpy")}
-                every = [row.summary() for row in done.values()]
-                write_whole(results, json.dumps({**about, **found, "rows": every}, indent=1, allow_nan=False) + "\n")
-        rows.append(done[key])
+        real, held_out = real.split(0.1, torch.Generator().manual_seed(1))
+    baselines = Baselines(compact, real, results.with_suffix(""), device, progress_bar)
+    jobs = row_jobs(compact, baselines, settings, training, softened, seed)
+    done = read_results(check_writable(results), about)
+
+    def keep(row: Row, networks: list[nn.Module]) -> None:
+        if row.name == FULL_DATA:
+            baselines.keep(networks, scorer.seeds)
+        if dist.get_global_rank() == 0:
+            write_results(results, about, list(done.values()), scorer)
+
+    rows = _score(jobs, scorer, done, keep, settings.learning_rates or [], held_out)
     if dist.get_global_rank() == 0:
-        write_whole(results.with_suffix(".md"), table(rows) + "\n")
-        own = [row.summary() for row in rows if row.network == name]
-        entry = {key: about[key] for key in ("protocol", "network", "test_images", "seeds", "settings")}
-        entry |= {"rows": own, "device": scorer.where(), "versions": versions("mosaicml", "ffcv", "numpy")}
-        if entry not in read_card(file).accuracy:  # as it is after the same call
-            add_accuracy(file, card, entry)
+        write_whole(results.with_suffix(".md"), markdown_table(rows) + "\n")
+        add_to_card(file, compact.card, about, [row for row in rows if row.network == compact.network], scorer)
     dist.barrier()
     return rows
 
 
-def _jobs(
-    sets: ImageSets,
-    shipped: Images,
-    name: str,
-    settings: EvaluateSettings,
+def _scorer(
+    compact: CompactSet,
+    test: ImagePool,
     training: RetrainSettings,
-    teacher: Trajectory | None,
     seed: int,
-) -> list[_Job]:
-    """All rows, in the order they are made; what cannot work is found out here."""
-    card, short = sets.card, training.training(training.epochs)
-    jobs: list[_Job] = []
-
-    def add(
-        trained_on: str,
-        images: Callable[[int], Images],
-        how: TrainSettings = short,
-        network: str = name,
-        build: Callable[[], nn.Module] = sets.build,
-        labels: str = "hard",
-    ) -> None:
-        jobs.append(_Job(Row(trained_on, network=network, labels=labels), build, images, how))
-
-    def as_shipped(seed: int) -> Images:
-        return shipped
-
-    stored, decoded = card.images_per_class, card.images // len(card.classes)
-    drawn = functools.partial(sets.random, stored)
-    drawn(seed)  # every baseline needs as many
-    add("distilled", as_shipped)
-    if "random" in settings.baselines:
-        add(RANDOM[0], drawn)
-        if decoded > stored:
-            sets.random(decoded, seed)
-            add(RANDOM[1], functools.partial(sets.random, decoded))
-    if training.full_epochs:
-        add("full data", sets.full, training.training(training.full_epochs))
-    if set(settings.baselines) - {"random"}:
-        sets.check_features()
-    for selection in SELECTIONS:
-        if selection in settings.baselines:
-            if not training.full_epochs:
-                raise InputError(
-                    f"baseline '{selection}' chooses by the features of networks trained on the full data, and "
-                    f"full_epochs is 0; give full_epochs, or leave that baseline out"
-                )
-            add(selection, functools.partial(sets.selected, selection))
-    if "distribution matching" in settings.baselines:
-        sets.matching()
-        add("distribution matching", lambda seed: sets.matched())
-    if teacher is not None:
-        sets.softened(teacher, (shipped[0][:1], shipped[1][:1]))
-        add("distilled", lambda seed: sets.softened(teacher, shipped), labels="soft")
-        if "random" in settings.baselines:
-            add(RANDOM[0], lambda seed: sets.softened(teacher, drawn(seed)), labels="soft")
-    for other in settings.networks:
-        build = functools.partial(build_network, other, {}, card.shape, len(card.classes))
-        check_network(build, card.shape, len(card.classes))
-        add("distilled", as_shipped, network=other, build=build)
-        if "random" in settings.baselines:
-            add(RANDOM[0], drawn, network=other, build=build)
-    return jobs
+    device: str | None,
+    progress_bar: bool,
+    trainer_options: Mapping[str, Any] | None,
+) -> Scorer:
+    card, seeds = compact.card, range(seed, seed + training.seeds)
+    return Scorer(
+        test,
+        card.mean,
+        card.std,
+        seeds,
+        len(card.classes),
+        device,
+        training.at_once,
+        progress_bar,
+        trainer_options,
+    )
 
 
-def _earlier(results: Path, about: dict[str, Any]) -> dict[Key, Row]:
-    """The rows that are done, if they are of this evaluation. ``about`` gets their teachers if it has none."""
-    if not results.is_file():
-        return {}
-    try:
-        content = json.loads(results.read_text())
-        rows = [build_checked(Row, row) for row in content["rows"]]
-        earlier = {key: content.get(key) for key in about}
-    except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
-        raise InputError(f"'{results}' is damaged ({error}); name another results file, or delete it") from error
-    about["teachers"] = about["teachers"] or earlier["teachers"]  # a trajectory may be left out, or come later
-    if other := difference("", {**earlier, "teachers": earlier["teachers"] or about["teachers"]}, about):
-        raise InputError(f"'{results}' is of another evaluation ({other}); name another results file, or delete it")
-    return {key_of(row): row for row in rows}
+def _score(
+    jobs: Sequence[RowJob],
+    scorer: Scorer,
+    done: dict[Key, Row] | None = None,
+    keep: Callable[[Row, list[nn.Module]], None] = lambda row, networks: None,
+    learning_rates: Sequence[float] = (),
+    held_out: ImagePool | None = None,
+) -> list[Row]:
+    """Trains and scores the networks of all rows, one row after another.
+
+    Args:
+        jobs: The rows to be.
+        scorer: Trains and scores their networks.
+        done: Finished rows by key, which are not trained again; each new one is added. Default: none.
+        keep: Called with each new row and its trained networks. Default: nothing is kept.
+        learning_rates: The learning rates to choose from, for each row.
+        held_out: The images they are chosen on. Default: ``None``, and each job's own learning rate.
+
+    Returns:
+        The rows, in the order of the jobs.
+    """
+    done = {} if done is None else done
+    dist.initialize_dist(scorer.device)  # ranks wait for each other, also where nothing is left to train
+    for job in jobs:
+        if job.row.key not in done:
+            settings = job.settings
+            if held_out is not None:
+                settings = scorer.tune_learning_rate(learning_rates, held_out, job.row, job.build, job.images, settings)
+            networks = scorer.score(job.row, job.build, job.images, settings)
+            done[job.row.key] = job.row
+            keep(job.row, networks)
+    return [done[job.row.key] for job in jobs]
+
+
+def _usual_results(file: str | Path) -> Path:
+    return Path(file).with_name(f"{Path(file).stem}-evaluation.json")
+
+
+def _results_file(results: str | Path | None, file: str | Path) -> Path:
+    usual = _usual_results(file)
+    results = Path(results) if results else usual
+    if results.suffix != ".json" or results.with_suffix("").is_file():
+        raise InputError(f"`results` must be the name of a JSON file, got '{results}'. Give a name such as '{usual}'.")
+    return results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,15 @@ PROTOCOL = "last epoch, decoded uint8 file; std over seeds with n - 1; nothing i
 
 
 RANDOM = ("random", "random, decoded number")
-"""Rows of random images: as many as the file stores and, with a factor, as many as it holds once decoded."""
+"""The rows of random images: as many as the file stores and, with a factor, as many as it has once decoded."""
+
+
+FULL_DATA = "full data"
+"""The row of all real images."""
+
+
+Key = tuple[str, str, str]
+"""What a row is told from the others by: its network, what that was trained on, and the kind of labels."""
 
 
 Images = tuple[torch.Tensor, torch.Tensor]
@@ -52,6 +60,11 @@ class Row:
     network: str = ""
     labels: str = "hard"
     learning_rate: float = 0.01
+
+    @property
+    def key(self) -> Key:
+        """The network, the name and the labels."""
+        return self.network, self.name, self.labels
 
     @property
     def mean(self) -> float:
@@ -86,6 +99,8 @@ class Scorer:
         device: ``'cpu'`` or ``'gpu'``; ``None`` for a GPU if there is one.
         at_once: See :func:`tgdd_plugin.training.train.train_each`.
         progress_bar: Whether to show one for each training.
+        trainer_options: More arguments for the Composer ``Trainer`` of each training, see
+            :func:`tgdd_plugin.training.train.train`. Default: none.
     """
 
     test: ImagePool
@@ -96,6 +111,7 @@ class Scorer:
     device: str | None = None
     at_once: bool | None = None
     progress_bar: bool = True
+    trainer_options: Mapping[str, Any] | None = None
 
     def score(
         self, row: Row, build: Callable[[], nn.Module], images: Callable[[int], Images], settings: TrainSettings
@@ -134,11 +150,12 @@ class Scorer:
             at_once=self.at_once,
             title=f"{row.network} {row.name}".strip() if self.progress_bar else None,
             device=self.device,
+            **(self.trainer_options or {}),
         )
         row.accuracies = [accuracy(network, self.test, self.mean, self.std) for network in networks]
         return networks
 
-    def at_best_rate(
+    def tune_learning_rate(
         self,
         rates: Sequence[float],
         held: ImagePool,

@@ -15,7 +15,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.distillation.compatibility import input_shape
 from tgdd_plugin.distillation.distiller import distill, is_distilled
-from tgdd_plugin.evaluation import comparison, metrics, retraining
+from tgdd_plugin.evaluation import comparison, tables
 from tgdd_plugin.nas import ranking
 from tgdd_plugin.networks.factory import network_factory, recorded_factory
 from tgdd_plugin.networks.settings import NetworkSettings
@@ -145,7 +145,7 @@ def _retrain(recipe: Recipe, data: Data) -> None:
     real, test = data()
     network = network_factory(recipe.network, real.shape, real.num_classes) if recipe.network else None
     results = recipe.beton.parent / "results.json"
-    rows = retraining.retrain(
+    rows = comparison.retrain(
         recipe.beton,
         test,
         recipe.retrain,
@@ -155,7 +155,7 @@ def _retrain(recipe: Recipe, data: Data) -> None:
         seed=recipe.seed,
         results=results,
     )
-    print(f"\n{retraining.table(rows)}\n\nresults   {results}")
+    print(f"\n{tables.text_table(rows)}\n\nresults   {results}")
 
 
 def _evaluate(recipe: Recipe, data: Data) -> None:
@@ -178,7 +178,7 @@ def _evaluate(recipe: Recipe, data: Data) -> None:
         seed=recipe.seed,
         results=results,
     )
-    print(f"\n{metrics.table(rows)}\n\nresults   {results}")
+    print(f"\n{tables.markdown_table(rows)}\n\nresults   {results}")
 
 
 def _own_trajectory(recipe: Recipe) -> Trajectory | None:

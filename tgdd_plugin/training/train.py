@@ -12,7 +12,7 @@ from composer import Callback, Trainer
 from composer.core import Algorithm
 from composer.models import ComposerClassifier, ComposerModel
 from composer.optim import MultiStepScheduler
-from composer.utils import dist
+from composer.utils import dist, ensure_tuple
 from torch import nn
 from torchmetrics import MetricCollection
 
@@ -48,7 +48,8 @@ def train(
         metrics: Whether the Trainer computes training accuracy. Default: ``False``.
         replay: Mixes a memory into each batch, before it is augmented. Default: ``None``.
         options: ``device``: ``'cpu'`` or ``'gpu'``, by default a GPU if there is one. ``title``: of a progress bar, by
-            default none. More arguments for Composer's ``Trainer``.
+            default none. More arguments for Composer's ``Trainer``: ``callbacks`` are added to ours, all else
+            overrides ours.
 
     Returns:
         The network, on the device.
@@ -75,6 +76,7 @@ def train_each(
     at_once: bool | None = None,
     title: str | None = None,
     device: str | None = None,
+    **options: Any,
 ) -> list[float]:
     """Trains several networks of one architecture in place, each as :func:`train` would, up to rounding.
 
@@ -88,6 +90,7 @@ def train_each(
             ``None``, what is found to be faster in a few steps of each way; under several ranks, one after another.
         title: Of the progress bars; ``None`` for none.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
+        options: More arguments for the ``Trainer`` of each training, as in :func:`train`.
 
     Returns:
         Seconds of each network's training, set-up of the Trainer included; of those trained at once, equal shares.
@@ -102,14 +105,14 @@ def train_each(
         for network, loader, seed in zip(networks, loaders, seeds, strict=True):
             began = time.perf_counter()
             named = title and f"{title}, seed {seed}"
-            train(network, loader, num_classes, settings, seed=seed, title=named, device=device)
+            train(network, loader, num_classes, settings, seed=seed, title=named, device=device, **options)
             seconds.append(time.perf_counter() - began)
         return seconds
     began = time.perf_counter()
     model = Population(networks)
     algorithm = PopulationAugmentation(settings.augmentation, settings.cutmix, num_classes, seeds)
     named = title and f"{title}, {len(seeds)} networks"
-    _fit(model, together, [algorithm], settings, seed=seeds[0], title=named, device=device)
+    _fit(model, together, [algorithm], settings, seed=seeds[0], title=named, device=device, **options)
     model.release()
     return [(time.perf_counter() - began) / len(networks)] * len(networks)
 
@@ -121,7 +124,7 @@ def _fit(
     settings: TrainSettings,
     *,
     title: str | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callback | Sequence[Callback] | None = None,
     **trainer_options: Any,
 ) -> None:
     optimizer = torch.optim.SGD(
@@ -130,17 +133,16 @@ def _fit(
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
     )
+    ours = {
+        "optimizers": optimizer,
+        "schedulers": MultiStepScheduler(["0.666667dur", "0.833333dur"], gamma=0.2),
+        "algorithms": algorithms,
+        "callbacks": [*([ProgressBar(title)] if title else []), *ensure_tuple(callbacks)],
+        "precision": "fp32",
+        "progress_bar": False,
+    }
     trainer = Trainer(
-        model=model,
-        train_dataloader=loader,
-        max_duration=f"{settings.epochs}ep",
-        optimizers=optimizer,
-        schedulers=MultiStepScheduler(["0.666667dur", "0.833333dur"], gamma=0.2),
-        algorithms=algorithms,
-        callbacks=[*([ProgressBar(title)] if title else []), *callbacks],
-        precision="fp32",
-        progress_bar=False,
-        **trainer_options,
+        model=model, train_dataloader=loader, max_duration=f"{settings.epochs}ep", **{**ours, **trainer_options}
     )
     try:
         with warnings.catch_warnings():

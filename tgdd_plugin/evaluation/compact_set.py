@@ -1,0 +1,82 @@
+"""The set that a comparison is about, with the network it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.distillation.compatibility import bare_networks
+from tgdd_plugin.evaluation.scorer import Images
+from tgdd_plugin.evaluation.soft_labels import soft_labels
+from tgdd_plugin.networks.factory import build_recorded
+from tgdd_plugin.training.train import check_network
+from tgdd_plugin.trajectory.store import Trajectory
+
+
+@dataclass(frozen=True)
+class CompactSet:
+    """The set that a comparison is about.
+
+    Args:
+        card: Its card.
+        images: Its images, decoded, and their labels.
+        build: Builds a fresh network of its own architecture.
+        network: The name of that network.
+    """
+
+    card: Card
+    images: Images
+    build: Callable[[], nn.Module]
+    network: str
+
+    @classmethod
+    def open(cls, file: str | Path, network: Callable[[], nn.Module] | None = None) -> CompactSet:
+        """Reads a ``.beton`` and its card.
+
+        Args:
+            file: The ``.beton``.
+            network: Builds a fresh network. Default: for this package's networks, as the card says.
+
+        Raises:
+            InputError: If the file or its card cannot be read, or the network does not fit them.
+        """
+        card, images = read_card(file), read_beton(file)
+        build = network or (lambda: build_recorded(card.network, card.shape, len(card.classes)))
+        return cls(card, images, build, check_network(build, card.shape, len(card.classes)))
+
+    def distilled(self, seed: int) -> Images:
+        """Returns the images of the set."""
+        return self.images
+
+    def fresh(self) -> nn.Module:
+        """Returns a new network and leaves the global random stream as it was."""
+        with torch.random.fork_rng():
+            return self.build()
+
+    def softened(
+        self,
+        trajectory: Trajectory,
+        images: Images,
+        others: Sequence[Callable[[], nn.Module]] = (),
+        device: str | None = None,
+    ) -> Images:
+        """Returns images with the trajectory's soft labels.
+
+        Args:
+            trajectory: The trajectory whose last stages label the images.
+            images: The images; their labels do not matter.
+            others: Functions that build the trajectory's other networks, if it has several.
+            device: ``'cpu'`` or ``'gpu'``; ``None`` for a GPU if there is one.
+        """
+        channels, height, width = self.card.shape
+        with torch.random.fork_rng():
+            networks = bare_networks([self.build, *others], trajectory, (channels, height, width))
+        pixels = images[0].to(torch_device(device))
+        return images[0], soft_labels(trajectory, networks, pixels, self.card.mean, self.card.std)

@@ -1,0 +1,105 @@
+"""The record of a comparison: one JSON format for its results file, and one entry for the card of the ``.beton``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin.core.atomic_files import build_checked, difference, write_whole
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.versions import versions
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.evaluation.compact_set import CompactSet
+from tgdd_plugin.evaluation.scorer import PROTOCOL, Key, Row, Scorer
+from tgdd_plugin.evaluation.settings import RetrainSettings
+
+ON_CARD = ("protocol", "network", "test_images", "seeds", "settings")
+"""The keys of a results file that the card repeats."""
+
+
+def describe_comparison(
+    file: str | Path, compact: CompactSet, scorer: Scorer, real: ImagePool | None, training: RetrainSettings
+) -> dict[str, Any]:
+    """Returns what the rows of a comparison depend on, as plain values.
+
+    Args:
+        file: The ``.beton``.
+        compact: The set of that file.
+        scorer: The scorer of the networks.
+        real: All real training images, with those that are held out; ``None`` if there are none.
+        training: How networks are trained.
+    """
+    return {
+        "file": Path(file).name,
+        "sha256": compact.card.sha256,
+        "protocol": PROTOCOL,
+        "test_images": len(scorer.test),
+        "test_fingerprint": scorer.test.fingerprint(),
+        "real_fingerprint": None if real is None else real.fingerprint(),
+        "network": compact.network,
+        "parameters": sum(parameter.numel() for parameter in compact.fresh().parameters()),
+        "seeds": list(scorer.seeds),
+        "settings": asdict(training),
+        "learning_rates": None,
+        "teachers": None,
+    }
+
+
+def write_results(path: Path, about: dict[str, Any], rows: Sequence[Row], scorer: Scorer) -> None:
+    """Writes the results file at once; ``about`` is of :func:`describe_comparison`."""
+    content = {**about, **_origin(scorer), "rows": [row.summary() for row in rows]}
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_results(path: Path, about: dict[str, Any]) -> dict[Key, Row]:
+    """Reads the finished rows of a results file; there are none if there is no file.
+
+    Args:
+        path: The results file.
+        about: The comparison as it is now. It gets the teachers of the file if it has none.
+
+    Raises:
+        InputError: If the file is damaged, or of another comparison.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+        rows = [build_checked(Row, row) for row in content["rows"]]
+        earlier = {key: content.get(key) for key in about}
+    except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
+        raise InputError(f"'{path}' is damaged ({error}). Name another results file, or delete it.") from error
+    about["teachers"] = about["teachers"] or earlier["teachers"]  # a trajectory may be left out, or come later
+    if other := difference("", {**earlier, "teachers": earlier["teachers"] or about["teachers"]}, about):
+        raise InputError(f"'{path}' is of another evaluation ({other}). Name another results file, or delete it.")
+    return {row.key: row for row in rows}
+
+
+def add_to_card(file: str | Path, card: Card, about: dict[str, Any], rows: Sequence[Row], scorer: Scorer) -> None:
+    """Adds accuracies to the card of ``file``, once.
+
+    Args:
+        file: The ``.beton``.
+        card: Its card when the comparison began.
+        about: See :func:`describe_comparison`.
+        rows: The rows that the card gets.
+        scorer: The scorer of the rows.
+
+    Raises:
+        InputError: If the file is not the one that ``card`` was read from.
+    """
+    latest = read_card(file)  # another call may have added its rows meanwhile
+    if latest.sha256 != card.sha256:
+        raise InputError(f"'{file}' was replaced during training, so its card gets no accuracies. Retrain on it again.")
+    entry = {key: about[key] for key in ON_CARD} | {"rows": [row.summary() for row in rows], **_origin(scorer)}
+    if entry not in latest.accuracy:  # the same evaluation, called again, has the same rows
+        latest.accuracy = [*latest.accuracy, entry]
+        latest.write(Path(file))
+
+
+def _origin(scorer: Scorer) -> dict[str, Any]:
+    return {"device": scorer.where(), "versions": versions("mosaicml", "ffcv", "numpy")}

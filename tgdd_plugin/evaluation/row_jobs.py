@@ -1,0 +1,134 @@
+"""The rows of a comparison before they are trained: what is trained, on which images, and for how long."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.evaluation.baselines import SELECTIONS, Baselines
+from tgdd_plugin.evaluation.compact_set import CompactSet
+from tgdd_plugin.evaluation.scorer import FULL_DATA, RANDOM, Images, Row
+from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
+from tgdd_plugin.networks.factory import build_network
+from tgdd_plugin.training.settings import TrainSettings
+from tgdd_plugin.training.train import check_network
+
+
+@dataclass(frozen=True)
+class RowJob:
+    """One row that is still to be trained.
+
+    Args:
+        row: The row, without accuracies.
+        build: Builds a fresh network.
+        images: Returns the training images of a seed.
+        settings: How the networks are trained.
+    """
+
+    row: Row
+    build: Callable[[], nn.Module]
+    images: Callable[[int], Images]
+    settings: TrainSettings
+
+
+def row_jobs(
+    compact: CompactSet,
+    baselines: Baselines | None,
+    settings: EvaluateSettings,
+    training: RetrainSettings,
+    softened: Callable[[Images], Images] | None = None,
+    seed: int = 0,
+) -> list[RowJob]:
+    """Returns the jobs of all rows, in the order they are trained.
+
+    Args:
+        compact: The compact set.
+        baselines: What it is compared with; ``None`` for nothing.
+        settings: Which rows there are.
+        training: How networks are trained.
+        softened: Returns images with soft labels. Default: no such rows.
+        seed: The first seed. Default: ``0``.
+
+    Raises:
+        InputError: If one of the rows cannot be trained.
+    """
+    if baselines is not None:
+        baselines.random(compact.card.images_per_class, seed)  # every baseline needs as many images
+    jobs = [_own_network(compact, "distilled", compact.distilled, training)]
+    if baselines is not None:
+        jobs += _baselines(compact, baselines, settings, training, seed)
+    if softened is not None:
+        jobs += _soft_labels(compact, baselines, settings, training, softened)
+    return jobs + _other_networks(compact, baselines, settings, training)
+
+
+def _own_network(
+    compact: CompactSet, name: str, images: Callable[[int], Images], training: RetrainSettings, labels: str = "hard"
+) -> RowJob:
+    row = Row(name, network=compact.network, labels=labels)
+    return RowJob(row, compact.build, images, training.training(training.epochs))
+
+
+def _baselines(
+    compact: CompactSet, baselines: Baselines, settings: EvaluateSettings, training: RetrainSettings, seed: int
+) -> list[RowJob]:
+    """The jobs of the set's own network on all that the set is compared with."""
+    jobs = []
+    if "random" in settings.baselines:
+        stored, decoded = compact.card.images_per_class, compact.card.images // len(compact.card.classes)
+        for name, count in zip(RANDOM, [stored, decoded] if decoded > stored else [stored], strict=False):
+            baselines.random(count, seed)  # too few real images are found out here
+            jobs.append(_own_network(compact, name, functools.partial(baselines.random, count), training))
+    if training.full_epochs:
+        row = Row(FULL_DATA, network=compact.network)
+        jobs.append(RowJob(row, compact.build, baselines.full, training.training(training.full_epochs)))
+    if set(settings.baselines) - {"random"}:
+        baselines.check_features()
+    for selection in SELECTIONS:
+        if selection in settings.baselines:
+            if not training.full_epochs:
+                raise InputError(
+                    f"`full_epochs` must be at least 1 for baseline '{selection}', which chooses by the features of "
+                    f"networks trained on the full data, got 0. Give full_epochs, or leave that baseline out."
+                )
+            jobs.append(_own_network(compact, selection, functools.partial(baselines.selected, selection), training))
+    if "distribution matching" in settings.baselines:
+        baselines.matching()
+        jobs.append(_own_network(compact, "distribution matching", baselines.matched, training))
+    return jobs
+
+
+def _soft_labels(
+    compact: CompactSet,
+    baselines: Baselines | None,
+    settings: EvaluateSettings,
+    training: RetrainSettings,
+    softened: Callable[[Images], Images],
+) -> list[RowJob]:
+    """The jobs of the set's own network with soft labels."""
+    softened((compact.images[0][:1], compact.images[1][:1]))  # networks that do not fit are found out here
+    jobs = [_own_network(compact, "distilled", lambda seed: softened(compact.images), training, "soft")]
+    if baselines is not None and "random" in settings.baselines:
+        drawn = functools.partial(baselines.random, compact.card.images_per_class)
+        jobs.append(_own_network(compact, RANDOM[0], lambda seed: softened(drawn(seed)), training, "soft"))
+    return jobs
+
+
+def _other_networks(
+    compact: CompactSet, baselines: Baselines | None, settings: EvaluateSettings, training: RetrainSettings
+) -> list[RowJob]:
+    """The jobs of other architectures, on the set and on random images."""
+    card, how = compact.card, training.training(training.epochs)
+    jobs = []
+    for network in settings.networks:
+        build = functools.partial(build_network, network, {}, card.shape, len(card.classes))
+        check_network(build, card.shape, len(card.classes))
+        jobs.append(RowJob(Row("distilled", network=network), build, compact.distilled, how))
+        if baselines is not None and "random" in settings.baselines:
+            drawn = functools.partial(baselines.random, card.images_per_class)
+            jobs.append(RowJob(Row(RANDOM[0], network=network), build, drawn, how))
+    return jobs
