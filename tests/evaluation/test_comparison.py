@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from composer.loggers import InMemoryLogger
 from safetensors.torch import load_file
 from torch import nn
 
@@ -300,6 +301,14 @@ def test_baselines_networks_and_soft_labels_are_left_out_as_said(tmp_path, train
         results=tmp_path / "x.json",
     )
     assert [row.name for row in rows] == ["distilled", "random", "distribution matching"]
+
+
+def test_a_logger_given_as_a_trainer_option_sees_every_row(file):
+    logger = InMemoryLogger()
+    settings = EvaluateSettings(["random"], [OTHER], learning_rates=[0.01])
+    rows = run(file, settings=settings, trainer_options={"loggers": [logger]})
+    steps = sum(row.epochs * -(-row.images // 16) * 3 for row in rows)  # two seeds, and one to choose the rate by
+    assert len(logger.data["loss/train/total"]) == steps
 
 
 # Measures.
@@ -720,7 +729,7 @@ def test_refusals_on_the_command_line_are_one_line(here, capfd):
     before = snapshot(here)
     for options, pattern in (
         (["evaluate.baselines=[randon]"], "`evaluate.baselines[0]` must be one of random, herding"),
-        (["evaluate.network=[]"], "unknown key 'evaluate.network'; did you mean 'evaluate.networks'"),
+        (["evaluate.network=[]"], "Unknown key `evaluate.network`. Did you mean `evaluate.networks`?"),
         (["retrain.full_epochs=0"], "baseline 'herding', which chooses by the features"),
         (["file=none.beton"], "there is no file 'none.beton'"),
         (["trajectory=none"], "there is no trajectory folder 'none'"),

@@ -3,10 +3,14 @@
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
+from composer import Callback
+from composer.core import Precision
+from composer.loggers import InMemoryLogger
 from torch import nn
 
 from tgdd_plugin.beton.card import Card, card_path, read_card
@@ -344,3 +348,33 @@ def test_settings_out_of_range(option):
 def test_the_card_is_still_plain_yaml(file, trained):
     retrain(file, TEST, QUICK, real=REAL, progress_bar=False)
     assert yaml.safe_load(card_path(file).read_text())["accuracy"][0]["rows"][0]["name"] == "distilled"
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_logger_given_as_a_trainer_option_sees_the_training(file, at_once):
+    settings = replace(QUICK, at_once=at_once)
+    plain = retrain(file, TEST, settings, real=REAL, progress_bar=False)
+    logger, watcher = InMemoryLogger(), Watcher()
+    options = {"loggers": logger, "callbacks": watcher}
+    rows = retrain(file, TEST, settings, real=REAL, progress_bar=False, trainer_options=options)
+    assert "loss/train/total" in logger.data
+    assert watcher.precisions == [Precision.FP32] * (4 if at_once else 12)  # once for each Trainer
+    assert [row.accuracies for row in rows] == [row.accuracies for row in plain]
+
+
+def test_trainer_options_override_those_of_the_package(file):
+    watcher = Watcher()
+    options = {"precision": "fp32", "algorithms": [], "callbacks": [watcher]}
+    retrain(file, TEST, replace(QUICK, seeds=1), progress_bar=False, trainer_options=options)
+    assert watcher.precisions == [Precision.FP32] and watcher.algorithms == []
+
+
+class Watcher(Callback):
+    """Notes the precision of every training that it sees, and the algorithms of the last."""
+
+    def __init__(self):
+        self.precisions = []
+
+    def fit_start(self, state, logger):
+        self.precisions.append(state.precision)
+        self.algorithms = state.algorithms

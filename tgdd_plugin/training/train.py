@@ -122,6 +122,7 @@ def _fit(
     loader: Any,
     algorithms: list[Algorithm],
     settings: TrainSettings,
+    /,
     *,
     title: str | None = None,
     callbacks: Callback | Sequence[Callback] | None = None,
