@@ -77,7 +77,7 @@ class Evaluations(Callback):
     def epoch_end(self, state: State, logger: Logger) -> None:
         if state.timestamp.epoch.value in self.epochs:
             network: Any = state.model.module
-            self.accuracies.append(accuracy(network, self.bench.test, self.bench.mean, self.bench.std))
+            self.accuracies.append(accuracy(network, self.bench.test, self.bench.normalization))
             network.train()
 
     def state_dict(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.versions import versions
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import network_factory
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.datasets import load_data
@@ -105,7 +106,7 @@ class Bench:
         self.on = torch_device(recipe.device)
         self.train, self.test = (pool.to(self.on) for pool in load_data(recipe.data, progress=True))
         mean, std = recipe.data.mean, recipe.data.std
-        self.mean, self.std = self.train.statistics() if mean is None or std is None else (mean, std)
+        self.normalization = Normalization.of(mean, std) or Normalization(*self.train.statistics())
         network = recipe.network or NetworkSettings()
         shape, classes = self.train.shape, self.train.num_classes
         self.builds = [network_factory(each, shape, classes) for each in (network, *recipe.extra_networks)]
@@ -153,7 +154,7 @@ class Bench:
             network = (build or self.build)()
         size = settings.batch_size
         pixels = images[0].to(self.on)
-        loader = DeviceLoader(pixels, images[1], self.mean, self.std, batch_size=size, seed=seed, device=self.on)
+        loader = DeviceLoader(pixels, images[1], self.normalization, batch_size=size, seed=seed, device=self.on)
         with stopwatch(work / "seconds"):
             train(
                 network,
@@ -183,7 +184,7 @@ class Bench:
             row.content["images"] = len(data[1])
             title = f"{row.content['name']}, {column}, seed {seed}"
             network, spent = self.fit(row.work / f"{column}{seed}", title, data, settings, seed)
-            found = accuracy(network, self.test, self.mean, self.std)
+            found = accuracy(network, self.test, self.normalization)
             self.note(row, column, {"seed": seed, "accuracy": found, "seconds": spent})
 
     def baselines(self, sizes: Sequence[int]) -> None:
@@ -220,8 +221,8 @@ class Bench:
                     dtype=settings.dtype,
                     head=self.recipe.head,
                     classes=self.train.classes,
-                    mean=self.mean,
-                    std=self.std,
+                    mean=list(self.normalization.mean),
+                    std=list(self.normalization.std),
                     exemplars=settings.exemplars,
                 )
                 images = self.train.images, self.train.labels

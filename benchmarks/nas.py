@@ -126,7 +126,7 @@ class Ranking:
         trajectory = self.trajectory()
         (folder, recorded), network = next(iter(trajectory.runs.items())), self.bench.build()
         network.load_state_dict(trajectory.load(folder, recorded.stages[-1]), strict=False)
-        features = features_of(network.to(self.bench.on), self.pool, self.bench.mean, self.bench.std)
+        features = features_of(network.to(self.bench.on), self.pool, self.bench.normalization)
         index = herding(features, self.pool.labels, self.count)
         return self.pool.take(index), self.pool.labels[index]
 
@@ -137,7 +137,7 @@ class Ranking:
         pixels = self.proxies[proxy](seed)[0].to(self.bench.on)
         teachers = [run.stages[-1].sha256 for run in trajectory.runs.values()]
         self.made[proxy + SOFT] = key_of({"set": self.made.get(proxy), "teachers": teachers})
-        return pixels, soft_labels(trajectory, networks, pixels, self.bench.mean, self.bench.std)
+        return pixels, soft_labels(trajectory, networks, pixels, self.bench.normalization)
 
     def row(self, arguments: dict[str, Any]) -> Row:
         """The row of a network, with the settings it depends on."""
@@ -178,7 +178,7 @@ class Ranking:
             work = row.work / f"{name.replace(', ', '-').replace(' ', '-')}{seed}"
             build = self.build(arguments)
             network, spent = self.bench.fit(work, title, images(seed), how, seed, build=build)
-            found = accuracy(network, judge, self.bench.mean, self.bench.std)
+            found = accuracy(network, judge, self.bench.normalization)
             entry = {"seed": seed, "accuracy": found, "seconds": spent}
             self.bench.note(row, name, {**entry, "sha256": made} if made else entry)
 

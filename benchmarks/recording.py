@@ -32,6 +32,7 @@ import tgdd_plugin.trajectory.store
 from benchmarks.machine import describe_machine, print_figures, spread
 from tgdd_plugin import TGDDCallback
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
 
 LIMIT = 2.0  # per cent of training time
@@ -87,7 +88,9 @@ def make_trainer(options: argparse.Namespace, tgdd: TGDDCallback) -> Trainer:
     network = convnet(10, 3, options.side, width=options.width)
     return Trainer(
         model=ComposerClassifier(network, num_classes=10),
-        train_dataloader=DeviceLoader(images, labels, [0.5] * 3, [0.25] * 3, batch_size=options.batch_size, device=on),
+        train_dataloader=DeviceLoader(
+            images, labels, Normalization([0.5] * 3, [0.25] * 3), batch_size=options.batch_size, device=on
+        ),
         optimizers=torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9),
         device=options.device,
         progress_bar=False,

@@ -43,6 +43,7 @@ from benchmarks.harness import Bench, run
 from benchmarks.results import Parser, Row, markdown, provenance, read_rows, seconds, spread, stopwatch
 from tgdd_plugin import DistillSettings, ImagePool, InputError, read_beton
 from tgdd_plugin.data.coresets import herding
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import network_factory
 from tgdd_plugin.networks.features import features_of
 from tgdd_plugin.networks.settings import NetworkSettings
@@ -117,18 +118,18 @@ def random_exemplars(count: int) -> Remember:
     return remember
 
 
-def herded(count: int, mean: Sequence[float], std: Sequence[float]) -> Remember:
+def herded(count: int, normalization: Normalization) -> Remember:
     """Images of each class of a task whose mean feature is near the class', as iCaRL: of features of length 1."""
 
     def remember(moment: Moment) -> ImagePool:
         pool = moment.task.train
-        features = F.normalize(features_of(moment.network, pool, mean, std))
+        features = F.normalize(features_of(moment.network, pool, normalization))
         return pool.subset(herding(features, torch.searchsorted(_present(pool), pool.labels), count))
 
     return remember
 
 
-def reservoir(tasks: Sequence[Task], budget: int, mean: Sequence[float], std: Sequence[float]) -> Remember:
+def reservoir(tasks: Sequence[Task], budget: int, normalization: Normalization) -> Remember:
     """A uniform sample of all images so far, however many they are (J. S. Vitter, Algorithm R, 1985).
 
     It is drawn anew from the first task on, the same as far as that went: nothing has to be kept between calls.
@@ -139,7 +140,8 @@ def reservoir(tasks: Sequence[Task], budget: int, mean: Sequence[float], std: Se
         kept = torch.tensor(sample_stream([len(task.train) for task in tasks[: number + 1]], budget, moment.seed))
         images = [tasks[i].train.take(kept[kept[:, 0] == i, 1]) for i in range(number + 1)]
         labels = [tasks[i].train.labels[kept[kept[:, 0] == i, 1]] for i in range(number + 1)]
-        memory = ReplayMemory(tasks[-1].train.classes, images_per_class=budget, mean=mean, std=std)
+        scale = {"mean": normalization.mean, "std": normalization.std}
+        memory = ReplayMemory(tasks[-1].train.classes, images_per_class=budget, **scale)
         memory.add(ImagePool(torch.cat(images), torch.cat(labels), memory.classes))
         return memory
 
@@ -250,12 +252,11 @@ class Comparison:
         """A learner, as far as it is not done yet."""
         bench, tasks = self.bench, self.make(case.order)
         recipe, shares = bench.recipe, len(tasks) if self.scenario == "domains" else 1
-        scale = (bench.mean, bench.std)
         methods: dict[str, Callable[[], Remember]] = {
             "finetune": lambda: lambda moment: None,
             "random": lambda: random_exemplars(self.count),
-            "reservoir": lambda: reservoir(tasks, self.count * bench.train.num_classes * shares, *scale),
-            "herding": lambda: herded(self.count, *scale),
+            "reservoir": lambda: reservoir(tasks, self.count * bench.train.num_classes * shares, bench.normalization),
+            "herding": lambda: herded(self.count, bench.normalization),
             "distilled": lambda: self._distilled(case),
         }
         remember = methods[case.method]()
@@ -273,8 +274,8 @@ class Comparison:
                 self.count * shares,
                 recipe.record,
                 replace(recipe.replay, order=case.order, tasks=len(tasks)),
-                mean=bench.mean,
-                std=bench.std,
+                mean=bench.normalization.mean,
+                std=bench.normalization.std,
                 seed=recipe.seed,
                 device=recipe.device,
             )
@@ -320,7 +321,7 @@ class Comparison:
         build = network_factory(self.network, self.bench.train.shape, tasks[-1].train.num_classes)
         title = f"{row.content['name']}, {work.name}"
         network, spent = self.bench.fit(work, title, images, settings, seed, build=build)
-        return [[accuracy(network, task.test, self.bench.mean, self.bench.std) for task in tasks]], spent
+        return [[accuracy(network, task.test, self.bench.normalization) for task in tasks]], spent
 
 
 def work(bench: Bench, options: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from benchmarks.machine import describe_machine, spread
 from tgdd_plugin import DistilledReplay, ReplayMemory, SiameseAugmentation
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
 
 MEAN, STD, CLASSES = [0.5] * 3, [0.25] * 3, 10
@@ -34,7 +35,9 @@ def fit(options: argparse.Namespace, replay: bool, memory: ReplayMemory) -> floa
     size = options.batch_size * (1 if replay else 2)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (size * options.steps, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    loader = DeviceLoader(images.to(on), torch.arange(len(images)) % CLASSES, MEAN, STD, batch_size=size, device=on)
+    loader = DeviceLoader(
+        images.to(on), torch.arange(len(images)) % CLASSES, Normalization(MEAN, STD), batch_size=size, device=on
+    )
     # What replay adds comes before the augmentation, which is then that of the whole batch, as on the other side.
     mixing: list[Algorithm] = [DistilledReplay(memory, augmentation="none")] if replay else []
     network = convnet(CLASSES, width=options.width)

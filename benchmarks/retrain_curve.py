@@ -113,12 +113,12 @@ def train_with_curve(
 
     def score() -> float:
         training = network.training
-        found = accuracy(network, bench.test, card.mean, card.std)
+        found = accuracy(network, bench.test, card.normalization)
         network.train(training)
         return found
 
     pixels, size = images[0].to(bench.on), settings.batch_size
-    loader = DeviceLoader(pixels, images[1], card.mean, card.std, batch_size=size, seed=seed, device=bench.on)
+    loader = DeviceLoader(pixels, images[1], card.normalization, batch_size=size, seed=seed, device=bench.on)
     curve = Curve(score, *every, bench.on)
     train(network, loader, len(card.classes), settings, seed=seed, device=bench.recipe.device, callbacks=[curve])
     return curve.points

@@ -127,7 +127,7 @@ def weigh_random(bench: Bench, size: int) -> None:
     generator = torch.Generator().manual_seed(bench.recipe.seed)
     index = pool.draw(torch.arange(pool.num_classes), size, generator, "a row of random images").flatten()
     images = pool.take(index)
-    card = Card(pool.classes, 0, size, [], bench.mean, bench.std)
+    card = Card(pool.classes, 0, size, [], list(bench.normalization.mean), list(bench.normalization.std))
     weigh(row, images, write_beton(row.work / f"random{size}.beton", images, pool.labels[index], card))
 
 

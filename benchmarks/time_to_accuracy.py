@@ -78,7 +78,9 @@ def distilled(bench: Bench, name: str, trajectory: Trajectory, settings: Distill
             image_interval=0,
         )
     else:
-        loop = PublishedLoop(trajectory, bench.train, settings, bench.build, bench.mean, bench.std, bench.on)
+        loop = PublishedLoop(
+            trajectory, bench.train, settings, bench.build, bench.normalization.mean, bench.normalization.std, bench.on
+        )
         for step in range(1, max(steps) + 1):
             loop.step()
             snapshots.keep(step, loop.synthetic)

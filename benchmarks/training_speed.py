@@ -47,6 +47,7 @@ from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.versions import versions
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import build_network
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import train, train_each
@@ -318,9 +319,10 @@ def seeds(
 
     def fresh() -> tuple[list[nn.Module], list[TimedLoader]]:
         networks = [build_network(kind, {"width": int(width)} if width else {}, shape, CLASSES) for _ in range(count)]
-        batch_size = TrainSettings.batch_size
+        batch_size, normalization = TrainSettings.batch_size, Normalization(MEAN, STD)
         return networks, [
-            TimedLoader(images, labels, MEAN, STD, batch_size=batch_size, seed=seed, device=on) for seed in range(count)
+            TimedLoader(images, labels, normalization, batch_size=batch_size, seed=seed, device=on)
+            for seed in range(count)
         ]
 
     def turn(at_once: bool, epochs: int) -> Seconds:

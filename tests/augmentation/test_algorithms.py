@@ -22,6 +22,7 @@ from tgdd_plugin.augmentation.algorithms import (
 from tgdd_plugin.augmentation.dsa import augment, draw_augmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.normalization import Normalization
 
 N, K = 24, 3
 
@@ -49,7 +50,11 @@ def images():
 
 def loader(batch_size=8, shuffle=False, count=N):
     return DeviceLoader(
-        images()[:count], torch.arange(count) % K, [0.0] * 3, [1.0] * 3, batch_size=batch_size, shuffle=shuffle
+        images()[:count],
+        torch.arange(count) % K,
+        Normalization([0.0] * 3, [1.0] * 3),
+        batch_size=batch_size,
+        shuffle=shuffle,
     )
 
 
@@ -242,7 +247,7 @@ def test_mixed_labels_are_shares_of_pixels(soft, size, monkeypatch):
     count = 6
     pixels = torch.arange(1, count + 1, dtype=torch.uint8).view(-1, 1, 1, 1).expand(count, 1, *size)
     labels = torch.rand(count, K, generator=generator()).softmax(1) if soft else torch.arange(count) % K
-    batches = DeviceLoader(pixels, labels, [0.0], [1 / 255], batch_size=count, shuffle=False)
+    batches = DeviceLoader(pixels, labels, Normalization([0.0], [1 / 255]), batch_size=count, shuffle=False)
     network = nn.Sequential(nn.Flatten(), nn.Linear(size[0] * size[1], K))
     model = Watched(network)
     trainer = Trainer(

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from benchmarks import harness, replay, results
 from tgdd_plugin import ImagePool, Trajectory
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.pipeline.datasets import load_data
@@ -129,13 +130,14 @@ def test_from_scratch_is_a_training_on_the_memory_alone(whole: Path) -> None:
     (entry,) = content(whole)["herding-scratch"]["networks"]
     train_pool, test_pool = load_data(DataSettings(per_class=12))
     scale = train_pool.statistics()
+    normalization = Normalization(*scale)
     settings = TrainSettings(epochs=4, augmentation="color_crop")
     for number, count in ((0, 5), (1, 10)):
         memory = ReplayMemory.load(place / f"task{number}" / "memory.beton")
         with torch.random.fork_rng():
             torch.manual_seed(0)
             network = convnet(count, 1, 8, depth=1, width=4)
-        loader = DeviceLoader(memory.images, memory.labels, *scale, batch_size=64, device="cpu")
+        loader = DeviceLoader(memory.images, memory.labels, normalization, batch_size=64, device="cpu")
         train(network, loader, count, settings, device="cpu")
         found = []
         for part in (range(0, 5), range(5, 10))[: number + 1]:

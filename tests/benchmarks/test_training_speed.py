@@ -21,6 +21,7 @@ from benchmarks import retrain_curve as curves
 from benchmarks import training_speed as speed
 from tgdd_plugin import Card, RetrainSettings, read_beton, read_card, retrain, write_beton
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.pipeline.datasets import load_data
@@ -59,7 +60,7 @@ def test_stock_pipelines_serve_the_written_images(data, by_torch):
 
 def test_a_loader_of_other_images_is_refused(data):
     def loader(images: torch.Tensor, labels: torch.Tensor, mean: float = 0.5) -> DeviceLoader:
-        return DeviceLoader(images, labels, [mean] * 3, [0.25] * 3, batch_size=4)
+        return DeviceLoader(images, labels, Normalization([mean] * 3, [0.25] * 3), batch_size=4)
 
     _, images, labels = data
     speed.check_same("right", loader(images, labels), data)
@@ -224,7 +225,7 @@ def test_scoring_is_outside_of_the_clock(unit):
             time.sleep(0.02)
 
     images = torch.zeros(8, 1, 4, 4, dtype=torch.uint8)
-    loader = DeviceLoader(images, torch.zeros(8, dtype=torch.int64), [0.5], [0.5], batch_size=4)
+    loader = DeviceLoader(images, torch.zeros(8, dtype=torch.int64), Normalization([0.5], [0.5]), batch_size=4)
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     settings = TrainSettings(epochs=6, augmentation="none", cutmix=0.0)
     began = time.perf_counter()

@@ -109,7 +109,7 @@ def test_the_exported_tensors_are_what_the_other_code_takes(tmp_path, beton, cha
         [0.25] * channels,
         card().classes,
     )
-    with pytest.raises(InputError, match=r"mean is .* and std \[\]; wanted . value"):
+    with pytest.raises(InputError, match=r"`mean` and `std` must be given together, got mean \[0.5.*\] and std None"):
         export_tensors(path, tmp_path / "half", mean=[0.5] * channels)
     assert not (tmp_path / "half").exists()
 
@@ -363,9 +363,15 @@ def test_tensors_that_do_not_fit_are_a_clear_line(tmp_path, case):
 
 OPTIONS = {
     "no mean": ({"mean": None, "std": None}, "no mean and std came with .*give those of the code that made it"),
-    "mean of one channel": ({"mean": [0.5], "std": [0.5]}, r"mean is \[0.5\] and std \[0.5\]; wanted 3 value"),
-    "std of nought": ({"mean": MEAN, "std": [0.0] * 3}, "std above 0"),
-    "mean that is no number": ({"mean": [float("nan")] * 3, "std": STD}, "wanted 3 value"),
+    "mean of one channel": (
+        {"mean": [0.5], "std": [0.5]},
+        r"which have 3, got mean \[0.5\] and std \[0.5\]. Give 3 value",
+    ),
+    "std of nought": ({"mean": MEAN, "std": [0.0] * 3}, r"with each std above 0, got .* and std \[0.0, 0.0, 0.0\]"),
+    "mean that is no number": (
+        {"mean": [float("nan")] * 3, "std": STD},
+        r"finite values, one per channel, .* got mean \[nan, nan, nan\]",
+    ),
     "fewer names": ({"classes": ["a", "b"]}, r"run from 0 to 11; wanted 0..1: correct them, or the class names"),
     "more names": ({"classes": [*"abcdefghijklm"]}, "class 12 has 0 images"),
     "a factor that does not divide": ({"factor": 4}, "factor 4 does not divide images of 6x8"),

@@ -15,6 +15,7 @@ from tgdd_plugin.beton.loader import beton_loader
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data import device_loader as loader_module
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.recording.introspection import find_normalisation
 
 N, K = 23, 4
@@ -29,7 +30,7 @@ def made(channels=3):
 
 
 def device_loader(**options):
-    return DeviceLoader(*made(), MEAN, STD, **{"batch_size": 5, **options})
+    return DeviceLoader(*made(), Normalization(MEAN, STD), **{"batch_size": 5, **options})
 
 
 def numbers(batches, channels=3):

@@ -13,6 +13,7 @@ from tests.patterned import herding_by_hand, k_center_by_hand
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.coresets import herding, k_center
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import OWN
 from tgdd_plugin.networks.features import features_of
 
@@ -122,8 +123,8 @@ def test_features_are_those_of_each_image_and_the_network_stays_as_it_was():
     network = tiny_network(norm=True, dropout=0.5).train()
     network.features[1].running_mean.uniform_()
     before = copy.deepcopy(network.state_dict())
-    pool, mean, std = make_pool(), [0.3], [0.2]
-    features = features_of(network, pool, mean, std, batch_size=5)
+    pool, normalization = make_pool(), Normalization([0.3], [0.2])
+    features = features_of(network, pool, normalization, batch_size=5)
     assert network.training and all(p.requires_grad for p in network.parameters())
     assert not network.fc._forward_pre_hooks
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
@@ -132,15 +133,15 @@ def test_features_are_those_of_each_image_and_the_network_stays_as_it_was():
         wanted = network.eval().features((pool.images / 255 - 0.3) / 0.2)
     torch.testing.assert_close(features, wanted)
     assert features.dtype == torch.float32 and features.shape == (23, 16) and not features.requires_grad
-    torch.testing.assert_close(features_of(network, pool, mean, std), features)
-    torch.testing.assert_close(features_of(network, pool, mean, std, head="fc"), features)
+    torch.testing.assert_close(features_of(network, pool, normalization), features)
+    torch.testing.assert_close(features_of(network, pool, normalization, head="fc"), features)
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_features_of_the_packages_networks_can_be_chosen_by(name):
     pool = make_pool(9, (3, 16, 16))
     narrow = {"densenet121": {"growth_rate": 2}, "vit": {"width": 12, "depth": 1}}.get(name, {"width": 8})
-    features = features_of(OWN[name](CLASSES, 3, 16, **narrow), pool, *pool.statistics(), batch_size=4)
+    features = features_of(OWN[name](CLASSES, 3, 16, **narrow), pool, Normalization(*pool.statistics()), batch_size=4)
     for select in SELECTIONS:
         chosen = select(features, pool.labels, 2)
         assert pool.subset(chosen).labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -149,8 +150,12 @@ def test_features_of_the_packages_networks_can_be_chosen_by(name):
 @pytest.mark.parametrize(
     ("network", "arguments", "message"),
     [
-        (tiny_network(), {"mean": [0.1, 0.2]}, r"2 means and 1 stds came for images of 1 channel\(s\)"),
-        (tiny_network(), {"mean": [0.1] * 3, "std": [0.1] * 3}, "3 means and 3 stds"),
+        (tiny_network(), {"mean": [0.1, 0.2]}, r"must be equally many .* got mean \[0.1, 0.2\] and std \[0.2\]"),
+        (
+            tiny_network(),
+            {"mean": [0.1] * 3, "std": [0.1] * 3},
+            r"one value for each channel of the images, which have 1, got mean \[0.1, 0.1, 0.1\]",
+        ),
         (tiny_network(num_classes=5), {}, "no linear layer with 3 outputs"),
         (tiny_network(channels=3), {}, r"does not take images of shape \(1, 8, 8\)"),
         (tiny_network(), {"head": "features"}, "head 'features' is no nn.Linear"),
@@ -159,4 +164,5 @@ def test_features_of_the_packages_networks_can_be_chosen_by(name):
 )
 def test_what_gives_no_features_is_refused(network, arguments, message):
     with pytest.raises(InputError, match=message):
-        features_of(network, make_pool(), **{"mean": [0.3], "std": [0.2], **arguments})
+        normalization = Normalization(arguments.pop("mean", [0.3]), arguments.pop("std", [0.2]))
+        features_of(network, make_pool(), normalization, **arguments)

@@ -22,6 +22,7 @@ from tgdd_plugin import DistillSettings, ImagePool, InputError, RetrainSettings,
 from tgdd_plugin.beton.card import card_path
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.seeding import keyed_generator
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.distiller import is_distilled
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.sampling import Draws
@@ -82,9 +83,9 @@ def test_equals_a_plain_loop_without_composer(trajectory, pool, tmp_path, factor
     start = start_pixels("mix", (3, 2, 3, 8, 8), factor, pool, keyed_generator(0, 0, 2**31))
     synthetic = SyntheticImages(start, factor)
     draws = Draws(settings, bank, pool, synthetic)
-    mean, std = pool.statistics()
+    normalization = Normalization(*pool.statistics())
     model = DistillationModel(
-        synthetic, [FeatureNetwork(network, "classifier")], bank, pool, mean=mean, std=std, alpha=2.5
+        synthetic, [FeatureNetwork(network, "classifier")], bank, pool, normalization=normalization, alpha=2.5
     )
     for step in range(5):
         batch = draws(step)
@@ -330,9 +331,9 @@ def test_two_processes_average_their_gradients(trajectory, pool, tmp_path):
     network = tiny()
     bank = StageBank(trajectory, [network])
     synthetic = SyntheticImages(start_pixels("mix", (3, 2, 3, 8, 8), 1, pool, keyed_generator(0, 0, 2**31)))
-    mean, std = pool.statistics()
+    normalization = Normalization(*pool.statistics())
     model = DistillationModel(
-        synthetic, [FeatureNetwork(network, "classifier")], bank, pool, mean=mean, std=std, alpha=2.5
+        synthetic, [FeatureNetwork(network, "classifier")], bank, pool, normalization=normalization, alpha=2.5
     )
     gradients = []
     for rank in range(2):
@@ -359,9 +360,9 @@ def bad(match, **options):
         bad("does not fit stage", network=lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 3))),
         bad("no linear layer", network=lambda: nn.Conv2d(3, 3, 1)),
         bad("no nn.Linear", head="nowhere"),
-        bad("came for images of 3", mean=[0.5], std=[0.5]),
+        bad(r"channel of the images, which have 3, got mean \[0.5\]", mean=[0.5], std=[0.5]),
         bad("was recorded with mean", mean=[0.0] * 3, std=[0.05] * 3),
-        bad("belong together", mean=[0.5] * 3),
+        bad("`mean` and `std` must be given together", mean=[0.5] * 3),
         bad("checkpoint_interval is 'soon'", checkpoint_interval="soon"),
         bad("is a folder", output="."),
         bad("cannot write", output="file/below.beton"),
@@ -488,7 +489,7 @@ def test_some_classes_alone_have_the_gradients_they_have_among_all(trajectory, p
     network, real = tiny(), pool if source == "sampled" else None
     bank = StageBank(trajectory, [network], recorded=real is None)
     pixels = torch.rand(3, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    options = {"mean": pool.statistics()[0], "std": pool.statistics()[1], "alpha": 2.5}
+    options = {"normalization": Normalization(*pool.statistics()), "alpha": 2.5}
     both = [SyntheticImages(chosen.clone()) for chosen in (pixels, pixels[ids])]
     models = [DistillationModel(each, [FeatureNetwork(network, "classifier")], bank, real, **options) for each in both]
     batch = next(b for b in map(Draws(SETTINGS.resolved(8), bank, real, both[0]), range(9)) if b["early"] != b["late"])

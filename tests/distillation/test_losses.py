@@ -9,6 +9,7 @@ from torch import nn
 
 from tgdd_plugin.augmentation.dsa import augment, draw_augmentation
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.losses import distribution_constraint, stage_matching
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.sampling import Draws
@@ -48,7 +49,7 @@ def make(factor: int, count: int = 2, pair: StagePair = TWO_STAGES):
     settings = DistillSettings(images_per_class=count, factor=factor, real_per_class=REAL).resolved(SIDE)
     bank = Bank(networks, pair)
     frozen = FeatureNetwork(copy.deepcopy(networks[0]), "classifier")
-    model = DistillationModel(synthetic, [frozen], bank, pool, mean=MEAN, std=STD, alpha=ALPHA)
+    model = DistillationModel(synthetic, [frozen], bank, pool, normalization=Normalization(MEAN, STD), alpha=ALPHA)
     draws = Draws(settings, bank, pool, synthetic)
     return model, draws, networks, pool
 

@@ -18,6 +18,7 @@ from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.cli import main
 from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.distiller import is_distilled
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.sampling import Draws
@@ -82,7 +83,12 @@ def test_loss_and_gradient_equal_the_formula(trajectory):
     synthetic = SyntheticImages(torch.rand(3, 2, 3, 8, 8), 2)
     mean, std = trajectory.run.mean, trajectory.run.std
     model = DistillationModel(
-        synthetic, [FeatureNetwork(network, "classifier")], bank, None, mean=mean, std=std, alpha=0.7
+        synthetic,
+        [FeatureNetwork(network, "classifier")],
+        bank,
+        None,
+        normalization=Normalization(mean, std),
+        alpha=0.7,
     )
     draws = Draws(SETTINGS.resolved(8, sampled=False), bank, None, synthetic)
     batch = next(b for b in map(draws, range(100)) if b["early"] != b["late"])

@@ -291,7 +291,7 @@ def test_runs_alike_but_for_their_seeds_are_one_architecture(tmp_path):
 
 def test_soft_labels_are_the_mean_over_all_runs(trajectory, pool):
     images = pool.images[:7]
-    labels = soft_labels(trajectory, [small(), large()], images, trajectory.run.mean, trajectory.run.std)
+    labels = soft_labels(trajectory, [small(), large()], images, trajectory.run.normalization)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (trajectory.run.mean, trajectory.run.std))
     answers = []
     for folder, recorded in trajectory.runs.items():

@@ -20,6 +20,7 @@ from tgdd_plugin.beton.card import Card, card_path, read_card
 from tgdd_plugin.beton.format import read_beton, write_beton
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.evaluation import distribution_matching, scorer
 from tgdd_plugin.evaluation.comparison import evaluate
 from tgdd_plugin.evaluation.metrics import hard_label_recovery, improvement_over_random
@@ -275,7 +276,7 @@ def test_the_networks_that_choose_are_those_of_the_full_data(done):
     for seed, wanted in zip((4, 5), full.accuracies, strict=True):
         network = build()
         network.load_state_dict(load_file(folder / f"set-evaluation/full-data-{seed}.safetensors"))
-        assert accuracy(network, TEST, MEAN, STD) == wanted
+        assert accuracy(network, TEST, Normalization(MEAN, STD)) == wanted
 
 
 def test_baselines_networks_and_soft_labels_are_left_out_as_said(tmp_path, trained, trajectory):

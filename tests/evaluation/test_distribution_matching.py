@@ -11,6 +11,7 @@ from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.evaluation import distribution_matching as module
 from tgdd_plugin.evaluation.distribution_matching import distribution_matching, fresh_networks
@@ -36,6 +37,7 @@ def make_pool(count=60):
 
 REAL = make_pool()
 MEAN, STD = REAL.statistics()
+NORMALIZATION = Normalization(MEAN, STD)
 
 
 @pytest.fixture(autouse=True)
@@ -44,13 +46,13 @@ def few(monkeypatch):
 
 
 def match(output, settings=QUICK, **options):
-    return distribution_matching(REAL, output, settings, build, mean=MEAN, std=STD, **{**QUIET, **options})
+    return distribution_matching(REAL, output, settings, build, normalization=NORMALIZATION, **{**QUIET, **options})
 
 
 def test_networks_are_fresh_and_different(tmp_path):
     torch.manual_seed(1)
     stream = torch.get_rng_state()
-    trajectory = fresh_networks(tmp_path, build, CLASSES, MEAN, STD, seed=5)
+    trajectory = fresh_networks(tmp_path, build, CLASSES, NORMALIZATION, seed=5)
     assert torch.equal(torch.get_rng_state(), stream)
     assert (trajectory.run.classes, trajectory.run.mean, trajectory.run.std) == (CLASSES, MEAN, STD)
     torch.manual_seed(5)
@@ -66,15 +68,15 @@ def test_networks_are_fresh_and_different(tmp_path):
 
 
 def other_seed(folder):
-    (run_folder,) = fresh_networks(folder / "other", build, CLASSES, MEAN, STD, seed=6).runs
+    (run_folder,) = fresh_networks(folder / "other", build, CLASSES, NORMALIZATION, seed=6).runs
     return recorded(run_folder)[0]
 
 
 def test_the_same_networks_are_written_over_what_is_left(tmp_path):
-    first = fresh_networks(tmp_path, build, CLASSES, MEAN, STD).checksums
+    first = fresh_networks(tmp_path, build, CLASSES, NORMALIZATION).checksums
     (run_folder,) = tmp_path.iterdir()
     (run_folder / "stage-ep9-ba9.safetensors").write_bytes(b"left")
-    assert fresh_networks(tmp_path, build, CLASSES, MEAN, STD).checksums == first
+    assert fresh_networks(tmp_path, build, CLASSES, NORMALIZATION).checksums == first
     assert not (run_folder / "stage-ep9-ba9.safetensors").exists()
 
 
@@ -83,7 +85,7 @@ def test_as_many_as_there_is_room_for(tmp_path, monkeypatch, room, count):
     """At least two, at most the given number; a network's parameters have four bytes each."""
     size = 4 * sum(p.numel() for p in build().parameters())
     monkeypatch.setattr(module, "NETWORK_BYTES", int(room * size))
-    (run_folder,) = fresh_networks(tmp_path, build, CLASSES, MEAN, STD).runs
+    (run_folder,) = fresh_networks(tmp_path, build, CLASSES, NORMALIZATION).runs
     assert len(manifest(run_folder)["stages"]) == count
 
 
@@ -113,12 +115,12 @@ def test_what_is_there_of_this_job_is_kept(tmp_path):
     before, card = path.stat().st_mtime_ns, read_card(path)
     assert match(path) == path and path.stat().st_mtime_ns == before
     more, longer = make_pool(63), replace(QUICK, steps=5)
-    distribution_matching(more, path, QUICK, build, mean=MEAN, std=STD, **QUIET)
+    distribution_matching(more, path, QUICK, build, normalization=NORMALIZATION, **QUIET)
     assert read_card(path).real["images"] == 63 and read_card(path).sha256 != card.sha256
-    distribution_matching(more, path, longer, build, mean=MEAN, std=STD, **QUIET)
+    distribution_matching(more, path, longer, build, normalization=NORMALIZATION, **QUIET)
     assert read_card(path).method["steps"] == 5
     wide = convnet(K, 1, 8, depth=1, width=8)  # another network
-    distribution_matching(more, path, longer, lambda: wide, mean=MEAN, std=STD, **QUIET)
+    distribution_matching(more, path, longer, lambda: wide, normalization=NORMALIZATION, **QUIET)
     assert read_card(path).network["parameters"] == sum(p.numel() for p in wide.parameters())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["matched.beton", "matched.beton.yaml"]
 

@@ -17,6 +17,7 @@ from tgdd_plugin.beton.card import Card, card_path, read_card
 from tgdd_plugin.beton.format import read_beton, write_beton
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.evaluation import scorer
 from tgdd_plugin.evaluation.comparison import retrain
 from tgdd_plugin.evaluation.scorer import Row
@@ -223,11 +224,13 @@ def test_training_learns(file):
 def test_accuracy_is_of_every_image_in_evaluation_mode():
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(64, K)).train()
     many = pool(1100, 5)  # more than two batches
-    mean, std = [0.3], [0.2]
+    normalization = Normalization([0.3], [0.2])
     with torch.no_grad():
         weight, bias = network[2].weight.double(), network[2].bias.double()
         logits = ((many.images.double().flatten(1) / 255 - 0.3) / 0.2) @ weight.T + bias
-    assert accuracy(network, many, mean, std) == pytest.approx(float((logits.argmax(1) == many.labels).double().mean()))
+    assert accuracy(network, many, normalization) == pytest.approx(
+        float((logits.argmax(1) == many.labels).double().mean())
+    )
 
 
 def test_nothing_is_chosen_on_the_test_images(file, monkeypatch):

@@ -38,9 +38,9 @@ def test_accuracies_are_those_of_a_plain_training(beton):
     few, card = pool(12, 1), read_card(beton)
     for seed in (0, 1):
         network = tiny_network(seed)
-        loader = DeviceLoader(few.images, few.labels, card.mean, card.std, batch_size=5, seed=seed)
+        loader = DeviceLoader(few.images, few.labels, card.normalization, batch_size=5, seed=seed)
         train(network, loader, K, settings.training(20), seed=seed, device="cpu")
-        expected.append(accuracy(network, judge, card.mean, card.std))
+        expected.append(accuracy(network, judge, card.normalization))
     assert found.accuracies == expected
     assert found.parameters == 4 * 9 + 4 + 16 * K + K
     assert len(found.seconds) == 2 and min(found.seconds) > 0 and found.latency > 0

@@ -37,6 +37,7 @@ from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentatio
 from tgdd_plugin.augmentation.strategy import OPERATIONS
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.recording.introspection import find_augmentation
 
@@ -514,7 +515,9 @@ class OwnAlgorithm(Algorithm):
     ],
 )
 def test_augmentation_by_algorithms(algorithms: list[Algorithm], wanted: str | None) -> None:
-    device_loader = DeviceLoader(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4), [0], [1], batch_size=2)
+    device_loader = DeviceLoader(
+        torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4), Normalization([0], [1]), batch_size=2
+    )
     for loader in (device_loader, DataLoader(Pictures())):
         assert find_augmentation(loader, algorithms) == wanted
     flipped = DataLoader(Wrapped(Pictures(), transforms.RandomHorizontalFlip()))
@@ -628,9 +631,9 @@ def test_two_fits_are_one_run(tmp_path: Path, algorithms: list[Any]) -> None:
         ({"dtype": "float8"}, "dtype is 'float8'; wanted one of float32, float16, bfloat16"),
         ({"max_stages": 1}, "max_stages is 1; wanted a whole number from 2 on"),
         ({"max_stages": "8"}, "max_stages is '8'; wanted"),
-        ({"mean": [0.5]}, "mean and std belong together"),
-        ({"mean": [0.5], "std": [0.1, 0.1]}, "as many of one as of the other"),
-        ({"mean": [0.5], "std": [0.0]}, "each std above 0"),
+        ({"mean": [0.5]}, r"`mean` and `std` must be given together, got mean \[0.5\] and std None"),
+        ({"mean": [0.5], "std": [0.1, 0.1]}, r"must be equally many .*, got mean \[0.5\] and std \[0.1, 0.1\]"),
+        ({"mean": [0.5], "std": [0.0]}, r"each std above 0, got mean \[0.5\] and std \[0.0\]"),
         ({"exemplars": -1}, "exemplars is -1; wanted a whole number of images of each class, or 0 for none"),
         ({"exemplars": True}, "exemplars is True; wanted"),
         ({"exemplars": 2.5}, "exemplars is 2.5; wanted"),

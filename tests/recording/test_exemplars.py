@@ -21,6 +21,7 @@ from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentatio
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.pipeline.show import describe_trajectory
 from tgdd_plugin.recording.exemplars import Exemplars
 from tgdd_plugin.recording.runs import record as record_runs
@@ -42,7 +43,7 @@ def record(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Trains on :func:`pictures`, normalised, in their own order; returns them."""
     images, labels = pictures(seed=options.pop("data", 0))
-    loader = DeviceLoader(images, labels, MEAN, STD, batch_size=8, shuffle=options.pop("shuffle", False))
+    loader = DeviceLoader(images, labels, Normalization(MEAN, STD), batch_size=8, shuffle=options.pop("shuffle", False))
     callbacks = [*options.pop("callbacks", []), TGDDCallback(str(folder), exemplars=exemplars, **(tgdd or {}))]
     defaults: dict[str, Any] = {"train_dataloader": loader, "max_duration": "2ep", "run_name": name}
     fit(tiny_network(channels=3), callbacks=callbacks, **{**defaults, **options})
@@ -64,10 +65,10 @@ def check(folder: Path, wanted: tuple[torch.Tensor, torch.Tensor]) -> None:
 
 def test_every_byte_survives_the_normalisation() -> None:
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16).contiguous()
-    ((images, labels),) = DeviceLoader(values, torch.tensor([0]), MEAN, STD, batch_size=1)
+    ((images, labels),) = DeviceLoader(values, torch.tensor([0]), Normalization(MEAN, STD), batch_size=1)
     for dtype in (torch.float32, torch.float16):
         exemplars = Exemplars(1, 1)
-        assert exemplars.add(images.to(dtype), labels, MEAN, STD) is None
+        assert exemplars.add(images.to(dtype), labels, Normalization(MEAN, STD)) is None
         assert torch.equal(exemplars._images[0], values)
 
 
@@ -136,7 +137,7 @@ def test_too_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_batches_that_are_none(images: Any, targets: Any, problem: str) -> None:
     exemplars = Exemplars(4, 2)
-    message = exemplars.add(images, targets, MEAN, STD)
+    message = exemplars.add(images, targets, Normalization(MEAN, STD))
     assert message is not None and problem in message
     assert exemplars.done and not len(exemplars)
 

@@ -28,6 +28,7 @@ from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentatio
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.algorithm import DistilledReplay
 from tgdd_plugin.replay.functional import replay_batch, replay_factors, replay_loss
 from tgdd_plugin.replay.memory import ReplayMemory
@@ -340,7 +341,7 @@ def test_memory_images_are_normalised_and_augmented() -> None:
     for number in range(2):
         ours = [torch.cat([p.images[p.memory] for p in batches[number].parts]) for batches in (whole, split, plain)]
         assert torch.equal(ours[0], ours[1])  # microbatches change no draw
-        shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in made.normalisation())
+        shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (made.mean, made.std))
         torch.testing.assert_close(ours[2], (drawn(made, 8, number)[0] - shift) / scale)
         assert not any(torch.allclose(a, b) for a, b in zip(ours[0], ours[2], strict=True))
         assert not torch.equal(other[number].parts[0].images, whole[number].parts[0].images)
@@ -541,7 +542,7 @@ def test_unusable_arguments() -> None:
 def test_a_memory_that_does_not_fit_the_training() -> None:
     def device_loader(mean: float = 0.0) -> DeviceLoader:
         pictures = Pictures()
-        return DeviceLoader((pictures.images * 255).byte(), pictures.labels, [mean], [1.0], batch_size=8)
+        return DeviceLoader((pictures.images * 255).byte(), pictures.labels, Normalization([mean], [1.0]), batch_size=8)
 
     class Named(Pictures):
         classes = ["cat", "dog", "ship"]
@@ -564,10 +565,10 @@ def test_a_memory_that_does_not_fit_the_training() -> None:
         (
             memory(),
             {"train_dataloader": device_loader(0.5)},
-            r"normalises with mean \[0.5\] .* the memory with \[0.0\]",
+            r"normalizes with mean \[0.5\] .* the memory with mean \[0.0\]",
         ),
         (many, {}, "the memory has class 3, the network 3 outputs"),
-        (unknown, {}, "the memory knows no normalisation; give ReplayMemory mean= and std="),
+        (unknown, {}, "the memory knows no normalization; give ReplayMemory mean= and std="),
         (named("dog", "cat", "ship"), {"dataset": Named()}, "class 1 is 'dog' for the loader and 'cat' for the memory"),
     ):
         with pytest.raises(InputError, match=pattern):

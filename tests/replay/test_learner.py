@@ -22,6 +22,7 @@ from tests.common import Crash, recorded
 from tests.patterned import patterned
 from tgdd_plugin import DistillSettings, ImagePool, InputError, Trajectory, cli, distill, read_beton
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.replay import learner, policies
@@ -34,6 +35,7 @@ from tgdd_plugin.replay.tasks import Task, split_classes
 from tgdd_plugin.training.train import accuracy, train
 
 MEAN, STD = [0.4], [0.3]
+NORMALIZATION = Normalization(MEAN, STD)
 NAMES = ["rows", "columns", "chess"]
 THREE = ReplaySettings(tasks=3)
 TRAINING = RecordSettings(epochs=2, batch_size=5, learning_rate=0.02, cutmix=0.0, augmentation="crop", exemplars=4)
@@ -259,7 +261,13 @@ def test_the_first_task_is_trained_as_without_a_memory(whole: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build(1)
-    train(network, DeviceLoader(pool.images, pool.labels, MEAN, STD, batch_size=5), 1, TRAINING, device="cpu")
+    train(
+        network,
+        DeviceLoader(pool.images, pool.labels, NORMALIZATION, batch_size=5),
+        1,
+        TRAINING,
+        device="cpu",
+    )
     for name, tensor in load_file(whole / "done" / "task0" / "network.safetensors").items():
         assert torch.equal(tensor, network.state_dict()[name])
 
@@ -360,11 +368,11 @@ def test_tuning_is_a_training_on_the_memory_alone_from_which_the_next_task_goes_
         network = build(number + 1)
         network.load_state_dict(load_file(place / "network.safetensors"))
         memory = ReplayMemory.load(place / "memory.beton")
-        loader = DeviceLoader(memory.decoded, memory.decoded_labels, MEAN, STD, batch_size=5)
+        loader = DeviceLoader(memory.decoded, memory.decoded_labels, NORMALIZATION, batch_size=5)
         train(network, loader, number + 1, replace(TRAINING, epochs=3, learning_rate=0.002), device="cpu")
         tuned = load_file(place / "tuned.safetensors")
         assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in tuned.items())
-        assert scores.rows[number] == [accuracy(network, task.test, MEAN, STD) for task in three()[: number + 1]]
+        assert scores.rows[number] == [accuracy(network, task.test, NORMALIZATION) for task in three()[: number + 1]]
         if number < 2:
             start = recorded(tmp_path / "done" / f"task{number + 1}" / "trajectory" / "training")[0]
             for name, tensor in start.items():

@@ -20,6 +20,7 @@ from tgdd_plugin.beton.card import Card, card_path, read_card
 from tgdd_plugin.beton.format import read_beton, write_beton
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.ordering import draw
 
@@ -139,13 +140,13 @@ def test_ids_of_a_head_that_grows(tmp_path: Path) -> None:
     memory.add(beton(tmp_path / "a.beton", ["dog", "cat"]))
     memory.add(pool(["ship", "none", "car"]).subset(torch.tensor([0, 2, 3, 5])))
     assert memory.classes == ["dog", "cat", "ship", "car"]
-    assert memory.normalisation() == (SCALE["mean"], SCALE["std"])
+    assert memory.normalization() == Normalization(SCALE["mean"], SCALE["std"])
     numbers = ReplayMemory(total_images=100)
     numbers.add(pool(["7", "2"]))
     numbers.add(pool(["0", "1", "2", "3"]).subset(torch.tensor([3, 7])))
     assert numbers.counts.tolist() == [0, 0, 8, 2, 0, 0, 0, 8]
-    with pytest.raises(InputError, match="knows no normalisation"):
-        numbers.normalisation()
+    with pytest.raises(InputError, match="knows no normalization"):
+        numbers.normalization()
 
 
 def test_domains_share_a_class() -> None:
@@ -278,7 +279,7 @@ def test_what_cannot_be_added_changes_nothing(tmp_path: Path) -> None:
         (
             beton(tmp_path / "a.beton", ["tree"], mean=[0.5] * 3),
             {},
-            r"the set's mean is \[0.5, 0.5, 0.5\] .* distill all",
+            r"the set has mean \[0.5, 0.5, 0.5\] .* distill all",
         ),
         (tmp_path / "none.beton", {}, "there is no file"),
         (pool(["tree"]), {"features": lambda images: images.flatten(1)}, "floating point"),
@@ -309,9 +310,9 @@ def test_a_budget_below_one_image_of_each_class() -> None:
             ReplayMemory(**wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="one name twice"):
         ReplayMemory(["a", "a"], images_per_class=1)
-    with pytest.raises(InputError, match="mean and std belong together"):
+    with pytest.raises(InputError, match=r"`mean` and `std` must be given together, got mean \[0.5\] and std None"):
         ReplayMemory(images_per_class=1, mean=[0.5])
-    with pytest.raises(InputError, match="the images have 3 channel.s., the memory's mean is .0.5. and its std"):
+    with pytest.raises(InputError, match=r"channel of the images, which have 3, got mean .0.5. and std .0.5."):
         ReplayMemory(images_per_class=1, mean=[0.5], std=[0.5]).add(pool(["cat"]))
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from tests.common import tiny_network
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.evaluation.scorer import Row, Scorer
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.networks.factory import OWN
@@ -44,7 +45,7 @@ def loaders(soft=False, seeds=SEEDS):
         generator = torch.Generator().manual_seed(seed)
         images = torch.randint(0, 256, (N, 1, 8, 8), dtype=torch.uint8, generator=generator)
         labels = torch.rand(N, K, generator=generator).softmax(1) if soft else torch.arange(N) % K
-        made.append(DeviceLoader(images, labels, [0.5], [0.3], batch_size=BATCH, seed=seed))
+        made.append(DeviceLoader(images, labels, Normalization([0.5], [0.3]), batch_size=BATCH, seed=seed))
     list(made[1])
     return made
 
@@ -397,7 +398,7 @@ def test_a_row_is_the_same_either_way_and_of_fresh_networks():
     state = torch.get_rng_state()
     for at_once in (False, True):
         rows.append(Row("x", network="y"))
-        scorer = Scorer(test, [0.5], [0.3], SEEDS, K, "cpu", at_once, progress_bar=False)
+        scorer = Scorer(test, Normalization([0.5], [0.3]), SEEDS, K, "cpu", at_once, progress_bar=False)
         torch.set_rng_state(state)
         build = lambda: convnet(K, 1, 8, depth=1, width=4)  # noqa: E731
         networks.append(scorer.score(rows[-1], build, sets.__getitem__, SETTINGS))
@@ -405,7 +406,7 @@ def test_a_row_is_the_same_either_way_and_of_fresh_networks():
     wanted = []
     for seed, network in zip(SEEDS, networks[0], strict=True):
         alone = make("instance norm", seed)
-        loader = DeviceLoader(*sets[seed], [0.5], [0.3], batch_size=BATCH, seed=seed)
+        loader = DeviceLoader(*sets[seed], Normalization([0.5], [0.3]), batch_size=BATCH, seed=seed)
         assert_close([train(alone, loader, K, SETTINGS, seed=seed, device="cpu")], [network])
         right = alone.eval()((test.images / 255 - 0.5) / 0.3).argmax(1) == test.labels
         wanted.append(float(right.double().mean()))
@@ -423,6 +424,6 @@ def test_a_pool_too_large_for_the_device_stays_in_memory(monkeypatch):
     monkeypatch.setattr("tgdd_plugin.evaluation.scorer.train_each", lambda *_, **__: [0.0])
     (loader,) = loaders()[:1]
     test = ImagePool(loader.images, loader.labels)
-    scorer = Scorer(test, [0.5], [0.3], [0], K, "cpu")
+    scorer = Scorer(test, Normalization([0.5], [0.3]), [0], K, "cpu")
     scorer.score(Row("x"), lambda: make("instance norm", 0), lambda seed: (loader.images, loader.labels), SETTINGS)
     assert len(asked) == 1 and asked[0][0] is loader.images

@@ -11,6 +11,7 @@ import yaml
 
 from tgdd_plugin.core.atomic_files import build_checked, sha256, write_whole
 from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.data.normalization import Normalization
 
 FORMAT = 1
 
@@ -33,7 +34,7 @@ class Card:
         images_per_class: Stored images for each class (the field's "IPC"); ``images`` is K · IPC · factor².
         shape: (C, H, W) of the images. With C = 1 the file holds the grey value three times, as FFCV's image field is
             RGB; :func:`beton_loader` gives one channel back.
-        mean, std: Per-channel normalisation, for pixels in [0, 1].
+        mean, std: Per-channel normalization, for pixels in [0, 1]; as one object, :attr:`normalization`.
         factor: f of multi-formation. The file holds the decoded images, unless it is packed.
         packed: Whether the file holds the stored images, f² times fewer; :func:`read_beton` decodes them.
         method: Settings of the distillation, empty for a set made otherwise.
@@ -60,6 +61,11 @@ class Card:
     versions: dict[str, str] = field(default_factory=dict)
     accuracy: list[dict[str, Any]] = field(default_factory=list)
     sha256: str = ""
+
+    @property
+    def normalization(self) -> Normalization:
+        """What the images are normalized with."""
+        return Normalization(self.mean, self.std)
 
     @property
     def parts(self) -> int:

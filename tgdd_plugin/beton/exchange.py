@@ -31,6 +31,7 @@ from tgdd_plugin.beton.pt_reader import read_labels, read_pair
 from tgdd_plugin.core.atomic_files import check_writable, whole_folder
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import versions
+from tgdd_plugin.data.normalization import Normalization
 
 TOLERANCE = 0.1
 """How much clamping may change a value in [0, 1], on average over all of them, before it is taken for a mistake."""
@@ -68,11 +69,11 @@ def export_tensors(
         InputError: If the file or its card cannot be used, the normalisation does not fit, or ``folder`` has content.
     """
     card, images, labels, soft = _read(Path(beton))
-    if mean is not None or std is not None:
-        card.mean, card.std = list(mean or []), list(std or [])
-    shift, scale = _normalisation(card.mean, card.std, images.shape[1])
+    normalization = Normalization.of(mean, std) or card.normalization
+    normalization.check_channels(images.shape[1])
+    card.mean, card.std = list(normalization.mean), list(normalization.std)
     pixels = images.float() / 255
-    contents = {"data.pt": [pixels, labels], "images.pt": (pixels - shift) / scale, "labels.pt": labels}
+    contents = {"data.pt": [pixels, labels], "images.pt": normalization.normalize(pixels), "labels.pt": labels}
     if soft is not None:
         contents["soft_labels.pt"] = soft.clamp(min=1e-12).log()
     with whole_folder(Path(folder)) as temporary:
@@ -171,13 +172,14 @@ def import_tensors(
             f"class {few} has {counts[few]} images in {named}, class {many} has {counts[many]}; wanted as many of "
             f"each, the card's images_per_class: leave some out, or correct labels or class names"
         )
-    if mean is None or std is None:
+    normalization = Normalization.of(mean, std)
+    if normalization is None:
         raise InputError(
             f"no mean and std came with {named}; give those of the code that made it, per channel and for pixels in "
             f"[0, 1]"
         )
-    shift, scale = _normalisation(mean, std, images.shape[1])
-    pixels, was_normalised = _pixels(images, shift, scale, normalised, named)
+    normalization.check_channels(images.shape[1])
+    pixels, was_normalised = _pixels(images, normalization, normalised, named)
     order = labels.argsort(stable=True)
     check_factor(factor, *pixels.shape[-2:])
     decoded, clamped, change = _decoded(pixels[order].unflatten(0, (num_classes, -1)), factor)
@@ -196,8 +198,8 @@ def import_tensors(
         images=0,
         images_per_class=int(counts[0]),
         shape=[],
-        mean=[float(value) for value in mean],
-        std=[float(value) for value in std],
+        mean=list(normalization.mean),
+        std=list(normalization.std),
         factor=factor,
         method=method,
         versions=versions("ffcv", "numpy"),
@@ -235,21 +237,11 @@ def _read_soft_labels(path: Path, shape: tuple[int, int]) -> torch.Tensor | None
     return torch.from_numpy(np.stack(rows))
 
 
-def _normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    if not len(mean) == len(std) == channels or not all(map(np.isfinite, [*mean, *std])) or min(std) <= 0:
-        raise InputError(
-            f"mean is {list(mean)} and std {list(std)}; wanted {channels} value(s) each for pixels in [0, 1], and std "
-            f"above 0"
-        )
-    shift, scale = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
-    return shift, scale
-
-
 _PIXEL_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _pixels(
-    images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, normalised: bool | None, named: str
+    images: torch.Tensor, normalization: Normalization, normalised: bool | None, named: str
 ) -> tuple[torch.Tensor, bool]:
     """Float32 pixels, 0 for black and 1 for white, not clamped, and whether the images were normalised."""
     if images.dtype == torch.uint8:
@@ -262,7 +254,7 @@ def _pixels(
         raise InputError(f"the images of {named} have {count} values that are no finite number; mend or leave them out")
     if normalised is None:
         normalised = bool((torch.maximum(-images, images - 1) > LEEWAY).float().mean() > LEEWAY)
-    return (images * std + mean if normalised else images), normalised
+    return (normalization.denormalize(images) if normalised else images), normalised
 
 
 def _decoded(stored: torch.Tensor, factor: int) -> tuple[torch.Tensor, str, float]:

@@ -14,6 +14,7 @@ from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.format import check_beton, read_beton, restored_threads
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader, _check
+from tgdd_plugin.data.normalization import Normalization
 
 
 def beton_loader(
@@ -47,7 +48,7 @@ def beton_loader(
     if backend == "device":
         images, labels = read_beton(path)
         return DeviceLoader(
-            images.to(device), labels, card.mean, card.std, batch_size=batch_size, shuffle=shuffle, seed=seed
+            images.to(device), labels, card.normalization, batch_size=batch_size, shuffle=shuffle, seed=seed
         )
     if backend != "ffcv":
         raise InputError(f"backend is '{backend}'; wanted 'device' or 'ffcv'")
@@ -67,7 +68,7 @@ class _FFCVLoader:
         fields = check_beton(path, card).fields
         self.swapped = fields.index("label") < fields.index("image")
         channels = 3 // card.shape[0]
-        self.mean, self.std = card.mean * channels, card.std * channels
+        self.normalization = Normalization(card.mean * channels, card.std * channels)
         ranks = dist.get_world_size()
         self.batch_size = min(batch_size, -(-card.images // ranks))  # Composer wants to know it
         with restored_threads():
@@ -76,7 +77,7 @@ class _FFCVLoader:
             from ffcv.loader import Loader, OrderOption
             from ffcv.transforms import NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
 
-            scale = [np.array(values) * 255 for values in (self.mean, self.std)]
+            scale = [np.array(values) * 255 for values in (self.normalization.mean, self.normalization.std)]
             to_device = [ToDevice(device, non_blocking=True)]
             self.loader = Loader(
                 str(path),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from composer.utils import dist
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.data.normalization import normalise
+from tgdd_plugin.data.normalization import Normalization
 
 NORMALISED = 2**27
 """Bytes up to which a set is kept as normalised float32 as well: 128 MiB, 10,000 images of CIFAR-10's size."""
@@ -24,7 +24,7 @@ class DeviceLoader:
     Args:
         images: uint8, ``(N, C, H, W)``.
         labels: ``(N,)``.
-        mean, std: Per-channel normalisation for pixels in [0, 1].
+        normalization: What the images are normalized with.
         batch_size: On each rank.
         shuffle: Default: ``True``.
         seed: Of the order. Default: ``0``.
@@ -35,8 +35,7 @@ class DeviceLoader:
         self,
         images: torch.Tensor,
         labels: torch.Tensor,
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalization: Normalization,
         *,
         batch_size: int,
         shuffle: bool = True,
@@ -47,14 +46,14 @@ class DeviceLoader:
         self.device = torch.device(device) if device is not None else images.device
         self.images = images
         self.labels = labels.to(self.device)
-        self.mean, self.std = list(mean), list(std)
+        self.normalization = normalization
         self.batch_size = min(batch_size, len(images))
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
         # A compact set is normalised once, not at every epoch anew.
         small = 4 * images.numel() <= NORMALISED
-        self._normalised = normalise(images.to(self.device), mean, std) if small else None
+        self._normalised = normalization(images.to(self.device)) if small else None
 
     def __len__(self) -> int:
         """Batches in an epoch on this rank."""
@@ -77,7 +76,7 @@ class DeviceLoader:
                 images = self._normalised.index_select(0, there)
             else:
                 images = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
-                images = normalise(images, self.mean, self.std)
+                images = self.normalization(images)
             yield images, self.labels.index_select(0, there)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import build_recorded, is_own
 from tgdd_plugin.networks.feature_network import fit_names
 from tgdd_plugin.trajectory.manifest import Run
@@ -141,17 +142,13 @@ def recorded_head(network: nn.Module, recorded: str) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def normalisation(
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    run: Run,
-    channels: int,
-    statistics: tuple[list[float], list[float]] | None,
-) -> tuple[list[float], list[float]]:
-    """The given normalisation, else the recorded one, checked against the inputs that the run is known to have seen.
+def agreed_normalization(
+    given: Normalization | None, run: Run, channels: int, statistics: tuple[list[float], list[float]] | None
+) -> Normalization:
+    """The given normalization, else the recorded one, checked against the inputs that the run is known to have seen.
 
     Args:
-        mean, std: As the user gave them, or ``None``.
+        given: As the user gave it, or ``None``.
         run: The recorded run.
         channels: C.
         statistics: Per-channel mean and std of real images' pixels in [0, 1], if there are any at hand.
@@ -159,30 +156,27 @@ def normalisation(
     Raises:
         InputError: If they contradict each other, or there is none.
     """
-    if mean is not None and std is not None and run.mean is not None and run.std is not None:
-        given, recorded = np.array([mean, std]), np.array([run.mean, run.std])
-        if given.shape == recorded.shape and np.abs(given - recorded).max() > 0.01:
-            raise InputError(
-                f"the trajectory was recorded with mean {_rounded(run.mean)} and std {_rounded(run.std)}, and mean "
-                f"{_rounded(mean)} and std {_rounded(std)} were given; leave mean and std out"
-            )
-    mean, std = (mean, std) if mean is not None and std is not None else (run.mean, run.std)
-    if mean is None or std is None:
+    recorded = run.normalization
+    if given and recorded and given.channels == recorded.channels and not given.is_close(recorded):
+        raise InputError(
+            f"the trajectory was recorded with mean {_rounded(recorded.mean)} and std {_rounded(recorded.std)}, and "
+            f"mean {_rounded(given.mean)} and std {_rounded(given.std)} were given; leave mean and std out"
+        )
+    normalization = given or recorded
+    if normalization is None:
         these = ""
         if statistics:
             these = f"; these images have mean {_rounded(statistics[0])} and std {_rounded(statistics[1])}"
         raise InputError(
-            f"the trajectory does not say how its inputs were normalised; pass mean= and std= as in training, on the "
+            f"the trajectory does not say how its inputs were normalized; pass mean= and std= as in training, on the "
             f"command line data.mean=[...] data.std=[...] (0 and 1 for none{these})"
         )
-    if not len(mean) == len(std) == channels:
-        raise InputError(f"{len(mean)} means and {len(std)} stds came for images of {channels} channel(s)")
-    if statistics and run.input and len(run.input["mean"]) == len(mean):
-        pool_mean, pool_std = statistics
+    normalization.check_channels(channels)
+    if statistics and run.input and len(run.input["mean"]) == channels:
+        mean, std = np.array(normalization.mean), np.array(normalization.std)
         seen_mean, seen_std = np.array(run.input["mean"]), np.array(run.input["std"])
-        ours_mean = (np.array(pool_mean) - mean) / std
-        ours_std = np.array(pool_std) / std
-        # Augmentation moves these a little; a wrong normalisation moves them by whole deviations.
+        ours_mean, ours_std = (np.array(statistics[0]) - mean) / std, np.array(statistics[1]) / std
+        # Augmentation moves these a little; a wrong normalization moves them by whole deviations.
         off = np.abs(ours_mean - seen_mean) / ours_std
         if off.max() > 1 or (ours_std / seen_std).max() > 2.5 or (seen_std / ours_std).max() > 2.5:
             raise InputError(
@@ -191,7 +185,7 @@ def normalisation(
                 f"{_rounded(ours_std)}; pass the training's mean= and std=, on the command line "
                 f"data.mean=[...] data.std=[...]"
             )
-    return [float(m) for m in mean], [float(s) for s in std]
+    return normalization
 
 
 def _rounded(values: Any) -> list[float]:

@@ -29,12 +29,13 @@ from tgdd_plugin.core.progress_bar import ProgressBar
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.core.versions import versions
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import (
     Given,
+    agreed_normalization,
     bare_networks,
     check_pool,
     input_shape,
-    normalisation,
     recorded_head,
 )
 from tgdd_plugin.distillation.execution import fit_halving
@@ -111,8 +112,7 @@ def distill(
     if network is None:
         for kind in trajectory.kinds.values():
             recorded_factory(kind.network)  # what cannot be built is found out before any image is read
-    if (mean is None) != (std is None):
-        raise InputError("mean and std belong together; give both or neither")
+    given = Normalization.of(mean, std)
     try:
         Time.from_timestring(checkpoint_interval)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -128,7 +128,7 @@ def distill(
     # Images that the pixels start from; the recorded source has no other use for any.
     origin = trajectory.exemplars() if pool is None else pool
     shape = input_shape(run) if pool is None else pool.shape
-    mean, std = normalisation(mean, std, run, shape[0], None if origin is None else origin.statistics())
+    normalization = agreed_normalization(given, run, shape[0], None if origin is None else origin.statistics())
     if settings.source == "recorded":
         pool = None
     names = run.classes or [str(number) for number in range(run.num_classes)]
@@ -155,13 +155,13 @@ def distill(
         trained = copy.deepcopy(bare[0])
         trained.load_state_dict(bank.last, strict=False)
         count = settings.images_per_class * settings.factor**2
-        chosen = typical(trained, origin, ids, count, generator, mean=mean, std=std, head=heads[0])
+        chosen = typical(trained, origin, ids, count, generator, normalization=normalization, head=heads[0])
     start = start_pixels(settings.start, pixels, settings.factor, chosen, generator, ids)
     synthetic = SyntheticImages(start, settings.factor)
     draws = Draws(settings, bank, pool, synthetic, dist.get_global_rank(), ids)
     draws(0)  # a class with too few images is found out here, not after the Trainer is set up
     model = DistillationModel(
-        synthetic, frozen, bank, pool and pool.to(on), mean=mean, std=std, alpha=settings.alpha or 0.0,
+        synthetic, frozen, bank, pool and pool.to(on), normalization=normalization, alpha=settings.alpha or 0.0,
         bf16=settings.precision == "bf16",
     )  # fmt: skip
 
@@ -173,7 +173,9 @@ def distill(
     depends = {name: value for name, value in asdict(settings).items() if name != "packed"}
     built: Any = [type(each).__qualname__ for each in bare]
     built = built if len(built) > 1 else built[0]  # as when there was one only: its checkpoints still serve
-    key = json.dumps([depends, trajectory.checksums, mean, std, list(shape), fingerprint, built])
+    key = json.dumps(
+        [depends, trajectory.checksums, normalization.mean, normalization.std, list(shape), fingerprint, built]
+    )
     run_name = f"distill-{output.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     checkpoints = output.parent / f".{run_name}"
 
@@ -220,8 +222,8 @@ def distill(
         images=0,
         images_per_class=settings.images_per_class,
         shape=list(shape),
-        mean=mean,
-        std=std,
+        mean=list(normalization.mean),
+        std=list(normalization.std),
         factor=settings.factor,
         packed=settings.packed,
         method=_method(settings),

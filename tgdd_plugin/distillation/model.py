@@ -10,6 +10,7 @@ from composer.models import ComposerModel
 
 from tgdd_plugin.augmentation.dsa import Draw, augment
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.losses import distribution_constraint, stage_matching
 from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
@@ -27,7 +28,7 @@ class DistillationModel(ComposerModel):
         networks: The frozen networks, one for each of the trajectory's architectures.
         bank: Their stages.
         pool: The real images; ``None`` to match the bank's recorded means.
-        mean, std: Per-channel normalisation of pixels in [0, 1].
+        normalization: What the images are normalized with.
         alpha: α, the weight of the constraint.
         bf16: Whether networks run in bfloat16 autocast.
     """
@@ -39,8 +40,7 @@ class DistillationModel(ComposerModel):
         bank: StageBank,
         pool: ImagePool | None,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalization: Normalization,
         alpha: float,
         bf16: bool = False,
     ) -> None:
@@ -49,8 +49,7 @@ class DistillationModel(ComposerModel):
         self.networks = networks
         self.bank = bank
         self.pool = pool
-        self.mean = torch.tensor(mean).view(-1, 1, 1)
-        self.std = torch.tensor(std).view(-1, 1, 1)
+        self.mean, self.std = normalization.tensors()
         self.alpha = alpha
         self.bf16 = bf16
 

@@ -95,7 +95,7 @@ class Baselines:
                 f"'{self._weights(seed)}' cannot be used ({str(error).splitlines()[0]}). Delete "
                 f"'{self.folder.with_suffix('.json')}' and evaluate again."
             ) from error
-        features = features_of(network, self.real, self.card.mean, self.card.std)
+        features = features_of(network, self.real, self.card.normalization)
         return {name: of(features, self.real.labels, self.card.images_per_class) for name, of in SELECTIONS.items()}
 
     def matched(self, seed: int) -> Images:
@@ -108,8 +108,7 @@ class Baselines:
             self.folder / "distribution-matching.beton",
             self.matching(),
             self.compact.build,
-            mean=self.card.mean,
-            std=self.card.std,
+            normalization=self.card.normalization,
             device=self.device,
             progress_bar=self.progress_bar,
         )
@@ -127,4 +126,4 @@ class Baselines:
         Raises:
             InputError: If it has not.
         """
-        features_of(self.compact.fresh(), self.real.subset(torch.tensor([0])), self.card.mean, self.card.std)
+        features_of(self.compact.fresh(), self.real.subset(torch.tensor([0])), self.card.normalization)

@@ -79,4 +79,4 @@ class CompactSet:
         with torch.random.fork_rng():
             networks = bare_networks([self.build, *others], trajectory, (channels, height, width))
         pixels = images[0].to(torch_device(device))
-        return images[0], soft_labels(trajectory, networks, pixels, self.card.mean, self.card.std)
+        return images[0], soft_labels(trajectory, networks, pixels, self.card.normalization)

@@ -176,8 +176,7 @@ def _scorer(
     card, seeds = compact.card, range(seed, seed + training.seeds)
     return Scorer(
         test,
-        card.mean,
-        card.std,
+        card.normalization,
         seeds,
         len(card.classes),
         device,

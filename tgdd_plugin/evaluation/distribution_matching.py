@@ -17,6 +17,7 @@ from composer.utils import dist
 from torch import nn
 
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.distiller import distill, is_distilled
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.networks.feature_network import find_head
@@ -33,8 +34,7 @@ def distribution_matching(
     settings: DistillSettings,
     build: Callable[[], nn.Module],
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    normalization: Normalization,
     **options: Any,
 ) -> Path:
     """Distills real images into a ``.beton`` by plain distribution matching; what is there already of this is kept.
@@ -45,18 +45,20 @@ def distribution_matching(
         settings: As of :func:`tgdd_plugin.distill`; as DM has it, without the constraint (``alpha`` 0) and
             multi-formation (``factor`` 1), and started from real images.
         build: Builds a freshly initialised network.
-        mean, std: Per-channel normalisation for pixels in [0, 1].
+        normalization: What the images are normalized with.
         options: More of :func:`tgdd_plugin.distill`.
     """
     output = Path(output)
     settings = replace(settings, source="sampled", alpha=0.0, factor=1, start="real", stages="all", packed=False)
     folder = output.with_name(f".{output.stem}-networks")
     if dist.get_global_rank() == 0:
-        fresh_networks(folder, build, real.classes, mean, std, settings.seed)
+        fresh_networks(folder, build, real.classes, normalization, settings.seed)
     dist.barrier()
     trajectory = Trajectory.open(folder)
     if not is_distilled(output, trajectory, real, settings):
-        distill(trajectory, real, output, settings, network=build, mean=mean, std=std, **options)
+        distill(
+            trajectory, real, output, settings, network=build, mean=normalization.mean, std=normalization.std, **options
+        )
     dist.barrier()
     if dist.get_global_rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
@@ -67,8 +69,7 @@ def fresh_networks(
     folder: Path,
     build: Callable[[], nn.Module],
     classes: Sequence[str],
-    mean: Sequence[float],
-    std: Sequence[float],
+    normalization: Normalization,
     seed: int = 0,
 ) -> Trajectory:
     """Writes freshly initialised networks as the stages of a run that was never trained.
@@ -77,7 +78,7 @@ def fresh_networks(
         folder: The trajectory folder; what a broken-off call left there is written anew, to the same bytes.
         build: Builds a network.
         classes: Names of the K classes.
-        mean, std: Noted in the manifest.
+        normalization: Noted in the manifest.
         seed: Of the weights. Default: ``0``.
     """
     with torch.random.fork_rng():
@@ -91,8 +92,8 @@ def fresh_networks(
             head=find_head(network, len(classes)),
             num_classes=len(classes),
             classes=list(classes),
-            mean=list(mean),
-            std=list(std),
+            mean=list(normalization.mean),
+            std=list(normalization.std),
             complete=True,
         )
         begin(folder / run.name, run)

@@ -14,6 +14,7 @@ from torch import nn
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import accuracy, train_each
 
@@ -93,7 +94,7 @@ class Scorer:
 
     Args:
         test: The images to score on.
-        mean, std: Per-channel normalisation for pixels in [0, 1].
+        normalization: What the images are normalized with.
         seeds: Of the initial weights, the order of the images and the augmentation.
         num_classes: K.
         device: ``'cpu'`` or ``'gpu'``; ``None`` for a GPU if there is one.
@@ -104,8 +105,7 @@ class Scorer:
     """
 
     test: ImagePool
-    mean: Sequence[float]
-    std: Sequence[float]
+    normalization: Normalization
     seeds: Sequence[int]
     num_classes: int
     device: str | None = None
@@ -137,7 +137,7 @@ class Scorer:
             # Moved as a pool is, which leaves in memory what is too large.
             pixels = ImagePool(pixels, torch.zeros(len(pixels))).to(on).images
             loaders.append(
-                DeviceLoader(pixels, labels, self.mean, self.std, batch_size=settings.batch_size, seed=seed, device=on)
+                DeviceLoader(pixels, labels, self.normalization, batch_size=settings.batch_size, seed=seed, device=on)
             )
             row.images = len(labels)
         row.epochs, row.learning_rate = settings.epochs, settings.learning_rate
@@ -152,7 +152,7 @@ class Scorer:
             device=self.device,
             **(self.trainer_options or {}),
         )
-        row.accuracies = [accuracy(network, self.test, self.mean, self.std) for network in networks]
+        row.accuracies = [accuracy(network, self.test, self.normalization) for network in networks]
         return networks
 
     def tune_learning_rate(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.data.normalization import normalise
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.feature_network import fit_names
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -19,8 +19,7 @@ def soft_labels(
     trajectory: Trajectory,
     networks: Sequence[nn.Module],
     images: torch.Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
+    normalization: Normalization,
     batch_size: int = 512,
 ) -> torch.Tensor:
     """Class probabilities of images, by the last stage of every run, averaged over the runs.
@@ -32,7 +31,7 @@ def soft_labels(
         networks: The bare networks that were trained, one for each of the trajectory's ``architectures``; their
             weights do not matter and stay as they are.
         images: uint8, ``(N, C, H, W)``, on any device; the network is called there.
-        mean, std: Per-channel normalisation for pixels in [0, 1].
+        normalization: What the images are normalized with.
         batch_size: Default: ``512``.
 
     Returns:
@@ -49,7 +48,7 @@ def soft_labels(
         where, teacher = f"stage '{folder / run.stages[-1].file}'", teachers[numbers[folder]]
         weights = trajectory.load(folder, run.stages[-1])
         teacher.load_state_dict({name: weights[spelt] for name, spelt in fit_names(weights, teacher, where).items()})
-        parts = [teacher(normalise(part, mean, std)).softmax(1) for part in images.split(batch_size)]
+        parts = [teacher(normalization(part)).softmax(1) for part in images.split(batch_size)]
         answers.append(torch.cat(parts).float().cpu())
         if not answers[-1].isfinite().all():
             raise InputError(f"{where} answers with values that are no numbers; train with a lower learning rate")

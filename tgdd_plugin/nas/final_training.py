@@ -66,7 +66,7 @@ def train_best(
         return done
     pool = pool.to(torch_device(device))
     seeds = range(seed, seed + training.seeds)
-    scorer = Scorer(judge, card.mean, card.std, seeds, len(card.classes), device, training.at_once, progress_bar)
+    scorer = Scorer(judge, card.normalization, seeds, len(card.classes), device, training.at_once, progress_bar)
     row = Row("full data", network=best.name)
     build = candidate_builder(space, best.arguments, card.shape, len(card.classes))
     network = scorer.score(row, build, lambda seed: (pool.images, pool.labels), settings)[0]

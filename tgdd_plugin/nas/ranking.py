@@ -95,7 +95,7 @@ def rank_networks(
     card, images = read_card(file), read_beton(file)
     pool = fitting_pool(judge, "judging", file, card)
     seeds = range(seed, seed + settings.seeds)
-    scorer = Scorer(pool, card.mean, card.std, seeds, len(card.classes), device, settings.at_once, progress_bar)
+    scorer = Scorer(pool, card.normalization, seeds, len(card.classes), device, settings.at_once, progress_bar)
     training = settings.training(settings.epochs)
     return ranked([measure(Candidate(name), build, scorer, images, training) for name, build in networks.items()])
 

@@ -74,8 +74,7 @@ class _Job:
         card, images, space = read_card(self.file), read_beton(self.file), self.settings
         scorer = Scorer(
             self.pool().to(torch_device(self.device)),
-            card.mean,
-            card.std,
+            card.normalization,
             range(self.seed, self.seed + self.training.seeds),
             len(card.classes),
             self.device,

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.coresets import herding
 from tgdd_plugin.data.image_pool import ImagePool
-from tgdd_plugin.data.normalization import normalise
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.chunk_size import chunk_sizes
 from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head
 
@@ -25,8 +24,7 @@ CHOSEN_FROM = 1000
 def features_of(
     network: nn.Module,
     pool: ImagePool,
-    mean: Sequence[float],
-    std: Sequence[float],
+    normalization: Normalization,
     head: str | None = None,
     batch_size: int = 512,
 ) -> torch.Tensor:
@@ -35,7 +33,7 @@ def features_of(
     Args:
         network: From normalised images ``(N, C, H, W)`` to logits ``(N, K)``; it is run where its weights lie.
         pool: The images, and K.
-        mean, std: Per-channel normalisation for pixels in [0, 1].
+        normalization: What the images are normalized with.
         head: Name of the linear layer whose input is φ(x). Default: found by :func:`tgdd_plugin.networks.feature_network.find_head`.
         batch_size: Images that are brought to the device at a time. Default: 512.
 
@@ -43,12 +41,10 @@ def features_of(
         Features ``(N, D)``, float32 on the CPU, in the order of the pool.
 
     Raises:
-        InputError: If the network has no such head or does not take these images, or if the normalisation is not of
+        InputError: If the network has no such head or does not take these images, or if the normalization is not of
             their channels.
     """
-    channels = pool.shape[0]
-    if not len(mean) == len(std) == channels:
-        raise InputError(f"{len(mean)} means and {len(std)} stds came for images of {channels} channel(s)")
+    normalization.check_channels(pool.shape[0])
     frozen = FeatureNetwork(copy.deepcopy(network), find_head(network, pool.num_classes, head))
     weights = network.state_dict()
     frozen.check(weights, pool.shape, pool.num_classes)
@@ -57,7 +53,7 @@ def features_of(
     frozen.slice_size = chunk_sizes(frozen.footprint(weights, pool.shape), 1, 1, 0, device)[1]
     features = torch.empty(0)
     for index in torch.arange(len(pool)).split(batch_size):
-        part = frozen(weights, normalise(pool.take(index).to(device), mean, std))[0]
+        part = frozen(weights, normalization(pool.take(index).to(device)))[0]
         if not len(features):  # all at once, as joining the parts would need room for them twice
             features = torch.empty(len(pool), part.shape[1])
         features[index] = part.float().cpu()
@@ -80,7 +76,7 @@ def typical(
         classes: Their ids in the pool.
         per_class: How many of each. Where a class has fewer, all of them are taken.
         generator: On the CPU.
-        options: ``mean``, ``std`` and the rest of :func:`features_of`.
+        options: ``normalization`` and the rest of :func:`features_of`.
     """
     chosen = []
     for label in classes:

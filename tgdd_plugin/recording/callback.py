@@ -15,6 +15,7 @@ from composer.utils import create_interval_scheduler, dist, format_name_with_dis
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import versions
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.recording.class_means import ClassMeans, HeadInput
 from tgdd_plugin.recording.exemplars import Exemplars
 from tgdd_plugin.recording.introspection import (
@@ -102,12 +103,7 @@ class TGDDCallback(Callback):
             raise InputError(f"dtype is '{dtype}'; wanted one of {', '.join(DTYPES)}")
         if max_stages is not None and (not isinstance(max_stages, int) or max_stages < 2):
             raise InputError(f"max_stages is {max_stages!r}; wanted a whole number from 2 on, the least TGDD needs")
-        if (mean is None) != (std is None):
-            raise InputError("mean and std belong together; give both or neither")
-        if mean is not None and std is not None and (len(mean) != len(std) or min(std) <= 0):
-            raise InputError(
-                f"mean is {mean} and std {std}; wanted as many of one as of the other, and each std above 0"
-            )
+        normalization = Normalization.of(mean, std)
         if type(exemplars) is not int or exemplars < 0:
             raise InputError(
                 f"exemplars is {exemplars!r}; wanted a whole number of images of each class, or 0 for none"
@@ -118,8 +114,8 @@ class TGDDCallback(Callback):
         self.dtype = DTYPES[dtype]
         self.head = head
         self.classes = [str(name) for name in classes] if classes is not None else None
-        self.mean = [float(m) for m in mean] if mean is not None else None
-        self.std = [float(s) for s in std] if std is not None else None
+        self.mean = list(normalization.mean) if normalization else None
+        self.std = list(normalization.std) if normalization else None
         self.statistics = statistics
         self.exemplars = exemplars
         self.overwrite = overwrite
@@ -199,7 +195,7 @@ class TGDDCallback(Callback):
             with suppress(OSError):
                 run.write(self._run_folder)
         if not self._exemplars.done:
-            problem = self._exemplars.add(images, targets, run.mean, run.std)
+            problem = self._exemplars.add(images, targets, run.normalization)
             if problem:
                 self._warn(
                     "exemplars",

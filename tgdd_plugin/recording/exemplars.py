@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.targets import fits, one_class
 from tgdd_plugin.trajectory.store import EXEMPLARS
 
@@ -39,21 +40,21 @@ class Exemplars:
     def __len__(self) -> int:
         return len(self._labels)
 
-    def add(self, images: Any, targets: Any, mean: list[float] | None, std: list[float] | None) -> str | None:
+    def add(self, images: Any, targets: Any, normalization: Normalization | None) -> str | None:
         """Takes what is still wanted out of a batch.
 
         Args:
             images: Normalised, floating-point, ``(N, C, H, W)``.
             targets: See :func:`tgdd_plugin.data.targets.one_class`; images that are not of one class are passed over.
-            mean, std: Per-channel normalisation for pixels in [0, 1].
+            normalization: What the images were normalized with; ``None`` if it is not known.
 
         Returns:
             Why fewer than ``per_class`` can be kept of each class, or none at all; ``None`` if nothing is in the way.
         """
-        if mean is None or std is None:
+        if normalization is None:
             self.done = True
             return "their normalisation is not known: give TGDDCallback mean= and std="
-        if not _are_images(images) or len(mean) not in (1, images.shape[1]):
+        if not _are_images(images) or normalization.channels not in (1, images.shape[1]):
             self.done = True
             return "the batches are not (floating-point images of 1 or 3 channels, labels)"
         if not fits(targets, len(images), self.num_classes):
@@ -71,7 +72,7 @@ class Exemplars:
                 chosen.append(position)
         if chosen:
             kept = images[torch.tensor(chosen, device=images.device)].float().cpu()
-            pixels = kept * torch.tensor(std).view(-1, 1, 1) + torch.tensor(mean).view(-1, 1, 1)
+            pixels = normalization.denormalize(kept)
             self._images.append((pixels.clamp(0, 1) * 255).round().to(torch.uint8))
         self.done = not any(self._wanted)
         return problem

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, default_collate
 
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.augmentation.strategy import OPERATIONS, parse_augmentation
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.feature_network import find_head
 
 # Names under which torch.compile, FSDP and activation checkpointing keep the module that they wrap.
@@ -65,7 +67,8 @@ def find_normalisation(loader: Any) -> tuple[list[float] | None, list[float] | N
     """Per-channel mean and std that a loader's images were normalised with, for pixels in [0, 1].
 
     Looks for torchvision's ``Normalize`` (v1 or v2) among the transforms of the data set and of the wrappers around it,
-    and for ``mean`` and ``std`` of the loader itself (:class:`tgdd_plugin.data.device_loader.DeviceLoader`).
+    and for ``mean`` and ``std`` of the loader itself, or of its ``normalization``
+    (:class:`tgdd_plugin.data.device_loader.DeviceLoader`).
 
     Returns:
         ``(mean, std)``, or ``(None, None)`` if nothing was found.
@@ -74,18 +77,30 @@ def find_normalisation(loader: Any) -> tuple[list[float] | None, list[float] | N
     for dataset in dataset_layers(loader):
         # VisionDataset keeps its transform twice: as `transform` and inside `transforms`.
         transforms += [getattr(dataset, "transform", None), getattr(dataset, "transforms", None)]
-    transforms.append(loader)
+    transforms += [getattr(loader, "normalization", None), loader]
     while transforms:
         transform = transforms.pop(0)
-        mean, std = _floats(getattr(transform, "mean", None)), _floats(getattr(transform, "std", None))
-        if mean and std:
-            # A mean beyond 1 is of pixels in [0, 255].
-            scale = 255.0 if max(mean) > 1 else 1.0
-            return [m / scale for m in mean], [s / scale for s in std]
+        if found := _normalization(transform):
+            return list(found.mean), list(found.std)
         inner = list(transform) if isinstance(transform, nn.Sequential) else getattr(transform, "transforms", None)
         if isinstance(inner, (list, tuple)):
             transforms.extend(inner)
     return None, None
+
+
+def _normalization(transform: Any) -> Normalization | None:
+    """The normalization that a transform's ``mean`` and ``std`` are, if they are one."""
+    mean, std = _floats(getattr(transform, "mean", None)), _floats(getattr(transform, "std", None))
+    if not mean or not std:
+        return None
+    # A mean beyond 1 is of pixels in [0, 255].
+    scale = 255.0 if max(mean) > 1 else 1.0
+    channels = max(len(mean), len(std))  # torchvision lets a single value stand for all channels
+    mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
+    try:
+        return Normalization([m / scale for m in mean], [s / scale for s in std])
+    except InputError:  # something else by these names: it is not for a recording to stop a training
+        return None
 
 
 def find_augmentation(loader: Any, algorithms: Iterable[Algorithm]) -> str | None:

@@ -17,6 +17,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.renamed_keys import with_current_keys
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.feature_network import find_head
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings
@@ -70,8 +71,7 @@ def record(
         _check_kinds(builders, real.num_classes, head)
     depends = {"settings": {**asdict(settings), "runs": None}, "seed": seed, **(job or {})}
     _check_job(folder / JOB, json.loads(json.dumps(depends)))
-    if mean is None or std is None:
-        mean, std = real.statistics()
+    normalization = Normalization.of(mean, std) or Normalization(*real.statistics())
     on = torch_device(device)
     pool = real.to(on)
     seeds = range(seed, seed + settings.runs)
@@ -84,7 +84,9 @@ def record(
             fresh = build()
         train(
             fresh,
-            DeviceLoader(pool.images, pool.labels, mean, std, batch_size=settings.batch_size, seed=run_seed, device=on),
+            DeviceLoader(
+                pool.images, pool.labels, normalization, batch_size=settings.batch_size, seed=run_seed, device=on
+            ),
             real.num_classes,
             settings,
             seed=run_seed,
@@ -99,8 +101,8 @@ def record(
                     dtype=settings.dtype,
                     head=head,
                     classes=real.classes,
-                    mean=mean,
-                    std=std,
+                    mean=list(normalization.mean),
+                    std=list(normalization.std),
                     exemplars=settings.exemplars,
                 )
             ],

@@ -19,11 +19,10 @@ from tgdd_plugin.augmentation.algorithms import siamese_batch
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import keyed_generator
-from tgdd_plugin.data.normalization import normalise
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.recording.introspection import find_classes, find_normalisation
 from tgdd_plugin.replay.functional import Batch, join_targets, replay_batch, replay_factors, replay_loss
 from tgdd_plugin.replay.memory import ReplayMemory
-from tgdd_plugin.replay.sources import same
 
 BEFORE = (Event.BEFORE_FORWARD, Event.BEFORE_LOSS, Event.BEFORE_BACKWARD)
 
@@ -150,11 +149,10 @@ class DistilledReplay(Algorithm):
         if sum(isinstance(algorithm, DistilledReplay) for algorithm in state.algorithms) > 1:
             raise InputError("the Trainer has two DistilledReplays; give it one, with one memory of all tasks")
         memory, present = self.memory.to(_device(state)), self.memory.counts.nonzero().flatten().tolist()
-        normalisation, found = memory.normalisation(), find_normalisation(state.train_dataloader)
-        if found[0] is not None and found[1] is not None and not same(normalisation, (found[0], found[1])):
+        normalization, found = memory.normalization(), Normalization.of(*find_normalisation(state.train_dataloader))
+        if found and not normalization.is_close(found):
             raise InputError(
-                f"the loader normalises with mean {found[0]} and std {found[1]}, the memory with {normalisation[0]} "
-                f"and {normalisation[1]}; train all tasks with the same"
+                f"the loader normalizes with {found}, the memory with {normalization}; train all tasks with the same"
             )
         outputs = getattr(_bare(state.model), "num_classes", None)
         if isinstance(outputs, int) and present[-1] >= outputs:
@@ -173,7 +171,7 @@ class DistilledReplay(Algorithm):
         count = self.count or max(1, round((self.ratio or 0) * self._batch))
         generator = replay_stream(self.seed, state, len(self.memory.tasks))
         images, self._labels = self.memory.sample(count, generator, self.balanced)
-        self._images = siamese_batch(normalise(images, *self.memory.normalisation()), self.augmentation, generator)
+        self._images = siamese_batch(self.memory.normalization()(images), self.augmentation, generator)
 
     def _mix(self, state: State) -> None:
         images, targets = _pair(state.batch)

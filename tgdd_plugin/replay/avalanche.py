@@ -7,7 +7,6 @@ have (``avalanche/training/storage_policy.py``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +14,7 @@ from torch.utils.data import Dataset
 
 from tgdd_plugin.data.conversion import to_pair
 from tgdd_plugin.data.image_pool import ImagePool
-from tgdd_plugin.data.normalization import normalise
+from tgdd_plugin.data.normalization import Normalization
 
 if TYPE_CHECKING:
     from tgdd_plugin.replay.memory import ReplayMemory
@@ -29,7 +28,7 @@ class MemoryDataset(Dataset):
     Args:
         images: uint8, ``(N, C, H, W)``.
         labels: ``(N,)``.
-        mean, std: Per-channel normalisation for pixels in [0, 1].
+        normalization: What the images are normalized with; an empty set needs none.
         task_labels: ``(N,)``. Default: none.
     """
 
@@ -37,12 +36,11 @@ class MemoryDataset(Dataset):
         self,
         images: torch.Tensor,
         labels: torch.Tensor,
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalization: Normalization | None,
         task_labels: torch.Tensor | None = None,
     ) -> None:
         self.images, self.labels = images, labels
-        self.mean, self.std = mean, std
+        self.normalization = normalization
         self.task_labels = task_labels
         self.targets: list[int] = labels.tolist()
 
@@ -53,34 +51,35 @@ class MemoryDataset(Dataset):
         own = None
         if any(label is not None for label in labels):
             own = torch.tensor([label or 0 for label in labels])[memory.sources].repeat_interleave(memory.factor**2)
-        mean, std = memory.normalisation() if len(memory) else ([], [])
-        return cls(memory.decoded, memory.decoded_labels, mean, std, own)
+        normalization = memory.normalization() if len(memory) else None
+        return cls(memory.decoded, memory.decoded_labels, normalization, own)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        item = normalise(self.images[index].cpu(), self.mean, self.std), self.labels[index]
+        image = self.images[index].cpu()
+        assert self.normalization is not None  # there is an image
+        item = self.normalization(image), self.labels[index]
         return item if self.task_labels is None else (*item, int(self.task_labels[index]))
 
 
-def experience_pool(dataset: Any, mean: Sequence[float], std: Sequence[float]) -> ImagePool:
+def experience_pool(dataset: Any, normalization: Normalization) -> ImagePool:
     """The images of an Avalanche experience as uint8, as its transforms for evaluation leave them.
 
     Args:
         dataset: The experience's, of items (image, class id, ...).
-        mean, std: Of images that are tensors of floating point.
+        normalization: What images that are floating-point tensors were normalized with.
 
     Raises:
         InputError: If an item is something else, or was normalised otherwise.
     """
     dataset = dataset.eval() if hasattr(dataset, "eval") else dataset  # those for training augment
-    shift, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
     images, labels = [], []
     for position in range(len(dataset)):
         image, label, *_ = dataset[position]
         if isinstance(image, torch.Tensor) and image.is_floating_point():
-            pixels = image.cpu() * scale + shift
+            pixels = normalization.denormalize(image.cpu())
             image = pixels.clamp(0, 1)
             if (pixels - image).abs().max() > 1e-3:  # more than rounding
                 image = pixels

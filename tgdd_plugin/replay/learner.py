@@ -26,6 +26,7 @@ from tgdd_plugin.core.renamed_keys import with_current_keys
 from tgdd_plugin.core.weights import weights_content
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.replay.algorithm import DistilledReplay
@@ -85,7 +86,7 @@ def learn(
         InputError: If tasks, network or memory do not fit each other, or ``folder`` is of another job.
     """
     training, settings = training or RecordSettings(), settings or ReplaySettings()
-    folder, on = Path(folder), torch_device(device)
+    folder, on, normalization = Path(folder), torch_device(device), Normalization(mean, std)
     _check(tasks)
     smaller = None
     for count in sorted({task.train.num_classes for task in tasks}):
@@ -115,7 +116,7 @@ def learn(
             pool = task.train.to(on)
             network = train(
                 grown,
-                DeviceLoader(pool.images, pool.labels, mean, std, batch_size=size, seed=seed, device=on),
+                DeviceLoader(pool.images, pool.labels, normalization, batch_size=size, seed=seed, device=on),
                 classes,
                 training,
                 seed=seed,
@@ -131,8 +132,8 @@ def learn(
                         dtype=training.dtype,
                         head=head,
                         classes=task.train.classes,
-                        mean=list(mean),
-                        std=list(std),
+                        mean=list(normalization.mean),
+                        std=list(normalization.std),
                         exemplars=training.exemplars,
                         overwrite=True,  # what lies there is of this job, and was broken off
                     )
@@ -154,7 +155,9 @@ def learn(
         if settings.finetune_epochs and len(memory):
             network = train(
                 network,
-                DeviceLoader(memory.decoded, memory.decoded_labels, mean, std, batch_size=size, seed=seed, device=on),
+                DeviceLoader(
+                    memory.decoded, memory.decoded_labels, normalization, batch_size=size, seed=seed, device=on
+                ),
                 classes,
                 replace(training, epochs=settings.finetune_epochs, learning_rate=training.learning_rate / 10),
                 seed=seed,
@@ -162,7 +165,7 @@ def learn(
                 title=f"task {number + 1}/{len(tasks)}, memory" if progress_bar else None,
             )
             _save(network, place / TUNED)
-        found = [accuracy(network, each.test, mean, std) for each in tasks[: number + 1]]
+        found = [accuracy(network, each.test, normalization) for each in tasks[: number + 1]]
         scores = scores.after(found)
         if dist.get_global_rank() == 0:
             scores.write(folder / "scores.json")

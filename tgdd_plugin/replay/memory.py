@@ -10,6 +10,7 @@ import torch
 
 from tgdd_plugin.beton.multi_formation import unpack
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.avalanche import MemoryDataset, experience_pool
 from tgdd_plugin.replay.budget import Budget
 from tgdd_plugin.replay.ordering import arrange, draw, most_representative
@@ -57,14 +58,11 @@ class ReplayMemory:
         collect: Callable[[Any, Any], Source | None] | None = None,
     ) -> None:
         self.budget = Budget.of(images_per_class=images_per_class, total_images=total_images, total_bytes=total_bytes)
-        if (mean is None) != (std is None):
-            raise InputError("mean and std belong together; give both or neither")
+        self._normalization = Normalization.of(mean, std)
         self.classes = [str(name) for name in classes or ()]
         if len(set(self.classes)) < len(self.classes):
             raise InputError(f"the classes {', '.join(self.classes[:12])} have one name twice; name each differently")
         self.budget.share(len(self.classes), 1)  # now, rather than when the first task has been trained
-        self.mean = [float(value) for value in mean] if mean is not None else None
-        self.std = [float(value) for value in std] if std is not None else None
         self.factor = 1
         self.tasks: list[Task] = []
         self.device = torch.device(device)
@@ -98,15 +96,25 @@ class ReplayMemory:
         self.images, self.decoded = self.images.to(self.device), self.decoded.to(self.device)
         return self
 
-    def normalisation(self) -> tuple[list[float], list[float]]:
-        """Mean and std.
+    @property
+    def mean(self) -> list[float] | None:
+        """The mean of the normalization; ``None`` if it is not known."""
+        return None if self._normalization is None else list(self._normalization.mean)
+
+    @property
+    def std(self) -> list[float] | None:
+        """The standard deviation of the normalization; ``None`` if it is not known."""
+        return None if self._normalization is None else list(self._normalization.std)
+
+    def normalization(self) -> Normalization:
+        """What the learner's images are normalized with.
 
         Raises:
-            InputError: If they are not known.
+            InputError: If it is not known.
         """
-        if self.mean is None or self.std is None:
-            raise InputError("the memory knows no normalisation; give ReplayMemory mean= and std= as in training")
-        return self.mean, self.std
+        if self._normalization is None:
+            raise InputError("the memory knows no normalization; give ReplayMemory mean= and std= as in training")
+        return self._normalization
 
     def add(
         self,
@@ -138,7 +146,7 @@ class ReplayMemory:
         offer = Offer.of(source, classes)
         if len(self):
             offer.check_form(self.images.shape[1:], self.factor)
-        normalisation = offer.agreed_normalisation(self.mean, self.std)
+        normalization = offer.agreed_normalization(self._normalization)
         name = f"task {len(self.tasks)}" if name is None else name
         if name in (task.name for task in self.tasks):
             raise InputError(f"the memory has a task '{name}' already; give this one another name")
@@ -152,7 +160,7 @@ class ReplayMemory:
         share = self.budget.share(len(known.union(new)), offer.pool.images[0].numel())
         best = most_representative(offer.pool, share, features, offer.factor)
         images, labels = offer.pool.take(best).to(self.device), ids[offer.pool.labels[best]]
-        self.classes, self.factor, (self.mean, self.std) = names, offer.factor, normalisation
+        self.classes, self.factor, self._normalization = names, offer.factor, normalization
         self.tasks.append(Task(name, label))
         sources = torch.full_like(labels, len(self.tasks) - 1)
         images = torch.cat([self.images, images]) if len(self) else images
@@ -185,14 +193,14 @@ class ReplayMemory:
         Raises:
             InputError: If the memory is empty or knows no normalisation.
         """
-        mean, std = self.normalisation() if len(self) else ([], [])
+        if not len(self):
+            raise InputError(f"the memory is empty, and so not written to '{path}'; add a set first")
         budget = {self.budget.kind: self.budget.amount}
         saved = Saved(
             self.classes,
             self.growing,
             budget,
-            mean,
-            std,
+            self.normalization(),
             self.factor,
             self.tasks,
             self.images,
@@ -214,7 +222,7 @@ class ReplayMemory:
         """
         saved = read_memory(path)
         named = None if saved.growing else saved.classes
-        memory = cls(named, mean=saved.mean, std=saved.std, **saved.budget, **options)
+        memory = cls(named, mean=saved.normalization.mean, std=saved.normalization.std, **saved.budget, **options)
         memory.classes, memory.tasks, memory.factor = saved.classes, saved.tasks, saved.factor
         memory._hold(saved.images, saved.labels, saved.sources)
         return memory
@@ -233,7 +241,7 @@ class ReplayMemory:
 
     def post_adapt(self, agent: Any, exp: Any) -> None:
         """Adds what ``collect`` makes of an experience."""
-        source = self.collect(agent, exp) if self.collect else experience_pool(exp.dataset, *self.normalisation())
+        source = self.collect(agent, exp) if self.collect else experience_pool(exp.dataset, self.normalization())
         if source is not None:
             _, _, *labels = exp.dataset[0]
             self.add(source, label=int(labels[0]) if labels else None)

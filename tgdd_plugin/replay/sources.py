@@ -6,22 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.format import read_stored
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import MOST_CLASSES, ImagePool
+from tgdd_plugin.data.normalization import Normalization
 
 Source = str | Path | ImagePool | tuple[torch.Tensor, torch.Tensor]
-
-
-Normalisation = tuple[list[float], list[float]]
-
-
-TOLERANCE = 0.01
-"""Up to which two normalisations are one, which somebody rounded."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +24,13 @@ class Offer:
     Args:
         pool: The images; the stored ones of a packed file.
         factor: f of multi-formation at which they are stored.
-        normalisation: Mean and std of the card, if there is one.
+        normalization: That of the card, if there is one.
         meant: For each label, which of the memory's classes it is: a name or an id.
     """
 
     pool: ImagePool
     factor: int
-    normalisation: Normalisation | None
+    normalization: Normalization | None
     meant: list[str | int]
 
     @classmethod
@@ -47,7 +40,7 @@ class Offer:
         Raises:
             InputError: If a file or its card cannot be used, or the labels are not those of ``classes``.
         """
-        factor, normalisation, names = 1, None, None
+        factor, normalization, names = 1, None, None
         if isinstance(source, ImagePool):
             images, labels, names = source.images, source.labels, source.classes
         elif isinstance(source, tuple):
@@ -55,13 +48,13 @@ class Offer:
         else:
             card = read_card(source)
             images, labels, _ = read_stored(source)
-            factor, normalisation, names = card.factor if card.packed else 1, (card.mean, card.std), card.classes
+            factor, normalization, names = card.factor if card.packed else 1, card.normalization, card.classes
         pool = ImagePool(images, labels, names if classes is None else [str(one) for one in classes])
         if classes is not None:
-            return cls(pool, factor, normalisation, list(classes))
+            return cls(pool, factor, normalization, list(classes))
         numbers = list(range(pool.num_classes))
         named = pool.classes != [str(number) for number in numbers]
-        return cls(pool, factor, normalisation, [*pool.classes] if named else [*numbers])
+        return cls(pool, factor, normalization, [*pool.classes] if named else [*numbers])
 
     def check_form(self, shape: Sequence[int], factor: int) -> None:
         """Raises an InputError if the images cannot be mixed with others of ``shape`` (C, H, W), at ``factor``."""
@@ -72,27 +65,21 @@ class Offer:
                 f"none"
             )
 
-    def agreed_normalisation(
-        self, mean: list[float] | None, std: list[float] | None
-    ) -> tuple[list[float], list[float]] | tuple[None, None]:
-        """The memory's mean and std; if it has none, the card's.
+    def agreed_normalization(self, memory: Normalization | None) -> Normalization | None:
+        """The memory's normalization; if it has none, the card's.
 
         Raises:
             InputError: If they differ, or are not of as many channels as the images.
         """
-        if mean is None or std is None:
-            return self.normalisation or (None, None)
-        if not len(mean) == len(std) == self.pool.shape[0]:
+        if memory is None:
+            return self.normalization
+        memory.check_channels(self.pool.shape[0])
+        if self.normalization and not self.normalization.is_close(memory):
             raise InputError(
-                f"the images have {self.pool.shape[0]} channel(s), the memory's mean is {mean} and its std {std}; give "
-                f"one value for each channel"
+                f"the set has {self.normalization}, the memory {memory}; distill all tasks with the normalization "
+                f"that the learner trains with"
             )
-        if self.normalisation and not same(self.normalisation, (mean, std)):
-            raise InputError(
-                f"the set's mean is {self.normalisation[0]} and its std {self.normalisation[1]}, the memory's {mean} "
-                f"and {std}; distill all tasks with the normalisation that the learner trains with"
-            )
-        return mean, std
+        return memory
 
 
 def identify(offer: Offer, classes: list[str], growing: bool) -> tuple[list[str], torch.Tensor]:
@@ -130,9 +117,3 @@ def identify(offer: Offer, classes: list[str], growing: bool) -> tuple[list[str]
             raise InputError(f"two of the labels are class '{names[one]}'; give each label a class of its own")
         ids[label] = one
     return names, ids
-
-
-def same(one: Normalisation, other: Normalisation) -> bool:
-    """Whether two normalisations are one, up to rounding."""
-    first, second = np.array(one), np.array(other)
-    return first.shape == second.shape and bool(np.abs(first - second).max() <= TOLERANCE)

@@ -12,6 +12,7 @@ from tgdd_plugin.beton.card import MEMORY, Card
 from tgdd_plugin.beton.format import read_stored, write_beton
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.versions import versions
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.budget import KINDS
 
 
@@ -35,8 +36,7 @@ class Saved:
     classes: list[str]
     growing: bool
     budget: dict[str, Any]
-    mean: list[float]
-    std: list[float]
+    normalization: Normalization
     factor: int
     tasks: list[Task]
     images: torch.Tensor
@@ -46,8 +46,6 @@ class Saved:
 
 def write_memory(memory: Saved, path: str | Path) -> Path:
     """See :meth:`tgdd_plugin.replay.memory.ReplayMemory.save`."""
-    if not len(memory.labels):
-        raise InputError(f"the memory is empty, and so not written to '{path}'; add a set first")
     ((kind, amount),) = memory.budget.items()
     tasks = []
     for i, task in enumerate(memory.tasks):
@@ -58,8 +56,8 @@ def write_memory(memory: Saved, path: str | Path) -> Path:
         images=0,
         images_per_class=int(memory.labels.bincount().max()),
         shape=[],
-        mean=memory.mean,
-        std=memory.std,
+        mean=list(memory.normalization.mean),
+        std=list(memory.normalization.std),
         factor=memory.factor,
         packed=memory.factor > 1,
         method={"name": MEMORY, kind: amount, "growing": memory.growing, "tasks": tasks},
@@ -93,4 +91,4 @@ def read_memory(path: str | Path) -> Saved:
         raise InputError(f"the tasks in the card of '{path}' are not those of its images; copy both again")
     sources = torch.tensor([i for _, _, i in places])
     budget = {kind: card.method[kind] for kind in KINDS if kind in card.method}
-    return Saved(card.classes, growing, budget, card.mean, card.std, card.factor, tasks, images, labels, sources)
+    return Saved(card.classes, growing, budget, card.normalization, card.factor, tasks, images, labels, sources)

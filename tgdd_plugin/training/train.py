@@ -21,7 +21,7 @@ from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.progress_bar import ProgressBar
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
-from tgdd_plugin.data.normalization import normalise
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.vectorized import SLOWER, TRIALS, Population, PopulationAugmentation, PopulationLoader, pays
 
@@ -188,13 +188,13 @@ def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_clas
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, pool: ImagePool, mean: Sequence[float], std: Sequence[float]) -> float:
+def accuracy(network: nn.Module, pool: ImagePool, normalization: Normalization) -> float:
     """Share of the pool's images that the network classifies rightly, in evaluation mode, from 0 to 1."""
     network.eval()
     device = next(network.parameters()).device
     right = 0
     # Not by a DeviceLoader: under several ranks it has only a share of the images.
     for index in torch.arange(len(pool)).split(512):
-        images = normalise(pool.take(index).to(device), mean, std)
+        images = normalization(pool.take(index).to(device))
         right += int((network(images).argmax(1).cpu() == pool.labels[index]).sum())
     return right / len(pool)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tgdd_plugin.core.atomic_files import build_checked, write_whole
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.normalization import Normalization
 
 MANIFEST = "manifest.json"
 
@@ -76,6 +77,11 @@ class Run:
     complete: bool = False
     stages: list[Stage] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """What the run's inputs were normalized with, if known."""
+        return None if self.mean is None or self.std is None else Normalization(self.mean, self.std)
 
     def write(self, folder: Path) -> None:
         """Writes ``folder/manifest.json``, whole."""
