@@ -51,7 +51,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import build_network
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import train, train_each
-from tgdd_plugin.training.vectorized import PopulationLoader, pays
+from tgdd_plugin.training.vectorized import PopulationLoader, vectorizing_is_faster
 
 PARTS = ("serving", "training", "seeds")
 DEVICE, STOCK, OWN = "device loader", "stock FFCV", "backend='ffcv'"
@@ -307,7 +307,7 @@ def seeds(
     """Seconds for each of ``count`` networks, set-up of Trainers included, and of an epoch in the midst of training.
 
     Returns:
-        The seconds, and how many ``epochs`` there were and what ``pays`` said each turn.
+        The seconds, and how many ``epochs`` there were and what ``vectorizing_is_faster`` said each turn.
     """
     on = torch_device(options.device)
     kind, _, width = name.partition("-")
@@ -335,7 +335,7 @@ def seeds(
         spent = now(on) - began
         if at_once:  # what is chosen when nobody says
             networks, timed = fresh()
-            said.append(pays(networks, PopulationLoader(timed)))
+            said.append(vectorizing_is_faster(networks, PopulationLoader(timed)))
         between = sum((one.starts[-1] - one.starts[1]) / (epochs - 2) for one in loaders[: 1 if at_once else count])
         return {NETWORK: spent / count, NETWORK_EPOCH: between / count}
 

@@ -20,7 +20,7 @@ from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.trajectory.store import Trajectory
 
-# Three classes of 8x8 grey images, in a module of the user's own in the current folder.
+# Three classes of 8x8 grayscale images, in a module of the user's own in the current folder.
 MODULE = """
 import numpy as np
 

@@ -344,10 +344,12 @@ def test_both_together_augment_first():
 
 @pytest.mark.parametrize("p", [-0.1, 1.1])
 def test_arguments_out_of_range_are_refused(p):
-    with pytest.raises(InputError, match="wanted a share of batches from 0 to 1"):
+    with pytest.raises(InputError, match=rf"`p` must be a share of the batches from 0 to 1, got {p}\. Give"):
         RandomCutMix(p)
-    with pytest.raises(InputError, match="known are"):
+    with pytest.raises(
+        InputError, match="must be operations of color, crop, .* joined by _, or none, got 'colour'. Correct colour"
+    ):
         SiameseAugmentation("colour")
     for algorithm in (SiameseAugmentation, RandomCutMix):
-        with pytest.raises(InputError, match="seed is -1"):
+        with pytest.raises(InputError, match="`seed` must be a whole number of at least 0, got -1"):
             algorithm(seed=-1)

@@ -27,8 +27,8 @@ def draw(strategy, groups, size=(8, 6), seed=0):
 
 def colour(x, brightness, saturation, contrast):
     x = x + brightness
-    grey = x.mean(0)
-    x = (x - grey) * saturation + grey
+    gray = x.mean(0)
+    x = (x - gray) * saturation + gray
     mean = x.mean()
     return (x - mean) * contrast + mean
 

@@ -161,7 +161,7 @@ REFUSED = {
     "soft labels of another number": ((IMAGES, LABELS, SOFT[:-1]), r"soft labels are \(22, 4\); wanted .*\(23, 4\)"),
     "soft labels of other classes": ((IMAGES, LABELS, SOFT[:, :2]), r"soft labels are \(23, 2\)"),
     "infinite soft labels": ((IMAGES, LABELS, SOFT / 0), "finite values"),
-    "grey under a colour card": ((IMAGES[:, :1], LABELS, None), r"mean \[0.1, 0.2, 0.3\].*wanted 1 value"),
+    "grayscale under a colour card": ((IMAGES[:, :1], LABELS, None), r"mean \[0.1, 0.2, 0.3\].*wanted 1 value"),
 }
 
 
@@ -301,8 +301,8 @@ def test_a_card_that_contradicts_its_file(tmp_path, case):
 def test_a_grey_card_of_coloured_images(tmp_path):
     path = write_beton(tmp_path / "set.beton", *made()[:2], card())
     content = yaml.safe_load(card_path(path).read_text())
-    grey = {"shape": [1, 6, 9], "mean": [0.5], "std": [0.5]}
-    card_path(path).write_text(yaml.safe_dump({**content, **grey}))
+    grayscale = {"shape": [1, 6, 9], "mean": [0.5], "std": [0.5]}
+    card_path(path).write_text(yaml.safe_dump({**content, **grayscale}))
     with pytest.raises(InputError, match="image 0 of .* has colours, and its card says one channel"):
         read_beton(path)
 

@@ -16,7 +16,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data import device_loader as loader_module
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.recording.introspection import find_normalisation
+from tgdd_plugin.recording.introspection import find_normalization
 
 N, K = 23, 4
 MEAN, STD = [0.2, 0.4, 0.6], [0.1, 0.3, 0.5]
@@ -153,14 +153,14 @@ def test_both_backends_give_the_same_images_and_labels(files, channels):
     ]  # two fields, though the file has three
     assert len(on_device) == len(by_ffcv) == len(ffcv_loader) == 3
     for (images, labels), (same, same_labels) in zip(on_device, by_ffcv, strict=True):
-        assert images.shape[1] == channels and same.shape[1] == 3  # grey stays threefold with FFCV, as documented
+        assert images.shape[1] == channels and same.shape[1] == 3  # grayscale stays threefold with FFCV, as documented
         assert images.dtype == same.dtype == torch.float32 and labels.dtype == same_labels.dtype == torch.int64
         torch.testing.assert_close(images.expand_as(same), same, rtol=0, atol=2e-6)
         assert torch.equal(labels, same_labels) and labels.ndim == same_labels.ndim == 1
     # What TGDDCallback needs to know is found on either.
     threefold = ([MEAN[0]] * 3, [STD[0]] * 3) if channels == 1 else (MEAN, STD)
-    assert find_normalisation(ffcv_loader) == threefold
-    assert find_normalisation(beton_loader(files[channels])) == (MEAN[:channels], STD[:channels])
+    assert find_normalization(ffcv_loader) == threefold
+    assert find_normalization(beton_loader(files[channels])) == (MEAN[:channels], STD[:channels])
 
 
 def test_the_ffcv_backend(files):

@@ -15,7 +15,7 @@ from tgdd_plugin.data import image_pool as pool_module
 from tgdd_plugin.data.image_pool import ImagePool
 
 RANDOM = np.random.default_rng(0)
-GREY = RANDOM.integers(0, 256, (5, 7), dtype=np.uint8)
+GRAYSCALE = RANDOM.integers(0, 256, (5, 7), dtype=np.uint8)
 COLOUR = RANDOM.integers(0, 256, (5, 7, 3), dtype=np.uint8)
 
 
@@ -38,20 +38,20 @@ def palette_image() -> Image.Image:
 
 PALETTE = palette_image()
 FORMS = {
-    "PIL L": (Image.fromarray(GREY), GREY[None]),
+    "PIL L": (Image.fromarray(GRAYSCALE), GRAYSCALE[None]),
     "PIL RGB": (Image.fromarray(COLOUR), COLOUR.transpose(2, 0, 1)),
-    "PIL RGBA": (Image.fromarray(np.dstack([COLOUR, GREY])), COLOUR.transpose(2, 0, 1)),
-    "PIL LA": (Image.merge("LA", [Image.fromarray(GREY)] * 2), GREY[None]),
-    "PIL 1": (Image.fromarray(GREY > 99), np.where(GREY > 99, 255, 0).astype(np.uint8)[None]),
+    "PIL RGBA": (Image.fromarray(np.dstack([COLOUR, GRAYSCALE])), COLOUR.transpose(2, 0, 1)),
+    "PIL LA": (Image.merge("LA", [Image.fromarray(GRAYSCALE)] * 2), GRAYSCALE[None]),
+    "PIL 1": (Image.fromarray(GRAYSCALE > 99), np.where(GRAYSCALE > 99, 255, 0).astype(np.uint8)[None]),
     "PIL P": (PALETTE, (10 * (3 * np.array(PALETTE)[..., None] + [1, 2, 3])).astype(np.uint8).transpose(2, 0, 1)),
-    "array (H, W)": (GREY, GREY[None]),
-    "array (H, W, 1)": (GREY[:, :, None], GREY[None]),
+    "array (H, W)": (GRAYSCALE, GRAYSCALE[None]),
+    "array (H, W, 1)": (GRAYSCALE[:, :, None], GRAYSCALE[None]),
     "array (H, W, 3)": (COLOUR, COLOUR.transpose(2, 0, 1)),
-    "array, not contiguous, read only": (np.broadcast_to(GREY.T[:, ::-1], (7, 5)), GREY.T[:, ::-1][None]),
+    "array, not contiguous, read only": (np.broadcast_to(GRAYSCALE.T[:, ::-1], (7, 5)), GRAYSCALE.T[:, ::-1][None]),
     "tensor uint8": (torch.from_numpy(COLOUR).permute(2, 0, 1), COLOUR.transpose(2, 0, 1)),
-    "tensor uint8 (H, W)": (torch.from_numpy(GREY), GREY[None]),
+    "tensor uint8 (H, W)": (torch.from_numpy(GRAYSCALE), GRAYSCALE[None]),
     "tensor float": (torch.from_numpy(COLOUR / 255).permute(2, 0, 1).float(), COLOUR.transpose(2, 0, 1)),
-    "tensor float64 grey": (torch.from_numpy(GREY / 255)[None], GREY[None]),
+    "tensor float64 grayscale": (torch.from_numpy(GRAYSCALE / 255)[None], GRAYSCALE[None]),
 }
 
 
@@ -68,7 +68,7 @@ def test_every_form_of_an_image_comes_in_as_the_same_bytes(form):
     "label", [1, np.int64(1), np.uint8(1), torch.tensor(1), torch.tensor(1, dtype=torch.int16), True]
 )
 def test_every_form_of_a_whole_number_is_a_label(label):
-    assert ImagePool.from_dataset([(GREY, label)]).labels.tolist() == [1]
+    assert ImagePool.from_dataset([(GRAYSCALE, label)]).labels.tolist() == [1]
 
 
 def test_all_256_levels_survive_a_float_tensor():
@@ -83,45 +83,48 @@ def test_classes_are_named_by_the_caller_else_by_the_data_set_else_numbered():
     class Named(list):
         classes = ["cat", "dog", "eel"]
 
-    items = [(GREY, 1), (GREY, 0)]
+    items = [(GRAYSCALE, 1), (GRAYSCALE, 0)]
     assert ImagePool.from_dataset(Named(items)).classes == ["cat", "dog", "eel"]
     assert ImagePool.from_dataset(Named(items), classes=["x", "y"]).classes == ["x", "y"]
     assert ImagePool.from_dataset(items).classes == ["0", "1"]
-    images = torch.stack([torch.from_numpy(GREY)] * 2)[:, None]
+    images = torch.stack([torch.from_numpy(GRAYSCALE)] * 2)[:, None]
     assert ImagePool.from_dataset(Subset(TensorDataset(images, torch.tensor([3, 0])), [1])).classes == ["0"]
 
 
 BAD = {
     "empty": ([], "is empty"),
-    "no pair": ([(GREY, 0), GREY], "item 1 .* ndarray; wanted a pair"),
-    "three parts": ([(GREY, 0, 1)], "wanted a pair"),
-    "a dictionary": ([{"image": GREY, "label": 0}], "item 0 .* dict; wanted a pair"),
-    "soft label": ([(GREY, 0), (GREY, np.array([0.1, 0.9]))], r"label of item 1 is array.*wanted one integer"),
-    "soft label tensor": ([(GREY, torch.tensor([0.1, 0.9]))], r"label of item 0 .*wanted one integer"),
-    "fraction": ([(GREY, 0.5)], "label of item 0 is 0.5; wanted one integer"),
-    "text": ([(GREY, "3")], "label of item 0 is '3'; wanted one integer"),
-    "nothing": ([(GREY, None)], "label of item 0 is None"),
-    "negative label": ([(GREY, 0), (GREY, -1)], "labels run from -1 to 0; wanted numbers from 0 on"),
-    "only negative labels": ([(GREY, -1)], "labels run from -1 to -1"),
-    "an id for a label": ([(GREY, 10**9)], "labels run up to 1000000000"),
-    "several sizes": ([(GREY, 0), (GREY.T, 0)], r"image 1 is 7x5 .*first is 5x7 .*Resize"),
-    "several channels": ([(GREY, 0), (COLOUR, 0)], r"image 1 .* of 3 channel\(s\), the first .* of 1 channel"),
+    "no pair": ([(GRAYSCALE, 0), GRAYSCALE], "item 1 .* ndarray; wanted a pair"),
+    "three parts": ([(GRAYSCALE, 0, 1)], "wanted a pair"),
+    "a dictionary": ([{"image": GRAYSCALE, "label": 0}], "item 0 .* dict; wanted a pair"),
+    "soft label": (
+        [(GRAYSCALE, 0), (GRAYSCALE, np.array([0.1, 0.9]))],
+        r"label of item 1 is array.*wanted one integer",
+    ),
+    "soft label tensor": ([(GRAYSCALE, torch.tensor([0.1, 0.9]))], r"label of item 0 .*wanted one integer"),
+    "fraction": ([(GRAYSCALE, 0.5)], "label of item 0 is 0.5; wanted one integer"),
+    "text": ([(GRAYSCALE, "3")], "label of item 0 is '3'; wanted one integer"),
+    "nothing": ([(GRAYSCALE, None)], "label of item 0 is None"),
+    "negative label": ([(GRAYSCALE, 0), (GRAYSCALE, -1)], "labels run from -1 to 0; wanted numbers from 0 on"),
+    "only negative labels": ([(GRAYSCALE, -1)], "labels run from -1 to -1"),
+    "an id for a label": ([(GRAYSCALE, 10**9)], "labels run up to 1000000000"),
+    "several sizes": ([(GRAYSCALE, 0), (GRAYSCALE.T, 0)], r"image 1 is 7x5 .*first is 5x7 .*Resize"),
+    "several channels": ([(GRAYSCALE, 0), (COLOUR, 0)], r"image 1 .* of 3 channel\(s\), the first .* of 1 channel"),
     "normalised": (
         [(torch.randn(3, 4, 4, generator=seeded()) * 2, 0)],
         r"values from -\d.* wanted \[0, 1\].*Normalize",
     ),
     "0 to 255 as floats": ([(torch.full((1, 4, 4), 200.0), 0)], r"200.00; wanted \[0, 1\]"),
     "not a number": ([(torch.full((1, 4, 4), float("nan")), 0)], r"nan; wanted \[0, 1\]"),
-    "float array": ([(GREY / 255, 0)], "float64 array .*wanted uint8"),
-    "16 bits": ([(Image.fromarray(GREY.astype(np.uint16) * 200), 0)], "mode 'I;16'; wanted 8 bits"),
-    "32 bits": ([(Image.fromarray(GREY.astype(np.float32)), 0)], "mode 'F'; wanted 8 bits"),
+    "float array": ([(GRAYSCALE / 255, 0)], "float64 array .*wanted uint8"),
+    "16 bits": ([(Image.fromarray(GRAYSCALE.astype(np.uint16) * 200), 0)], "mode 'I;16'; wanted 8 bits"),
+    "32 bits": ([(Image.fromarray(GRAYSCALE.astype(np.float32)), 0)], "mode 'F'; wanted 8 bits"),
     "integers": ([(torch.zeros(1, 4, 4, dtype=torch.int64), 0)], r"image 0 is torch.int64 .*wanted \(C, H, W\)"),
     "channels last": ([(torch.from_numpy(COLOUR), 0)], r"of shape \(5, 7, 3\); wanted \(C, H, W\) with 1 or 3"),
     "two channels": ([(COLOUR[:, :, :2], 0)], r"of shape \(2, 5, 7\); wanted \(C, H, W\) with 1 or 3"),
     "a batch": ([(torch.zeros(2, 3, 4, 4), 0)], r"of shape \(2, 3, 4, 4\); wanted \(C, H, W\)"),
     "a path": ([("cat.png", 0)], "image 0 is a str; wanted PIL"),
     "a loader": (DataLoader(TensorDataset(torch.zeros(2, 1, 2, 2), torch.zeros(2))), "DataLoader; wanted a map-style"),
-    "an iterator": (iter([(GREY, 0)]), "list_iterator; wanted a map-style"),
+    "an iterator": (iter([(GRAYSCALE, 0)]), "list_iterator; wanted a map-style"),
 }
 
 
@@ -135,8 +138,8 @@ def test_bad_input_is_one_clear_line(case):
 
 def test_a_label_beyond_the_named_classes_is_refused():
     with pytest.raises(InputError, match=r"labels run from 0 to 2; wanted 0..1 for 2 classes"):
-        ImagePool.from_dataset([(GREY, 0), (GREY, 2)], classes=["a", "b"])
-    pool = ImagePool.from_dataset([(GREY, 0), (GREY, 2)])
+        ImagePool.from_dataset([(GRAYSCALE, 0), (GRAYSCALE, 2)], classes=["a", "b"])
+    pool = ImagePool.from_dataset([(GRAYSCALE, 0), (GRAYSCALE, 2)])
     with pytest.raises(InputError, match=r"wanted 0..1"):
         pool.name_classes(["a", "b"])
 
@@ -247,4 +250,4 @@ def test_a_disk_too_small_for_the_mapping_is_one_line(monkeypatch):
     monkeypatch.setattr(pool_module, "MEMORY_LIMIT", 10)
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(InputError, match="No space left on device.*TMPDIR"):
-        ImagePool.from_dataset([(GREY, 0)])
+        ImagePool.from_dataset([(GRAYSCALE, 0)])

@@ -236,11 +236,11 @@ def test_bfloat16_moves_the_pixels_nearly_as_float32_does(trajectory, pool, tmp_
 
 
 def test_grey_images_and_a_card_that_says_so(tmp_path):
-    grey = patterned(channels=1)
+    grayscale = patterned(channels=1)
     trajectory = record(
-        tmp_path / "t", grey, lambda: tiny(1), RecordSettings(epochs=2), device="cpu", progress_bar=False
+        tmp_path / "t", grayscale, lambda: tiny(1), RecordSettings(epochs=2), device="cpu", progress_bar=False
     )
-    path = run(trajectory, grey, tmp_path / "a.beton", replace(SETTINGS, factor=2))
+    path = run(trajectory, grayscale, tmp_path / "a.beton", replace(SETTINGS, factor=2))
     assert read_card(path).shape == [1, 8, 8]
     assert read_beton(path)[0].shape == (24, 1, 8, 8)
 

@@ -24,7 +24,7 @@ from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
 from tgdd_plugin.evaluation.soft_labels import soft_labels
 from tgdd_plugin.networks import convnet, described
-from tgdd_plugin.networks.compilation import shall_compile
+from tgdd_plugin.networks.compilation import should_compile
 from tgdd_plugin.pipeline.show import describe_beton, describe_trajectory
 from tgdd_plugin.recording.runs import record
 from tgdd_plugin.recording.settings import RecordSettings
@@ -305,7 +305,7 @@ def test_soft_labels_are_the_mean_over_all_runs(trajectory, pool):
 def test_each_network_may_be_compiled_in_as_many_forms_as_one_alone(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function: function)
     with torch._dynamo.config.patch(recompile_limit=8):
-        assert shall_compile(True, 1, 8, torch.device("cpu"), networks=3)
+        assert should_compile(True, 1, 8, torch.device("cpu"), networks=3)
         assert torch._dynamo.config.recompile_limit == 24
 
 

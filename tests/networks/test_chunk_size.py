@@ -12,7 +12,7 @@ from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.networks.chunk_size import CPU_ACTIVATION, chunk_sizes, even_part
-from tgdd_plugin.networks.compilation import shall_compile
+from tgdd_plugin.networks.compilation import should_compile
 from tgdd_plugin.networks.factory import build_network
 from tgdd_plugin.networks.feature_network import FeatureNetwork
 from tgdd_plugin.recording.runs import record
@@ -147,8 +147,8 @@ def test_what_cannot_be_compiled_is_said(monkeypatch):
         raise RuntimeError("no compiler found")
 
     monkeypatch.setattr(torch, "compile", broken)
-    assert not shall_compile(None, 10, 32, CPU) and not shall_compile(False, 10**9, 32, CPU)
+    assert not should_compile(None, 10, 32, CPU) and not should_compile(False, 10**9, 32, CPU)
     with pytest.warns(UserWarning, match="no compiler found.*install"):
-        assert not shall_compile(None, 10**9, 32, CPU)
+        assert not should_compile(None, 10**9, 32, CPU)
     with pytest.raises(InputError, match="no compiler found"):
-        shall_compile(True, 10, 32, CPU)
+        should_compile(True, 10, 32, CPU)

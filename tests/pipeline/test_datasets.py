@@ -183,8 +183,8 @@ def test_image_folder_of_several_sizes_wants_image_size(tmp_path):
     resized = Image.open(tmp_path / "train/a/000.png").resize((11, 8), Image.Resampling.BILINEAR)
     left = round((11 - 8) / 2)
     np.testing.assert_array_equal(train.images[0].permute(1, 2, 0).numpy(), np.asarray(resized)[:, left : left + 8])
-    grey, _ = load_data(DataSettings("image_folder", root=str(tmp_path), image_size=8, grayscale=True))
-    assert grey.shape == (1, 8, 8)
+    grayscale, _ = load_data(DataSettings("image_folder", root=str(tmp_path), image_size=8, grayscale=True))
+    assert grayscale.shape == (1, 8, 8)
 
 
 def test_image_folder_problems_are_clear_lines(tmp_path):

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tests.common import CLASSES, Pictures, TinyNetwork, make_trainer, manifest, statistics, tiny_network
 from tgdd_plugin import TGDDCallback, Trajectory
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
-from tgdd_plugin.data.targets import fits, one_class
+from tgdd_plugin.data.targets import are_class_targets, single_class_targets
 from tgdd_plugin.recording.class_means import ClassMeans, HeadInput
 
 EPOCH = 4  # batches
@@ -484,8 +484,8 @@ def test_read_back(tmp_path: Path) -> None:
 def test_one_class(targets: Any, classes: list[int] | None, alone: list[int], dtype: torch.dtype) -> None:
     tensor = torch.tensor(targets)
     tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-    assert fits(tensor, len(alone), 3)
-    labels, counted = one_class(tensor, 3)
+    assert are_class_targets(tensor, len(alone), 3)
+    labels, counted = single_class_targets(tensor, 3)
     assert counted.int().tolist() == alone
     for row, label in zip(targets, labels.tolist(), strict=True):
         assert 0 <= label < 3
@@ -495,7 +495,7 @@ def test_one_class(targets: Any, classes: list[int] | None, alone: list[int], dt
 
 
 def test_of_two_classes_a_smoothed_label_may_be_a_mixed_one() -> None:
-    labels, alone = one_class(torch.tensor([[1.0, 0], [0, 1], [0.9, 0.1], [0.5, 0.5]]), 2)
+    labels, alone = single_class_targets(torch.tensor([[1.0, 0], [0, 1], [0.9, 0.1], [0.5, 0.5]]), 2)
     assert labels[:2].tolist() == [0, 1] and alone.tolist() == [True, True, False, False]
 
 
@@ -503,11 +503,11 @@ def test_of_two_classes_a_smoothed_label_may_be_a_mixed_one() -> None:
     "targets", [None, 3, "x", torch.zeros(4, dtype=torch.long), torch.zeros(5, 2), torch.zeros(5), torch.zeros(5, 3, 2)]
 )
 def test_labels_that_do_not_fit(targets: Any) -> None:
-    assert not fits(targets, 5, 3)
+    assert not are_class_targets(targets, 5, 3)
 
 
 def test_one_output_has_class_ids_only() -> None:
-    assert fits(torch.zeros(5, dtype=torch.long), 5, 1) and not fits(torch.zeros(5, 1), 5, 1)
+    assert are_class_targets(torch.zeros(5, dtype=torch.long), 5, 1) and not are_class_targets(torch.zeros(5, 1), 5, 1)
 
 
 def test_head_input_is_kept_in_training_only() -> None:

@@ -23,7 +23,7 @@ from tgdd_plugin.training import train as training
 from tgdd_plugin.training import vectorized as population
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import train, train_each
-from tgdd_plugin.training.vectorized import Population, PopulationLoader, pays
+from tgdd_plugin.training.vectorized import Population, PopulationLoader, vectorizing_is_faster
 
 K, N, BATCH = 3, 20, 8  # so that the last of three batches is smaller
 SEEDS = [3, 4, 7]
@@ -270,7 +270,7 @@ def long(monkeypatch):
 def test_what_cannot_be_stacked_is_trained_in_turn(what, long, monkeypatch):
     monkeypatch.setattr(population, "_step_seconds", timed([10.0, 0.0]))  # it is not for the time
     networks, wanted = ([Awkward(what, seed) for seed in SEEDS] for _ in range(2))
-    assert not pays(networks, PopulationLoader(loaders()))
+    assert not vectorizing_is_faster(networks, PopulationLoader(loaders()))
     for network, loader, seed in zip(wanted, loaders(), SEEDS, strict=True):
         train(network, loader, K, SETTINGS, seed=seed, device="cpu")
     train_each(networks, loaders(), K, SETTINGS, seeds=SEEDS, device="cpu")
@@ -278,7 +278,9 @@ def test_what_cannot_be_stacked_is_trained_in_turn(what, long, monkeypatch):
 
 
 def test_unlike_networks_do_not_pay():
-    assert not pays([make("batch norm", 0), make("instance norm", 0)], PopulationLoader(loaders(seeds=SEEDS[:2])))
+    assert not vectorizing_is_faster(
+        [make("batch norm", 0), make("instance norm", 0)], PopulationLoader(loaders(seeds=SEEDS[:2]))
+    )
 
 
 def timed(seconds):
@@ -290,7 +292,7 @@ def timed(seconds):
 @pytest.mark.parametrize(("every", "answer"), [(2.9, True), (3.0, False), (3.1, False)])
 def test_it_pays_where_all_take_less_than_one_after_another(every, answer, monkeypatch):
     monkeypatch.setattr(population, "_step_seconds", timed([1.0, every]))
-    assert pays([make("batch norm", seed) for seed in SEEDS], PopulationLoader(loaders())) is answer
+    assert vectorizing_is_faster([make("batch norm", seed) for seed in SEEDS], PopulationLoader(loaders())) is answer
 
 
 @pytest.mark.parametrize("training_mode", [True, False])
@@ -300,7 +302,7 @@ def test_comparing_leaves_everything_as_it_was(training_mode, soft):
     made = loaders(soft)
     before, epochs = copy.deepcopy(networks), [loader.epoch for loader in made]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    pays(networks, PopulationLoader(made))
+    vectorizing_is_faster(networks, PopulationLoader(made))
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
     assert [loader.epoch for loader in made] == epochs == [0, 1, 0]
@@ -335,7 +337,7 @@ def test_as_long_as_ten_steps_or_half_a_second(monkeypatch):
 @pytest.mark.parametrize("answer", [True, False])
 def test_what_pays_is_what_is_done(answer, long, monkeypatch):
     asked, ways = [], []
-    monkeypatch.setattr(training, "pays", lambda *arguments: asked.append(arguments) or answer)
+    monkeypatch.setattr(training, "vectorizing_is_faster", lambda *arguments: asked.append(arguments) or answer)
     monkeypatch.setattr(training, "_fit", lambda model, *_, **__: ways.append(type(model).__name__))
     networks = [make("instance norm", seed) for seed in SEEDS]
     train_each(networks, loaders(), K, SETTINGS, seeds=SEEDS)
@@ -349,7 +351,7 @@ def test_what_pays_is_what_is_done(answer, long, monkeypatch):
 
 def test_short_trainings_single_networks_and_several_ranks_do_not_measure(monkeypatch):
     asked = []
-    monkeypatch.setattr(training, "pays", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(training, "vectorizing_is_faster", lambda *arguments: asked.append(arguments))
     monkeypatch.setattr(training, "_fit", lambda *_, **__: None)
     networks = [make("instance norm", seed) for seed in SEEDS]
     longest = 10 * population.TRIALS // 3  # epochs of three batches
@@ -381,7 +383,7 @@ def test_operations_made_one_network_at_a_time_are_no_warning():
     made = loaders(seeds=SEEDS[:2])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pays(networks, PopulationLoader(made))
+        vectorizing_is_faster(networks, PopulationLoader(made))
         train_each(networks, made, K, SETTINGS, seeds=[0, 1], at_once=True, device="cpu")
     assert not [w for w in caught if "vmap" in str(w.message) or "batching rule" in str(w.message)]
 

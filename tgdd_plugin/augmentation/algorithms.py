@@ -1,7 +1,7 @@
 """Training augmentation as Composer algorithms: DSA for each image, and CutMix for some of the batches.
 
-Each has its functional form first, as Composer's algorithms do. What an algorithm draws for a batch depends on (seed,
-rank, batch) alone: a resumed run makes the draws of an uninterrupted one, and whatever else draws has no part in it.
+Each has its functional form first, as Composer's algorithms do. The random draws for a batch depend on (seed, rank,
+batch) alone: a resumed run draws what an uninterrupted one draws, and nothing else that draws random numbers matters.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tgdd_plugin.core.seeding import keyed_generator
 
 
 def siamese_batch(images: torch.Tensor, strategy: str, generator: torch.Generator) -> torch.Tensor:
-    """Augments every image with a draw of its own (DSA; Zhao and Bilen, ICML 2021), differentiably.
+    """Augments every image with parameters of its own (DSA; Zhao and Bilen, ICML 2021), differentiably.
 
     Args:
-        images: Normalised, ``(N, C, H, W)``, on any device.
+        images: Normalized images ``(N, C, H, W)``, on any device.
         strategy: Operations joined by ``_``, see :mod:`tgdd_plugin.augmentation.dsa`.
-        generator: On the CPU.
+        generator: The source of randomness, on the CPU.
 
     Returns:
-        Images of the same shape.
+        The augmented images, of the same shape.
     """
     height, width = images.shape[-2:]
     draw = draw_augmentation(strategy, len(images), (height, width), generator)
@@ -36,17 +36,17 @@ def siamese_batch(images: torch.Tensor, strategy: str, generator: torch.Generato
 
 
 def draw_cutmix(count: int, size: tuple[int, int], generator: torch.Generator) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """Draws what CutMix (Yun et al., ICCV 2019) needs for one batch, with its α = 1: a uniform share of the area.
+    """Draws the parameters of CutMix (Yun et al., ICCV 2019) for one batch, with α = 1: a uniform share of the area.
 
     Args:
-        count: N.
-        size: (H, W).
-        generator: On the CPU.
+        count: The number of images N.
+        size: The height and width (H, W) of the images.
+        generator: The source of randomness, on the CPU.
 
     Returns:
-        Which image each one is mixed with, ``(N,)``, and the box (top, left, bottom, right) that comes from it: its
-        centre lies anywhere, and what of it falls outside is cut off. Both as ``composer.functional.cutmix_batch``
-        takes them.
+        The index of the image that each one is mixed with, ``(N,)``, and the box (top, left, bottom, right) that is
+        taken from it. The centre of the box lies anywhere in the image; the part outside is cut off. Both are as
+        ``composer.functional.cutmix_batch`` takes them.
     """
     order = torch.randperm(count, generator=generator)
     share, *centre = torch.rand(3, generator=generator).tolist()
@@ -57,15 +57,15 @@ def draw_cutmix(count: int, size: tuple[int, int], generator: torch.Generator) -
 
 
 class SiameseAugmentation(Algorithm):
-    """Augments every image of a training batch with a draw of its own; see :func:`siamese_batch`.
+    """Augments every image of a training batch with parameters of its own; see :func:`siamese_batch`.
 
-    Works on normalised images on the device, before the forward pass, in any Trainer, also beside Composer's CutMix or
-    MixUp.
+    It works on normalized images on the device, before the forward pass, in any Trainer, also together with Composer's
+    CutMix or MixUp.
 
     Args:
         strategy (str): Operations joined by ``_`` (see :mod:`tgdd_plugin.augmentation.dsa`). Default:
-            ``'color_crop_flip'``; as in the literature, without ``cutout`` beside CutMix.
-        seed (int): Of the draws. Default: ``0``.
+            ``'color_crop_flip'``; as in the literature, without ``cutout`` when CutMix is used as well.
+        seed (int): The seed of the draws. Default: ``0``.
 
     Example:
         >>> trainer = Trainer(model=model, ..., algorithms=[SiameseAugmentation()])  # doctest: +SKIP
@@ -92,17 +92,17 @@ class RandomCutMix(Algorithm):
     """CutMix with probability ``p`` for each batch (microbatch); the literature's evaluation uses p = 0.5.
 
     Args:
-        p (float): Default: ``0.5``.
-        seed (int): Of the draws. Default: ``0``.
+        p (float): The probability that a batch is mixed. Default: ``0.5``.
+        seed (int): The seed of the draws. Default: ``0``.
     """
 
     def __init__(self, p: float = 0.5, seed: int = 0) -> None:
         if not 0 <= p <= 1:
-            raise InputError(f"p is {p}; wanted a share of batches from 0 to 1")
+            raise InputError(f"`p` must be a share of the batches from 0 to 1, got {p}. Give 0.5 for half of them.")
         _check_seed(seed)
         self.p = p
         self.seed = seed
-        self.mixing = False  # whether the batch at hand is mixed
+        self.mixing = False  # whether the present batch is mixed
         self._generator = torch.Generator()
         self._others, self._share = torch.empty(0), 1.0
 
@@ -130,15 +130,16 @@ class RandomCutMix(Algorithm):
 
 
 def siamese_stream(seed: int, state: State) -> torch.Generator:
-    """The stream that :class:`SiameseAugmentation` draws a batch from."""
+    """Returns the generator that :class:`SiameseAugmentation` uses for the present batch."""
     return keyed_generator(seed, dist.get_global_rank(), state.timestamp.batch.value)
 
 
 def cutmix_stream(seed: int, state: State) -> torch.Generator:
-    """The stream that :class:`RandomCutMix` draws a batch from: another one, lest its draws follow the other's."""
+    """Returns the generator that :class:`RandomCutMix` uses for the present batch: a different one, so that the two
+    draw independently."""
     return keyed_generator(seed, dist.get_global_rank(), state.timestamp.batch.value, 1)
 
 
 def _check_seed(seed: int) -> None:
     if seed < 0:
-        raise InputError(f"seed is {seed}; wanted 0 or more")
+        raise InputError(f"`seed` must be a whole number of at least 0, got {seed}. Give another seed.")

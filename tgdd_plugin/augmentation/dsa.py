@@ -1,9 +1,9 @@
-"""Differentiable siamese augmentation (DSA; Zhao and Bilen, ICML 2021), one draw per group of images.
+"""Differentiable siamese augmentation (DSA; Zhao and Bilen, ICML 2021), with one draw for each group of images.
 
 A draw is a dictionary of tensors whose first dimension is the group, so that it can be split and moved like a batch.
 In distillation a group is a class, and its real and synthetic images share a draw; in training a group is one image.
-Images are normalised first: what is shifted in or cut out is then the mean colour, 0. Strengths and distributions are
-DSA's; the order is always color, scale and rotate (in one resampling), crop, flip, cutout.
+Images are normalized first: pixels that are shifted in or cut out then have the mean colour, 0. Strengths and
+distributions are those of DSA; the order is always color, scale and rotate (in one resampling), crop, flip, cutout.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ Draw = dict[str, torch.Tensor]
 
 
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
-
-
 CROP_PAD, CUTOUT_SIDE, SCALE, ROTATE_DEGREES = 0.125, 0.5, 1.2, 15.0
 
 
@@ -29,12 +27,12 @@ def draw_augmentation(strategy: str, groups: int, size: tuple[int, int], generat
 
     Args:
         strategy: Operations joined by ``_``, or ``'none'``.
-        groups: G, how many independent draws.
-        size: (H, W) of the images.
-        generator: On the CPU, so that a draw is the same on every device.
+        groups: The number of independent draws G.
+        size: The height and width (H, W) of the images.
+        generator: The source of randomness, on the CPU, so that a draw is the same on every device.
 
     Returns:
-        Tensors on the CPU of first dimension G, by parameter.
+        The parameters by name, as tensors on the CPU with first dimension G.
     """
     height, width = size
     operations = parse_augmentation(strategy)
@@ -61,7 +59,7 @@ def draw_augmentation(strategy: str, groups: int, size: tuple[int, int], generat
         columns = _shifted(width, integers(-pad[1], pad[1]))
         draw["columns"] = torch.where(mirrored[:, None], columns.flip(1), columns)
     if "cutout" in operations:
-        # A square of half the side whose centre is anywhere: near a border less of it falls inside.
+        # A square of half the side whose centre is anywhere: near a border a smaller part of it lies inside.
         side = [int(s * CUTOUT_SIDE + 0.5) for s in size]
         top = integers(0, height - side[0] % 2) - side[0] // 2
         left = integers(0, width - side[1] % 2) - side[1] // 2
@@ -74,11 +72,11 @@ def augment(images: torch.Tensor, draw: Draw) -> torch.Tensor:
     """Applies a draw, differentiably in the images.
 
     Args:
-        images: Normalised, of shape ``(G, n, C, H, W)``, or ``(G, C, H, W)`` for one image a group.
-        draw: From :func:`draw_augmentation` with G groups, on the images' device.
+        images: Normalized images of shape ``(G, n, C, H, W)``, or ``(G, C, H, W)`` for one image in each group.
+        draw: The draw of :func:`draw_augmentation` with G groups, on the images' device.
 
     Returns:
-        Images of the same shape.
+        The augmented images, of the same shape.
     """
     if images.ndim == 4:
         return augment(images.unsqueeze(1), draw).squeeze(1)
@@ -89,8 +87,8 @@ def augment(images: torch.Tensor, draw: Draw) -> torch.Tensor:
 
     if "brightness" in draw:
         images = images + per_image("brightness")
-        grey = images.mean(2, keepdim=True)
-        images = torch.lerp(grey, images, per_image("saturation"))
+        gray = images.mean(2, keepdim=True)
+        images = torch.lerp(gray, images, per_image("saturation"))
         mean = images.mean((2, 3, 4), keepdim=True)
         images = torch.lerp(mean, images, per_image("contrast"))
     if "affine" in draw:
@@ -108,7 +106,7 @@ def augment(images: torch.Tensor, draw: Draw) -> torch.Tensor:
 
 
 def _shifted(side: int, shift: torch.Tensor) -> torch.Tensor:
-    """Source index of every target index, (G, side); -1 where it lies outside."""
+    """Returns the source index of every target index, ``(G, side)``; -1 where it lies outside."""
     source = torch.arange(side) + shift[:, None]
     return torch.where((source >= 0) & (source < side), source, -1)
 
@@ -127,7 +125,8 @@ def _take(images: torch.Tensor, index: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _affine(scale: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
-    """From output to input positions, (G, 2, 3): turned by ``angle`` (G,), then times ``scale`` (G, 2) in x and y."""
+    """Returns the maps from output to input positions, ``(G, 2, 3)``: rotated by ``angle`` ``(G,)``, then scaled by
+    ``scale`` ``(G, 2)`` in x and y."""
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     turn = torch.stack([torch.stack([cos, -sin, zero], -1), torch.stack([sin, cos, zero], -1)], 1)
     return scale[:, :, None] * turn

@@ -8,7 +8,7 @@ OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
 def parse_augmentation(strategy: str) -> tuple[str, ...]:
-    """Operations of a strategy such as ``'color_crop_cutout_flip'``; ``'none'`` has none.
+    """Splits a strategy such as ``'color_crop_cutout_flip'`` into its operations; ``'none'`` has none.
 
     Raises:
         InputError: If an operation is unknown.

@@ -32,7 +32,7 @@ class Card:
         classes: Names of the K classes.
         images: As a loader sees them: decoded.
         images_per_class: Stored images for each class (the field's "IPC"); ``images`` is K · IPC · factor².
-        shape: (C, H, W) of the images. With C = 1 the file holds the grey value three times, as FFCV's image field is
+        shape: (C, H, W) of the images. With C = 1 the file holds the gray value three times, as FFCV's image field is
             RGB; :func:`beton_loader` gives one channel back.
         mean, std: Per-channel normalization, for pixels in [0, 1]; as one object, :attr:`normalization`.
         factor: f of multi-formation. The file holds the decoded images, unless it is packed.

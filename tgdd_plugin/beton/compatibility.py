@@ -27,5 +27,5 @@ def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImageP
             f"the {name} images are {pool.num_classes} classes of {list(pool.shape)}; '{file}' holds "
             f"{len(card.classes)} classes of {card.shape}. Give the data set that was distilled"
         )
-    pool.agree(card.classes, len(card.classes), f"'{file}'")
+    pool.adopt_class_names(card.classes, len(card.classes), f"'{file}'")
     return pool

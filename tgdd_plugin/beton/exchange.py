@@ -88,7 +88,7 @@ def export_folder(beton: str | Path, folder: str | Path) -> Path:
 
     ``ImageFolder`` numbers the classes by the order of their folders' names, so these are the class ids, with zeros in
     front; so does ``ddranking`` name its own. Class names are in ``card.yaml``, beside the class folders. PNG is
-    lossless. Grey images stay grey; ``ImageFolder``'s own loader makes RGB of them. Only hard labels survive.
+    lossless. Grayscale images stay grayscale; ``ImageFolder``'s own loader makes RGB of them. Only hard labels survive.
 
     For ``ddranking``: ``compute_metrics(image_path=folder)``, with ``custom_train_trans`` set to torchvision's
     ``ToTensor`` and ``Normalize``: without it, it normalises no image of a folder.

@@ -52,8 +52,8 @@ def write_beton(
 
     Args:
         path: The file.
-        images: uint8, ``(N, C, H, W)``; grey ones (C = 1) are written three times. The stored ones if the card says
-            ``packed``.
+        images: uint8, ``(N, C, H, W)``; grayscale ones (C = 1) are written three times. The stored ones if the card
+            says ``packed``.
         labels: Class ids, ``(N,)``.
         card: Its ``images``, ``shape`` and ``sha256`` are filled in here.
         soft_labels: Class probabilities ``(N, K)``, or none; none for packed images, whose parts would have to share

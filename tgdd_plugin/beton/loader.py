@@ -32,7 +32,7 @@ def beton_loader(
         path: The file; its card must lie beside it.
         batch_size: Clamped to the number of images: no epoch is ever empty. Default: ``64``.
         backend: ``'device'`` keeps the whole set on ``device``: for compact sets the faster by far. ``'ffcv'`` is
-            ``ffcv.Loader`` with its usual pipeline, for large files; grey images keep three channels there, and
+            ``ffcv.Loader`` with its usual pipeline, for large files; grayscale images keep three channels there, and
             batches lie in buffers that FFCV uses again, so copy what you keep. It cannot decode a packed file.
         shuffle: Default: ``True``.
         seed: Of the order. Default: ``0``.

@@ -87,7 +87,7 @@ class ImagePool:
         self.classes = [str(name) for name in classes]
         self._sort()
 
-    def agree(self, classes: Sequence[str] | None, num_classes: int, owner: str) -> None:
+    def adopt_class_names(self, classes: Sequence[str] | None, num_classes: int, owner: str) -> None:
         """Takes over the classes of ``owner`` if the pool's are but numbers; else they must be the same, in order.
 
         Args:

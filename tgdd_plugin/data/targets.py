@@ -10,7 +10,7 @@ TOLERANCE = 1e-6
 """Up to which shares of a soft label count as equal."""
 
 
-def one_class(targets: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def single_class_targets(targets: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The class of each image, and whether the image is of that one class alone.
 
     A soft label is of one class if all its shares but the largest are equal: one-hot, or smoothed. Of two classes, only
@@ -32,8 +32,8 @@ def one_class(targets: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, to
     return targets.argmax(1), ((second - least).abs() <= TOLERANCE) & (largest - second > TOLERANCE)
 
 
-def fits(targets: Any, count: int, num_classes: int) -> bool:
-    """Whether :func:`one_class` can read ``targets`` as the labels of ``count`` images."""
+def are_class_targets(targets: Any, count: int, num_classes: int) -> bool:
+    """Whether :func:`single_class_targets` can read ``targets`` as the labels of ``count`` images."""
     if not isinstance(targets, torch.Tensor) or targets.is_complex():
         return False
     if targets.is_floating_point():

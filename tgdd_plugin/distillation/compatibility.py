@@ -42,7 +42,7 @@ def check_pool(pool: ImagePool, run: Run) -> None:
     Raises:
         InputError: If the images cannot be those that the run was trained on.
     """
-    pool.agree(run.classes, run.num_classes, "the trajectory")
+    pool.adopt_class_names(run.classes, run.num_classes, "the trajectory")
     if run.input and list(pool.shape) != (seen := list(input_shape(run))):
         raise InputError(
             f"the real images are {list(pool.shape)} (channels, height, width), but training saw {seen}; give the data "

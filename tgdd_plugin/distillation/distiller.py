@@ -46,10 +46,10 @@ from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
 from tgdd_plugin.networks.chunk_size import chunk_sizes
-from tgdd_plugin.networks.compilation import shall_compile
+from tgdd_plugin.networks.compilation import should_compile
 from tgdd_plugin.networks.factory import recorded_factory
 from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head
-from tgdd_plugin.networks.features import typical
+from tgdd_plugin.networks.features import herding_subset
 from tgdd_plugin.trajectory.store import Trajectory
 
 
@@ -143,7 +143,7 @@ def distill(
     real_count = settings.real_per_class if pool else 0
     synthetic_count = min(settings.images_per_class * settings.factor**2, settings.max_decoded)
     passes = settings.steps * len(ids) * (real_count + 2 * synthetic_count)
-    compiled = shall_compile(settings.compile, passes // len(bare), shape[1], on, len(bare))
+    compiled = should_compile(settings.compile, passes // len(bare), shape[1], on, len(bare))
     frozen = [FeatureNetwork(each.to(on), name, compiled=compiled) for each, name in zip(bare, heads, strict=True)]
     stages = [bank[bank.architecture.index(number)] for number in range(len(bare))]  # one of each network
     for one, weights in zip(frozen, stages, strict=True):
@@ -155,7 +155,7 @@ def distill(
         trained = copy.deepcopy(bare[0])
         trained.load_state_dict(bank.last, strict=False)
         count = settings.images_per_class * settings.factor**2
-        chosen = typical(trained, origin, ids, count, generator, normalization=normalization, head=heads[0])
+        chosen = herding_subset(trained, origin, ids, count, generator, normalization=normalization, head=heads[0])
     start = start_pixels(settings.start, pixels, settings.factor, chosen, generator, ids)
     synthetic = SyntheticImages(start, settings.factor)
     draws = Draws(settings, bank, pool, synthetic, dist.get_global_rank(), ids)

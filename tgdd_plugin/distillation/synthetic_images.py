@@ -84,7 +84,7 @@ def start_pixels(
     Args:
         start: ``'real'``: n real images a class. ``'mix'``: every one of the n·f² sub-images is a real image of its
             own, shrunk (with factor 1 the same as ``'real'``). ``'herding'``: the same, of a pool that has no more than
-            these images (:func:`tgdd_plugin.networks.features.typical`). ``'noise'``: uniform in [0, 1], reading no real image.
+            these images (:func:`tgdd_plugin.networks.features.herding_subset`). ``'noise'``: uniform in [0, 1], reading no real image.
         shape: (K, n, C, H, W).
         factor: f, as in :class:`SyntheticImages`.
         pool: The real images; not needed for ``'noise'``.

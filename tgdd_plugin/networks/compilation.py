@@ -17,7 +17,7 @@ FORMS = 8
 """Most compiled forms of a network, as torch has it: with and without gradients, and by the number of images."""
 
 
-def shall_compile(wanted: bool | None, images: int, side: int, device: torch.device, networks: int = 1) -> bool:
+def should_compile(wanted: bool | None, images: int, side: int, device: torch.device, networks: int = 1) -> bool:
     """Whether to compile the networks.
 
     Args:

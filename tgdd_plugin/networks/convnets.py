@@ -131,7 +131,7 @@ def convnet(
 
     Args:
         num_classes: Number of logits.
-        in_channels: 1 for grey images, 3 for colour (default).
+        in_channels: 1 for grayscale images, 3 for colour (default).
         image_size: Side of the square images in pixels; default 32. 28 px are padded to 32.
         depth: Number of blocks, each halving the maps; default 3. The literature takes 4 for 64 px,
             5 for 128 px and 6 for 256 px.

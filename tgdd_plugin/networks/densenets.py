@@ -18,7 +18,7 @@ def densenet121(num_classes: int, in_channels: int = 3, image_size: int = 32, *,
 
     Args:
         num_classes: Number of logits.
-        in_channels: 1 for grey images, 3 for colour (default).
+        in_channels: 1 for grayscale images, 3 for colour (default).
         image_size: Side of the square images in pixels; default 32. It only serves to refuse images too small for
             the three poolings: the features are averaged over the map, whatever its size.
         growth_rate: Channels that every layer adds, half of the stem's; default 12, which is what tables of distilled

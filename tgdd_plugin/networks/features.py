@@ -17,7 +17,7 @@ from tgdd_plugin.networks.chunk_size import chunk_sizes
 from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head
 
 CHOSEN_FROM = 1000
-"""Most images of a class that :func:`typical` looks at."""
+"""Most images of a class that :func:`herding_subset` looks at."""
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def features_of(
     return features
 
 
-def typical(
+def herding_subset(
     network: nn.Module,
     pool: ImagePool,
     classes: Sequence[int],

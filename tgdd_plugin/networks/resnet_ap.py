@@ -52,7 +52,7 @@ def resnet_ap10(
 
     Args:
         num_classes: Number of logits.
-        in_channels: 1 for grey images, 3 for colour (default).
+        in_channels: 1 for grayscale images, 3 for colour (default).
         image_size: Side of the square images in pixels; default 128.
         width: Channels of the stem and the first stage; default 64.
         norm: ``batch``, ``layer``, ``instance`` (default) or ``group`` (4 groups).

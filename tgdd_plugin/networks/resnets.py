@@ -74,7 +74,7 @@ def resnet18(
 
     Args:
         num_classes: Number of logits.
-        in_channels: 1 for grey images, 3 for colour (default).
+        in_channels: 1 for grayscale images, 3 for colour (default).
         image_size: Side of the square images in pixels; default 32. It only serves to refuse images too
             small for the norm: the features are averaged over the map, whatever its size.
         width: Channels of the stem and the first stage, doubled in each further stage; default 64.

@@ -27,7 +27,7 @@ def vit(
 
     Args:
         num_classes: Number of logits.
-        in_channels: 1 for grey images, 3 for colour (default).
+        in_channels: 1 for grayscale images, 3 for colour (default).
         image_size: Side of the square images in pixels; default 32. The network takes no other.
         patch_size: Side of a patch in pixels. Default: ``None``, the largest that leaves at least 7 patches to a side:
             4 for 28 and 32 px, 8 for 64 px, 32 for 224 px.

@@ -59,7 +59,7 @@ def _read(settings: DataSettings, progress: bool) -> tuple[ImagePool, ImagePool]
 
 
 def _digits() -> tuple[ImagePool, ImagePool]:
-    """scikit-learn's 1,797 digits of 8×8 grey levels 0..16: 1,257 for training and 540 for testing, by class."""
+    """scikit-learn's 1,797 digits of 8×8 gray levels 0..16: 1,257 for training and 540 for testing, by class."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

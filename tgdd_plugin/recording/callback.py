@@ -24,7 +24,7 @@ from tgdd_plugin.recording.introspection import (
     find_augmentation,
     find_classes,
     find_head_layer,
-    find_normalisation,
+    find_normalization,
     is_mixed,
     network_weights,
     own_images,
@@ -358,7 +358,7 @@ class TGDDCallback(Callback):
                 f"classes holds {len(self.classes)} names, but the head '{head}' has {num_classes} outputs; name each "
                 f"class once"
             )
-        mean, std = (self.mean, self.std) if self.mean is not None else find_normalisation(state.train_dataloader)
+        mean, std = (self.mean, self.std) if self.mean is not None else find_normalization(state.train_dataloader)
         return Run(
             name=state.run_name,
             network=describe_network(state),

@@ -8,7 +8,7 @@ import torch
 from composer.utils import dist
 from torch import nn
 
-from tgdd_plugin.data.targets import fits, one_class
+from tgdd_plugin.data.targets import are_class_targets, single_class_targets
 
 POWER = 2.0
 """p of the polynomial decay: with 2, a batch is on average a quarter of the interval old, and the means are as steady
@@ -96,7 +96,7 @@ class ClassMeans:
 
         Args:
             features: φ(x), ``(N, ...)`` of D values each, of any floating point and on any device.
-            targets: See :func:`tgdd_plugin.data.targets.one_class`.
+            targets: See :func:`tgdd_plugin.data.targets.single_class_targets`.
         """
         if self._whole:
             return
@@ -105,10 +105,10 @@ class ClassMeans:
             self.problem = (
                 "the head was not seen once for each batch, as when the network was compiled and run before the fit()"
             )
-        elif not fits(targets, len(features), num_classes):
+        elif not are_class_targets(targets, len(features), num_classes):
             self.problem = "the batches are not (images, one label for each)"
         else:
-            labels, alone = (tensor.to(self._sums.device) for tensor in one_class(targets, num_classes))
+            labels, alone = (tensor.to(self._sums.device) for tensor in single_class_targets(targets, num_classes))
             # Uncounted ones are set to 0 rather than left out, for which the host would have to know their number.
             rows = features.flatten(1).to(self._sums).masked_fill(~alone[:, None], 0)
             self._pending_sums.index_add_(0, labels, rows)

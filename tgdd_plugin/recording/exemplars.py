@@ -12,7 +12,7 @@ import torch
 
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.data.targets import fits, one_class
+from tgdd_plugin.data.targets import are_class_targets, single_class_targets
 from tgdd_plugin.trajectory.store import EXEMPLARS
 
 LIMIT = 256 * 2**20
@@ -45,7 +45,8 @@ class Exemplars:
 
         Args:
             images: Normalised, floating-point, ``(N, C, H, W)``.
-            targets: See :func:`tgdd_plugin.data.targets.one_class`; images that are not of one class are passed over.
+            targets: See :func:`tgdd_plugin.data.targets.single_class_targets`; images that are not of a single class
+                are passed over.
             normalization: What the images were normalized with; ``None`` if it is not known.
 
         Returns:
@@ -57,13 +58,13 @@ class Exemplars:
         if not _are_images(images) or normalization.channels not in (1, images.shape[1]):
             self.done = True
             return "the batches are not (floating-point images of 1 or 3 channels, labels)"
-        if not fits(targets, len(images), self.num_classes):
+        if not are_class_targets(targets, len(images), self.num_classes):
             self.done = True
             return "the batches are not (images, one label for each)"
         problem = None if self._images else self._limit(images[0].numel())
         if self.done:
             return problem
-        labels, alone = one_class(targets, self.num_classes)
+        labels, alone = single_class_targets(targets, self.num_classes)
         chosen = []
         for position, (label, counted) in enumerate(zip(labels.tolist(), alone.tolist(), strict=True)):
             if counted and self._wanted[label] > 0:

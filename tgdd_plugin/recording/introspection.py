@@ -63,7 +63,7 @@ def find_classes(loader: Any, num_classes: int) -> list[str] | None:
     return None
 
 
-def find_normalisation(loader: Any) -> tuple[list[float] | None, list[float] | None]:
+def find_normalization(loader: Any) -> tuple[list[float] | None, list[float] | None]:
     """Per-channel mean and std that a loader's images were normalised with, for pixels in [0, 1].
 
     Looks for torchvision's ``Normalize`` (v1 or v2) among the transforms of the data set and of the wrappers around it,

@@ -20,7 +20,7 @@ from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.recording.introspection import find_classes, find_normalisation
+from tgdd_plugin.recording.introspection import find_classes, find_normalization
 from tgdd_plugin.replay.functional import Batch, join_targets, replay_batch, replay_factors, replay_loss
 from tgdd_plugin.replay.memory import ReplayMemory
 
@@ -149,7 +149,7 @@ class DistilledReplay(Algorithm):
         if sum(isinstance(algorithm, DistilledReplay) for algorithm in state.algorithms) > 1:
             raise InputError("the Trainer has two DistilledReplays; give it one, with one memory of all tasks")
         memory, present = self.memory.to(_device(state)), self.memory.counts.nonzero().flatten().tolist()
-        normalization, found = memory.normalization(), Normalization.of(*find_normalisation(state.train_dataloader))
+        normalization, found = memory.normalization(), Normalization.of(*find_normalization(state.train_dataloader))
         if found and not normalization.is_close(found):
             raise InputError(
                 f"the loader normalizes with {found}, the memory with {normalization}; train all tasks with the same"

@@ -23,7 +23,14 @@ from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.vectorized import SLOWER, TRIALS, Population, PopulationAugmentation, PopulationLoader, pays
+from tgdd_plugin.training.vectorized import (
+    SLOWER,
+    TRIALS,
+    Population,
+    PopulationAugmentation,
+    PopulationLoader,
+    vectorizing_is_faster,
+)
 
 
 def train(
@@ -99,7 +106,7 @@ def train_each(
     if at_once is None:
         # A short training is over before the two ways are compared, and several ranks might not find the same.
         compare = len(networks) > 1 and dist.get_world_size() == 1 and settings.epochs * len(together) > 10 * TRIALS
-        at_once = compare and pays(networks, together)
+        at_once = compare and vectorizing_is_faster(networks, together)
     if not at_once:
         seconds = []
         for network, loader, seed in zip(networks, loaders, seeds, strict=True):

@@ -146,7 +146,7 @@ class PopulationAugmentation(Algorithm):
         state.batch_set_item(1, labels)
 
 
-def pays(networks: Sequence[nn.Module], loader: PopulationLoader) -> bool:
+def vectorizing_is_faster(networks: Sequence[nn.Module], loader: PopulationLoader) -> bool:
     """Whether a training step of all networks at once takes less time here than their steps one after another.
 
     Both are made a few times, with copies of the networks and their first batch; where all at once do not fit in
