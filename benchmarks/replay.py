@@ -36,21 +36,25 @@ from statistics import mean
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from composer.core import Event
 
 from benchmarks.harness import Bench, run
 from benchmarks.results import Parser, Row, markdown, provenance, read_rows, seconds, spread, stopwatch
-from tgdd_plugin import DistillSettings, ImagePool, InputError, read_beton
-from tgdd_plugin.data.coresets import herding
-from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin import DistillSettings, ImagePool, read_beton
 from tgdd_plugin.networks.factory import network_factory
-from tgdd_plugin.networks.features import features_of
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.replay.learner import MEMORY, learn
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.metrics import Scores
-from tgdd_plugin.replay.policies import Moment, distilled
+from tgdd_plugin.replay.policies import (
+    Policy,
+    TaskResult,
+    check_enough_images,
+    distilled,
+    herding_exemplars,
+    random_exemplars,
+    reservoir,
+)
 from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.tasks import Task, split_classes
 from tgdd_plugin.training.train import accuracy
@@ -66,7 +70,6 @@ DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "rotated": lambda images: images.rot90(1, (2, 3)),
     "half contrast": lambda images: 64 + images.flip(1) // 2,
 }
-Remember = Callable[[Moment], Any]
 
 
 @dataclass(frozen=True)
@@ -107,75 +110,6 @@ def domain_tasks(train: ImagePool, test: ImagePool, settings: ReplaySettings) ->
     return tasks
 
 
-def random_exemplars(count: int) -> Remember:
-    """Images of each class of a task, drawn."""
-
-    def remember(moment: Moment) -> ImagePool:
-        pool = moment.task.train
-        generator = torch.Generator().manual_seed(moment.seed)
-        return pool.subset(pool.draw(_present(pool), count, generator, "the memory").flatten())
-
-    return remember
-
-
-def herded(count: int, normalization: Normalization) -> Remember:
-    """Images of each class of a task whose mean feature is near the class', as iCaRL: of features of length 1."""
-
-    def remember(moment: Moment) -> ImagePool:
-        pool = moment.task.train
-        features = F.normalize(features_of(moment.network, pool, normalization))
-        return pool.subset(herding(features, torch.searchsorted(_present(pool), pool.labels), count))
-
-    return remember
-
-
-def reservoir(tasks: Sequence[Task], budget: int, normalization: Normalization) -> Remember:
-    """A uniform sample of all images so far, however many they are (J. S. Vitter, Algorithm R, 1985).
-
-    It is drawn anew from the first task on, the same as far as that went: nothing has to be kept between calls.
-    """
-
-    def remember(moment: Moment) -> ReplayMemory:
-        number = next(i for i, task in enumerate(tasks) if task is moment.task)
-        kept = torch.tensor(sample_stream([len(task.train) for task in tasks[: number + 1]], budget, moment.seed))
-        images = [tasks[i].train.take(kept[kept[:, 0] == i, 1]) for i in range(number + 1)]
-        labels = [tasks[i].train.labels[kept[kept[:, 0] == i, 1]] for i in range(number + 1)]
-        scale = {"mean": normalization.mean, "std": normalization.std}
-        memory = ReplayMemory(tasks[-1].train.classes, images_per_class=budget, **scale)
-        memory.add(ImagePool(torch.cat(images), torch.cat(labels), memory.classes))
-        return memory
-
-    return remember
-
-
-def sample_stream(sizes: Sequence[int], budget: int, seed: int) -> list[tuple[int, int]]:
-    """A reservoir's content at the end of a stream.
-
-    Args:
-        sizes: Of the tasks; images of a task come in random order.
-        budget: Of the reservoir.
-        seed: Of order and slots.
-
-    Returns:
-        Task and position of each image.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    kept: list[tuple[int, int]] = []
-    came = 0
-    for task, size in enumerate(sizes):
-        order = torch.randperm(size, generator=generator).tolist()
-        shares = torch.rand(size, generator=generator, dtype=torch.float64).tolist()
-        for position, share in zip(order, shares, strict=True):
-            came += 1
-            slot = came - 1 if came <= budget else int(share * came)
-            kept[slot : slot + 1] = [(task, position)] if slot < budget else kept[slot : slot + 1]
-    return kept
-
-
-def _present(pool: ImagePool) -> torch.Tensor:
-    return pool.counts.nonzero().flatten()
-
-
 class Comparison:
     """The rows of one scenario."""
 
@@ -186,10 +120,8 @@ class Comparison:
         self.network = bench.recipe.network or NetworkSettings()
         self.make = functools.cache(self._make)
         self.cases = [case for order in options.orders for case in self._cases(order, options)]
-        for order in options.orders:  # what cannot work is found out before any work
-            fewest = min(int(task.train.counts[_present(task.train)].min()) for task in self.make(order))
-            if fewest < self.count:
-                raise InputError(f"a class of a task has {fewest} images, {self.count} were to be kept; ask for fewer")
+        for order in options.orders:  # before any work
+            check_enough_images(self.make(order), self.count)
 
     def _cases(self, order: int, options: argparse.Namespace) -> list[Case]:
         found = []
@@ -219,6 +151,9 @@ class Comparison:
         if case.method in ("finetune", "joint"):
             replay = {name: replay[name] for name in ("tasks", "order")}
         else:
+            # By the keys of version 0.1: a row's work lies in a folder that is named by their hash.
+            del replay["policy"]
+            replay["tune"] = replay.pop("finetune_epochs")
             depends["images_per_class"] = about["images_per_class"] = self.count
             about["factor"] = case.distill.factor if case.distill else 1
         if case.distill:
@@ -252,25 +187,25 @@ class Comparison:
         """A learner, as far as it is not done yet."""
         bench, tasks = self.bench, self.make(case.order)
         recipe, shares = bench.recipe, len(tasks) if self.scenario == "domains" else 1
-        methods: dict[str, Callable[[], Remember]] = {
-            "finetune": lambda: lambda moment: None,
+        methods: dict[str, Callable[[], Policy]] = {
+            "finetune": lambda: lambda result: None,
             "random": lambda: random_exemplars(self.count),
             "reservoir": lambda: reservoir(tasks, self.count * bench.train.num_classes * shares, bench.normalization),
-            "herding": lambda: herded(self.count, bench.normalization),
+            "herding": lambda: herding_exemplars(self.count, bench.normalization),
             "distilled": lambda: self._distilled(case),
         }
-        remember = methods[case.method]()
+        policy = methods[case.method]()
 
-        def keep(moment: Moment) -> Any:
+        def select_exemplars(result: TaskResult) -> Any:
             bench.deadline.check()
-            return remember(moment)
+            return policy(result)
 
         with stopwatch(folder / "seconds"):
             return learn(
                 tasks,
                 lambda count: network_factory(self.network, bench.train.shape, count)(),
                 folder,
-                keep,
+                select_exemplars,
                 self.count * shares,
                 recipe.record,
                 replace(recipe.replay, order=case.order, tasks=len(tasks)),
@@ -280,7 +215,7 @@ class Comparison:
                 device=recipe.device,
             )
 
-    def _distilled(self, case: Case) -> Remember:
+    def _distilled(self, case: Case) -> Policy:
         assert case.distill is not None
         deadline = self.bench.deadline
         saving = {"save_interval": deadline.due(Event.BATCH_CHECKPOINT)}

@@ -13,10 +13,8 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
-from tgdd_plugin import DistillSettings, TGDDCallback, distill
+from tgdd_plugin import DistilledReplay, DistillSettings, ReplayMemory, TGDDCallback, distill
 from tgdd_plugin.networks import convnet
-from tgdd_plugin.replay.algorithm import DistilledReplay
-from tgdd_plugin.replay.memory import ReplayMemory
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", default="data", help="folder of torchvision's data sets")

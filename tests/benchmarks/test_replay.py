@@ -23,6 +23,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.pipeline.datasets import load_data
+from tgdd_plugin.replay import policies
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import train
@@ -153,18 +154,18 @@ def test_every_image_of_a_stream_is_as_likely_to_be_in_the_reservoir() -> None:
     sizes, budget, trials = [7, 3, 6], 4, 4000
     counts: Counter[tuple[int, int]] = Counter()
     for seed in range(trials):
-        kept = replay.sample_stream(sizes, budget, seed)
+        kept = policies.sample_stream(sizes, budget, seed)
         assert len(kept) == len(set(kept)) == budget
         counts.update(kept)
     stream = [(task, position) for task, size in enumerate(sizes) for position in range(size)]
     wanted = trials * budget / len(stream)
     spread = (trials * 0.25 * 0.75) ** 0.5
     assert all(abs(counts[one] - wanted) < 5 * spread for one in stream)
-    assert sorted(replay.sample_stream([3], budget, 0)) == [(0, 0), (0, 1), (0, 2)], "fewer than there is room for"
+    assert sorted(policies.sample_stream([3], budget, 0)) == [(0, 0), (0, 1), (0, 2)], "fewer than there is room for"
 
 
 def test_the_reservoir_of_a_task_goes_on_from_the_one_before() -> None:
-    earlier, later = (replay.sample_stream(sizes, 5, 1) for sizes in ([30], [30, 4]))
+    earlier, later = (policies.sample_stream(sizes, 5, 1) for sizes in ([30], [30, 4]))
     assert sum(one == other for one, other in zip(earlier, later, strict=True)) >= 1
     assert {one for one in later if one[0] == 0} <= set(earlier)
 
@@ -262,9 +263,11 @@ def test_bad_input_ends_in_one_line(whole: Path, tmp_path: Path, capsys: pytest.
     output = ["--output", str(tmp_path), "--orders", "0"]
     assert "name a recipe" in refused()
     assert "invalid choice: 'icarl'" in refused(RECIPE, "--methods", "icarl")
-    assert "11 tasks; lower tasks" in refused(RECIPE, *output, "--", *SMALL, "replay.tasks=11")
+    assert "`replay.tasks` must be at most 10, the number of classes, got 11. Lower it." in refused(
+        RECIPE, *output, "--", *SMALL, "replay.tasks=11"
+    )
     many = refused(RECIPE, *output, "--methods", "random", "--images-per-class", "13", "--", *SMALL)
-    assert "has 12 images, 13 were to be kept" in many
+    assert "`images_per_class` must be at most 12, the images of class" in many and "got 13. Lower it" in many
     assert "give record.exemplars=" in refused(
         RECIPE, *output, "--images-per-class", "12", "--", *SMALL, "record.exemplars=4"
     )

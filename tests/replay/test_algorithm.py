@@ -526,13 +526,16 @@ def test_the_recording_of_the_first_task_is_untouched(tmp_path: Path) -> None:
 
 def test_unusable_arguments() -> None:
     for arguments, pattern in (
-        ({"ratio": 1.0, "count": 3}, "ratio and count both say"),
-        ({"ratio": 0.0}, "ratio is 0.0; wanted a number above 0"),
-        ({"ratio": float("nan")}, "ratio is nan"),
-        ({"count": 0}, "count is 0; wanted a whole number from 1 on"),
-        ({"count": 2.5}, "count is 2.5"),
-        ({"weight": 1.1}, "weight is 1.1; wanted a share of the loss from 0 to 1"),
-        ({"seed": -1}, "seed is -1; wanted 0 or more"),
+        (
+            {"ratio": 1.0, "count": 3},
+            "`ratio` must be left out where `count` says .*, got ratio 1.0 and count 3. Give one",
+        ),
+        ({"ratio": 0.0}, "`ratio` must be a finite number above 0, got 0.0. Leave"),
+        ({"ratio": float("nan")}, "`ratio` must be a finite number above 0, got nan"),
+        ({"count": 0}, "`count` must be a whole number of at least 1, got 0. Leave"),
+        ({"count": 2.5}, "`count` must be a whole number of at least 1, got 2.5"),
+        ({"weight": 1.1}, "`weight` must be a share of the loss from 0 to 1, got 1.1. Leave"),
+        ({"seed": -1}, "`seed` must be at least 0, got -1. Give"),
         ({"augmentation": "blur"}, "`augmentation` must be operations of .*, got 'blur'"),
     ):
         with pytest.raises(InputError, match=pattern):
@@ -559,21 +562,33 @@ def test_a_memory_that_does_not_fit_the_training() -> None:
     bytes_ = DataLoader([(torch.zeros(1, 8, 8, dtype=torch.uint8), 0)] * 8, batch_size=8)
     three = DataLoader([(torch.zeros(1, 8, 8), 0, 0)] * 8, batch_size=8)
     for made, options, pattern in (
-        (memory(shape=(1, 6, 8)), {}, r"images of \[1, 8, 8\] \(channels, height, width\), the memory of \[1, 6, 8\]"),
-        (memory(), {"train_dataloader": bytes_}, "the batch has torch.uint8 images .* a loader of normalised images"),
-        (memory(), {"train_dataloader": three}, r"the batch is a list; wanted a pair of tensors \(images, labels\)"),
+        (
+            memory(shape=(1, 6, 8)),
+            {},
+            r"images of \[1, 6, 8\] \(channels, height, width\) like the memory, got .* images of \[1, 8, 8\]",
+        ),
+        (
+            memory(),
+            {"train_dataloader": bytes_},
+            "The batch must have normalized images .*, got torch.uint8 images .*. Give a loader of such images",
+        ),
+        (memory(), {"train_dataloader": three}, r"The batch must be a pair of tensors \(images, labels\), got a list"),
         (
             memory(),
             {"train_dataloader": device_loader(0.5)},
             r"normalizes with mean \[0.5\] .* the memory with mean \[0.0\]",
         ),
-        (many, {}, "the memory has class 3, the network 3 outputs"),
-        (unknown, {}, "the memory knows no normalization; give ReplayMemory mean= and std="),
-        (named("dog", "cat", "ship"), {"dataset": Named()}, "class 1 is 'dog' for the loader and 'cat' for the memory"),
+        (
+            many,
+            {},
+            "an output for each class of the memory, whose last one is 3, got 3 outputs. Build it for 4 classes",
+        ),
+        (unknown, {}, "`mean` and `std` must be known to the memory, got neither. Give ReplayMemory those"),
+        (named("dog", "cat", "ship"), {"dataset": Named()}, "Class 1 is 'dog' for the loader and 'cat' for the memory"),
     ):
         with pytest.raises(InputError, match=pattern):
             fit(algorithms=[DistilledReplay(made)], **options)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="two DistilledReplays"):
+    with pytest.raises(InputError, match="`algorithms` must have one DistilledReplay, got two"):
         fit(algorithms=[DistilledReplay(memory()), DistilledReplay(memory())])
     fit(algorithms=[DistilledReplay(memory())], train_dataloader=device_loader(0.005), max_duration="1ba")
     fit(algorithms=[DistilledReplay(named("cat", "dog", "ship"))], dataset=Named(), max_duration="1ba")

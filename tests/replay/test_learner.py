@@ -25,11 +25,12 @@ from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.recording.settings import RecordSettings
-from tgdd_plugin.replay import learner, policies
-from tgdd_plugin.replay.learner import grow, learn
+from tgdd_plugin.replay import learner, network_growth, policies
+from tgdd_plugin.replay.learner import learn
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.metrics import Scores
-from tgdd_plugin.replay.policies import Moment, distilled
+from tgdd_plugin.replay.network_growth import grow
+from tgdd_plugin.replay.policies import TaskResult, distilled
 from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.tasks import Task, split_classes
 from tgdd_plugin.training.train import accuracy, train
@@ -56,27 +57,27 @@ def three(settings: ReplaySettings = THREE) -> list[Task]:
     return split_classes(*pools(), settings)
 
 
-def keep(count: int = 2) -> Callable[[Moment], ImagePool]:
+def keep(count: int = 2) -> Callable[[TaskResult], ImagePool]:
     """The first real images of each class of a task."""
 
-    def remember(moment: Moment) -> ImagePool:
-        pool = moment.task.train
+    def select_exemplars(result: TaskResult) -> ImagePool:
+        pool = result.task.train
         first = [(pool.labels == label).nonzero()[:count, 0] for label in pool.counts.nonzero().flatten()]
         return pool.subset(torch.cat(first))
 
-    return remember
+    return select_exemplars
 
 
-def nothing(moment: Moment) -> None:
+def nothing(result: TaskResult) -> None:
     return None
 
 
-def run(folder: Path, remember: Any = None, tasks: Sequence[Task] | None = None, **options: Any) -> Scores:
+def run(folder: Path, select_exemplars: Any = None, tasks: Sequence[Task] | None = None, **options: Any) -> Scores:
     """learn() with these settings, distilling two images of each class."""
     given: dict[str, Any] = {"images_per_class": 2, "training": TRAINING, "settings": THREE, **options}
-    remember = remember or distilled(DISTILL, **OPTIONS)
+    policy = select_exemplars or distilled(DISTILL, **OPTIONS)
     made = three() if tasks is None else tasks
-    return learn(made, given.pop("build", build), folder, remember, mean=MEAN, std=STD, **OPTIONS, **given)
+    return learn(made, given.pop("build", build), folder, policy, mean=MEAN, std=STD, **OPTIONS, **given)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -165,11 +166,13 @@ def test_the_order_is_the_seeds() -> None:
 
 def test_classes_that_cannot_be_split() -> None:
     train_pool, test_pool = pools()
-    with pytest.raises(InputError, match=r"3 classes cannot be split into 4 tasks; lower tasks \(replay.tasks\)"):
+    with pytest.raises(InputError, match=r"`replay.tasks` must be at most 3, the number of classes, got 4. Lower it."):
         split_classes(train_pool, test_pool, ReplaySettings(tasks=4))
     for without in (train_pool.subset((train_pool.labels != 1).nonzero()[:, 0]), train_pool):
         lacking = test_pool if without is not train_pool else test_pool.subset((test_pool.labels != 1).nonzero()[:, 0])
-        with pytest.raises(InputError, match="class 'columns' has no images; a task needs some"):
+        with pytest.raises(
+            InputError, match="Class 'columns' has no .* images. Give some of each class for training and test"
+        ):
             split_classes(without, lacking, THREE)
 
 
@@ -224,14 +227,17 @@ def test_the_first_network_is_left_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("later", "pattern"),
     [
-        (convnet(3, 1, 8, depth=1, width=6), r"'.*weight' is \(6, 1, 3, 3\) .*, and in the one before \(4, 1, 3, 3\)"),
-        (convnet(3, 1, 8, depth=2, width=4), r"is \(4, 4, 3, 3\) .*, and in the one before missing"),
-        (convnet(1, 1, 8, depth=1, width=4), r"'classifier.weight' is \(1, 64\) .*before \(2, 64\)"),
+        (
+            convnet(3, 1, 8, depth=1, width=6),
+            r"'.*weight' of \(6, 1, 3, 3\) .* and \(4, 1, 3, 3\) in the network before",
+        ),
+        (convnet(3, 1, 8, depth=2, width=4), r"of \(4, 4, 3, 3\) .* and missing in the network before"),
+        (convnet(1, 1, 8, depth=1, width=4), r"'classifier.weight' of \(1, 64\) .* \(2, 64\) in the network before"),
     ],
 )
 def test_networks_that_differ_in_more_than_their_outputs(later: nn.Module, pattern: str) -> None:
     if "6, 1" in pattern:  # wider, of which the earlier one would fit into a part
-        pattern = "in the one before"
+        pattern = "in the network before"
     before = {name: tensor.clone() for name, tensor in later.state_dict().items()}
     with pytest.raises(InputError, match=pattern):
         grow(later, build(2))
@@ -341,7 +347,7 @@ def test_broken_off_anywhere_the_same_call_ends_with_the_same_files(
         pytest.MonkeyPatch.context() as patch,
         training(lambda place: {"callbacks": [Crash(2)]} if where == "in a training" else {}),
     ):
-        remember = distilled(DISTILL, callbacks=[StopAt(3)], checkpoint_interval="2ba", **OPTIONS)
+        policy = distilled(DISTILL, callbacks=[StopAt(3)], checkpoint_interval="2ba", **OPTIONS)
         if where == "between two tasks":
             patch.setattr(learner, "train", stop)
         if where == "in writing the memory":
@@ -349,7 +355,7 @@ def test_broken_off_anywhere_the_same_call_ends_with_the_same_files(
         if where == "in scoring":
             patch.setattr(learner, "accuracy", stop)
         with pytest.raises(RuntimeError if where == "in a training" else KeyboardInterrupt):
-            run(folder, remember if where == "in a distillation" else None)
+            run(folder, policy if where == "in a distillation" else None)
     assert len(Scores.read(folder / "scores.json").rows) == (1 if where == "between two tasks" else 2)
     left = [path for path in (folder / "task2").glob(".distill-*")] if where == "in a distillation" else [folder]
     assert left, "a checkpoint to go on from"
@@ -383,7 +389,7 @@ def test_tuning_is_a_training_on_the_memory_alone_from_which_the_next_task_goes_
 def test_a_tuning_that_was_broken_off_is_done_again(tmp_path: Path) -> None:
     settings = replace(THREE, finetune_epochs=3)
     expected = run(tmp_path / "done", keep(), settings=settings)
-    write = learner.write_whole
+    write = network_growth.write_whole
 
     def broken(path: Path, *content: Any) -> None:
         if path.name == "tuned.safetensors" and path.parent.name == "task1":
@@ -391,7 +397,7 @@ def test_a_tuning_that_was_broken_off_is_done_again(tmp_path: Path) -> None:
         write(path, *content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner, "write_whole", broken)
+        patch.setattr(network_growth, "write_whole", broken)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "job", keep(), settings=settings)
     assert run(tmp_path / "job", keep(), settings=settings) == expected
@@ -423,7 +429,7 @@ def test_another_job_in_the_same_folder_is_refused(
 ) -> None:
     shutil.copytree(whole / "before2", tmp_path / "job")
     before = snapshot(tmp_path / "job")
-    with pytest.raises(InputError, match=f"is of another job .*{pattern}.*; choose another folder, or delete it"):
+    with pytest.raises(InputError, match=f"is of another job .*{pattern}.*. Choose another folder, or delete it."):
         run(tmp_path / "job", stop, **change)
     assert snapshot(tmp_path / "job") == before
 
@@ -440,7 +446,7 @@ def test_without_its_scores_a_job_is_learned_anew(tmp_path: Path) -> None:
     tasks = three(replace(THREE, tasks=1))
     run(tmp_path, keep(), tasks)
     (tmp_path / "scores.json").write_text("{")
-    with pytest.raises(InputError, match="delete it to learn the tasks anew"):
+    with pytest.raises(InputError, match="Delete it to learn the tasks anew"):
         run(tmp_path, keep(), tasks)
     (tmp_path / "scores.json").unlink()
     with training(lambda place: {}) as trained:
@@ -451,7 +457,7 @@ def test_without_its_scores_a_job_is_learned_anew(tmp_path: Path) -> None:
 def test_a_damaged_network_is_named(whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole / "before2", tmp_path / "job")
     (tmp_path / "job" / "task1" / "network.safetensors").write_bytes(b"damaged")
-    with pytest.raises(InputError, match="task1/network.safetensors' cannot be used .*; delete") as error:
+    with pytest.raises(InputError, match="task1/network.safetensors' cannot be used .*. Delete") as error:
         run(tmp_path / "job")
     assert "\n" not in str(error.value)
 
@@ -484,19 +490,19 @@ def test_with_recorded_statistics_no_real_image_is_read(
 
     monkeypatch.setattr(policies, "distill", spied)
 
-    def remember(moment: Moment) -> Any:
+    def select_exemplars(result: TaskResult) -> Any:
         pool.sealed = True
         try:
-            return distilled(replace(DISTILL, source=source, real_per_class=5), **OPTIONS)(moment)
+            return distilled(replace(DISTILL, source=source, real_per_class=5), **OPTIONS)(result)
         finally:
             pool.sealed = False
 
     tasks = [replace(task, train=pool)]
     if source == "sampled":
         with pytest.raises(AssertionError, match="a real image was read"):
-            run(tmp_path, remember, tasks)
+            run(tmp_path, select_exemplars, tasks)
         return
-    run(tmp_path, remember, tasks)
+    run(tmp_path, select_exemplars, tasks)
     assert given == [None]
     assert ReplayMemory.load(tmp_path / "task0" / "memory.beton").counts.tolist() == [2] * 3
 
@@ -505,12 +511,12 @@ def test_the_budget_is_kept_whatever_comes(tmp_path: Path) -> None:
     """The classes of a pool are known by name, those of bare images are the task's new ones in their order."""
     tasks, seen = three(replace(THREE, tasks=2, order=0)), []
 
-    def remember(moment: Moment) -> Any:
-        chosen = keep(5)(moment)
+    def select_exemplars(result: TaskResult) -> Any:
+        chosen = keep(5)(result)
         seen.append(chosen)
         return chosen if len(seen) == 1 else (chosen.images, torch.zeros(5, dtype=torch.int64))
 
-    run(tmp_path, remember, tasks, images_per_class=3)
+    run(tmp_path, select_exemplars, tasks, images_per_class=3)
     memory = ReplayMemory.load(tmp_path / "task1" / "memory.beton")
     assert memory.classes == tasks[1].train.classes and memory.counts.tolist() == [3, 3, 3]
     offered = {label: pool.images[pool.labels == label] for pool in seen for label in pool.labels.unique().tolist()}
@@ -521,12 +527,12 @@ def test_the_budget_is_kept_whatever_comes(tmp_path: Path) -> None:
 def test_a_whole_memory_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     tasks = three()
 
-    def remember(moment: Moment) -> ReplayMemory:
+    def select_exemplars(result: TaskResult) -> ReplayMemory:
         memory = ReplayMemory(NAMES, images_per_class=9, mean=MEAN, std=STD)
-        memory.add(keep(len(moment.task.new) * 4)(moment))
+        memory.add(keep(len(result.task.new) * 4)(result))
         return memory
 
-    run(tmp_path, remember, tasks)
+    run(tmp_path, select_exemplars, tasks)
     held = [ReplayMemory.load(tmp_path / f"task{number}" / "memory.beton").counts.tolist() for number in range(3)]
     assert held == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
 
@@ -586,16 +592,31 @@ def small(task: Task) -> Task:
 @pytest.mark.parametrize(
     ("change", "pattern"),
     [
-        (lambda tasks: [], "no tasks came"),
+        (lambda tasks: [], "`tasks` must have at least one task, got none"),
         (
             lambda tasks: [tasks[0], renamed(tasks[1], ["rows", "rows"], ["rows"])],
-            "the classes rows, rows have one name",
+            "`classes` must be different names, got rows, rows, with one name twice",
         ),
-        (lambda tasks: [renamed(tasks[0], ["chess"]), *tasks[1:]], "task 1 has the classes chess for training"),
-        (lambda tasks: tasks[::-1], "task 1 has the classes rows, columns, chess for training"),
-        (lambda tasks: [replace(tasks[0], test=tasks[1].test), *tasks[1:]], "and rows, columns for testing"),
-        (lambda tasks: [tasks[0], replace(tasks[1], new=["rows"])], "task 2 has images of columns, but its new"),
-        (lambda tasks: [tasks[0], small(tasks[1]), tasks[2]], r"task 2 has images of \[1, 6, 6\] for training"),
+        (
+            lambda tasks: [renamed(tasks[0], ["chess"]), *tasks[1:]],
+            "Task 1 must have the first classes of all tasks .*, got chess for training",
+        ),
+        (
+            lambda tasks: tasks[::-1],
+            "Task 1 must have the first classes of all tasks .*, got rows, columns, chess for training",
+        ),
+        (
+            lambda tasks: [replace(tasks[0], test=tasks[1].test), *tasks[1:]],
+            "for training and rows, columns for testing",
+        ),
+        (
+            lambda tasks: [tasks[0], replace(tasks[1], new=["rows"])],
+            "`new` of task 2 must be the classes that it has images of, columns, got rows",
+        ),
+        (
+            lambda tasks: [tasks[0], small(tasks[1]), tasks[2]],
+            r"Task 2 must have images of \[1, 8, 8\] like the first task, got \[1, 6, 6\] for training",
+        ),
     ],
 )
 def test_tasks_that_do_not_fit_each_other(tmp_path: Path, change: Callable[[list[Task]], Any], pattern: str) -> None:
@@ -609,7 +630,10 @@ def test_tasks_that_do_not_fit_each_other(tmp_path: Path, change: Callable[[list
     [
         (lambda classes: build(3), r"makes \(2, 3\) of 2 images of \[1, 8, 8\]; wanted \(2, 1\)"),
         (lambda classes: convnet(classes, 3, 8, depth=1, width=4), "makes an error .*wanted"),
-        (lambda classes: convnet(classes, 1, 8, depth=1, width=4 * classes), "networks that differ in their outputs"),
+        (
+            lambda classes: convnet(classes, 1, 8, depth=1, width=4 * classes),
+            "networks that differ in their outputs alone",
+        ),
     ],
 )
 def test_a_factory_whose_networks_do_not_fit(tmp_path: Path, factory: Any, pattern: str) -> None:
@@ -621,7 +645,9 @@ def test_a_factory_whose_networks_do_not_fit(tmp_path: Path, factory: Any, patte
 def test_a_budget_of_no_image_and_classes_of_ones_own_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="images_per_class=0"):
         run(tmp_path / "job", stop, images_per_class=0)
-    with pytest.raises(InputError, match="each task has its own; leave it out"):
+    with pytest.raises(
+        InputError, match=r"`distill.classes` must be left out in replay, got \['rows'\]. Each task has its own"
+    ):
         distilled(replace(DISTILL, classes=["rows"]))
 
 
@@ -689,11 +715,11 @@ def test_the_command_learns_the_tasks_and_keeps_what_is_done(here: Path, capfd: 
 @pytest.mark.parametrize(
     ("override", "pattern"),
     [
-        ("replay.tasks=4", "3 classes cannot be split into 4 tasks; lower tasks"),
+        ("replay.tasks=4", "`replay.tasks` must be at most 3, the number of classes, got 4. Lower it."),
         ("replay.tasks=0", "`replay.tasks` must be a whole number of at least 1, got 0"),
         ("replay.task=2", "Did you mean `replay.tasks`?"),
         ("replay.weight=2", "`replay.weight` must be a finite number of at least 0 and of at most 1, or null, got 2"),
-        ("distill.classes=[rows]", "each task has its own; leave it out (distill.classes)"),
+        ("distill.classes=[rows]", "`distill.classes` must be left out in replay, got ['rows']. Each task has its own"),
         ("network.depth=9", "depth came as 9 with image_size 8"),
         ("output=recipe.yaml", "cannot write 'recipe.yaml/scores.json'"),
     ],

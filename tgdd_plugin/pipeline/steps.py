@@ -13,6 +13,7 @@ from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import input_shape
 from tgdd_plugin.distillation.distiller import distill, is_distilled
 from tgdd_plugin.evaluation import comparison, tables
@@ -24,7 +25,7 @@ from tgdd_plugin.pipeline.recipe import read_recipe, recipe_text
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.recording.runs import JOB, is_foreign, record
 from tgdd_plugin.replay.learner import learn
-from tgdd_plugin.replay.policies import distilled
+from tgdd_plugin.replay.policies import replay_policy
 from tgdd_plugin.replay.tasks import split_classes
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -201,18 +202,23 @@ def _replay(recipe: Recipe, data: Data) -> None:
     folder = Path(recipe.output)
     # Packed, an image of the memory costs what a real one does, also with a factor.
     settings = replace(recipe.distill, packed=recipe.distill.factor > 1)
+    tasks, name = split_classes(real, test, recipe.replay), recipe.replay.policy
+    policy = replay_policy(name, tasks, settings, Normalization(mean, std), recipe.device)
+    job = {"data": asdict(recipe.data), "network": asdict(network), "policy": name}
+    if name == "distilled":
+        job["distill"] = asdict(settings)
     scores = learn(
-        split_classes(real, test, recipe.replay),
+        tasks,
         lambda count: network_factory(network, real.shape, count)(),
         folder,
-        distilled(settings, device=recipe.device),
+        policy,
         settings.images_per_class,
         recipe.record,
         recipe.replay,
         mean=mean,
         std=std,
         head=recipe.head,
-        job={"data": asdict(recipe.data), "network": asdict(network), "distill": asdict(settings)},
+        job=job,
         seed=recipe.seed,
         device=recipe.device,
     )

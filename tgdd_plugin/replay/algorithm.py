@@ -1,4 +1,4 @@
-"""DistilledReplay: images of a memory in every training batch, as a Composer algorithm.
+"""DistilledReplay: a Composer algorithm that adds images of a memory to every training batch.
 
 Its functional form is in :mod:`tgdd_plugin.replay.functional`.
 """
@@ -25,50 +25,50 @@ from tgdd_plugin.replay.functional import Batch, join_targets, replay_batch, rep
 from tgdd_plugin.replay.memory import ReplayMemory
 
 BEFORE = (Event.BEFORE_FORWARD, Event.BEFORE_LOSS, Event.BEFORE_BACKWARD)
-
-
 AFTER = (Event.AFTER_FORWARD, Event.AFTER_LOSS, Event.AFTER_BACKWARD)
+"""The events between which the batch is the mixture, and those after which it is the batch's own again."""
 
 
 class DistilledReplay(Algorithm):
     """Mixes images of a memory into every training batch; while the memory is empty, nothing is changed.
 
-    They come right before the forward pass, after the batch's own images. Algorithms that are listed after this one in
-    the Trainer (augmentation, CutMix, MixUp, label smoothing) have the whole mixture, those listed before it the
-    batch's own images alone::
+    They are appended to the batch's own images right before the forward pass. Algorithms listed after this one in the
+    Trainer (augmentation, CutMix, MixUp, label smoothing) see the whole mixture, those listed before it the batch's own
+    images alone::
 
         algorithms=[SiameseAugmentation(), RandomCutMix(), DistilledReplay(memory)]  # the memory's images stay whole
         algorithms=[SiameseAugmentation(), DistilledReplay(memory), RandomCutMix()]  # new and old ones are cut together
 
-    With pixels of another in it, an image still counts in the loss as what it was. Batch normalisation is over the
-    mixture. Training metrics, the count of samples and ``device_train_microbatch_size`` are about the batch's own
-    images; of a batch that is split, each microbatch gets its share of what was drawn for the batch, and gradient and
-    loss are those of the whole batch.
+    An image that another one was cut or mixed into still counts in the loss as what it was, the batch's own or the
+    memory's. Batch normalization is over the mixture. Training metrics, the count of samples and
+    ``device_train_microbatch_size`` are about the batch's own images. If a batch is split, each microbatch gets its
+    share of what was drawn for the batch, and gradient and loss are those of the whole batch.
 
     At ``BEFORE_FORWARD``, ``BEFORE_LOSS`` and ``BEFORE_BACKWARD``, callbacks and the algorithms listed after this one
     find the mixture in ``state.batch`` and ``state.outputs``; :attr:`is_memory` tells which images are the memory's. At
-    the events named ``AFTER_...`` callbacks have the batch's own again.
+    the events named ``AFTER_...`` callbacks find the batch's own again.
 
-    Draws depend on (seed, rank, batch, number of tasks) alone: every rank has its own, and a resumed run those of an
-    uninterrupted one.
+    Draws depend on (seed, rank, batch, number of tasks) alone: every rank draws its own images, and a resumed run draws
+    those of an uninterrupted one.
 
     Args:
-        memory (ReplayMemory): Moved to the Trainer's device.
-        ratio (float, optional): Images from the memory for each of the batch's own. Default: ``1.0``, as usual in
-            experience replay (Chaudhry et al., 2019).
-        count (int, optional): Their number in each batch, on each rank, instead of ``ratio``.
-        balanced (bool): Whether as many of each class, up to one. Default: ``True``; else any image is as likely.
-        weight (float, optional): Share of the memory in the loss, from 0 to 1: the loss is ``(1 - weight)`` times the
-            mean over the batch's own images, and ``weight`` times the mean over the others. Default: ``None``, every
-            image counts alike.
-        augmentation (str): Of each image from the memory, by :func:`siamese_batch`. Take ``'none'`` if an algorithm
-            listed after this one augments. Default: ``'color_crop_flip'``.
-        seed (int): Of the draws. Default: ``0``.
+        memory (ReplayMemory): The memory, which is moved to the Trainer's device.
+        ratio (float, optional): The number of images from the memory for each of the batch's own. Default: ``1.0``, as
+            usual in experience replay (Chaudhry et al., 2019).
+        count (int, optional): The number of images from the memory in each batch, on each rank, instead of ``ratio``.
+        balanced (bool): Whether equally many of each class are drawn, up to one. Default: ``True``; otherwise all
+            images are equally likely.
+        weight (float, optional): The share of the memory in the loss, from 0 to 1: the loss is ``(1 - weight)`` times
+            the mean over the batch's own images plus ``weight`` times the mean over the others. Default: ``None``,
+            every image counts alike.
+        augmentation (str): The augmentation of the images from the memory, see :func:`siamese_batch`. Use ``'none'`` if
+            an algorithm listed after this one augments. Default: ``'color_crop_flip'``.
+        seed (int): The seed of the draws. Default: ``0``.
 
     Raises:
         InputError: From the constructor for an unusable argument; in training if the memory's images do not fit the
-            batch's, its normalisation or classes are not those of the loader, the network has too few outputs, or
-            batches are not (normalised images, labels).
+            batch's, its normalization or classes are not those of the loader, the network has too few outputs, or
+            batches are not (normalized images, labels).
 
     Example:
         >>> trainer = Trainer(model=model, ..., algorithms=[DistilledReplay(memory)])  # doctest: +SKIP
@@ -86,15 +86,24 @@ class DistilledReplay(Algorithm):
         seed: int = 0,
     ) -> None:
         if ratio is not None and count is not None:
-            raise InputError("ratio and count both say how many images come from the memory; give one of them")
+            raise InputError(
+                f"`ratio` must be left out where `count` says how many images come from the memory, got ratio {ratio} "
+                f"and count {count}. Give one of them."
+            )
         if ratio is not None and not 0 < ratio < float("inf"):
-            raise InputError(f"ratio is {ratio}; wanted a number above 0, or no DistilledReplay")
+            raise InputError(
+                f"`ratio` must be a finite number above 0, got {ratio}. Leave DistilledReplay out for none."
+            )
         if count is not None and (type(count) is not int or count < 1):
-            raise InputError(f"count is {count!r}; wanted a whole number from 1 on, or no DistilledReplay")
+            raise InputError(
+                f"`count` must be a whole number of at least 1, got {count!r}. Leave DistilledReplay out for none."
+            )
         if weight is not None and not 0 <= weight <= 1:
-            raise InputError(f"weight is {weight}; wanted a share of the loss from 0 to 1")
+            raise InputError(
+                f"`weight` must be a share of the loss from 0 to 1, got {weight}. Leave it out to count images alike."
+            )
         if seed < 0:
-            raise InputError(f"seed is {seed}; wanted 0 or more")
+            raise InputError(f"`seed` must be at least 0, got {seed}. Give another one.")
         parse_augmentation(augmentation)
         self.memory = memory
         self.ratio = 1.0 if ratio is None and count is None else ratio
@@ -104,12 +113,12 @@ class DistilledReplay(Algorithm):
         self.augmentation = augmentation
         self.seed = seed
         self.own_images: int | None = None
-        """How many images of the microbatch at hand are its own: the first ones. ``None`` while none is trained on."""
-        # Of the batch: how many images it has of its own, how many of them have come, and what was drawn for it.
-        self._batch, self._come = 0, 0
+        """How many images of the current microbatch are its own: the first ones. ``None`` outside of a microbatch."""
+        # The batch: how many images of its own it has, how many of them were trained on, and what was drawn for it.
+        self._batch_size, self._done = 0, 0
         self._images = self._labels = torch.empty(0)
-        # Of the microbatch: all its images, and what algorithms that are listed earlier must not see.
-        self._mixed = self._bare = self._outputs = self._targets = torch.empty(0)
+        # The microbatch: all its images, its own, and what algorithms that are listed earlier must not see.
+        self._mixed = self._own = self._outputs = self._targets = torch.empty(0)
         self._factors = (1.0, 0.0)
         self._model: nn.Module | None = None
         self._loss: Callable[..., Any] = lambda: None
@@ -117,9 +126,9 @@ class DistilledReplay(Algorithm):
 
     @property
     def is_memory(self) -> torch.Tensor | None:
-        """Whether each image of the mixed microbatch at hand is the memory's, ``(N + M,)``, bool on the CPU.
+        """Whether each image of the current mixed microbatch is the memory's, ``(N + M,)``, bool on the CPU.
 
-        ``None`` while there is no such batch.
+        ``None`` outside of a microbatch.
         """
         return None if self.own_images is None else torch.arange(len(self._mixed)) >= self.own_images
 
@@ -132,114 +141,127 @@ class DistilledReplay(Algorithm):
             self._check(state)
         elif event == Event.BATCH_START:
             self._draw(state)
-        elif event == Event.BEFORE_TRAIN_BATCH:  # once more for the same batch under SAM, or when memory ran out
-            self._come = 0
+        elif event == Event.BEFORE_TRAIN_BATCH:  # again for the same batch under SAM, or when memory ran out
+            self._done = 0
             self._release()
         elif event == Event.BEFORE_FORWARD:
             self._mix(state)
         elif event in BEFORE:
-            state.outputs, state.batch = self._whole(state.outputs, state.batch)  # type: ignore[arg-type]
+            state.outputs, state.batch = self._join(state.outputs, state.batch)  # type: ignore[arg-type]
         else:
-            self._part(state)
+            self._split(state)
             if event == Event.AFTER_BACKWARD:
                 self._release()
 
     def _check(self, state: State) -> None:
-        """Raises an InputError for what can be seen to go wrong before anything is trained."""
+        """Raises an InputError for whatever can be seen to be wrong before anything is trained."""
         if sum(isinstance(algorithm, DistilledReplay) for algorithm in state.algorithms) > 1:
-            raise InputError("the Trainer has two DistilledReplays; give it one, with one memory of all tasks")
+            raise InputError(
+                "`algorithms` must have one DistilledReplay, got two. Give it one with one memory of all tasks."
+            )
         memory, present = self.memory.to(_device(state)), self.memory.counts.nonzero().flatten().tolist()
         normalization, found = memory.normalization(), Normalization.of(*find_normalization(state.train_dataloader))
         if found and not normalization.is_close(found):
             raise InputError(
-                f"the loader normalizes with {found}, the memory with {normalization}; train all tasks with the same"
+                f"The loader normalizes with {found}, the memory with {normalization}. Train all tasks with the same "
+                f"normalization."
             )
-        outputs = getattr(_bare(state.model), "num_classes", None)
+        outputs = getattr(_unwrapped(state.model), "num_classes", None)
         if isinstance(outputs, int) and present[-1] >= outputs:
-            raise InputError(f"the memory has class {present[-1]}, the network {outputs} outputs; wanted one for each")
+            raise InputError(
+                f"The network must have an output for each class of the memory, whose last one is {present[-1]}, got "
+                f"{outputs} outputs. Build it for {present[-1] + 1} classes."
+            )
         names = find_classes(state.train_dataloader, outputs) if isinstance(outputs, int) else None
         for one in present if names else ():
             if names and memory.classes[one] not in (names[one], str(one)):
                 raise InputError(
-                    f"class {one} is '{names[one]}' for the loader and '{memory.classes[one]}' for the memory; give "
-                    f"ReplayMemory the loader's classes, in their order"
+                    f"Class {one} is '{names[one]}' for the loader and '{memory.classes[one]}' for the memory. Give "
+                    f"ReplayMemory the loader's classes, in their order."
                 )
 
     def _draw(self, state: State) -> None:
-        """Draws for the whole batch, so that microbatches do not change what is drawn."""
-        self._batch = len(_pair(state.batch)[0])
-        count = self.count or max(1, round((self.ratio or 0) * self._batch))
+        """Draws images for the whole batch, so that microbatches do not change what is drawn."""
+        self._batch_size = len(_pair(state.batch)[0])
+        count = self.count or max(1, round((self.ratio or 0) * self._batch_size))
         generator = replay_stream(self.seed, state, len(self.memory.tasks))
         images, self._labels = self.memory.sample(count, generator, self.balanced)
         self._images = siamese_batch(self.memory.normalization()(images), self.augmentation, generator)
 
     def _mix(self, state: State) -> None:
+        """Appends the microbatch's share of the drawn images, and replaces the model's loss."""
         images, targets = _pair(state.batch)
         if images.shape[1:] != self._images.shape[1:] or not images.is_floating_point():
             raise InputError(
-                f"the batch has {images.dtype} images of {list(images.shape[1:])} (channels, height, width), the "
-                f"memory of {list(self._images.shape[1:])}; give a loader of normalised images, of the memory's shape"
+                f"The batch must have normalized images of {list(self._images.shape[1:])} (channels, height, width) "
+                f"like the memory, got {images.dtype} images of {list(images.shape[1:])}. Give a loader of such images."
             )
-        # The microbatch's share, by place: the shares of all microbatches are all that was drawn.
-        self.own_images, drawn, start = len(images), len(self._labels), self._come
-        self._come += self.own_images
-        part = slice(start * drawn // self._batch, self._come * drawn // self._batch)
+        # The microbatch's share, by position: the shares of all microbatches make up all that was drawn.
+        self.own_images, drawn, start = len(images), len(self._labels), self._done
+        self._done += self.own_images
+        part = slice(start * drawn // self._batch_size, self._done * drawn // self._batch_size)
         state.batch = replay_batch(images, targets, self._images[part], self._labels[part])
         self._mixed = state.batch[0]
-        self._factors = replay_factors(self.own_images, part.stop - part.start, self._batch, drawn, self.weight)
-        # For as long as this microbatch: no event lies between what the other algorithms make of the labels and the
-        # loss, and at the next one some have set them back.
-        self._model = _bare(state.model)
+        self._factors = replay_factors(self.own_images, part.stop - part.start, self._batch_size, drawn, self.weight)
+        # For this microbatch alone: no event lies between what the other algorithms make of the labels and the loss,
+        # and at the next event some have set them back.
+        self._model = _unwrapped(state.model)
         self._loss, self._attribute = self._model.loss, self._model.__dict__.get("loss")  # type: ignore[assignment]
         self._model.__dict__["loss"] = self._replay_loss
 
-    def _part(self, state: State) -> None:
-        """Leaves the microbatch's own images and outputs."""
+    def _split(self, state: State) -> None:
+        """Leaves the microbatch's own images and outputs in the state, and keeps the others."""
         own, outputs = self.own_images, state.outputs
         self._mixed, targets = state.batch
         if not isinstance(outputs, torch.Tensor) or len(outputs) != len(self._mixed):
-            raise InputError(f"the network's outputs are a {type(outputs).__name__}; wanted logits (N, K)")
-        self._outputs, self._targets, self._bare = outputs[own:], targets[own:], self._mixed[:own]
-        state.outputs, state.batch = outputs[:own], (self._bare, targets[:own])
+            raise InputError(
+                f"The network must return logits (N, K), got a {type(outputs).__name__}. Give the Trainer a classifier."
+            )
+        self._outputs, self._targets, self._own = outputs[own:], targets[own:], self._mixed[:own]
+        state.outputs, state.batch = outputs[:own], (self._own, targets[:own])
 
-    def _whole(self, outputs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Batch]:
-        """The reverse of :meth:`_part`."""
+    def _join(self, outputs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Batch]:
+        """The reverse of :meth:`_split`."""
         return torch.cat([outputs, self._outputs]), (self._mixed, join_targets(batch[1], self._targets))
 
     def _replay_loss(self, outputs: torch.Tensor, batch: Any, *arguments: Any, **options: Any) -> Any:
-        """In place of the model's own."""
+        """Takes the place of the model's own loss."""
 
         def loss(outputs: torch.Tensor, batch: Batch) -> Any:
             return self._loss(outputs, batch, *arguments, **options)
 
-        if batch[0] is self._bare:  # CutMix with interpolate_loss, listed earlier, asks for another loss of its own
-            outputs, batch = self._whole(outputs, batch)
+        if batch[0] is self._own:  # CutMix with interpolate_loss, listed earlier, asks for another loss of its own
+            outputs, batch = self._join(outputs, batch)
         elif batch[0] is not self._mixed:
             return loss(outputs, batch)
         assert self.own_images is not None
         return replay_loss(loss, outputs, batch, self.own_images, self._factors)
 
     def _release(self) -> None:
+        """Gives the model its own loss back, and drops the microbatch."""
         if self._model is not None:
             del self._model.__dict__["loss"]
             if self._attribute is not None:
                 self._model.__dict__["loss"] = self._attribute
         self._model, self.own_images = None, None
-        self._mixed = self._bare = self._outputs = self._targets = torch.empty(0)
+        self._mixed = self._own = self._outputs = self._targets = torch.empty(0)
 
 
 def replay_stream(seed: int, state: State, tasks: int) -> torch.Generator:
-    """The stream that :class:`DistilledReplay` draws a batch from: another one than those of the augmentations."""
+    """Returns the generator that :class:`DistilledReplay` draws a batch from; the augmentations have others."""
     return keyed_generator(seed, dist.get_global_rank(), state.timestamp.batch.value, 2, tasks)
 
 
 def _pair(batch: Any) -> Batch:
     if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(t, torch.Tensor) for t in batch):
-        raise InputError(f"the batch is a {type(batch).__name__}; wanted a pair of tensors (images, labels)")
+        raise InputError(
+            f"The batch must be a pair of tensors (images, labels), got a {type(batch).__name__}. Give a loader of "
+            f"such pairs."
+        )
     return batch[0], batch[1]
 
 
-def _bare(model: nn.Module) -> nn.Module:
+def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 

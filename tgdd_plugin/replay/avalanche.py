@@ -1,13 +1,14 @@
-"""A replay memory as Avalanche's strategies see one: a data set of its images, which grows with each experience.
+"""AvalancheBuffer: a replay memory as Avalanche's strategies use one, a data set that grows with each experience.
 
-Avalanche (``avalanche-lib`` 0.6) is not imported. Its ``ReplayPlugin`` asks of a buffer ``max_size``, ``buffer`` and
+Avalanche (``avalanche-lib`` 0.6) is not imported. Its ``ReplayPlugin`` asks a buffer for ``max_size``, ``buffer`` and
 ``update()`` (``avalanche/training/plugins/replay.py``); ``post_adapt()`` and ``resize()`` complete what its own buffers
 have (``avalanche/training/storage_policy.py``).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -15,21 +16,73 @@ from torch.utils.data import Dataset
 from tgdd_plugin.data.conversion import to_pair
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.replay.budget import Budget
+from tgdd_plugin.replay.memory import ReplayMemory
+from tgdd_plugin.replay.sources import SourceLike
 
-if TYPE_CHECKING:
-    from tgdd_plugin.replay.memory import ReplayMemory
+
+class AvalancheBuffer:
+    """The storage policy of Avalanche's ``ReplayPlugin``, kept in a :class:`ReplayMemory`::
+
+        memory = ReplayMemory(total_images=200, mean=mean, std=std)
+        replay = ReplayPlugin(mem_size=200, storage_policy=AvalancheBuffer(memory))
+
+    Args:
+        memory: The memory.
+        collect: A function ``(agent, experience) -> source`` that chooses what to keep of an experience: a source as
+            :meth:`ReplayMemory.add` takes it, such as the ``.beton`` distilled from the experience; or ``None`` for
+            nothing, or if it has called :meth:`ReplayMemory.add` itself. Default: the images of the experience.
+    """
+
+    def __init__(self, memory: ReplayMemory, collect: Callable[[Any, Any], SourceLike | None] | None = None) -> None:
+        self.memory = memory
+        self.collect = collect
+
+    @property
+    def max_size(self) -> int:
+        """The most images that can be stored, as far as the number of classes and the images' size are known."""
+        memory = self.memory
+        size = memory.images[0].numel() if len(memory) else 1
+        return memory.budget.capacity(int((memory.counts > 0).sum()), size)
+
+    @property
+    def buffer(self) -> MemoryDataset:
+        """The decoded images as a data set."""
+        return MemoryDataset.of(self.memory)
+
+    def post_adapt(self, agent: Any, exp: Any) -> None:
+        """Adds what ``collect`` makes of an experience."""
+        if self.collect is None:
+            source: SourceLike | None = experience_pool(exp.dataset, self.memory.normalization())
+        else:
+            source = self.collect(agent, exp)
+        if source is not None:
+            _, _, *labels = exp.dataset[0]
+            self.memory.add(source, label=int(labels[0]) if labels else None)
+
+    def update(self, strategy: Any, **_: Any) -> None:
+        """Calls :meth:`post_adapt` with the experience of the strategy."""
+        self.post_adapt(strategy, strategy.experience)
+
+    def resize(self, strategy: Any, new_size: int) -> None:
+        """Sets the budget to ``new_size`` images in total.
+
+        Raises:
+            InputError: If that is less than one image of each class.
+        """
+        self.memory.set_budget(Budget.of(total_images=new_size))
 
 
 class MemoryDataset(Dataset):
-    """Items (normalised image, class id), and with ``task_labels`` (normalised image, class id, task label).
+    """A data set of items (normalized image, class id), to which ``task_labels`` adds the task label.
 
     A class id is a tensor without dimensions, which collates with labels that are tensors and with plain numbers.
 
     Args:
-        images: uint8, ``(N, C, H, W)``.
-        labels: ``(N,)``.
+        images: uint8 images, ``(N, C, H, W)``.
+        labels: Class ids, ``(N,)``.
         normalization: What the images are normalized with; an empty set needs none.
-        task_labels: ``(N,)``. Default: none.
+        task_labels: Avalanche's task labels, ``(N,)``. Default: none.
     """
 
     def __init__(
@@ -46,7 +99,7 @@ class MemoryDataset(Dataset):
 
     @classmethod
     def of(cls, memory: ReplayMemory) -> MemoryDataset:
-        """The decoded images of a memory."""
+        """Returns the decoded images of a memory."""
         labels = [task.label for task in memory.tasks]
         own = None
         if any(label is not None for label in labels):
@@ -65,16 +118,16 @@ class MemoryDataset(Dataset):
 
 
 def experience_pool(dataset: Any, normalization: Normalization) -> ImagePool:
-    """The images of an Avalanche experience as uint8, as its transforms for evaluation leave them.
+    """Reads the images of an Avalanche experience as uint8, as its transforms for evaluation leave them.
 
     Args:
-        dataset: The experience's, of items (image, class id, ...).
+        dataset: The data set of the experience, with items (image, class id, ...).
         normalization: What images that are floating-point tensors were normalized with.
 
     Raises:
-        InputError: If an item is something else, or was normalised otherwise.
+        InputError: If an item is something else, or was normalized otherwise.
     """
-    dataset = dataset.eval() if hasattr(dataset, "eval") else dataset  # those for training augment
+    dataset = dataset.eval() if hasattr(dataset, "eval") else dataset  # the transforms for training augment
     images, labels = [], []
     for position in range(len(dataset)):
         image, label, *_ = dataset[position]

@@ -1,4 +1,4 @@
-"""How many images of each class a replay memory may hold."""
+"""The budget of a replay memory: how many images of each class it may keep."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from tgdd_plugin.core.errors import InputError
 
 KINDS = ("images_per_class", "total_images", "total_bytes")
+"""What a budget can count."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """One number, and what it counts.
+    """A number, and what it counts.
 
     Args:
         kind: One of :data:`KINDS`. Of a total, all classes have the same share, rounded down. Bytes are those of the
-            stored uint8 pixels, C · H · W an image; labels, the card and a file's padding are not counted.
+            stored uint8 pixels, C · H · W for an image; labels, the card and a file's padding are not counted.
         amount: The number.
     """
 
@@ -24,37 +25,40 @@ class Budget:
 
     @classmethod
     def of(cls, **amounts: int | None) -> Budget:
-        """The one budget among :data:`KINDS` that is not ``None``.
+        """Returns the one budget among :data:`KINDS` that is not ``None``.
 
         Raises:
-            InputError: If there is not exactly one, of a whole number above 0.
+            InputError: If there is not exactly one, or it is not a whole number above 0.
         """
         given = {kind: amount for kind, amount in amounts.items() if amount is not None}
         if len(given) != 1 or not all(type(amount) is int and amount > 0 for amount in given.values()):
             came = ", ".join(f"{kind}={amount}" for kind, amount in given.items()) or "nothing"
-            raise InputError(f"the budget came as {came}; wanted one of {', '.join(KINDS)}, a whole number from 1 on")
+            raise InputError(
+                f"One of `{KINDS[0]}`, `{KINDS[1]}` and `{KINDS[2]}` must be a whole number of at least 1, got {came}. "
+                f"Give exactly one of them."
+            )
         ((kind, amount),) = given.items()
         return cls(kind, amount)
 
     def share(self, classes: int, size: int) -> int:
-        """Images that each of ``classes`` classes may have, of ``size`` bytes each.
+        """Returns how many images of ``size`` bytes each of ``classes`` classes may have.
 
         Raises:
-            InputError: If that is not one.
+            InputError: If the budget is less than one image of each class.
         """
         if self.kind == "images_per_class":
             return self.amount
         least = classes * (size if self.kind == "total_bytes" else 1)
         if self.amount < least:
-            each = f" of {size} bytes" if self.kind == "total_bytes" else ""
+            image = f"image of {size} bytes" if self.kind == "total_bytes" else "image"
             raise InputError(
-                f"{self.kind} is {self.amount}, less than one image{each} for each of {classes} classes; give at least "
-                f"{least}"
+                f"`{self.kind}` must be at least {least}, one {image} for each of {classes} classes, got "
+                f"{self.amount}. Raise it, or use fewer classes."
             )
         return self.amount // max(least, 1)
 
-    def most(self, classes: int, size: int) -> int:
-        """Images of ``size`` bytes that fit in all, of ``classes`` classes."""
+    def capacity(self, classes: int, size: int) -> int:
+        """Returns how many images of ``size`` bytes fit in the budget altogether if there are ``classes`` classes."""
         if self.kind == "images_per_class":
             return self.amount * classes
         return self.amount // (size if self.kind == "total_bytes" else 1)

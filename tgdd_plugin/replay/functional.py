@@ -1,4 +1,4 @@
-"""Batches of new images and some from a memory: how they are put together, and how their losses are weighted."""
+"""Batches of new images and images from a memory: how they are joined, and how their losses are weighted."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 def replay_batch(
     images: torch.Tensor, targets: torch.Tensor, memory_images: torch.Tensor, memory_targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch with images of a memory after its own.
+    """Appends images of a memory to a batch.
 
     Args:
-        images: Normalised, ``(N, C, H, W)``.
+        images: Normalized images of the batch, ``(N, C, H, W)``.
         targets: Class ids ``(N,)``, or shares of the classes ``(N, K)``.
-        memory_images: Normalised, ``(M, C, H, W)``.
+        memory_images: Normalized images of the memory, ``(M, C, H, W)``.
         memory_targets: Class ids ``(M,)``, or shares ``(M, K)``.
 
     Returns:
-        Images ``(N + M, C, H, W)``, as the batch's own in type and place; and class ids ``(N + M,)``, or, if either
+        Images ``(N + M, C, H, W)`` of the batch's dtype, on its device; and class ids ``(N + M,)`` or, if either
         targets are shares, shares ``(N + M, K)``.
     """
     return torch.cat([images, memory_images.to(images)]), join_targets(targets, memory_targets.to(targets.device))
@@ -36,40 +36,40 @@ def replay_loss(
     own: int,
     factors: tuple[float, float],
 ) -> Any:
-    """The loss of a batch's own images and that of the memory's, each times its factor, added up.
+    """Adds up the loss of a batch's own images and that of the memory's, each times its factor.
 
     Args:
-        loss: Of outputs and a batch, as a ``ComposerModel`` has it: a mean over the images, or several in a dict or
-            sequence.
+        loss: A function of outputs and a batch, as a ``ComposerModel`` has it, which returns a mean over the images, or
+            several in a dict or sequence.
         outputs: Logits ``(N + M, K)``.
         batch: Images and targets, N + M of each.
-        own: N, how many are the batch's own: the first ones.
-        factors: See :func:`replay_factors`.
+        own: N, the number of the batch's own images, which come first.
+        factors: The two factors, see :func:`replay_factors`.
     """
     images, targets = batch
     parts = [loss(outputs[:own], (images[:own], targets[:own]))]
-    if len(outputs) > own:  # of a small microbatch the share may be none
+    if len(outputs) > own:  # a small microbatch may have none of the memory's
         parts.append(loss(outputs[own:], (images[own:], targets[own:])))
     return _weighted(parts, factors)
 
 
 def replay_factors(own: int, replayed: int, batch: int, drawn: int, weight: float | None = None) -> tuple[float, float]:
-    """What the losses of a microbatch are multiplied by, its own images' and the memory's.
+    """Returns what the loss of a microbatch's own images and that of the memory's are multiplied by.
 
-    The Trainer multiplies a microbatch's loss by its share of the batch, ``own / batch``. Then the batch's is
+    The Trainer multiplies a microbatch's loss by its share of the batch, ``own / batch``. The loss of the batch is then
     ``(1 - weight) * (mean over its own) + weight * (mean over those from the memory)``, however it is split.
 
     Args:
-        own, replayed: Images of the microbatch, its own (at least one) and from the memory.
-        batch, drawn: The same of the whole batch.
-        weight: Of the memory, from 0 to 1. Default: ``None``, every image counts alike.
+        own, replayed: The numbers of the microbatch's own images (at least one) and of those from the memory.
+        batch, drawn: The same numbers of the whole batch.
+        weight: The share of the memory, from 0 to 1. Default: ``None``, every image counts alike.
     """
     weight = drawn / (batch + drawn) if weight is None else weight
     return 1 - weight, weight * (replayed / drawn) * (batch / own)
 
 
 def join_targets(targets: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Targets one after another: as class ids if both are, else as shares of the classes."""
+    """Concatenates targets: as class ids if both are class ids, otherwise as shares of the classes."""
     if targets.is_floating_point() != others.is_floating_point():
         shares = targets if targets.is_floating_point() else others
         targets, others = (
@@ -80,6 +80,7 @@ def join_targets(targets: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
 
 
 def _weighted(parts: list[Any], factors: tuple[float, float]) -> Any:
+    """Adds up means times factors, within dicts and sequences of them."""
     first = parts[0]
     if isinstance(first, dict):
         return {key: _weighted([part[key] for part in parts], factors) for key in first}

@@ -1,4 +1,4 @@
-"""What a continual learner still knows: the accuracy matrix, and the usual figures made of it."""
+"""Metrics of continual learning: the accuracy matrix, and the usual figures computed from it."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from tgdd_plugin.core.errors import InputError
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracies a_ij from 0 to 1, on the test images of task j after task i was learned.
+    """The accuracies a_ij, from 0 to 1, on the test images of task j after task i was learned.
 
     Args:
-        about: What they are of.
-        rows: For each finished task i, a_i0 to a_ii.
+        about: Everything that the accuracies depend on, as plain values.
+        rows: The accuracies a_i0 to a_ii for each finished task i.
     """
 
     about: dict[str, Any]
     rows: list[list[float]] = field(default_factory=list)
 
     def after(self, row: list[float]) -> Scores:
-        """With one more task finished."""
+        """Returns the scores with one more task finished."""
         return Scores(self.about, [*self.rows, row])
 
     @property
     def seen(self) -> list[float]:
-        """Accuracy over all tasks seen so far, after each task: the mean over them (a network without task ids)."""
+        """The mean accuracy over all tasks seen so far, after each task; the network is not told the task."""
         return [sum(row) / len(row) for row in self.rows]
 
     @property
     def average_accuracy(self) -> float:
-        """Mean over tasks after the last one (Lopez-Paz and Ranzato, NeurIPS 2017)."""
+        """The mean over tasks after the last one (Lopez-Paz and Ranzato, NeurIPS 2017)."""
         return self.seen[-1]
 
     @property
     def average_incremental_accuracy(self) -> float:
-        """Mean of :attr:`seen` (Rebuffi et al., CVPR 2017)."""
+        """The mean of :attr:`seen` (Rebuffi et al., CVPR 2017)."""
         return sum(self.seen) / len(self.seen)
 
     @property
     def forgetting(self) -> float:
-        """Mean over earlier tasks j of the best a_ij before the end minus that at the end (Chaudhry et al., 2018)."""
+        """The mean over earlier tasks j of the best a_ij before the end minus the last (Chaudhry et al., 2018)."""
         last = self.rows[-1]
         lost = [max(row[j] for row in self.rows[j:-1]) - last[j] for j in range(len(last) - 1)]
         return sum(lost) / len(lost) if lost else 0.0
 
     @property
     def backward_transfer(self) -> float:
-        """Mean over earlier tasks j of a_ij at the end minus a_jj (Lopez-Paz and Ranzato, NeurIPS 2017)."""
+        """The mean over earlier tasks j of a_ij at the end minus a_jj (Lopez-Paz and Ranzato, NeurIPS 2017)."""
         last = self.rows[-1]
         moved = [last[j] - self.rows[j][j] for j in range(len(last) - 1)]
         return sum(moved) / len(moved) if moved else 0.0
 
     def figures(self) -> dict[str, float]:
-        """The four figures by name."""
+        """Returns the four figures by name."""
         names = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
         return {name: getattr(self, name) for name in names}
 
@@ -68,7 +68,7 @@ class Scores:
 
     @classmethod
     def read(cls, path: Path) -> Scores:
-        """Reads such a file.
+        """Reads a file that :meth:`write` wrote.
 
         Raises:
             InputError: If it is damaged.
@@ -80,7 +80,7 @@ class Scores:
             if not all(0 <= value <= 1 for row in scores.rows for value in row):
                 raise ValueError("accuracies beyond 0 to 1")
         except (ValueError, TypeError) as error:
-            raise InputError(f"'{path}' is damaged ({error}); delete it to learn the tasks anew") from error
+            raise InputError(f"'{path}' is damaged ({error}). Delete it to learn the tasks anew.") from error
         return scores
 
     def table(self) -> str:

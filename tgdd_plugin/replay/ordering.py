@@ -1,4 +1,4 @@
-"""Which images of a replay memory come first, which go, and which are drawn: functions of labels and features alone."""
+"""The order of the images in a replay memory, and how images are drawn: functions of labels and features alone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tgdd_plugin.data.image_pool import ImagePool
 def most_representative(
     pool: ImagePool, count: int, features: Callable[[torch.Tensor], torch.Tensor] | None = None, factor: int = 1
 ) -> torch.Tensor:
-    """Up to ``count`` images of each class, in the order of herding.
+    """Chooses up to ``count`` images of each class, in the order of herding.
 
     Args:
         pool: The images; stored ones if ``factor`` is above 1.
-        count: n. Of a class with fewer images, all.
+        count: n, how many of each class. All images of a class with fewer are chosen.
         features: From uint8 images ``(N, C, H, W)`` to ``(N, D)``. Default: their pixels.
         factor: f of multi-formation. The features of a stored image are the mean over those it decodes to.
 
@@ -32,7 +32,10 @@ def most_representative(
     images = unpack(pool.images, factor) if factor > 1 else pool.images
     rows = images.flatten(1) if features is None else features(images)
     if rows.ndim != 2 or len(rows) != len(images):
-        raise InputError(f"features are {tuple(rows.shape)} of {len(images)} images; wanted (N, D)")
+        raise InputError(
+            f"`features` must return a row for each of the {len(images)} images, ({len(images)}, D), got shape "
+            f"{tuple(rows.shape)}. Flatten what belongs to an image."
+        )
     rows = rows.unflatten(0, (len(pool), factor**2))
     chosen = []
     for label in range(pool.num_classes):
@@ -46,14 +49,14 @@ def most_representative(
 
 
 def arrange(labels: torch.Tensor, sources: torch.Tensor, share: int) -> torch.Tensor:
-    """The order of a memory: classes one after another, and in a class the sets that it came from taking turns.
+    """Puts a memory in order: classes one after another, and within a class the sets it came from in turns.
 
-    So a prefix of a class has the best images of each of its sets, equally many.
+    A prefix of a class thus consists of the best images of each of its sets, equally many of each.
 
     Args:
         labels: Class ids ``(N,)``.
-        sources: Which set each image is of, ``(N,)``; those of one class and set are in the order of herding.
-        share: How many of each class are kept.
+        sources: Which set each image came from, ``(N,)``; images of one class and set are in the order of herding.
+        share: How many images of each class are kept.
 
     Returns:
         Positions of the images that are kept, in their new order.
@@ -68,7 +71,7 @@ def arrange(labels: torch.Tensor, sources: torch.Tensor, share: int) -> torch.Te
 
 
 def _rank(groups: torch.Tensor) -> torch.Tensor:
-    """How many of its own group come before each element, ``(N,)``."""
+    """Counts, for each element, how many of its own group come before it, ``(N,)``."""
     order = groups.argsort(stable=True)
     found = groups[order]
     rank = torch.empty_like(order)
@@ -77,14 +80,14 @@ def _rank(groups: torch.Tensor) -> torch.Tensor:
 
 
 def draw(labels: torch.Tensor, count: int, generator: torch.Generator, balanced: bool = True) -> torch.Tensor:
-    """Draws from labelled images, no image once more before all others of its kind have come.
+    """Draws from labelled images; no image is drawn again before all others of its kind have been drawn.
 
     Args:
         labels: Class ids ``(N,)`` in rising order, where the generator is.
-        count: How many.
-        generator: On any device.
-        balanced: Whether classes take turns, in random order, so that their numbers differ by one at most. Else all
-            images are of one kind. Default: ``True``.
+        count: How many images to draw.
+        generator: The source of randomness, on any device.
+        balanced: Whether classes take turns, in random order, so that their numbers differ by one at most. Otherwise
+            all images count as one kind. Default: ``True``.
 
     Returns:
         Positions ``(count,)``, where the generator is.

@@ -1,31 +1,43 @@
-"""What a continual learner keeps of a task."""
+"""Replay policies: what a continual learner adds to its memory after a task.
+
+A policy is a function from a :class:`TaskResult` to a source for the memory, to a whole memory that replaces the one
+before, or to ``None``. The functions below make one each; :func:`replay_policy` makes the one that a recipe names.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.coresets import herding
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.distiller import distill
 from tgdd_plugin.distillation.settings import DistillSettings
-from tgdd_plugin.replay.sources import Source
+from tgdd_plugin.networks.features import features_of
+from tgdd_plugin.replay.memory import ReplayMemory
+from tgdd_plugin.replay.settings import PolicyName
+from tgdd_plugin.replay.sources import SourceLike
 from tgdd_plugin.replay.tasks import Task
 
 
 @dataclass(frozen=True)
-class Moment:
-    """The end of a task's training: what there is to make a memory of.
+class TaskResult:
+    """The end of a task's training: everything that a policy can make a memory of.
 
     Args:
         task: The task.
-        network: As trained, on the device.
-        folder: Of the task, for files.
+        network: The trained network, on its device.
+        folder: The folder of the task, for files.
         trajectory: The trajectory folder of the training.
-        seed: Of the learner.
+        seed: The seed of the learner.
     """
 
     task: Task
@@ -35,23 +47,152 @@ class Moment:
     seed: int
 
 
-def distilled(settings: DistillSettings, **options: Any) -> Callable[[Moment], Source]:
-    """What to keep of a task: its classes, distilled from its own trajectory.
+Policy = Callable[[TaskResult], SourceLike | ReplayMemory | None]
+
+
+def replay_policy(
+    name: PolicyName,
+    tasks: Sequence[Task],
+    settings: DistillSettings,
+    normalization: Normalization,
+    device: str | None = None,
+) -> Policy:
+    """Makes the policy that ``replay.policy`` names.
 
     Args:
-        settings: Of the distillation; with ``source='recorded'`` none of the task's images is read.
-        options: More of :func:`tgdd_plugin.distill`.
+        name: The name of the policy.
+        tasks: All tasks of the learner.
+        settings: How the new classes are distilled. The other policies use ``images_per_class`` alone.
+        normalization: What the network's inputs are normalized with.
+        device: ``'cpu'`` or ``'gpu'``, for distilling. Default: a GPU if there is one.
+
+    Raises:
+        InputError: If a class has fewer images than are to be kept, or ``settings`` names classes.
+    """
+    count = settings.images_per_class
+    match name:
+        case "random":
+            check_enough_images(tasks, count)
+            return random_exemplars(count)
+        case "herding":
+            check_enough_images(tasks, count)
+            return herding_exemplars(count, normalization)
+        case "reservoir":
+            return reservoir(tasks, count * tasks[-1].train.num_classes, normalization)
+        case "distilled":
+            return distilled(settings, device=device)
+
+
+def random_exemplars(count: int) -> Policy:
+    """Keeps ``count`` random images of each class of a task."""
+
+    def select_exemplars(result: TaskResult) -> ImagePool:
+        pool = result.task.train
+        generator = torch.Generator().manual_seed(result.seed)
+        return pool.subset(pool.draw(_present(pool), count, generator, "the memory").flatten())
+
+    return select_exemplars
+
+
+def herding_exemplars(count: int, normalization: Normalization) -> Policy:
+    """Keeps ``count`` images of each class of a task by iCaRL's herding (S.-A. Rebuffi et al., CVPR 2017).
+
+    The mean of their features, normalized to length 1, is near the mean of the class; the features are those of the
+    network just trained.
+    """
+
+    def select_exemplars(result: TaskResult) -> ImagePool:
+        pool = result.task.train
+        features = F.normalize(features_of(result.network, pool, normalization))
+        return pool.subset(herding(features, torch.searchsorted(_present(pool), pool.labels), count))
+
+    return select_exemplars
+
+
+def reservoir(tasks: Sequence[Task], budget: int, normalization: Normalization) -> Policy:
+    """Keeps a uniform sample of ``budget`` images of all tasks so far (J. S. Vitter, Algorithm R, 1985).
+
+    The sample is drawn again from the first task on, with the same draws as before: nothing is kept between calls.
+    """
+
+    def select_exemplars(result: TaskResult) -> ReplayMemory:
+        number = next(i for i, task in enumerate(tasks) if task is result.task)
+        kept = torch.tensor(sample_stream([len(task.train) for task in tasks[: number + 1]], budget, result.seed))
+        images = [tasks[i].train.take(kept[kept[:, 0] == i, 1]) for i in range(number + 1)]
+        labels = [tasks[i].train.labels[kept[kept[:, 0] == i, 1]] for i in range(number + 1)]
+        # The budget of each class is all of it: how many images a class has is left to chance.
+        memory = ReplayMemory(
+            tasks[-1].train.classes, images_per_class=budget, mean=normalization.mean, std=normalization.std
+        )
+        memory.add(ImagePool(torch.cat(images), torch.cat(labels), memory.classes))
+        return memory
+
+    return select_exemplars
+
+
+def distilled(settings: DistillSettings, **options: Any) -> Policy:
+    """Keeps the new classes of a task, distilled from the trajectory of its training.
+
+    Args:
+        settings: How they are distilled; with ``source='recorded'`` none of the task's images is read.
+        options: Further arguments of :func:`tgdd_plugin.distill`.
 
     Raises:
         InputError: If the settings name classes.
     """
     if settings.classes is not None:
-        raise InputError(f"classes is {settings.classes}, but each task has its own; leave it out (distill.classes)")
+        raise InputError(
+            f"`distill.classes` must be left out in replay, got {settings.classes}. Each task has its own classes."
+        )
 
-    def remember(moment: Moment) -> Source:
-        path = moment.folder / "distilled.beton"
-        real = None if settings.source == "recorded" else moment.task.train
-        own = replace(settings, classes=moment.task.new)
-        return distill(moment.trajectory, real, path, own, network=moment.network, **options)
+    def select_exemplars(result: TaskResult) -> SourceLike:
+        path = result.folder / "distilled.beton"
+        real = None if settings.source == "recorded" else result.task.train
+        own = replace(settings, classes=result.task.new)
+        return distill(result.trajectory, real, path, own, network=result.network, **options)
 
-    return remember
+    return select_exemplars
+
+
+def sample_stream(sizes: Sequence[int], budget: int, seed: int) -> list[tuple[int, int]]:
+    """Draws the content of a reservoir at the end of a stream of tasks.
+
+    Args:
+        sizes: The number of images of each task; the images of a task come in random order.
+        budget: The size of the reservoir.
+        seed: The seed of order and slots.
+
+    Returns:
+        The task of each image, and its position in the task.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kept: list[tuple[int, int]] = []
+    came = 0
+    for task, size in enumerate(sizes):
+        order = torch.randperm(size, generator=generator).tolist()
+        shares = torch.rand(size, generator=generator, dtype=torch.float64).tolist()
+        for position, share in zip(order, shares, strict=True):
+            came += 1
+            slot = came - 1 if came <= budget else int(share * came)
+            kept[slot : slot + 1] = [(task, position)] if slot < budget else kept[slot : slot + 1]
+    return kept
+
+
+def check_enough_images(tasks: Sequence[Task], count: int) -> None:
+    """Checks that every class of every task has ``count`` training images.
+
+    Raises:
+        InputError: If not.
+    """
+    for task in tasks:
+        for label in _present(task.train).tolist():
+            if (have := int(task.train.counts[label])) < count:
+                raise InputError(
+                    f"`images_per_class` must be at most {have}, the images of class '{task.train.classes[label]}' in "
+                    f"its task, got {count}. Lower it, or add images of that class."
+                )
+
+
+def _present(pool: ImagePool) -> torch.Tensor:
+    """The ids of the classes that have images, in rising order."""
+    return pool.counts.nonzero().flatten()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from tgdd_plugin.core.settings import Count, NonNegativeInt, Positive, Seed, Share, settings
+
+PolicyName = Literal["random", "reservoir", "herding", "distilled"]
 
 
 @settings
@@ -26,3 +30,7 @@ class ReplaySettings:
     fine-tuning (F. M. Castro et al., "End-to-End Incremental Learning", ECCV 2018), at a tenth of the training's
     learning rate as there. What tells a kept image from a new one is then no longer what tells old classes from new
     ones."""
+    policy: PolicyName = "distilled"
+    """What the memory keeps of a task, distill.images_per_class images of each class. random: real images, drawn;
+    herding: real images that iCaRL's herding selects; reservoir: a uniform sample of all images so far, as many in all;
+    distilled: images distilled as the section distill says."""

@@ -1,4 +1,4 @@
-"""What can be added to a replay memory, in one form, and whose classes are whose."""
+"""What can be added to a replay memory, in one form, and which of the memory's classes its labels are."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import MOST_CLASSES, ImagePool
 from tgdd_plugin.data.normalization import Normalization
 
-Source = str | Path | ImagePool | tuple[torch.Tensor, torch.Tensor]
+SourceLike = str | Path | ImagePool | tuple[torch.Tensor, torch.Tensor]
+"""A ``.beton`` with its card, a pool of images, or uint8 images ``(N, C, H, W)`` and their labels ``(N,)``."""
 
 
 @dataclass(frozen=True)
-class Offer:
-    """Images for a memory.
+class Source:
+    """Images that are to be added to a memory.
 
     Args:
-        pool: The images; the stored ones of a packed file.
-        factor: f of multi-formation at which they are stored.
-        normalization: That of the card, if there is one.
-        meant: For each label, which of the memory's classes it is: a name or an id.
+        pool: The images; the stored ones if the file is packed.
+        factor: The factor f of multi-formation at which they are stored.
+        normalization: The normalization that the card notes, if there is a card.
+        meanings: For each label, which of the memory's classes it means: a name or an id.
     """
 
     pool: ImagePool
     factor: int
     normalization: Normalization | None
-    meant: list[str | int]
+    meanings: list[str | int]
 
     @classmethod
-    def of(cls, source: Source, classes: Sequence[str | int] | None = None) -> Offer:
-        """See :meth:`tgdd_plugin.replay.memory.ReplayMemory.add`.
+    def of(cls, source: SourceLike, classes: Sequence[str | int] | None = None) -> Source:
+        """Reads a source; see :meth:`tgdd_plugin.replay.memory.ReplayMemory.add` for the arguments.
 
         Raises:
             InputError: If a file or its card cannot be used, or the labels are not those of ``classes``.
@@ -57,48 +58,53 @@ class Offer:
         return cls(pool, factor, normalization, [*pool.classes] if named else [*numbers])
 
     def check_form(self, shape: Sequence[int], factor: int) -> None:
-        """Raises an InputError if the images cannot be mixed with others of ``shape`` (C, H, W), at ``factor``."""
+        """Checks that the images can be mixed with others of ``shape`` (C, H, W), stored at ``factor``.
+
+        Raises:
+            InputError: If they cannot.
+        """
         if (self.pool.shape, self.factor) != (tuple(shape), factor):
             raise InputError(
-                f"the images are {list(self.pool.shape)} (channels, height, width) at factor {self.factor}, those in "
-                f"the memory {list(shape)} at factor {factor}; give all of one size, and all packed at one factor or "
-                f"none"
+                f"`source` must have images of {list(shape)} (channels, height, width) at factor {factor} like those "
+                f"in the memory, got {list(self.pool.shape)} at factor {self.factor}. Give all images in one size, and "
+                f"pack all at one factor or none."
             )
 
     def agreed_normalization(self, memory: Normalization | None) -> Normalization | None:
-        """The memory's normalization; if it has none, the card's.
+        """Returns the memory's normalization or, if it has none, the card's.
 
         Raises:
-            InputError: If they differ, or are not of as many channels as the images.
+            InputError: If the two differ, or do not have as many channels as the images.
         """
         if memory is None:
             return self.normalization
         memory.check_channels(self.pool.shape[0])
         if self.normalization and not self.normalization.is_close(memory):
             raise InputError(
-                f"the set has {self.normalization}, the memory {memory}; distill all tasks with the normalization "
-                f"that the learner trains with"
+                f"`source` must have the normalization of the memory, {memory}, got {self.normalization}. Distill all "
+                f"tasks with the normalization that the learner trains with."
             )
         return memory
 
 
-def identify(offer: Offer, classes: list[str], growing: bool) -> tuple[list[str], torch.Tensor]:
-    """Class ids of the labels of an offer.
+def identify(source: Source, classes: list[str], growing: bool) -> tuple[list[str], torch.Tensor]:
+    """Finds the class id that each label of a source means.
 
     Args:
-        offer: The images; a class of which it has none is passed over.
-        classes: Names of the memory's classes, by id.
-        growing: Whether there may be others. A new name gets the next id, one that is a number that number.
+        source: The images; a class without images is passed over.
+        classes: The names of the memory's classes, by id.
+        growing: Whether there may be further classes. A new name gets the next id; a name that is a number gets that
+            number.
 
     Returns:
-        The names with those that are new, and an id for each label, ``(K,)``.
+        The names including the new ones, and the id of each label, ``(K,)``.
 
     Raises:
-        InputError: If a class is not the memory's, or two labels are the same one.
+        InputError: If a class is not one of the memory's, or two labels mean the same one.
     """
-    names, ids = list(classes), torch.full((offer.pool.num_classes,), -1)
-    for label in offer.pool.counts.nonzero().flatten().tolist():
-        one = offer.meant[label]
+    names, ids = list(classes), torch.full((source.pool.num_classes,), -1)
+    for label in source.pool.counts.nonzero().flatten().tolist():
+        one = source.meanings[label]
         if isinstance(one, str) and one in names:
             one = names.index(one)
         elif isinstance(one, str) and growing and one.isdecimal():
@@ -110,10 +116,13 @@ def identify(offer: Offer, classes: list[str], growing: bool) -> tuple[list[str]
             names += [str(number) for number in range(len(names), one + 1)]
         if isinstance(one, str) or not 0 <= one < len(names):
             raise InputError(
-                f"class '{one}' is none of the memory's ({', '.join(names[:12])}); say with classes= which of them the "
-                f"labels are"
+                f"`classes` must be among the memory's classes ({', '.join(names[:12])}), got '{one}'. Say with "
+                f"`classes` which of them the labels are."
             )
         if one in ids:
-            raise InputError(f"two of the labels are class '{names[one]}'; give each label a class of its own")
+            raise InputError(
+                f"`classes` must be another class for each label, got '{names[one]}' for two of them. Give each label "
+                f"a class of its own."
+            )
         ids[label] = one
     return names, ids

@@ -1,4 +1,4 @@
-"""A replay memory as a ``.beton`` and its card, whose ``method`` says what is not the images'."""
+"""A replay memory as a ``.beton`` and its card, whose ``method`` notes what the images alone do not say."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tgdd_plugin.replay.budget import KINDS
 
 
 @dataclass(frozen=True)
-class Task:
-    """One :meth:`tgdd_plugin.replay.memory.ReplayMemory.add`.
+class MemoryTask:
+    """What a memory notes of each call of :meth:`tgdd_plugin.replay.memory.ReplayMemory.add`.
 
     Args:
-        name: Unlike those of the others.
+        name: The name of the task, which no other one has.
         label: Avalanche's task label, where its data sets have them. Default: ``None``.
     """
 
@@ -30,22 +30,22 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Saved:
-    """What was written of a memory; see :class:`tgdd_plugin.replay.memory.ReplayMemory` for each."""
+class SavedMemory:
+    """The state of a memory; see :class:`tgdd_plugin.replay.memory.ReplayMemory` for each part."""
 
     classes: list[str]
     growing: bool
     budget: dict[str, Any]
     normalization: Normalization
     factor: int
-    tasks: list[Task]
+    tasks: list[MemoryTask]
     images: torch.Tensor
     labels: torch.Tensor
     sources: torch.Tensor
 
 
-def write_memory(memory: Saved, path: str | Path) -> Path:
-    """See :meth:`tgdd_plugin.replay.memory.ReplayMemory.save`."""
+def write_memory(memory: SavedMemory, path: str | Path) -> Path:
+    """Writes a memory that is not empty; see :meth:`tgdd_plugin.replay.memory.ReplayMemory.save`."""
     ((kind, amount),) = memory.budget.items()
     tasks = []
     for i, task in enumerate(memory.tasks):
@@ -66,19 +66,19 @@ def write_memory(memory: Saved, path: str | Path) -> Path:
     return write_beton(path, memory.images, memory.labels, card)
 
 
-def read_memory(path: str | Path) -> Saved:
-    """What :func:`write_memory` wrote.
+def read_memory(path: str | Path) -> SavedMemory:
+    """Reads what :func:`write_memory` wrote.
 
     Raises:
-        InputError: If it is something else, or damaged.
+        InputError: If the file is something else, or damaged.
     """
     images, labels, card = read_stored(path)
     if card is None or card.method.get("name") != MEMORY:
-        raise InputError(f"'{path}' is no saved memory; any other set can be added to a ReplayMemory")
+        raise InputError(f"'{path}' is not a saved memory. Any other set can be added to a ReplayMemory with `add()`.")
     try:
-        tasks = [Task(str(task["name"]), task["label"]) for task in card.method["tasks"]]
+        tasks = [MemoryTask(str(task["name"]), task["label"]) for task in card.method["tasks"]]
         growing = bool(card.method["growing"])
-        # In the order of memory_order.arrange().
+        # In the order of tgdd_plugin.replay.ordering.arrange().
         places = sorted(
             (label, rank, i)
             for i, task in enumerate(card.method["tasks"])
@@ -86,9 +86,9 @@ def read_memory(path: str | Path) -> Saved:
             for rank in range(count)
         )
     except (KeyError, TypeError) as error:
-        raise InputError(f"the card of '{path}' lacks what a memory needs ({brief(error)}); copy it again") from error
+        raise InputError(f"The card of '{path}' lacks what a memory needs ({brief(error)}). Copy it again.") from error
     if [label for label, _, _ in places] != labels.tolist():
-        raise InputError(f"the tasks in the card of '{path}' are not those of its images; copy both again")
+        raise InputError(f"The tasks in the card of '{path}' are not those of its images. Copy both again.")
     sources = torch.tensor([i for _, _, i in places])
     budget = {kind: card.method[kind] for kind in KINDS if kind in card.method}
-    return Saved(card.classes, growing, budget, card.normalization, card.factor, tasks, images, labels, sources)
+    return SavedMemory(card.classes, growing, budget, card.normalization, card.factor, tasks, images, labels, sources)

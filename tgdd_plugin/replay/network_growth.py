@@ -1,0 +1,69 @@
+"""Networks that go on from task to task: grown to more classes, saved and loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from composer.utils import dist
+from torch import nn
+
+from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.weights import weights_content
+
+
+def grow(network: nn.Module, earlier: nn.Module | None) -> nn.Module:
+    """Copies the weights of an earlier network with fewer outputs into a fresh one, in place.
+
+    The head's rows of the earlier classes come first; those of new classes stay as they were initialized.
+
+    Args:
+        network: The fresh network.
+        earlier: The earlier network; ``None`` leaves the fresh one as it is.
+
+    Returns:
+        ``network``.
+
+    Raises:
+        InputError: If the networks differ in more than the number of outputs.
+    """
+    if earlier is None:
+        return network
+    old, new = earlier.state_dict(), network.state_dict()
+    for name, tensor in new.items():
+        there, here = old[name].shape if name in old else None, tensor.shape
+        if there is None or (len(there), there[1:]) != (len(here), here[1:]) or there[:1] > here[:1]:
+            raise InputError(
+                f"`build` must return networks that differ in their outputs alone, got '{name}' of {tuple(here)} for "
+                f"more classes and {'missing' if there is None else tuple(there)} in the network before. Let the "
+                f"number of classes decide about the head alone."
+            )
+    with torch.no_grad():
+        for name, tensor in new.items():
+            tensor[tuple(slice(size) for size in old[name].shape)] = old[name].to(tensor.device)
+    return network
+
+
+def save_network(network: nn.Module, path: Path) -> None:
+    """Writes the weights of a network as safetensors, on rank 0."""
+    if dist.get_global_rank() == 0:
+        write_whole(path, weights_content(network.state_dict()))
+
+
+def load_network(network: nn.Module, path: Path) -> nn.Module:
+    """Loads the weights that :func:`save_network` wrote into a network, and returns it.
+
+    Raises:
+        InputError: If the file is damaged, or of another network.
+    """
+    try:
+        network.load_state_dict(safetensors.torch.load_file(path))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"'{path}' cannot be used ({str(error).splitlines()[0]}). Delete '{path.parents[1]}' to learn the tasks "
+            f"anew."
+        ) from error
+    return network
