@@ -32,7 +32,8 @@ from tgdd_plugin import InputError
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.trajectory.manifest import Stage
-from tgdd_plugin.trajectory.store import Trajectory, add_stage, begin
+from tgdd_plugin.trajectory.store import Trajectory
+from tgdd_plugin.trajectory.writing import add_stage, write_manifest_and_prune
 
 ABOUT = ("first", "runs", "stages", "remedy")
 
@@ -92,7 +93,7 @@ def with_midpoints(trajectory: Trajectory, folder: Path) -> Trajectory:
     for path, recorded in trajectory.runs.items():
         made = replace(recorded, stages=[], exemplars=None)
         target = folder / path.name
-        begin(target, made)
+        write_manifest_and_prune(target, made)
         for earlier, later in zip([None, *recorded.stages], recorded.stages, strict=False):
             weights = trajectory.load(path, later)
             if earlier is not None:

@@ -25,7 +25,8 @@ from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
 from tgdd_plugin.networks.feature_network import find_head
 from tgdd_plugin.trajectory.manifest import Run, Stage
-from tgdd_plugin.trajectory.store import Trajectory, add_stage, begin
+from tgdd_plugin.trajectory.store import Trajectory
+from tgdd_plugin.trajectory.writing import add_stage, write_manifest_and_prune
 
 MOMENTUM = 0.5
 AUGMENTATION = "color_crop_cutout_flip"
@@ -226,7 +227,7 @@ def random_trajectory(
                         std=list(std) if std is not None else None,
                         complete=True,
                     )
-                    begin(folder / run.name, run)
+                    write_manifest_and_prune(folder / run.name, run)
                 head = network.get_submodule(run.head)
                 assert isinstance(head, nn.Linear)
                 means = torch.randn(num_classes, head.in_features), torch.ones(num_classes)

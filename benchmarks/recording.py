@@ -28,7 +28,7 @@ from composer import Trainer
 from composer.models import ComposerClassifier
 
 import tgdd_plugin.recording.callback
-import tgdd_plugin.trajectory.store
+import tgdd_plugin.trajectory.writing
 from benchmarks.machine import describe_machine, print_figures, spread
 from tgdd_plugin import TGDDCallback
 from tgdd_plugin.data.device_loader import DeviceLoader
@@ -104,7 +104,7 @@ def measure_epoch(trainer: Trainer, duration: str, wait: Callable[[], Any]) -> S
     """One ``fit()``: its time, and how much of it went into writing files, into stages as a whole and into hooks."""
     whole, files, stages, hooks = Clock(wait), Clock(wait), Clock(wait), Clock()
     with (
-        files.inside(tgdd_plugin.trajectory.store, "write_whole"),
+        files.inside(tgdd_plugin.trajectory.writing, "write_whole"),
         stages.inside(tgdd_plugin.recording.callback, "add_stage"),
         hooks.inside(TGDDCallback, "run_event"),
         whole.running(),

@@ -215,7 +215,7 @@ def test_a_recipe_that_is_wrong(tmp_path, monkeypatch, capfd, step, text, overri
 def test_what_is_not_there(here, capfd):
     assert "no trajectory folder 'none/trajectory'" in refused(capfd, here, "distill", "recipe.yaml", "output=none")
     assert "Recipe 'none.yaml' cannot be read" in refused(capfd, here, "distill", "none.yaml")
-    assert "holds no recorded run" in refused(capfd, here, "distill", "out/trajectory/..")
+    assert "has no recorded run" in refused(capfd, here, "distill", "out/trajectory/..")
     assert "there is no file 'none.beton'" in refused(capfd, here, "retrain", "none.beton")
     assert "there is no file 'none/sets-ipc2.beton'" in refused(capfd, here, "retrain", "recipe.yaml", "output=none")
     assert "There is no 'none.beton'. Name a" in refused(capfd, here, "show", "none.beton")

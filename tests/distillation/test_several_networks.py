@@ -78,8 +78,8 @@ def run(trajectory, real, path, settings=SETTINGS, **options):
 def test_as_many_runs_of_each_network_are_recorded(trajectory):
     numbers = {trajectory.runs[folder].name: number for folder, number in trajectory.architectures.items()}
     assert numbers == {"seed0": 0, "seed1": 0, "seed0-network2": 1, "seed1-network2": 1}
-    assert [kind.name for kind in trajectory.kinds.values()] == ["seed0", "seed0-network2"]
-    weights = [trajectory.load(folder, trajectory.run.stages[0]) for folder in trajectory.kinds]
+    assert [kind.name for kind in trajectory.representative_runs.values()] == ["seed0", "seed0-network2"]
+    weights = [trajectory.load(folder, trajectory.run.stages[0]) for folder in trajectory.representative_runs]
     assert [len(each) for each in weights] == [len(small().state_dict()), len(large().state_dict())]
     text = describe_trajectory(trajectory)
     assert "run         seed0-network2: 4 stages" in text and "activation=relu" in text and "activation=sigmoid" in text
@@ -286,7 +286,7 @@ def test_runs_alike_but_for_their_seeds_are_one_architecture(tmp_path):
         runs[tmp_path / name] = Run(name=name, network=network, head="fc", num_classes=3)
     trajectory = Trajectory(tmp_path, runs)
     assert {folder.name: number for folder, number in trajectory.architectures.items()} == {"a": 0, "b": 1, "c": 0}
-    assert [folder.name for folder in trajectory.kinds] == ["a", "b"]
+    assert [folder.name for folder in trajectory.representative_runs] == ["a", "b"]
 
 
 def test_soft_labels_are_the_mean_over_all_runs(trajectory, pool):

@@ -576,7 +576,7 @@ def headless():
         ({"network": convnet(K, 1, 8, **ARGUMENTS)}, "network is a ConvNet; wanted a function that builds a fresh one"),
         ({"network": lambda: convnet(K + 1, 1, 8, **ARGUMENTS)}, r"ConvNet makes \(2, 4\) of 2 images"),
         ({"network": headless}, "has no linear layer with 3 outputs"),
-        ({"trajectory": "no/where"}, "there is no trajectory folder 'no/where'"),
+        ({"trajectory": "no/where"}, "There is no trajectory folder 'no/where'"),
     ],
 )
 def test_what_cannot_work_is_refused(file, trained, options, pattern):
@@ -733,7 +733,7 @@ def test_refusals_on_the_command_line_are_one_line(here, capfd):
         (["evaluate.network=[]"], "Unknown key `evaluate.network`. Did you mean `evaluate.networks`?"),
         (["retrain.full_epochs=0"], "baseline 'herding', which chooses by the features"),
         (["file=none.beton"], "there is no file 'none.beton'"),
-        (["trajectory=none"], "there is no trajectory folder 'none'"),
+        (["trajectory=none"], "There is no trajectory folder 'none'"),
     ):
         assert cli.main(["evaluate", "recipe.yaml", *options]) == 2
         out, err = capfd.readouterr()

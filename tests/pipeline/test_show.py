@@ -10,7 +10,8 @@ from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.data.image_grid import image_grid, write_picture
 from tgdd_plugin.pipeline.show import describe_beton, describe_trajectory
 from tgdd_plugin.trajectory.manifest import Run
-from tgdd_plugin.trajectory.store import Trajectory, add_stage
+from tgdd_plugin.trajectory.store import Trajectory
+from tgdd_plugin.trajectory.writing import add_stage
 
 
 def made(channels, count=14, side=(5, 7)):

@@ -256,9 +256,13 @@ def test_damaged_and_missing(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert refusal(tmp_path).startswith(f"exemplars '{path}' is damaged: its checksum differs from the manifest's;")
+    assert refusal(tmp_path).startswith(
+        f"The exemplars file '{path}' is damaged: its checksum differs from the manifest's."
+    )
     path.unlink()
-    assert refusal(tmp_path) == f"exemplars '{path}' is missing; copy the whole folder or record the run again"
+    assert (
+        refusal(tmp_path) == f"The exemplars file '{path}' is missing. Copy the whole folder or record the run again."
+    )
     with pytest.raises(InputError, match="cannot be read"):
         Trajectory.open(tmp_path, check=False).exemplars()
 
@@ -281,7 +285,7 @@ def test_damaged_and_missing(tmp_path: Path) -> None:
 def test_what_are_no_exemplars(tmp_path: Path, content: dict[str, torch.Tensor]) -> None:
     """With the checksum to match."""
     (tmp_path / FILE).write_bytes(save(content))
-    with pytest.raises(InputError, match="wanted images uint8 .M, C, H, W. with 1 or 3 channels, and labels int64"):
+    with pytest.raises(InputError, match="must have images uint8 .M, C, H, W. with 1 or 3 channels, and labels int64"):
         read_exemplars(tmp_path, 3)
     (tmp_path / FILE).write_bytes(b"\x80\x04N.")
     with pytest.raises(InputError, match="cannot be read"):
@@ -292,7 +296,9 @@ def test_unlike_sizes(tmp_path: Path) -> None:
     trajectory = opened(tmp_path)
     other = {"images": torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "labels": torch.tensor([0])}
     (tmp_path / "b" / FILE).write_bytes(save(other))
-    with pytest.raises(InputError, match=r"are of shapes \[\(3, 4, 4\), \(3, 8, 8\)\]; keep runs on images of unlike"):
+    with pytest.raises(
+        InputError, match=r"must be of one shape, got \[\(3, 4, 4\), \(3, 8, 8\)\][.] Keep runs on images of diff"
+    ):
         trajectory.exemplars()
 
 

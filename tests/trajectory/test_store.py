@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from safetensors.torch import load_file, save
 from tests.common import assert_same, manifest, recorded
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.trajectory.manifest import Run, Stage
-from tgdd_plugin.trajectory.store import Trajectory, add_stage, begin, thin
+from tgdd_plugin.trajectory.store import Trajectory
+from tgdd_plugin.trajectory.writing import add_stage, thin, write_manifest_and_prune
 
 
 def weights(number: int) -> dict[str, torch.Tensor]:
@@ -29,7 +33,7 @@ def new_run(name: str = "run") -> Run:
 
 def write_run(folder: Path, stages: int = 3, max_stages: int | None = None, name: str = "run") -> Run:
     run = new_run(name)
-    begin(folder / name, run)
+    write_manifest_and_prune(folder / name, run)
     for number in range(stages):
         add_stage(folder / name, run, weights(number), max_stages, epoch=number, batch=4 * number, sample=32 * number)
     return run
@@ -165,9 +169,12 @@ def test_class_means(tmp_path: Path) -> None:
 )
 def test_class_means_that_are_none(tmp_path: Path, means: torch.Tensor, counts: torch.Tensor) -> None:
     trajectory = write_means(tmp_path, means, counts)
-    with pytest.raises(InputError, match=r"wanted finite float32 \(3, features\) and \(3,\). Copy the folder") as error:
+    with pytest.raises(
+        InputError, match=r"must be finite float32 \(3, features\) and \(3,\), got .*[.] Copy the folder"
+    ) as error:
         trajectory.class_means(tmp_path / "run", trajectory.run.stages[2])
-    assert "stage-ep2-ba8.safetensors' has class means and counts of torch.float" in str(error.value)
+    assert "stage-ep2-ba8.safetensors' is damaged: its class means and counts must" in str(error.value)
+    assert ", got torch.float" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -175,7 +182,7 @@ def test_class_means_without_counts(tmp_path: Path) -> None:
     run = write_run(tmp_path, 2)
     lone = {**weights(2), "tgdd/class_means": torch.zeros(3, 5)}
     add_stage(tmp_path / "run", run, lone, None, epoch=2, batch=8, sample=64)
-    with pytest.raises(InputError, match="wanted finite float32"):
+    with pytest.raises(InputError, match="must be finite float32"):
         Trajectory.open(tmp_path).class_means(tmp_path / "run", run.stages[2])
 
 
@@ -199,19 +206,19 @@ def refusal(folder: Path, **options: Any) -> str:
 
 def test_folder_without_a_run(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none") == (
-        f"there is no trajectory folder '{tmp_path / 'none'}'; record one with TGDDCallback(folder=...)"
+        f"There is no trajectory folder '{tmp_path / 'none'}'. Record one with TGDDCallback(folder=...)."
     )
-    assert f"'{tmp_path}' holds no recorded run" in refusal(tmp_path)
-    assert f"train with TGDDCallback(folder='{tmp_path}') first" in refusal(tmp_path)
+    assert f"The folder '{tmp_path}' has no recorded run" in refusal(tmp_path)
+    assert f"Train with TGDDCallback(folder='{tmp_path}') first." in refusal(tmp_path)
     (tmp_path / "file").write_text("")
-    assert "there is no trajectory folder" in refusal(tmp_path / "file")
+    assert "There is no trajectory folder" in refusal(tmp_path / "file")
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_stages(tmp_path: Path, count: int) -> None:
     write_run(tmp_path, count)
     message = refusal(tmp_path)
-    assert f"holds {count} stage(s); TGDD needs at least 2" in message
+    assert f"has {count} stage(s); TGDD needs at least 2" in message
     assert "lower the callback's interval (it was '1ep')" in message
 
 
@@ -223,7 +230,8 @@ def test_missing_stage(tmp_path: Path) -> None:
     write_run(tmp_path)
     stage_file(tmp_path).unlink()
     assert refusal(tmp_path) == (
-        f"stage '{tmp_path}/run/stage-ep1-ba4.safetensors' is missing; copy the whole folder or record the run again"
+        f"The stage file '{tmp_path}/run/stage-ep1-ba4.safetensors' is missing. Copy the whole folder or record the "
+        f"run again."
     )
     stage_file(tmp_path).mkdir()
     assert "is missing" in refusal(tmp_path)
@@ -235,7 +243,7 @@ def test_wrong_checksum(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert "is damaged: its checksum differs from the manifest's; copy the folder again" in refusal(tmp_path)
+    assert "is damaged: its checksum differs from the manifest's. Copy the folder again" in refusal(tmp_path)
     assert Trajectory.open(tmp_path, check=False).run.name == "run"
 
 
@@ -273,7 +281,7 @@ def test_manifest_that_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "run/manifest.json").write_text(text)
     message = refusal(tmp_path)
     assert f"'{tmp_path}/run/manifest.json' is damaged (" in message
-    assert message.endswith("copy the folder again, or delete it and record the run again")
+    assert message.endswith(". Copy the folder again, or delete it and record the run again.")
 
 
 def test_manifest_that_is_not_text(tmp_path: Path) -> None:
@@ -286,7 +294,7 @@ def test_manifest_of_a_later_format(tmp_path: Path) -> None:
     write_run(tmp_path)
     content = {**manifest(tmp_path / "run"), "format": 2}
     (tmp_path / "run/manifest.json").write_text(json.dumps(content))
-    assert "manifest.json' is of format 2, not 1; update tgdd_plugin to open it" in refusal(tmp_path)
+    assert "manifest.json' must be of format 1, got format 2. Update tgdd_plugin to open it." in refusal(tmp_path)
 
 
 def put(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
@@ -305,7 +313,7 @@ def put(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
     [
         (put("name", to=3), "name is 3; wanted str"),
         (put("network", to=[]), r"network is \[\]; wanted dict"),
-        (put("network", to={"class": "m:Net"}), "no 'parameters'"),
+        (put("network", to={"class": "m:Net"}), "'parameters' is missing"),
         (put("head", to=None), "head is None; wanted str"),
         (put("num_classes", to="3"), "num_classes is '3'; wanted int"),
         (put("num_classes", to=True), "num_classes is True; wanted int"),
@@ -314,7 +322,7 @@ def put(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (put("mean", to=0.5), "mean is 0.5; wanted"),
         (put("mean", to=["a"]), r"mean is \['a'\]; wanted"),
         (put("input", to={"shape": 3}), "input is {'shape': 3}; wanted"),
-        (put("input", to={"shape": [1, 8, 8]}), "no 'mean'"),
+        (put("input", to={"shape": [1, 8, 8]}), "'mean' is missing"),
         (put("augmentation", to=["flip"]), "augmentation is .* wanted"),
         (put("exemplars", to=True), "exemplars is True; wanted"),
         (put("complete", to="no"), "complete is 'no'; wanted bool"),
@@ -325,12 +333,15 @@ def put(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
         (put("stages", 1, "batch", to="4"), "batch is '4'; wanted int"),
         (put("stages", 1, "sha256", to=None), "sha256 is None; wanted str"),
         (put("stages", 1, "metrics", to={"loss": "low"}), "metrics is {'loss': 'low'}; wanted"),
-        (put("stages", 1, "file", to="../outside.safetensors"), "'../outside.safetensors' is no name of a safetensors"),
-        (put("stages", 1, "file", to="/etc/passwd"), "'/etc/passwd' is no name of a safetensors"),
-        (put("stages", 1, "file", to=".."), "is no name of a safetensors"),
-        (put("stages", 1, "file", to=""), "is no name of a safetensors"),
-        (put("stages", 1, "file", to="a/b.safetensors"), "'a/b.safetensors' is no name of a safetensors"),
-        (put("stages", 1, "file", to="..\\outside"), "is no name of a safetensors"),
+        (
+            put("stages", 1, "file", to="../outside.safetensors"),
+            "'../outside.safetensors' is not the name of a safetensors",
+        ),
+        (put("stages", 1, "file", to="/etc/passwd"), "'/etc/passwd' is not the name of a safetensors"),
+        (put("stages", 1, "file", to=".."), "is not the name of a safetensors"),
+        (put("stages", 1, "file", to=""), "is not the name of a safetensors"),
+        (put("stages", 1, "file", to="a/b.safetensors"), "'a/b.safetensors' is not the name of a safetensors"),
+        (put("stages", 1, "file", to="..\\outside"), "is not the name of a safetensors"),
         (put("stages", 1, "batch", to=0), "is not later"),
         (put("stages", 1, "batch", to=99), "is not later"),
         (put("stages", 1, "index", to=0), "is not later"),
@@ -357,7 +368,7 @@ def test_file_outside_the_folder_is_never_read(tmp_path: Path, absolute: bool) -
     content = manifest(tmp_path / "run")
     content["stages"][1]["file"] = str(outside) if absolute else "../outside.safetensors"
     (tmp_path / "run/manifest.json").write_text(json.dumps(content))
-    assert "outside.safetensors' is no name of a safetensors file in this folder" in refusal(tmp_path)
+    assert "outside.safetensors' is not the name of a safetensors file in this folder" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +385,9 @@ def test_unlike_runs(tmp_path: Path, edit: Callable[[dict[str, Any]], None], dif
     content = manifest(tmp_path / "b")
     edit(content)
     (tmp_path / "b/manifest.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=f"not alike: {difference}.*; keep unlike runs in folders of their own"):
+    with pytest.raises(
+        InputError, match=f"not alike: {difference}.*[.] Keep runs that are not alike in folders of their own"
+    ):
         Trajectory.open(tmp_path)
 
 
@@ -399,7 +412,7 @@ def test_crash_while_a_stage_is_written(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "run/.stage-ep3-ba12.safetensors.abc.tmp").write_bytes(b"killed")  # as SIGKILL leaves it
     again = Trajectory.open(tmp_path).run
     assert [stage.batch for stage in again.stages] == [0, 4, 8]
-    begin(tmp_path / "run", again)
+    write_manifest_and_prune(tmp_path / "run", again)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "manifest.json",
         *(f"stage-ep{number}-ba{4 * number}.safetensors" for number in range(3)),
@@ -408,13 +421,32 @@ def test_crash_while_a_stage_is_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert_same(recorded(tmp_path / "run"), {4 * number: weights(number) for number in range(4)})
 
 
-def test_begin_leaves_other_files_alone(tmp_path: Path) -> None:
+def test_pruning_leaves_other_files_alone(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     (tmp_path / "run/notes.txt").write_text("mine")
     run.stages = run.stages[:1]
-    begin(tmp_path / "run", run)
+    write_manifest_and_prune(tmp_path / "run", run)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "manifest.json",
         "notes.txt",
         "stage-ep0-ba0.safetensors",
     ]
+
+
+# What opening costs.
+
+
+def test_opening_imports_neither_torch_nor_composer_nor_ffcv(tmp_path: Path) -> None:
+    """So that ``tgdd show`` answers at once."""
+    write_means(tmp_path, torch.zeros(3, 5), torch.zeros(3))
+    code = f"""
+        import sys
+        import tgdd_plugin.trajectory.store, tgdd_plugin.trajectory.manifest, tgdd_plugin.beton.card
+        trajectory = tgdd_plugin.trajectory.store.Trajectory.open({str(tmp_path)!r})
+        folder, run = next(iter(trajectory.runs.items()))
+        assert [trajectory.has_class_means(folder, stage) for stage in run.stages] == [False, False, True]
+        assert trajectory.exemplar_count(folder) == 0
+        assert list(trajectory.representative_runs) == [folder] and len(trajectory.checksums) == 3
+        assert not {{"torch", "composer", "ffcv"}} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from tgdd_plugin.core.atomic_files import build_checked, sha256, write_whole
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.data.normalization import Normalization
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FORMAT = 1
 

@@ -73,7 +73,7 @@ def bare_networks(
     """
     several = given if isinstance(given, Sequence) else [given] if given is not None else []
     networks = [_alone(each) for each in several]
-    kinds = trajectory.kinds
+    kinds = trajectory.representative_runs
     if len(networks) == len(kinds) == 1:  # the user has named it: should it not fit, the stage will tell how
         return networks
     # By class; a class may have been named otherwise where it was trained, so what no run names is tried on the rest.

@@ -110,7 +110,7 @@ def distill(
     trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
     run = trajectory.run
     if network is None:
-        for kind in trajectory.kinds.values():
+        for kind in trajectory.representative_runs.values():
             recorded_factory(kind.network)  # what cannot be built is found out before any image is read
     given = Normalization.of(mean, std)
     try:
@@ -135,7 +135,7 @@ def distill(
     ids = _class_ids(settings.classes, names)
 
     bare = bare_networks(network, trajectory, shape)
-    kinds = list(trajectory.kinds.values())
+    kinds = list(trajectory.representative_runs.values())
     heads = [
         find_head(b, run.num_classes, head or recorded_head(b, kind.head)) for b, kind in zip(bare, kinds, strict=True)
     ]

@@ -22,7 +22,8 @@ from tgdd_plugin.distillation.distiller import distill, is_distilled
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.networks.feature_network import find_head
 from tgdd_plugin.trajectory.manifest import Run
-from tgdd_plugin.trajectory.store import Trajectory, add_stage, begin
+from tgdd_plugin.trajectory.store import Trajectory
+from tgdd_plugin.trajectory.writing import add_stage, write_manifest_and_prune
 
 NETWORKS, NETWORK_BYTES = 100, 2**28
 """At most so many fresh networks, drawn from at every step, in at most so much memory. DM takes a new one each step."""
@@ -96,7 +97,7 @@ def fresh_networks(
             std=list(normalization.std),
             complete=True,
         )
-        begin(folder / run.name, run)
+        write_manifest_and_prune(folder / run.name, run)
         for number in range(max(2, min(NETWORKS, NETWORK_BYTES // size))):
             when: dict[str, Any] = {"epoch": number, "batch": number, "sample": 0, "metrics": {}}
             add_stage(folder / run.name, run, network.state_dict(), None, **when)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.trajectory.manifest import Run
-from tgdd_plugin.trajectory.store import Trajectory, read_exemplars
+from tgdd_plugin.trajectory.store import Trajectory
 
 
 def describe_beton(path: Path, card: Card) -> str:
@@ -51,7 +51,7 @@ def describe_trajectory(trajectory: Trajectory) -> str:
         f"trajectory  {trajectory.folder}",
         *(
             f"network     {_network(kind.network)}, {kind.network['parameters']:,} parameters, head {kind.head}"
-            for kind in trajectory.kinds.values()
+            for kind in trajectory.representative_runs.values()
         ),
         f"classes     {run.num_classes}" + (f": {', '.join(run.classes)}" if run.classes else ""),
         f"input       {shape}, normalisation {_normalisation(run.mean, run.std)}",
@@ -70,8 +70,8 @@ def describe_trajectory(trajectory: Trajectory) -> str:
 
 
 def _statistics(trajectory: Trajectory, folder: Path, run: Run) -> str:
-    count = sum(trajectory.class_means(folder, stage) is not None for stage in run.stages)
-    real = f"{len(read_exemplars(folder, run.num_classes)[1])} real images" if run.exemplars else "no real images"
+    count = sum(trajectory.has_class_means(folder, stage) for stage in run.stages)
+    real = f"{trajectory.exemplar_count(folder)} real images" if run.exemplars else "no real images"
     return f"class means in {count} stages; {real} kept; augmentation {run.augmentation or 'not known'}"
 
 

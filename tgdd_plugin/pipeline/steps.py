@@ -120,7 +120,7 @@ def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
     trajectory = Trajectory.open(recipe.trajectory_folder)
     check_writable(recipe.beton)
     if recipe.network is None and not recipe.extra_networks:
-        for kind in trajectory.kinds.values():
+        for kind in trajectory.representative_runs.values():
             recorded_factory(kind.network)  # what cannot be built is found out before any image is read
     real = None if recipe.distill.source == "recorded" else data()[0]
     if keep and is_distilled(recipe.beton, trajectory, real, recipe.distill):

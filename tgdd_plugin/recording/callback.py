@@ -31,7 +31,8 @@ from tgdd_plugin.recording.introspection import (
     training_weights,
 )
 from tgdd_plugin.trajectory.manifest import MANIFEST, Run
-from tgdd_plugin.trajectory.store import EXEMPLARS, add_stage, begin
+from tgdd_plugin.trajectory.store import EXEMPLARS
+from tgdd_plugin.trajectory.writing import add_stage, write_manifest_and_prune
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -58,7 +59,7 @@ class TGDDCallback(Callback):
             epochs, or ``(state, event) -> bool`` asked at every ``BATCH_END`` and ``EPOCH_END``. The last moment of
             training is always recorded, also when it is stopped early. Default: ``'1ep'``, the paper's.
         max_stages (int, optional): Thin evenly to at most so many stages while training goes on, keeping first and
-            last (see :func:`tgdd_plugin.trajectory.store.thin`). Default: ``None``, keep all.
+            last (see :func:`tgdd_plugin.trajectory.writing.thin`). Default: ``None``, keep all.
         dtype (str): ``'float32'``, ``'float16'`` or ``'bfloat16'``: how floating-point weights are stored. What is too
             large for ``'float16'`` stays ``'float32'``. Default: ``'float32'``.
         head (str, optional): Name of the linear head, without the ``module.`` of ``ComposerClassifier``.
@@ -399,7 +400,7 @@ class TGDDCallback(Callback):
                     run.exemplars = earlier.exemplars
                 if run.mean is None:
                     run.mean, run.std = earlier.mean, earlier.std
-        begin(self._run_folder, run)
+        write_manifest_and_prune(self._run_folder, run)
         if not run.stages:
             return -1, 0
         last = run.stages[-1]

@@ -12,8 +12,6 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.normalization import Normalization
 
 MANIFEST = "manifest.json"
-
-
 FORMAT = 1
 
 
@@ -51,16 +49,16 @@ class Run:
         head: Name of the linear layer whose input is φ(x) and whose output is h(x).
         num_classes: K.
         classes: Names of the classes, if known.
-        mean: Per-channel mean that the run's inputs were normalised with, if known, for pixels in [0, 1].
+        mean: Per-channel mean that the run's inputs were normalized with, if known, for pixels in [0, 1].
         std: The same for the standard deviation.
         input: ``shape`` (C, H, W) and per-channel ``mean`` and ``std`` of the first batch, as the network got it.
         interval: How often a stage was due, as given to the callback.
-        augmentation: What augmentation the training images got, as a strategy of :mod:`tgdd_plugin.augmentation.dsa` in the
-            order of its operations, ``'none'`` included, if known.
+        augmentation: The augmentation of the training images, if known, as a strategy of
+            :mod:`tgdd_plugin.augmentation.dsa` in the order of its operations; ``'none'`` if there was none.
         exemplars: SHA-256 of ``exemplars.safetensors`` beside the manifest; ``None`` if no real images are kept.
         complete: Whether ``fit()`` came to its end.
         stages: The stages, in the order of training.
-        versions: Of the packages that recorded it.
+        versions: The versions of the packages that recorded it.
     """
 
     name: str
@@ -105,17 +103,23 @@ class Run:
             if content["format"] == FORMAT:
                 return cls._checked(content)
         except FileNotFoundError:
-            raise InputError(f"'{folder}' holds no {MANIFEST}; record it with TGDDCallback(folder=...)") from None
+            raise InputError(
+                f"The folder '{folder}' has no {MANIFEST}. Record a run there with TGDDCallback(folder=...)."
+            ) from None
         except OSError as error:
             raise InputError(
-                f"'{path}' cannot be read ({error.strerror}); make it readable or copy it again"
+                f"The file '{path}' cannot be read ({error.strerror}). Make it readable or copy it again."
             ) from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
             raise InputError(
-                f"'{path}' is damaged ({reason}); copy the folder again, or delete it and record the run again"
+                f"The file '{path}' is damaged ({reason}). Copy the folder again, or delete it and record the run "
+                f"again."
             ) from error
-        raise InputError(f"'{path}' is of format {content['format']!r}, not {FORMAT}; update tgdd_plugin to open it")
+        raise InputError(
+            f"The file '{path}' must be of format {FORMAT}, got format {content['format']!r}. Update tgdd_plugin to open "
+            f"it."
+        )
 
     @classmethod
     def _checked(cls, content: dict[str, Any]) -> Run:
@@ -123,12 +127,12 @@ class Run:
         if isinstance(stages, list):
             stages = [build_checked(Stage, stage) for stage in stages]
         run = build_checked(cls, {**content, "stages": stages})
-        run.network["class"], run.network["parameters"]  # what every reader counts on
+        run.network["class"], run.network["parameters"]  # every reader relies on them
         if run.input is not None:
             run.input["shape"], run.input["mean"], run.input["std"]
         for earlier, stage in zip([None, *run.stages], run.stages, strict=False):
             if stage.file != Path(stage.file).name or "\\" in stage.file or not stage.file.endswith(".safetensors"):
-                raise ValueError(f"stage file '{stage.file}' is no name of a safetensors file in this folder")
+                raise ValueError(f"stage file '{stage.file}' is not the name of a safetensors file in this folder")
             if earlier and not (earlier.batch < stage.batch and earlier.index < stage.index):
                 raise ValueError(f"stage '{stage.file}' comes after '{earlier.file}' but is not later")
         return run

@@ -12,94 +12,33 @@
 
 Stages are safetensors and the manifest is JSON, so nothing in the folder is ever unpickled. Both are written whole
 (``os.replace``), the stage before the manifest that names it: a crash leaves at most a file that no manifest names.
+Importing this module does not import torch, so that ``tgdd show`` answers at once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-import safetensors.torch
-import torch
 
-from tgdd_plugin.core.atomic_files import sha256, write_whole
+from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.weights import weights_content
-from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.trajectory.manifest import MANIFEST, Run, Stage
 
-# Names in a stage's file that are no weights.
+if TYPE_CHECKING:
+    import torch
+
+    from tgdd_plugin.data.image_pool import ImagePool
+
+# Names in a stage's file that are not weights.
 CLASS_MEANS, CLASS_COUNTS = "tgdd/class_means", "tgdd/class_counts"
 
-
-def thin(stages: list[Stage], max_stages: int | None) -> list[Stage]:
-    """The stages to keep: the first, the last, and between them every 2^m-th with the smallest m that fits.
-
-    Which those are follows from the last stage's index alone, and of a longer list only stages are kept that a shorter
-    one kept too. So a run may be thinned while it goes on, on bounded disk, and a resumed run ends with the stages of
-    an uninterrupted one. More than half of ``max_stages`` remain.
-    """
-    if max_stages is None or not stages:
-        return stages
-    last = stages[-1].index
-    stride = 1
-    while math.ceil(last / stride) + 1 > max_stages:
-        stride *= 2
-    return [stage for stage in stages if stage.index % stride == 0 or stage.index == last]
-
-
-def add_stage(
-    folder: Path,
-    run: Run,
-    state: dict[str, torch.Tensor],
-    max_stages: int | None,
-    *,
-    class_means: tuple[torch.Tensor, torch.Tensor] | None = None,
-    index: int | None = None,
-    **when: Any,
-) -> None:
-    """Writes a stage file, then the manifest that names it, then removes the files that thinning dropped.
-
-    Args:
-        folder: The run's folder.
-        run: Its manifest, which gets the stage.
-        state: The weights by name, on any device.
-        max_stages: As in :func:`thin`.
-        class_means: Means ``(K, D)`` of φ(x) and counts ``(K,)`` by class, float32, since the stage before. Default:
-            ``None``, the stage has none.
-        index: See :class:`Stage`. Default: one more than the last stage's.
-        when: ``epoch``, ``batch``, ``sample`` and ``metrics`` of the stage.
-    """
-    if class_means is not None:
-        state = {**state, CLASS_MEANS: class_means[0], CLASS_COUNTS: class_means[1]}
-    content = weights_content(state)
-    name = f"stage-ep{when['epoch']}-ba{when['batch']}.safetensors"
-    write_whole(folder / name, content)
-    if index is None:
-        index = run.stages[-1].index + 1 if run.stages else 0
-    run.stages.append(Stage(file=name, index=index, sha256=hashlib.sha256(content).hexdigest(), **when))
-    kept = thin(run.stages, max_stages)
-    dropped = {stage.file for stage in run.stages} - {stage.file for stage in kept}
-    run.stages = kept
-    run.write(folder)
-    for file in dropped:
-        (folder / file).unlink(missing_ok=True)
-
-
-def begin(folder: Path, run: Run) -> None:
-    """Writes the manifest of a run that starts or goes on, and removes every file of a recording it does not name.
-
-    Those come from the future of a crashed run, which will make them again, or from a crash while writing.
-    """
-    run.write(folder)
-    named = {stage.file for stage in run.stages} | ({EXEMPLARS} if run.exemplars else set())
-    for path in [*folder.glob("stage-*.safetensors"), folder / EXEMPLARS, *folder.glob(".*.tmp")]:
-        if path.name not in named:
-            path.unlink(missing_ok=True)
+EXEMPLARS = "exemplars.safetensors"
 
 
 class Trajectory:
@@ -119,23 +58,24 @@ class Trajectory:
         """Opens a trajectory folder, or the folder of a single run in it.
 
         Args:
-            folder: What the callback's ``folder`` came to, for example ``my-run/trajectory``.
+            folder: The folder that the callback recorded into, for example ``my-run/trajectory``.
             check: Whether to read every stage, and the exemplars, and compare their checksums. Default: ``True``.
 
         Raises:
             InputError: If the folder is missing or empty, a run has fewer than two stages, a file is missing or
-                differs from its checksum, or the runs are not of the same classes, equally normalised.
+                differs from its checksum, or the runs are not of the same classes and normalization.
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise InputError(f"there is no trajectory folder '{folder}'; record one with TGDDCallback(folder=...)")
+            raise InputError(f"There is no trajectory folder '{folder}'. Record one with TGDDCallback(folder=...).")
         if (folder / MANIFEST).is_file():
             run_folders = [folder]
         else:
             run_folders = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
         if not run_folders:
             raise InputError(
-                f"'{folder}' holds no recorded run (no */{MANIFEST}); train with TGDDCallback(folder='{folder}') first"
+                f"The folder '{folder}' has no recorded run (no */{MANIFEST}). Train with "
+                f"TGDDCallback(folder='{folder}') first."
             )
         trajectory = cls(folder, {path: Run.read(path) for path in run_folders})
         trajectory._check_runs()
@@ -145,23 +85,23 @@ class Trajectory:
 
     @property
     def run(self) -> Run:
-        """The first run; what all runs share (classes, normalisation) is read from it."""
+        """The first run; what all runs share (classes, normalization) is read from it."""
         return next(iter(self.runs.values()))
 
     @property
     def architectures(self) -> dict[Path, int]:
-        """By folder, the number of each run's network with its head, 0 that of the first run. Matching needs each
-        network's own features only, so the runs of a trajectory may be of several."""
+        """The number of each run's network with its head, by folder; the first run's is 0. Matching needs each
+        network's own features only, so the runs of a trajectory may be of several networks."""
         numbers: dict[str, int] = {}
         found = {}
         for folder, run in self.runs.items():
-            # What it was trained with is not what it is.
+            # The algorithms that it was trained with do not make it another network.
             key = json.dumps([{**run.network, "algorithms": None}, run.head], sort_keys=True)
             found[folder] = numbers.setdefault(key, len(numbers))
         return found
 
     @property
-    def kinds(self) -> dict[Path, Run]:
+    def representative_runs(self) -> dict[Path, Run]:
         """The first run of each architecture, by folder, in the order of their numbers."""
         first: dict[int, Path] = {}
         for folder, number in self.architectures.items():
@@ -170,23 +110,29 @@ class Trajectory:
 
     @property
     def checksums(self) -> list[str]:
-        """SHA-256 of every stage, run after run."""
+        """The SHA-256 of every stage, run after run."""
         return [stage.sha256 for run in self.runs.values() for stage in run.stages]
 
     def load(self, run_folder: Path, stage: Stage) -> dict[str, torch.Tensor]:
-        """The weights of one stage by name, on the CPU.
+        """Loads the weights of one stage by name, on the CPU.
 
         Raises:
             InputError: If the file cannot be read.
         """
-        try:
-            content = safetensors.torch.load_file(run_folder / stage.file)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise InputError(f"stage '{run_folder / stage.file}' cannot be read: {error}") from error
-        return {name: tensor for name, tensor in content.items() if name not in (CLASS_MEANS, CLASS_COUNTS)}
+        weights = _load_tensors("stage", run_folder / stage.file)
+        return {name: tensor for name, tensor in weights.items() if name not in (CLASS_MEANS, CLASS_COUNTS)}
+
+    def has_class_means(self, run_folder: Path, stage: Stage) -> bool:
+        """Whether a stage has class means, by the header of its file.
+
+        Raises:
+            InputError: If the file cannot be read.
+        """
+        with _opened("stage", run_folder / stage.file, "numpy") as file:
+            return CLASS_MEANS in file.keys()
 
     def class_means(self, run_folder: Path, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Class means of φ(x) in training since the stage before; the stage's weights are not read.
+        """Loads the class means of φ(x) in training since the stage before; the stage's weights are not read.
 
         Returns:
             Means ``(K, D)`` and the sums ``(K,)`` of the images' weights they are of, float32 on the CPU. A class with
@@ -196,35 +142,40 @@ class Trajectory:
             InputError: If the file cannot be read, or these are not of that shape and finite.
         """
         path = run_folder / stage.file
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                found = [file.get_tensor(name) for name in (CLASS_MEANS, CLASS_COUNTS) if name in file.keys()]
-        except (OSError, safetensors.SafetensorError) as error:
-            raise InputError(f"stage '{path}' cannot be read: {error}") from error
+        with _opened("stage", path, "pt") as file:
+            found = [file.get_tensor(name) for name in (CLASS_MEANS, CLASS_COUNTS) if name in file.keys()]
         if not found:
             return None
         classes = self.runs[run_folder].num_classes
-        if (
-            len(found) != 2
-            or found[0].ndim != 2
-            or len(found[0]) != classes
-            or found[1].shape != (classes,)
-            or not all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in found)
-            or found[1].min() < 0
-        ):
+        if not _are_class_means(found, classes):
             held = " and ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in found)
             raise InputError(
-                f"stage '{path}' has class means and counts of {held}; wanted finite float32 ({classes}, features) and "
-                f"({classes},). Copy the folder again, or record the run again"
+                f"The stage file '{path}' is damaged: its class means and counts must be finite float32 ({classes}, "
+                f"features) and ({classes},), got {held}. Copy the folder again, or record the run again."
             )
         return found[0], found[1]
 
-    def exemplars(self) -> ImagePool | None:
-        """The real images that the runs kept, all runs' together, or ``None`` if they kept none.
+    def exemplar_count(self, run_folder: Path) -> int:
+        """The number of real images that a run kept, by the header of their file; 0 if it kept none.
 
         Raises:
-            InputError: If a file cannot be read, or holds no such images of one size.
+            InputError: If the file cannot be read.
         """
+        if self.runs[run_folder].exemplars is None:
+            return 0
+        with _opened("exemplars", run_folder / EXEMPLARS, "numpy") as file:
+            return math.prod(file.get_slice("labels").get_shape())
+
+    def exemplars(self) -> ImagePool | None:
+        """Loads the real images that the runs kept, of all runs together; ``None`` if they kept none.
+
+        Raises:
+            InputError: If a file cannot be read, or does not hold such images of one size.
+        """
+        import torch  # here, so that a trajectory can be opened and shown without it
+
+        from tgdd_plugin.data.image_pool import ImagePool
+
         # Runs of several networks may have seen the same images first, in the same order.
         folders = {run.exemplars: path for path, run in self.runs.items() if run.exemplars}
         kept = [read_exemplars(path, self.run.num_classes) for path in folders.values()]
@@ -232,8 +183,8 @@ class Trajectory:
             return None
         if len(shapes := {tuple(images.shape[1:]) for images, _ in kept}) > 1:
             raise InputError(
-                f"the exemplars of the runs in '{self.folder}' are of shapes {sorted(shapes)}; keep runs on images of "
-                f"unlike sizes in folders of their own"
+                f"The exemplars of the runs in '{self.folder}' must be of one shape, got {sorted(shapes)}. Keep runs "
+                f"on images of different sizes in folders of their own."
             )
         classes = self.run.classes or [str(number) for number in range(self.run.num_classes)]
         return ImagePool(torch.cat([images for images, _ in kept]), torch.cat([labels for _, labels in kept]), classes)
@@ -242,15 +193,15 @@ class Trajectory:
         for folder, run in self.runs.items():
             if len(run.stages) < 2:
                 raise InputError(
-                    f"'{folder}' holds {len(run.stages)} stage(s); TGDD needs at least 2. Train longer or lower the "
-                    f"callback's interval (it was '{run.interval}')"
+                    f"The run in '{folder}' has {len(run.stages)} stage(s); TGDD needs at least 2. Train longer or "
+                    f"lower the callback's interval (it was '{run.interval}')."
                 )
-            wanted = _shared(self.run)
+            shared = _shared(self.run)
             for name, value in _shared(run).items():
-                if value != wanted[name]:
+                if value != shared[name]:
                     raise InputError(
-                        f"the runs in '{self.folder}' are not alike: {name} is {wanted[name]} in '{self.run.name}' and "
-                        f"{value} in '{run.name}'; keep unlike runs in folders of their own"
+                        f"The runs in '{self.folder}' are not alike: {name} is {shared[name]} in '{self.run.name}' and "
+                        f"{value} in '{run.name}'. Keep runs that are not alike in folders of their own."
                     )
 
     def _check_files(self) -> None:
@@ -261,13 +212,74 @@ class Trajectory:
                 _check_file("exemplars", folder / EXEMPLARS, run.exemplars)
 
 
+def read_exemplars(folder: Path, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reads the real images in a run's folder.
+
+    Returns:
+        uint8 images ``(M, C, H, W)``, C 1 or 3, and int64 labels ``(M,)`` in 0..K-1.
+
+    Raises:
+        InputError: If the file cannot be read or holds anything else.
+    """
+    import torch  # here, so that a trajectory can be opened and shown without it
+
+    path = folder / EXEMPLARS
+    content = _load_tensors("exemplars", path)
+    images, labels = content.get("images"), content.get("labels")
+    if (
+        images is None
+        or labels is None
+        or not (images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3) and images.numel())
+        or not (labels.dtype == torch.int64 and labels.shape == images.shape[:1])
+        or not (0 <= int(labels.min()) and int(labels.max()) < num_classes)
+    ):
+        held = ", ".join(f"{name} {t.dtype} {tuple(t.shape)}" for name, t in content.items())
+        raise InputError(
+            f"The exemplars file '{path}' must have images uint8 (M, C, H, W) with 1 or 3 channels, and labels int64 "
+            f"(M,) below {num_classes}, got {held or 'nothing'}. Copy the folder again, or record the run again."
+        )
+    return images, labels
+
+
+def _are_class_means(found: list[torch.Tensor], classes: int) -> bool:
+    """Whether tensors are means ``(K, D)`` and counts ``(K,)``, finite float32, no count below 0."""
+    import torch  # here, so that a trajectory can be opened and shown without it
+
+    return (
+        len(found) == 2
+        and found[0].ndim == 2
+        and len(found[0]) == classes
+        and found[1].shape == (classes,)
+        and all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in found)
+        and not found[1].min() < 0
+    )
+
+
+def _load_tensors(what: str, path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file by name, on the CPU."""
+    with _opened(what, path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+@contextmanager
+def _opened(what: str, path: Path, framework: str) -> Iterator[Any]:
+    """A safetensors file, whose tensors come as those of ``framework``, which only then is imported."""
+    try:
+        with safetensors.safe_open(path, framework=framework) as file:
+            yield file
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(
+            f"The {what} file '{path}' cannot be read: {error}. Copy the folder again or record the run again."
+        ) from error
+
+
 def _check_file(what: str, path: Path, checksum: str) -> None:
     if not path.is_file():
-        raise InputError(f"{what} '{path}' is missing; copy the whole folder or record the run again")
+        raise InputError(f"The {what} file '{path}' is missing. Copy the whole folder or record the run again.")
     if sha256(path) != checksum:
         raise InputError(
-            f"{what} '{path}' is damaged: its checksum differs from the manifest's; copy the folder again or record "
-            f"the run again"
+            f"The {what} file '{path}' is damaged: its checksum differs from the manifest's. Copy the folder again or "
+            f"record the run again."
         )
 
 
@@ -279,36 +291,3 @@ def _shared(run: Run) -> dict[str, Any]:
         "mean": run.mean,
         "std": run.std,
     }
-
-
-EXEMPLARS = "exemplars.safetensors"
-
-
-def read_exemplars(folder: Path, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images of a run's folder.
-
-    Returns:
-        uint8 images ``(M, C, H, W)``, C 1 or 3, and int64 labels ``(M,)`` in 0..K-1.
-
-    Raises:
-        InputError: If the file cannot be read or holds anything else.
-    """
-    path = folder / EXEMPLARS
-    try:
-        content = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"exemplars '{path}' cannot be read: {error}") from error
-    images, labels = content.get("images"), content.get("labels")
-    if (
-        images is None
-        or labels is None
-        or not (images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3) and images.numel())
-        or not (labels.dtype == torch.int64 and labels.shape == images.shape[:1])
-        or not (0 <= int(labels.min()) and int(labels.max()) < num_classes)
-    ):
-        held = ", ".join(f"{name} {t.dtype} {tuple(t.shape)}" for name, t in content.items())
-        raise InputError(
-            f"exemplars '{path}' hold {held or 'nothing'}; wanted images uint8 (M, C, H, W) with 1 or 3 channels, and "
-            f"labels int64 (M,) below {num_classes}. Copy the folder again, or record the run again"
-        )
-    return images, labels

@@ -1,0 +1,81 @@
+"""Writing a run's folder while it is recorded: its stages, its manifest, and the thinning of both."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.weights import weights_content
+from tgdd_plugin.trajectory.manifest import Run, Stage
+from tgdd_plugin.trajectory.store import CLASS_COUNTS, CLASS_MEANS, EXEMPLARS
+
+
+def thin(stages: list[Stage], max_stages: int | None) -> list[Stage]:
+    """Returns the stages to keep: the first, the last, and between them every 2^m-th with the smallest m that fits.
+
+    Which those are follows from the last stage's index alone, and of a longer list only stages are kept that a shorter
+    one kept too. So a run may be thinned while it goes on, on bounded disk, and a resumed run ends with the stages of
+    an uninterrupted one. More than half of ``max_stages`` remain.
+    """
+    if max_stages is None or not stages:
+        return stages
+    last = stages[-1].index
+    stride = 1
+    while math.ceil(last / stride) + 1 > max_stages:
+        stride *= 2
+    return [stage for stage in stages if stage.index % stride == 0 or stage.index == last]
+
+
+def add_stage(
+    folder: Path,
+    run: Run,
+    state: dict[str, torch.Tensor],
+    max_stages: int | None,
+    *,
+    class_means: tuple[torch.Tensor, torch.Tensor] | None = None,
+    index: int | None = None,
+    **when: Any,
+) -> None:
+    """Writes a stage file, then the manifest that names it, then removes the files that thinning dropped.
+
+    Args:
+        folder: The run's folder.
+        run: Its manifest, which gets the stage.
+        state: The weights by name, on any device.
+        max_stages: The most stages to keep, as in :func:`thin`.
+        class_means: Means ``(K, D)`` of φ(x) and counts ``(K,)`` by class, float32, since the stage before. Default:
+            ``None``, the stage has none.
+        index: See :class:`Stage`. Default: one more than the last stage's.
+        when: ``epoch``, ``batch``, ``sample`` and ``metrics`` of the stage.
+    """
+    if class_means is not None:
+        state = {**state, CLASS_MEANS: class_means[0], CLASS_COUNTS: class_means[1]}
+    content = weights_content(state)
+    name = f"stage-ep{when['epoch']}-ba{when['batch']}.safetensors"
+    write_whole(folder / name, content)
+    if index is None:
+        index = run.stages[-1].index + 1 if run.stages else 0
+    run.stages.append(Stage(file=name, index=index, sha256=hashlib.sha256(content).hexdigest(), **when))
+    kept = thin(run.stages, max_stages)
+    dropped = {stage.file for stage in run.stages} - {stage.file for stage in kept}
+    run.stages = kept
+    run.write(folder)
+    for file in dropped:
+        (folder / file).unlink(missing_ok=True)
+
+
+def write_manifest_and_prune(folder: Path, run: Run) -> None:
+    """Writes the manifest of a run that starts or goes on, and removes all files of a recording that it does not name.
+
+    Those come from the future of a crashed run, which will write them again, or from a crash while writing.
+    """
+    run.write(folder)
+    named = {stage.file for stage in run.stages} | ({EXEMPLARS} if run.exemplars else set())
+    for path in [*folder.glob("stage-*.safetensors"), folder / EXEMPLARS, *folder.glob(".*.tmp")]:
+        if path.name not in named:
+            path.unlink(missing_ok=True)
