@@ -294,7 +294,7 @@ def test_manifest_of_a_later_format(tmp_path: Path) -> None:
     write_run(tmp_path)
     content = {**manifest(tmp_path / "run"), "format": 2}
     (tmp_path / "run/manifest.json").write_text(json.dumps(content))
-    assert "manifest.json' must be of format 1, got format 2. Update tgdd_plugin to open it." in refusal(tmp_path)
+    assert "manifest.json' must be of format 1, got 2. Update tgdd_plugin to open it." in refusal(tmp_path)
 
 
 def put(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:

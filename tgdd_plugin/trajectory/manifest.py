@@ -117,7 +117,7 @@ class Run:
                 f"again."
             ) from error
         raise InputError(
-            f"The file '{path}' must be of format {FORMAT}, got format {content['format']!r}. Update tgdd_plugin to open "
+            f"The file '{path}' must be of format {FORMAT}, got {content['format']!r}. Update tgdd_plugin to open "
             f"it."
         )
 
