@@ -27,7 +27,7 @@ import torch
 from composer import Trainer
 from composer.models import ComposerClassifier
 
-import tgdd_plugin.recording.callback
+import tgdd_plugin.recording.recorder
 import tgdd_plugin.trajectory.writing
 from benchmarks.machine import describe_machine, print_figures, spread
 from tgdd_plugin import TGDDCallback
@@ -105,7 +105,7 @@ def measure_epoch(trainer: Trainer, duration: str, wait: Callable[[], Any]) -> S
     whole, files, stages, hooks = Clock(wait), Clock(wait), Clock(wait), Clock()
     with (
         files.inside(tgdd_plugin.trajectory.writing, "write_whole"),
-        stages.inside(tgdd_plugin.recording.callback, "add_stage"),
+        stages.inside(tgdd_plugin.recording.recorder, "add_stage"),
         hooks.inside(TGDDCallback, "run_event"),
         whole.running(),
     ):

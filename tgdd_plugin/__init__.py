@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
     from tgdd_plugin.nas.ranking import rank_networks
     from tgdd_plugin.recording.callback import TGDDCallback
+    from tgdd_plugin.recording.description import describe_run
+    from tgdd_plugin.recording.recorder import TrajectoryRecorder
     from tgdd_plugin.replay.algorithm import DistilledReplay
     from tgdd_plugin.replay.memory import ReplayMemory
     from tgdd_plugin.trajectory.store import Trajectory
@@ -45,7 +47,9 @@ _HOMES = {
     "SiameseAugmentation": "augmentation.algorithms",
     "TGDDCallback": "recording.callback",
     "Trajectory": "trajectory.store",
+    "TrajectoryRecorder": "recording.recorder",
     "beton_loader": "beton.loader",
+    "describe_run": "recording.description",
     "distill": "distillation.distiller",
     "evaluate": "evaluation.comparison",
     "rank_networks": "nas.ranking",

@@ -560,7 +560,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_second_run_of_the_same_name(tmp_path: Path) -> None:
     record(tmp_path)
     before = contents(tmp_path / "run")
-    with pytest.raises(InputError, match="run 'run' is already recorded in .* give the Trainer another run_name"):
+    with pytest.raises(InputError, match="Run 'run' is already recorded in .* Give the run another name .run_name."):
         record(tmp_path, tiny_network(1))
     assert contents(tmp_path / "run") == before
     probe = record(tmp_path, tiny_network(1), interval="2ep", overwrite=True)
@@ -628,20 +628,20 @@ def test_two_fits_are_one_run(tmp_path: Path, algorithms: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": "float8"}, "dtype is 'float8'; wanted one of float32, float16, bfloat16"),
-        ({"max_stages": 1}, "max_stages is 1; wanted a whole number from 2 on"),
-        ({"max_stages": "8"}, "max_stages is '8'; wanted"),
+        ({"dtype": "float8"}, "`dtype` must be one of float32, float16, bfloat16, got 'float8'"),
+        ({"max_stages": 1}, "`max_stages` must be a whole number of at least 2, or null, got 1"),
+        ({"max_stages": "8"}, "`max_stages` must be a whole number of at least 2, .*, got '8'"),
         ({"mean": [0.5]}, r"`mean` and `std` must be given together, got mean \[0.5\] and std None"),
         ({"mean": [0.5], "std": [0.1, 0.1]}, r"must be equally many .*, got mean \[0.5\] and std \[0.1, 0.1\]"),
         ({"mean": [0.5], "std": [0.0]}, r"each std above 0, got mean \[0.5\] and std \[0.0\]"),
-        ({"exemplars": -1}, "exemplars is -1; wanted a whole number of images of each class, or 0 for none"),
-        ({"exemplars": True}, "exemplars is True; wanted"),
-        ({"exemplars": 2.5}, "exemplars is 2.5; wanted"),
-        ({"interval": "often"}, "interval is 'often'; wanted a Composer time such as '1ep'"),
-        ({"interval": "0ep"}, "interval is '0ep'; wanted more than nothing"),
-        ({"interval": -1}, "interval is -1; wanted more than nothing"),
-        ({"interval": "1iter"}, "interval is '1iter'; wanted"),
-        ({"interval": None}, "interval is None; wanted"),
+        ({"exemplars": -1}, "`exemplars` must be a whole number of at least 0, got -1"),
+        ({"exemplars": True}, "`exemplars` must be a whole number .*, got True"),
+        ({"exemplars": 2.5}, "`exemplars` must be a whole number .*, got 2.5"),
+        ({"interval": "often"}, "`interval` must be a Composer time above zero, got 'often'. Write it like '1ep'"),
+        ({"interval": "0ep"}, "`interval` must be a Composer time above zero, got '0ep'"),
+        ({"interval": -1}, "`interval` must be a Composer time above zero, got -1"),
+        ({"interval": "1iter"}, "`interval` must be a Composer time above zero, got '1iter'"),
+        ({"interval": None}, "`interval` must be a Composer time above zero, got None"),
     ],
 )
 def test_unusable_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -658,7 +658,7 @@ def refusal(folder: Path, network: nn.Module | None = None, /, **tgdd: Any) -> s
 
 
 def test_second_callback(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the Trainer has two TGDDCallbacks; .* give it one"):
+    with pytest.raises(InputError, match="`callbacks` must hold one TGDDCallback, got two. .*leave the other out"):
         make_trainer(callbacks=[TGDDCallback(str(tmp_path)), TGDDCallback(str(tmp_path / "other"))])
     assert not list(tmp_path.iterdir())
 
@@ -683,10 +683,10 @@ def test_no_head(tmp_path: Path) -> None:
 
 def test_too_few_class_names(tmp_path: Path) -> None:
     message = refusal(tmp_path, classes=["cat", "dog"])
-    assert message == "classes holds 2 names, but the head 'fc' has 3 outputs; name each class once"
+    assert message == "`classes` must be 3 names, one for each output of the head 'fc', got 2. Name each class once."
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    assert "or give TGDDCallback a folder you may write to" in refusal(tmp_path / "file")
+    assert "or record into a folder you may write to" in refusal(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"

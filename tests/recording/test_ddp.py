@@ -247,7 +247,7 @@ def test_statistics_under_fsdp(root: Path, first: tuple[int, list[str]]) -> None
 
 def test_sharded_state_is_refused(root: Path, first: tuple[int, list[str]]) -> None:
     for text in first[1]:
-        assert "refused: FSDP's state_dict_type is 'sharded', so no rank holds the whole weights; set para" in text
+        assert "refused: `parallelism_config['fsdp']['state_dict_type']` must be 'full', got 'sharded'" in text
     assert not run(root, "fsdp-sharded").exists()
 
 
@@ -255,8 +255,8 @@ def test_failure_of_one_rank_ends_both(root: Path, first: tuple[int, list[str]])
     status, texts = first
     assert status != 0
     for text in texts:
-        lines = [line for line in text.splitlines() if "InputError: cannot record in '" in line]
-        assert len(lines) == 1 and "(No space left on device); make room, or give TGDDCallback a folder" in lines[0]
+        lines = [line for line in text.splitlines() if "InputError: Cannot record in '" in line]
+        assert len(lines) == 1 and "(No space left on device). Make room, or record into a folder" in lines[0]
 
 
 def test_crash_and_autoresume(root: Path, second: tuple[int, list[str]]) -> None:
@@ -274,8 +274,8 @@ def test_refusal_ends_both_ranks_with_one_line(root: Path, second: tuple[int, li
     status, texts = second
     assert status != 0
     for text in texts:
-        lines = [line for line in text.splitlines() if "InputError: run 'whole' is already recorded in " in line]
-        assert len(lines) == 1 and lines[0].endswith("overwrite=True")
+        lines = [line for line in text.splitlines() if "InputError: Run 'whole' is already recorded in " in line]
+        assert len(lines) == 1 and lines[0].endswith("overwrite=True.")
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ def test_full_disk_waits_for_the_stage(tmp_path: Path, monkeypatch: pytest.Monke
             raise OSError(28, "No space left on device")
         replace(source, target)
 
-    with monkeypatch.context() as patch, pytest.raises(InputError, match="cannot record in .* make room"):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="Cannot record in .* Make room"):
         patch.setattr(os, "replace", full)
         record(tmp_path, 2, tgdd={"interval": "4ba"})
     noted = manifest(tmp_path / "run")
@@ -220,7 +220,7 @@ def test_record_keeps_them_and_takes_them_for_part_of_the_job(tmp_path: Path) ->
     del content["settings"]["exemplars"]  # as the first version wrote it
     (tmp_path / "job.json").write_text(json.dumps(content))
     assert len(job(0).checksums) == 2
-    with pytest.raises(InputError, match="exemplars is -1; wanted"):
+    with pytest.raises(InputError, match="`exemplars` must be a whole number of at least 0, got -1"):
         RecordSettings(exemplars=-1)
 
 

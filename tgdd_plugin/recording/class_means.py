@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from composer.utils import dist
 from torch import nn
 
+from tgdd_plugin.core.ranks import add_over_ranks, rank
 from tgdd_plugin.data.targets import are_class_targets, single_class_targets
 
 POWER = 2.0
@@ -161,11 +161,11 @@ class ClassMeans:
         """Goes on from :meth:`state_dict`, on any number of ranks: the first one takes over the sums of all."""
         self.batches = state["batches"]
         if self.batches:
-            share = float(dist.get_global_rank() == 0)
+            share = float(rank() == 0)
             self._sums, self._counts = state["sums"].clone() * share, state["counts"].clone() * share
 
     def _total(self) -> tuple[torch.Tensor, torch.Tensor]:
         total = self._sums.clone(), self._counts.clone()
         for tensor in total:
-            dist.all_reduce(tensor)
+            add_over_ranks(tensor)
         return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.targets import are_class_targets, single_class_targets
+from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.store import EXEMPLARS
 
 LIMIT = 256 * 2**20
@@ -22,7 +24,7 @@ LIMIT = 256 * 2**20
 class Exemplars:
     """Collects the first ``per_class`` images of each class from batches of (normalised images, targets).
 
-    Once it is done it looks at no batch any more.
+    Once it is done, it looks at no batch any more.
 
     Args:
         num_classes: K.
@@ -44,9 +46,8 @@ class Exemplars:
         """Takes what is still wanted out of a batch.
 
         Args:
-            images: Normalised, floating-point, ``(N, C, H, W)``.
-            targets: See :func:`tgdd_plugin.data.targets.single_class_targets`; images that are not of a single class
-                are passed over.
+            images: Normalized floating-point images, ``(N, C, H, W)``.
+            targets: See :func:`tgdd_plugin.data.targets.single_class_targets`; images that are not of one class are passed over.
             normalization: What the images were normalized with; ``None`` if it is not known.
 
         Returns:
@@ -54,7 +55,7 @@ class Exemplars:
         """
         if normalization is None:
             self.done = True
-            return "their normalisation is not known: give TGDDCallback mean= and std="
+            return "their normalization is not known: give mean= and std="
         if not _are_images(images) or normalization.channels not in (1, images.shape[1]):
             self.done = True
             return "the batches are not (floating-point images of 1 or 3 channels, labels)"
@@ -77,6 +78,21 @@ class Exemplars:
             self._images.append((pixels.clamp(0, 1) * 255).round().to(torch.uint8))
         self.done = not any(self._wanted)
         return problem
+
+    def keep(self, folder: Path, run: Run) -> None:
+        """Writes the exemplars as soon as there will be no more of them, so that a resumed run finds them.
+
+        Called on rank 0 alone: a full disk must wait for the next stage, which is written on all ranks' account.
+        """
+        if self.done and len(self):
+            with suppress(OSError):
+                self.write_if_done(folder, run)
+                run.write(folder)
+
+    def write_if_done(self, folder: Path, run: Run) -> None:
+        """Writes the exemplars before the manifest that names them, if there will be no more of them."""
+        if self.done and len(self):
+            run.exemplars = self.write(folder)
 
     def write(self, folder: Path) -> str | None:
         """Writes what was collected to ``folder/exemplars.safetensors``, in the order of the classes, and forgets it.

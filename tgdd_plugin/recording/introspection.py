@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ from tgdd_plugin.augmentation.strategy import OPERATIONS, parse_augmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.feature_network import find_head
+from tgdd_plugin.recording.description import describe_module
 
 # Names under which torch.compile, FSDP and activation checkpointing keep the module that they wrap.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -64,7 +64,7 @@ def find_classes(loader: Any, num_classes: int) -> list[str] | None:
 
 
 def find_normalization(loader: Any) -> tuple[list[float] | None, list[float] | None]:
-    """Per-channel mean and std that a loader's images were normalised with, for pixels in [0, 1].
+    """Per-channel mean and std that a loader's images were normalized with, for pixels in [0, 1].
 
     Looks for torchvision's ``Normalize`` (v1 or v2) among the transforms of the data set and of the wrappers around it,
     and for ``mean`` and ``std`` of the loader itself, or of its ``normalization``
@@ -216,8 +216,8 @@ def training_weights(state: State) -> Iterator[None]:
             average.swap_params(state.model)
 
 
-def network_weights(state: State, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The network's parameters and buffers by their bare names, those of floating point as ``dtype``.
+def network_weights(state: State) -> dict[str, torch.Tensor]:
+    """The network's parameters and buffers by their bare names.
 
     Collective under FSDP, where the first rank alone gets them whole.
     """
@@ -225,20 +225,10 @@ def network_weights(state: State, dtype: torch.dtype) -> dict[str, torch.Tensor]
     # This drops the names' prefixes of DDP, FSDP and torch.compile.
     weights = state.get_model_state_dict()
     return {
-        name.removeprefix(prefix): _stored(tensor, dtype)
+        name.removeprefix(prefix): tensor
         for name, tensor in weights.items()
         if isinstance(tensor, torch.Tensor) and name.startswith(prefix)
     }
-
-
-def _stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    if not tensor.is_floating_point():
-        return tensor
-    stored = tensor.to(dtype)
-    # A running variance may well be larger than float16's 65504.
-    if dtype == torch.float16 and not stored.isfinite().all() and tensor.isfinite().all():
-        return tensor.float()
-    return stored
 
 
 def find_head_layer(state: State, head: str | None = None) -> tuple[str, nn.Linear]:
@@ -265,15 +255,7 @@ def describe_network(state: State) -> dict[str, Any]:
     # Parameters are but shards under FSDP; the gathered ones are whole.
     whole: dict[str, Any] = state.get_model_state_dict()
     sizes = [whole.get(prefix + bare_name(name), parameter).numel() for name, parameter in network.named_parameters()]
-    notes = (getattr(module, "tgdd_network", None) for module in network.modules())
-    built: dict[str, Any] = next(filter(None, notes), {})
-    return {
-        "class": f"{type(network).__module__}:{type(network).__qualname__}",
-        "parameters": sum(sizes),
-        "factory": built.get("factory"),
-        "arguments": built.get("arguments", {}),
-        "algorithms": [type(algorithm).__name__ for algorithm in state.algorithms],
-    }
+    return describe_module(network, sum(sizes), [type(algorithm).__name__ for algorithm in state.algorithms])
 
 
 def is_mixed(algorithms: Iterable[Algorithm]) -> bool:
@@ -294,36 +276,3 @@ def own_images(algorithms: Iterable[Algorithm]) -> int | None:
     """
     counts = (getattr(algorithm, "own_images", None) for algorithm in algorithms)
     return next((count for count in counts if count is not None), None)
-
-
-class MetricMeans:
-    """Means of the training loss and metrics over the batches since the last stage.
-
-    The Trainer itself has the last batch's only. Sums stay where the Trainer's values are, so that nothing waits for a
-    GPU between stages.
-    """
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Any] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, state: State) -> None:
-        """Adds the batch that just ended."""
-        for name, value in {**state.total_loss_dict, **state.train_metric_values}.items():
-            if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
-                self.sums[name] = self.sums.get(name, 0.0) + value
-                self.counts[name] = self.counts.get(name, 0) + 1
-
-    def take(self) -> dict[str, float]:
-        """The means so far, those that are finite; begins anew."""
-        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-        self.sums, self.counts = {}, {}
-        return {name: mean for name, mean in means.items() if math.isfinite(mean)}
-
-    def state_dict(self) -> dict[str, list[float]]:
-        """Sum and count by name, as plain numbers."""
-        return {name: [float(total), self.counts[name]] for name, total in self.sums.items()}
-
-    def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        self.sums = {name: total for name, (total, _) in state.items()}
-        self.counts = {name: int(count) for name, (_, count) in state.items()}

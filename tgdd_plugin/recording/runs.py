@@ -42,22 +42,22 @@ def record(
     device: str | None = None,
     progress_bar: bool = True,
 ) -> Trajectory:
-    """Trains ``settings.runs`` networks, or as many of each of several kinds, and records them into one folder.
+    """Trains ``settings.runs`` networks, or as many of each of several architectures, and records them into one folder.
 
     Runs that are complete in the folder are kept, so that the call can be made again after a crash.
 
     Args:
         folder: The trajectory folder.
         real: The training images.
-        network: Builds a fresh network; or several such functions, each for a network of its own kind. The runs of the
-            first are named ``seed0``, ..., those of the second ``seed0-network2``, ...
-        settings: Default: ``RecordSettings()``.
-        head: See :class:`TGDDCallback`.
-        mean, std: Per-channel normalisation of the inputs, for pixels in [0, 1]. Default: the images' own.
+        network: A function that builds a fresh network; or several such functions, one for each architecture. The runs of
+            the first are named ``seed0``, ..., those of the second ``seed0-network2``, ...
+        settings: How the networks are trained and recorded. Default: ``RecordSettings()``.
+        head: The name of the networks' linear head, see :class:`TGDDCallback`.
+        mean, std: Per-channel normalization of the inputs, for pixels in [0, 1]. Default: the images' own.
         job: Whatever else the runs depend on, as plain values; noted in the folder and compared when it exists.
-        seed: Of the first run. Default: ``0``.
+        seed: The seed of the first run. Default: ``0``.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
-        progress_bar: Default: ``True``.
+        progress_bar: Whether to show one. Default: ``True``.
 
     Raises:
         InputError: If the folder holds runs of another job.
@@ -122,14 +122,14 @@ def _check_kinds(builders: Sequence[Callable[[], nn.Module]], num_classes: int, 
         known.append((type(network), size, getattr(network, "tgdd_network", None)))
         if (first := known.index(known[-1]) + 1) < number:
             raise InputError(
-                f"networks {first} and {number} are both {type(network).__qualname__} of {size:,} parameters, and no "
-                f"more is known of them: leave one out or, if they differ, decorate the function that builds them with "
-                f"tgdd_plugin.networks.factory.described, which notes its arguments"
+                f"`network` must be architectures that can be told apart, got networks {first} and {number}, which are both "
+                f"{type(network).__qualname__} of {size:,} parameters. Leave one out or, if they differ, decorate the "
+                f"function that builds them with tgdd_plugin.networks.described, which notes its arguments."
             )
 
 
 def run_name(seed: int, kind: int = 1) -> str:
-    """What :func:`record` calls a run; ``kind`` is the network's number, counted from 1."""
+    """The name that :func:`record` gives to a run; ``kind`` is the number of its architecture, counted from 1."""
     return f"seed{seed}" + (f"-network{kind}" if kind > 1 else "")
 
 
@@ -145,8 +145,8 @@ def _has_runs(folder: Path) -> bool:
 def _check_job(path: Path, depends: dict[str, Any]) -> None:
     if is_foreign(path.parent):
         raise InputError(
-            f"'{path.parent}' was recorded by a Trainer of yours; distill it as it is, or choose another output or "
-            f"trajectory folder to record into"
+            f"'{path.parent}' was recorded by a Trainer of yours. Distill it as it is, or choose another output or "
+            f"trajectory folder to record into."
         )
     # A job that failed before it recorded anything binds nobody.
     if _has_runs(path.parent):
@@ -154,15 +154,15 @@ def _check_job(path: Path, depends: dict[str, Any]) -> None:
             earlier = dict(with_current_keys(json.loads(path.read_text())))
         except (ValueError, TypeError) as error:
             raise InputError(
-                f"'{path}' is damaged ({error}); it says what was recorded there: choose another output, or delete "
-                f"that folder"
+                f"'{path}', which says what was recorded there, is damaged ({error}). Choose another output, or delete "
+                f"that folder."
             ) from error
         # A setting that the version which recorded it did not have yet is no difference.
         if isinstance(earlier.get("settings"), dict):
             earlier["settings"] = {**depends["settings"], **earlier["settings"]}
         if other := difference("", earlier, with_current_keys(depends)):
             raise InputError(
-                f"'{path.parent}' was recorded by another job ({other}); choose another output, or delete that folder"
+                f"'{path.parent}' was recorded by another job ({other}). Choose another output, or delete that folder."
             )
     else:
         write_whole(path, json.dumps(depends, indent=1) + "\n")

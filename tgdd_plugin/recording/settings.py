@@ -6,8 +6,32 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
-from tgdd_plugin.core.settings import Count, NonNegativeInt, check_time, settings
+from tgdd_plugin.core.settings import Count, Flag, NonNegativeInt, check_time, settings
 from tgdd_plugin.training.settings import TrainSettings
+
+StageCount = Annotated[int, Strict(), Field(ge=2)]
+"""TGDD needs at least two stages."""
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+@settings
+class StageSettings:
+    """What a stage holds and which stages are kept: the options of a recorder, checked.
+
+    Raises:
+        InputError: For a value of the wrong type or out of range.
+    """
+
+    max_stages: StageCount | None = None
+    """Thin the stages evenly to at most so many while training goes on; null keeps all."""
+    dtype: Dtype = "float32"
+    """How floating-point weights are stored."""
+    statistics: Flag = True
+    """Record class means of the features."""
+    exemplars: NonNegativeInt = 40
+    """Real images of each class kept beside the stages; 0 keeps none."""
+    overwrite: Flag = False
+    """Replace a complete recording of the same run."""
 
 
 @settings
@@ -22,9 +46,9 @@ class RecordSettings(TrainSettings):
     """How many networks are trained one after another, with seeds seed, seed + 1, ... The paper uses 5."""
     interval: str = "1ep"
     """How often a stage is recorded, as a Composer time string: 1ep, 50ba, 0.1dur."""
-    max_stages: Annotated[int, Strict(), Field(ge=2)] | None = None
+    max_stages: StageCount | None = None
     """Thin the stages evenly to at most so many while training goes on; null keeps all."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """How floating-point weights are stored in a stage."""
     exemplars: NonNegativeInt = 40
     """Real images of each class kept in the trajectory, for distillation to start from; 0 keeps none."""

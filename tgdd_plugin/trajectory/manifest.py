@@ -117,8 +117,7 @@ class Run:
                 f"again."
             ) from error
         raise InputError(
-            f"The file '{path}' must be of format {FORMAT}, got {content['format']!r}. Update tgdd_plugin to open "
-            f"it."
+            f"The file '{path}' must be of format {FORMAT}, got {content['format']!r}. Update tgdd_plugin to open it."
         )
 
     @classmethod

@@ -1,0 +1,228 @@
+"""TrajectoryRecorder in a plain PyTorch loop: what it records is what the callback records of the same batches."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from composer import Trainer
+from composer.models import ComposerClassifier
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from tests.common import CLASSES, Pictures, manifest, tiny_network
+from tgdd_plugin import DistillSettings, TGDDCallback, Trajectory, TrajectoryRecorder, describe_run, distill, read_card
+from tgdd_plugin.core.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+RATE, EPOCHS, BATCH = 0.1, 3, 8
+
+
+class Crash(Exception):
+    pass
+
+
+def loader(shape=(1, 8, 8)):
+    return DataLoader(Pictures(36, shape), batch_size=BATCH)  # the last batch of an epoch is smaller
+
+
+def optimizer_of(network):
+    return torch.optim.SGD(network.parameters(), lr=RATE, momentum=0.9)
+
+
+def plain_loop(folder, *, epochs=EPOCHS, every=None, checkpoint=None, crash_at=None, **options):
+    """The loop of a user without Composer: a stage each epoch, or every so many batches."""
+    network = tiny_network(norm=True)
+    optimizer = optimizer_of(network)
+    recorder = TrajectoryRecorder(folder, **options)
+    first = 0
+    if checkpoint is not None:
+        network.load_state_dict(checkpoint["network"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        recorder.load_state_dict(checkpoint["recorder"])
+        first = checkpoint["epoch"]
+    recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0], augmentation="none"), network)
+    saved = None
+    for epoch in range(first + 1, epochs + 1):
+        for images, labels in loader():
+            loss = F.cross_entropy(network(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            recorder.batch(images, labels, {"loss/train/total": loss})
+            if every and recorder.batches % every == 0:
+                recorder.stage(epoch - 1)
+            if crash_at == recorder.batches:
+                recorder.detach()
+                return saved
+        if not every:
+            recorder.stage(epoch)
+        states = {"network": network, "optimizer": optimizer, "recorder": recorder}
+        saved = {name: torch.load(_saved(part), weights_only=True) for name, part in states.items()}
+        saved["epoch"] = epoch
+    recorder.finish(epoch=epochs)
+    return saved
+
+
+def _saved(part):
+    """As a checkpoint on disk holds it."""
+    from io import BytesIO
+
+    file = BytesIO()
+    torch.save(part.state_dict(), file)
+    file.seek(0)
+    return file
+
+
+def composer_run(folder, interval="1ep", **options):
+    network = tiny_network(norm=True)
+    trainer = Trainer(
+        model=ComposerClassifier(network, num_classes=CLASSES),
+        train_dataloader=loader(),
+        optimizers=optimizer_of(network),
+        max_duration=f"{EPOCHS}ep",
+        device="cpu",
+        progress_bar=False,
+        run_name="run",
+        callbacks=[TGDDCallback(str(folder), interval, mean=[0.0], std=[1.0], **options)],
+    )
+    trainer.fit()
+    trainer.close()
+
+
+def files(folder):
+    """Every tensor of every file of a run: weights, class means, exemplars."""
+    return {path.name: load_file(path) for path in sorted((folder / "run").glob("*.safetensors"))}
+
+
+def assert_equal_files(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].keys() == other[name].keys(), name
+        for key, tensor in one[name].items():
+            assert tensor.dtype == other[name][key].dtype and torch.equal(tensor, other[name][key]), (name, key)
+
+
+@pytest.mark.parametrize(
+    ("every", "options"),
+    [
+        (None, {}),
+        (None, {"dtype": "float16", "max_stages": 3}),
+        (2, {"exemplars": 2}),
+        (None, {"statistics": False, "exemplars": 0}),
+    ],
+)
+def test_a_plain_loop_records_what_the_callback_records(tmp_path, every, options):
+    plain_loop(tmp_path / "plain", every=every, **options)
+    composer_run(tmp_path / "composer", f"{every}ba" if every else "1ep", **options)
+    assert_equal_files(files(tmp_path / "plain"), files(tmp_path / "composer"))
+    plain, composer = (manifest(tmp_path / name / "run") for name in ("plain", "composer"))
+    for key in ("head", "num_classes", "mean", "std", "input", "complete", "exemplars"):
+        assert plain[key] == composer[key], key
+    assert plain["network"] == {**composer["network"], "algorithms": []}
+    for ours, theirs in zip(plain["stages"], composer["stages"], strict=True):
+        assert {**ours, "metrics": None} == {**theirs, "metrics": None}
+        loss = theirs["metrics"].get("loss/train/total")
+        assert ours["metrics"].get("loss/train/total") == (None if loss is None else pytest.approx(loss, rel=1e-6))
+
+
+@pytest.mark.parametrize("every", [None, 3])
+def test_a_crashed_loop_goes_on_and_ends_with_the_stages_of_an_uninterrupted_one(tmp_path, every):
+    plain_loop(tmp_path / "whole", every=every)
+    saved = plain_loop(tmp_path / "crashed", every=every, crash_at=13)  # after two epochs of five, three batches on
+    assert saved["epoch"] == 2 and not manifest(tmp_path / "crashed" / "run")["complete"]
+    plain_loop(tmp_path / "crashed", every=every, checkpoint=saved)
+    assert_equal_files(files(tmp_path / "crashed"), files(tmp_path / "whole"))
+    crashed, whole = (manifest(tmp_path / name / "run") for name in ("crashed", "whole"))
+    assert crashed == whole
+
+
+def test_the_recording_distills_without_the_data(tmp_path):
+    plain_loop(tmp_path / "plain")
+    settings = DistillSettings(images_per_class=1, factor=1, steps=2, compile=False)
+    network = tiny_network(norm=True)
+    path = distill(tmp_path / "plain", None, tmp_path / "a.beton", settings, network=network, progress_bar=False)
+    assert read_card(path).trajectory["stages"] == Trajectory.open(tmp_path / "plain").checksums
+
+
+def test_microbatches_add_up_to_the_batch(tmp_path):
+    """A loop that accumulates gradients calls the parts itself; class means are those of whole batches."""
+    network = tiny_network()
+    recorder = TrajectoryRecorder(tmp_path / "parts")
+    recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0]), network)
+    whole = TrajectoryRecorder(tmp_path / "whole")
+    twin = tiny_network()
+    whole.start(describe_run("run", twin, CLASSES, mean=[0.0], std=[1.0]), twin)
+    for number, (images, labels) in enumerate(loader(), 1):
+        recorder.look_at(images, labels)
+        recorder.features.begin_pass()
+        for part, own in zip(images.split(3), labels.split(3), strict=True):
+            network(part)
+            recorder.features.add(own)
+        recorder.features.end_pass()
+        recorder.end_batch({}, number)
+        twin(images)
+        whole.batch(images, labels)
+    recorder.stage(1)
+    whole.stage(1)
+    ours, theirs = (files(tmp_path / name)["stage-ep1-ba5.safetensors"] for name in ("parts", "whole"))
+    torch.testing.assert_close(ours["tgdd/class_means"], theirs["tgdd/class_means"])
+    assert torch.equal(ours["tgdd/class_counts"], theirs["tgdd/class_counts"])
+
+
+def test_a_run_that_is_recorded_is_not_replaced_unless_asked(tmp_path):
+    plain_loop(tmp_path, epochs=1)
+    with pytest.raises(InputError, match="Run 'run' is already recorded in .* or set overwrite=True"):
+        plain_loop(tmp_path, epochs=1)
+    plain_loop(tmp_path, epochs=2, overwrite=True)
+    assert [stage["epoch"] for stage in manifest(tmp_path / "run")["stages"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "`dtype` must be one of float32, float16, bfloat16, got 'int8'"),
+        ({"max_stages": 1}, "`max_stages` must be a whole number of at least 2"),
+        ({"exemplars": 1.5}, "`exemplars` must be a whole number"),
+    ],
+)
+def test_unusable_options_are_refused(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        TrajectoryRecorder(tmp_path, **options)
+    network = tiny_network()
+    with pytest.raises(InputError, match="`classes` must be 3 names, one for each output of the network, got 2"):
+        describe_run("run", network, CLASSES, classes=["a", "b"])
+
+
+def test_recording_alone_loads_neither_composer_nor_ffcv():
+    code = """
+import sys
+from tgdd_plugin import TrajectoryRecorder, describe_run
+print({"composer", "ffcv", "torchvision", "optuna"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout.strip() == "set()", done.stdout + done.stderr
+
+
+def test_the_recipe_records_a_run(tmp_path, monkeypatch):
+    """recipes/plain_pytorch.py as it stands, on a small stand-in for the downloaded data."""
+
+    class Small(Pictures):
+        classes = [str(number) for number in range(10)]
+
+        def __init__(self, root, train, transform, download):
+            super().__init__(40, (1, 28, 28))
+            self.labels = torch.arange(40) % 10
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", Small)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["plain_pytorch.py", "--epochs", "2", "--width", "4"])
+    runpy.run_path(str(ROOT / "recipes" / "plain_pytorch.py"))
+    trajectory = Trajectory.open(tmp_path / "plain" / "trajectory")
+    assert [stage.epoch for stage in trajectory.run.stages] == [0, 1, 2] and trajectory.run.complete
+    assert trajectory.exemplars() is not None

@@ -1,0 +1,98 @@
+"""What a manifest says of a run before it begins: its network, classes and normalization, and its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.versions import versions
+from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.networks.feature_network import find_head
+from tgdd_plugin.trajectory.manifest import Run
+
+
+def describe_module(
+    network: nn.Module, parameters: int | None = None, algorithms: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What the manifest says of a network (see :class:`tgdd_plugin.trajectory.manifest.Run`).
+
+    Args:
+        network: The bare network.
+        parameters: The number of its parameters. Default: ``None``, counted; where they are sharded, the count of the
+            whole ones must be given.
+        algorithms: Names of what may have changed the network. Default: none.
+    """
+    notes = (getattr(module, "tgdd_network", None) for module in network.modules())
+    built: dict[str, Any] = next(filter(None, notes), {})
+    return {
+        "class": f"{type(network).__module__}:{type(network).__qualname__}",
+        "parameters": sum(p.numel() for p in network.parameters()) if parameters is None else parameters,
+        "factory": built.get("factory"),
+        "arguments": built.get("arguments", {}),
+        "algorithms": list(algorithms),
+    }
+
+
+def describe_run(
+    name: str,
+    network: nn.Module,
+    num_classes: int,
+    *,
+    head: str | None = None,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    augmentation: str | None = None,
+    interval: str = "1ep",
+) -> Run:
+    """The manifest of a run that is about to begin, for :meth:`TrajectoryRecorder.start`.
+
+    Args:
+        name: The run's name, and that of its folder.
+        network: The network that will be trained.
+        num_classes: K.
+        head: Name of the linear layer whose input is matched. Default: the last ``nn.Linear`` with K outputs.
+        classes: Class names. Default: ``None``, numbers.
+        mean, std: Per-channel normalization of the inputs, for pixels in [0, 1]. Default: not known, and then to be given
+            when distilling; without it no exemplars are kept.
+        augmentation: The augmentation of the training images as a strategy, such as ``'color_crop_flip'`` or ``'none'``.
+            Distillation gives the synthetic images the same. Default: ``None``, not known.
+        interval: How often a stage is recorded, in words, as a note. Default: ``'1ep'``.
+
+    Raises:
+        InputError: If the network has no such head, or an argument does not fit.
+    """
+    if classes is not None and len(classes) != num_classes:
+        raise InputError(
+            f"`classes` must be {num_classes} names, one for each output of the network, got {len(classes)}. Name each "
+            f"class once."
+        )
+    normalization = Normalization.of(mean, std)
+    return Run(
+        name=name,
+        network=describe_module(network),
+        head=find_head(network, num_classes, head),
+        num_classes=num_classes,
+        classes=None if classes is None else [str(one) for one in classes],
+        mean=list(normalization.mean) if normalization else None,
+        std=list(normalization.std) if normalization else None,
+        interval=interval,
+        augmentation=augmentation,
+        versions=versions(),
+    )
+
+
+def note_input(run: Run, values: torch.Tensor) -> None:
+    """Notes what the first batch is like, for distillation to compare its own inputs with."""
+    run.input = {
+        "shape": [float(n) for n in values.shape[1:]],
+        "mean": values.mean((0, 2, 3)).tolist(),
+        "std": values.std((0, 2, 3)).tolist(),
+    }
+    if run.mean is None and 0 <= values.min() and 0.5 < values.max() <= 1:
+        run.mean = [0.0] * values.shape[1]
+        run.std = [1.0] * values.shape[1]

@@ -1,0 +1,87 @@
+"""The class means of what reaches a network's head in training: the hook on the head, and the sums, as one thing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from tgdd_plugin.recording.class_means import ClassMeans, HeadInput
+
+
+class HeadStatistics:
+    """Class means of the head's input φ(x) over the batches since the last stage.
+
+    Args:
+        enabled: Without it, every call does nothing.
+    """
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self._means = ClassMeans()
+        self._input = HeadInput()
+
+    @property
+    def problem(self) -> str | None:
+        """Why there are no means for the last stage, or ``None``."""
+        return self._means.problem
+
+    def attach(self, layer: nn.Linear, num_classes: int, device: torch.device | str) -> None:
+        """Watches a head from now on; sums so far are kept if they are of its shape."""
+        if self.enabled:
+            self._means.prepare(num_classes, layer.in_features, device)
+            self._input.attach(layer)
+
+    def detach(self) -> None:
+        """Leaves the network as it was."""
+        self._input.detach()
+
+    def begin_pass(self) -> None:
+        """A pass through the microbatches of a batch begins, perhaps not the first."""
+        if self.enabled:
+            self._means.begin_pass()
+
+    def add(self, targets: Any, own: int | None = None, counted: bool = True) -> None:
+        """A forward pass was made in training mode: adds up the features that reached the head.
+
+        Args:
+            targets: Class ids ``(N,)``, or shares of the classes ``(N, K)``, of which only those of a single class count.
+            own: How many of the images count, the first ones. Default: ``None``, all.
+            counted: Whether they count at all; images that were mixed behind the targets' back do not. Default: ``True``.
+        """
+        if not self.enabled:
+            return
+        features = self._input.take()
+        if own is not None and features is not None:
+            features, targets = features[:own], targets[:own]
+        if counted:
+            self._means.add(features, targets)
+
+    def end_pass(self) -> None:
+        """The pass came to its end."""
+        if self.enabled:
+            self._means.end_pass()
+
+    def commit(self) -> None:
+        """The batch is over, and trained on."""
+        if self.enabled:
+            self._means.commit()
+            self._input.take()  # activation checkpointing has filled it once more, in the backward pass
+
+    def take(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Means and counts since the last call, see :meth:`ClassMeans.take`. Collective."""
+        return self._means.take()
+
+    def forget(self) -> None:
+        """Drops what was added up."""
+        self._means = ClassMeans()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`ClassMeans.state_dict`. Collective."""
+        return self._means.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from :meth:`state_dict`."""
+        if self.enabled:
+            self._means.load_state_dict(state)

@@ -1,0 +1,45 @@
+"""Means of the training loss and metrics over the batches since the last stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+class MetricMeans:
+    """Means of the training loss and metrics over the batches since the last stage.
+
+    Sums stay where the values are, so that nothing waits for a GPU between stages.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Any] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Adds the numbers, and tensors of one number, of the batch that just ended; other values are left out."""
+        for name, value in metrics.items():
+            if isinstance(value, torch.Tensor) and value.numel() == 1:
+                value = value.detach()
+            elif not isinstance(value, (int, float)):
+                continue
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """Returns the means so far, those that are finite, and begins anew."""
+        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return {name: mean for name, mean in means.items() if math.isfinite(mean)}
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Sum and count by name, as plain numbers."""
+        return {name: [float(total), self.counts[name]] for name, total in self.sums.items()}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Goes on from :meth:`state_dict`."""
+        self.sums = {name: total for name, (total, _) in state.items()}
+        self.counts = {name: int(count) for name, (_, count) in state.items()}

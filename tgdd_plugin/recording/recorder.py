@@ -1,0 +1,318 @@
+"""TrajectoryRecorder: records the trajectory of any PyTorch training loop; it needs neither Composer nor FFCV."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tgdd_plugin.core.ranks import rank
+from tgdd_plugin.recording.description import note_input
+from tgdd_plugin.recording.exemplars import Exemplars
+from tgdd_plugin.recording.head_statistics import HeadStatistics
+from tgdd_plugin.recording.metric_means import MetricMeans
+from tgdd_plugin.recording.run_folder import on_rank_0, stored_tensor, take_over
+from tgdd_plugin.recording.settings import Dtype, StageSettings
+from tgdd_plugin.trajectory.manifest import Run
+from tgdd_plugin.trajectory.writing import add_stage
+
+
+class TrajectoryRecorder:
+    """Records a training run into a folder, stage by stage, for :func:`tgdd_plugin.distill`.
+
+    ::
+
+        recorder = TrajectoryRecorder("cifar10/trajectory")
+        recorder.start(describe_run("run0", network, num_classes=10, mean=mean, std=std), network)
+        for epoch in range(1, epochs + 1):
+            for images, labels in loader:
+                ...  # forward, backward, optimizer.step()
+                recorder.batch(images, labels, {"loss": loss})
+            recorder.stage(epoch)
+        recorder.finish()
+
+    The stages, their class means and the exemplars are those that :class:`tgdd_plugin.TGDDCallback` records in a
+    Composer Trainer with the same batches; it is this recorder's adapter to Composer's events. Put ``state_dict()``
+    into your checkpoints: a run that is loaded from one goes on as if it had not been interrupted, and stages later
+    than the checkpoint are dropped and made again.
+
+    Args:
+        folder: The trajectory folder. The run's stages lie in ``folder/<name>/``, so several runs recorded into one folder
+            become several trajectories of it.
+        max_stages: Thin evenly to at most so many stages while training goes on, keeping the first and the last (see
+            :func:`tgdd_plugin.trajectory.writing.thin`). Default: ``None``, keep all.
+        dtype: ``'float32'``, ``'float16'`` or ``'bfloat16'``: how floating-point weights are stored. What is too large for
+            ``'float16'`` stays ``'float32'``. Default: ``'float32'``.
+        statistics: Whether to record class means of the head's input, so that distillation needs no real image.
+            Default: ``True``.
+        exemplars: How many real images of each class to keep, for distillation to start from; 0 for none. They are the
+            first of the first epoch. Default: ``40``.
+        overwrite: Whether to replace a complete recording of the same run. Default: ``False``.
+
+    Raises:
+        InputError: For an argument that is out of range.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        max_stages: int | None = None,
+        dtype: Dtype = "float32",
+        statistics: bool = True,
+        exemplars: int = 40,
+        overwrite: bool = False,
+    ) -> None:
+        self.folder = Path(folder)
+        self.options = StageSettings(max_stages, dtype, statistics, exemplars, overwrite)
+        self.run: Run | None = None
+        self.run_folder = self.folder
+        self.network: nn.Module | None = None
+        self.batches, self.samples = 0, 0
+        # Where the run stands: the batch of its last stage, and how many were due so far, those since thinned included.
+        self.last_batch, self._due_so_far = -1, 0
+        self._restored_folder: str | None = None
+        self._metrics = MetricMeans()
+        self.features = HeadStatistics(enabled=self.options.statistics)
+        """Adds up the class means; a loop that splits its batches calls it itself, see :meth:`end_batch`."""
+        self._exemplars = Exemplars(0, 0)
+        self._warned: set[str] = set()
+
+    def start(
+        self,
+        run: Run,
+        network: nn.Module,
+        *,
+        layer: nn.Linear | None = None,
+        device: torch.device | str | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
+        batches: int | None = None,
+    ) -> None:
+        """Begins to record, or goes on after :meth:`load_state_dict`; the initial weights become stage 0.
+
+        Args:
+            run: What is recorded, see :func:`describe_run`.
+            network: The network that is trained, with its weights as they are before the next batch.
+            layer: Its linear head. Default: the one that ``run`` names.
+            device: Where class means are added up. Default: where the head's weights are.
+            weights: The network's weights, where its ``state_dict()`` is not what is to be recorded. Default: ``None``.
+            batches: Batches trained on before. Default: as loaded, else 0.
+
+        Raises:
+            InputError: If the run is already recorded, or its folder cannot be written.
+        """
+        self.network = network
+        self.batches = self.batches if batches is None else batches
+        self.run_folder = self.run_folder_of(run.name)
+        if self._restored_folder not in (None, str(self.run_folder)):
+            # A checkpoint of a run that was recorded elsewhere says nothing of this one's stages.
+            self.last_batch, self._due_so_far = -1, 0
+            self._drop_sums()
+        self._resume(run)
+        if layer is None:
+            found = network.get_submodule(run.head)
+            assert isinstance(found, nn.Linear), "describe_run() names a linear layer"
+            layer = found
+        self.features.attach(layer, run.num_classes, device or layer.weight.device)
+        if rank() == 0:
+            self._exemplars = Exemplars(run.num_classes, 0 if run.exemplars else self.options.exemplars)
+        if self.last_batch < 0:
+            if self.batches > 0:
+                earlier = (
+                    f" (the checkpoint's stages are in '{self._restored_folder}')" if self._restored_folder else ""
+                )
+                warnings.warn(
+                    f"training resumes at batch {self.batches} but '{self.run_folder}' has no stage from before; recording "
+                    f"starts here{earlier}",
+                    stacklevel=3,
+                )
+            self.stage(0, weights=weights)
+
+    def batch(self, images: torch.Tensor, targets: torch.Tensor, metrics: Mapping[str, Any] | None = None) -> None:
+        """One batch was trained on: to be called after each optimizer step.
+
+        Args:
+            images: As the network got them: normalized, ``(N, C, H, W)``.
+            targets: Class ids ``(N,)``, or shares of the classes ``(N, K)``; images of mixed classes do not count.
+            metrics: Numbers to average over the batches of a stage, such as the loss. Default: none.
+        """
+        self.look_at(images, targets)
+        self.features.begin_pass()
+        self.features.add(targets)
+        self.features.end_pass()
+        self.samples += len(images)
+        self.end_batch(metrics or {}, self.batches + 1)
+
+    def stage(
+        self, epoch: int, *, sample: int | None = None, weights: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Records the weights as they are now. Collective where training is distributed.
+
+        Args:
+            epoch: Epochs completed.
+            sample: Samples seen. Default: as counted by :meth:`batch`.
+            weights: Default: ``None``, the network's ``state_dict()``.
+
+        Raises:
+            InputError: If the folder cannot be written.
+        """
+        assert self.run is not None and self.network is not None, "start() comes first"
+        if epoch > 0:
+            self.end_epoch()
+        index, self._due_so_far = self._due_so_far, self._due_so_far + 1
+        self.last_batch = self.batches
+        when = {"epoch": epoch, "batch": self.batches, "sample": self.samples if sample is None else sample}
+        metrics, class_means = self._metrics.take(), self.features.take()
+        if self.features.problem:
+            self._warn(
+                "statistics",
+                f"no class statistics in the stage at batch {self.last_batch} ({self.features.problem}); "
+                f"distillation needs the real images there",
+            )
+        state = self.network.state_dict() if weights is None else weights
+        run = self.run
+
+        def write() -> None:
+            self._exemplars.write_if_done(self.run_folder, run)
+            stored = {name: stored_tensor(tensor, getattr(torch, self.options.dtype)) for name, tensor in state.items()}
+            add_stage(
+                self.run_folder,
+                run,
+                stored,
+                self.options.max_stages,
+                class_means=class_means,
+                index=index,
+                metrics=metrics,
+                **when,
+            )
+
+        on_rank_0(self.run_folder, write)
+
+    def finish(self, epoch: int | None = None) -> None:
+        """Training came to its end: notes that the recording is complete.
+
+        Args:
+            epoch: Epochs completed, to record a last stage if there was a batch since the last one. Default: ``None``, no
+                such stage.
+
+        Raises:
+            InputError: If the folder cannot be written.
+        """
+        assert self.run is not None, "start() comes first"
+        if epoch is not None and self.batches != self.last_batch:
+            self.stage(epoch)
+        self.detach()
+        self._exemplars.done = True
+        run = self.run
+        run.complete = True
+
+        def write() -> None:
+            self._exemplars.write_if_done(self.run_folder, run)
+            run.write(self.run_folder)
+
+        on_rank_0(self.run_folder, write)
+
+    def detach(self) -> None:
+        """Leaves the network as it was, without the hook on its head."""
+        self.features.detach()
+
+    def look_at(self, images: Any, targets: Any) -> None:
+        """Looks at a batch before it is trained on: notes what the inputs are like, and keeps exemplars. On rank 0 only."""
+        run = self.run
+        if run is None or rank() != 0:
+            return
+        if run.input is None and isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point():
+            note_input(run, images.float())
+            # At once: a run that crashes before its next stage would note another batch when it is resumed. Should the
+            # disk be full, that stage will say so, on all ranks.
+            with suppress(OSError):
+                run.write(self.run_folder)
+        if not self._exemplars.done:
+            problem = self._exemplars.add(images, targets, run.normalization)
+            if problem:
+                self._warn(
+                    "exemplars",
+                    f"fewer than exemplars={self.options.exemplars} real images of each class are kept, or none: {problem}. To "
+                    f"distill without the data set, take start='noise' or fewer images per class",
+                )
+            self._exemplars.keep(self.run_folder, run)
+
+    def end_batch(self, metrics: Mapping[str, Any], batches: int) -> None:
+        """The batch is over, and trained on: what :meth:`batch` does, for loops that split it.
+
+        Such a loop calls :meth:`look_at` with the whole batch, ``features.begin_pass()``, ``features.add(targets)`` after
+        each forward pass, ``features.end_pass()``, and then this.
+
+        Args:
+            metrics: As in :meth:`batch`.
+            batches: Batches trained on so far.
+        """
+        self._metrics.add(metrics)
+        self.batches = batches
+        self.features.commit()
+
+    def end_epoch(self) -> None:
+        """An epoch is over: from here on images come again."""
+        self._exemplars.done = True
+        if self.run is not None:
+            self._exemplars.keep(self.run_folder, self.run)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: plain values and tensors; the stages are on disk. Collective."""
+        return {
+            "version": 1,
+            "folder": str(self.run_folder),
+            "batches": self.batches,
+            "samples": self.samples,
+            "last_batch": self.last_batch,
+            "due_so_far": self._due_so_far,
+            "metrics": self._metrics.state_dict(),
+            "class_means": self.features.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from :meth:`state_dict`; to be called before :meth:`start`."""
+        self._restored_folder = state["folder"]
+        self.batches, self.samples = state.get("batches", 0), state.get("samples", 0)
+        self.last_batch, self._due_so_far = state["last_batch"], state["due_so_far"]
+        self._metrics.load_state_dict(state["metrics"])
+        if "class_means" in state:  # checkpoints of the first version have none
+            self.features.load_state_dict(state["class_means"])
+
+    def run_folder_of(self, name: str) -> Path:
+        """The folder of a run's stages."""
+        # A slash in the name would hide the run one folder deeper than Trajectory.open() looks.
+        return self.folder / name.replace("/", "-")
+
+    def _resume(self, run: Run) -> None:
+        """Takes over what an earlier part of the same run left in the folder."""
+        batches, position = self.batches, (self.last_batch, self._due_so_far)
+        found = on_rank_0(
+            self.run_folder,
+            lambda: take_over(
+                self.run_folder,
+                run,
+                batches,
+                position,
+                keep_exemplars=self.options.exemplars > 0,
+                overwrite=self.options.overwrite,
+            ),
+        )
+        self.run = run
+        if found[0] != self.last_batch:
+            self._drop_sums()  # what the checkpoint had added up is part of the last stage, or of none that is kept
+        self.last_batch, self._due_so_far = found
+
+    def _drop_sums(self) -> None:
+        self._metrics.take()
+        self.features.forget()
+
+    def _warn(self, about: str, message: str) -> None:
+        if about not in self._warned and rank() == 0:
+            self._warned.add(about)
+            warnings.warn(message, stacklevel=3)

@@ -1,0 +1,103 @@
+"""A run's folder while it is recorded: what an earlier part of the run left there, and writing on rank 0."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.ranks import rank, share_from_rank_0
+from tgdd_plugin.trajectory.manifest import MANIFEST, Run
+from tgdd_plugin.trajectory.store import EXEMPLARS
+from tgdd_plugin.trajectory.writing import write_manifest_and_prune
+
+
+def on_rank_0(folder: Path, work: Callable[[], Any]) -> Any:
+    """What ``work`` returns on rank 0, on every rank; or, if the folder does not take it, an error on every rank.
+
+    A lone rank that stops would leave the others waiting for it for ever.
+
+    Raises:
+        InputError: If ``work`` raises one, or the folder cannot be written.
+    """
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = work()
+        except InputError as error:
+            outcome[1] = str(error)
+        except OSError as error:
+            outcome[1] = (
+                f"Cannot record in '{folder}' ({error.strerror or error}). Make room, or record into a folder you may "
+                f"write to."
+            )
+    share_from_rank_0(outcome)
+    if outcome[1]:
+        raise InputError(outcome[1])
+    return outcome[0]
+
+
+def take_over(
+    folder: Path, run: Run, batch: int, position: tuple[int, int], *, keep_exemplars: bool, overwrite: bool
+) -> tuple[int, int]:
+    """Takes over what an earlier part of the same run left in its folder, up to ``batch``; removes what came later.
+
+    Args:
+        folder: The run's folder.
+        run: The manifest of the run as it begins or goes on, which gets the earlier stages.
+        batch: Batches trained on before.
+        position: Where a checkpoint says that the run stood: the batch of the last stage (-1: none), and how many stages
+            were due.
+        keep_exemplars: Whether exemplars are kept.
+        overwrite: Whether a complete recording of the same run is replaced.
+
+    Returns:
+        Where the run stands.
+
+    Raises:
+        InputError: If the run is already recorded.
+    """
+    if (folder / MANIFEST).is_file() and not (batch == 0 and overwrite):
+        earlier = Run.read(folder)
+        if batch == 0 and earlier.complete:
+            raise InputError(
+                f"Run '{run.name}' is already recorded in '{folder}'. Give the run another name (run_name), record into "
+                f"another folder, or set overwrite=True."
+            )
+        if batch == 0 and len(earlier.stages) > 1:
+            warnings.warn(
+                f"run '{run.name}' begins anew: its {len(earlier.stages)} stages in '{folder}', up to batch "
+                f"{earlier.stages[-1].batch}, are replaced (it was cut short and no checkpoint was loaded)",
+                stacklevel=2,
+            )
+        # A run that starts anew keeps nothing, not even initial weights: they may be of another seed.
+        if batch > 0:
+            run.stages = [stage for stage in earlier.stages if stage.batch <= batch]
+            run.input = earlier.input
+            if keep_exemplars and (folder / EXEMPLARS).is_file():
+                run.exemplars = earlier.exemplars
+            if run.mean is None:
+                run.mean, run.std = earlier.mean, earlier.std
+    write_manifest_and_prune(folder, run)
+    if not run.stages:
+        return -1, 0
+    last = run.stages[-1]
+    if last.batch > position[0]:
+        # The checkpoint was loaded without callbacks, or saved before the stage of the same moment was recorded.
+        return last.batch, last.index + 1
+    return position
+
+
+def stored_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor as a stage stores it: of floating point as ``dtype``, unless float16 cannot hold it."""
+    if not tensor.is_floating_point():
+        return tensor
+    stored = tensor.to(dtype)
+    # A running variance may well be larger than float16's 65504.
+    if dtype == torch.float16 and not stored.isfinite().all() and tensor.isfinite().all():
+        return tensor.float()
+    return stored
