@@ -238,7 +238,7 @@ def test_networks_whose_weights_look_alike_are_not_confused(pool, tmp_path, seco
 
 def test_what_could_not_be_told_apart_is_refused_before_any_training(pool, tmp_path):
     builders = [small, lambda: Plain(4), lambda: Plain(4)]
-    with pytest.raises(InputError, match="networks 2 and 3 are both Plain of .*described"):
+    with pytest.raises(InputError, match="got networks 2 and 3, which are both Plain of .*described"):
         record(tmp_path, pool, builders, RECORD, device="cpu", progress_bar=False)
     with pytest.raises(InputError, match="head 'fc' is no nn.Linear"):
         record(tmp_path, pool, [lambda: Plain(4), small], RECORD, head="fc", device="cpu", progress_bar=False)

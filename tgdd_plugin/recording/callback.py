@@ -58,7 +58,7 @@ class TGDDCallback(Callback):
         head (str, optional): Name of the linear head, without the ``module.`` of ``ComposerClassifier``.
             Default: the last ``nn.Linear`` with as many outputs as there are classes.
         classes (list[str], optional): Class names. Default: the training data set's ``classes``, if it has any.
-        mean, std (list[float], optional): Per-channel normalisation of the inputs, for pixels in [0, 1]. Default: found
+        mean, std (list[float], optional): Per-channel normalization of the inputs, for pixels in [0, 1]. Default: found
             in the training data set's torchvision ``Normalize``, or 0 and 1 if the inputs themselves lie in [0, 1].
         statistics (bool): Whether to record class means. Training goes on without them, with one warning, where
             batches are not (images, one label for each) or always mixed. Default: ``True``.

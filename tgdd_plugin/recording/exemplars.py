@@ -22,7 +22,7 @@ LIMIT = 256 * 2**20
 
 
 class Exemplars:
-    """Collects the first ``per_class`` images of each class from batches of (normalised images, targets).
+    """Collects the first ``per_class`` images of each class from batches of (normalized images, targets).
 
     Once it is done, it looks at no batch any more.
 

@@ -1,4 +1,4 @@
-"""What can be found out about a training run by looking at it: its images' normalisation, its network, its weights."""
+"""What can be found out about a training run by looking at it: its images' normalization, its network, its weights."""
 
 from __future__ import annotations
 
