@@ -107,7 +107,7 @@ def test_no_batch_is_looked_at_when_it_is_done(tmp_path: Path, monkeypatch: pyte
 
 def test_unknown_normalisation(tmp_path: Path) -> None:
     data = Pictures(transform=lambda image: image - 0.3)
-    with pytest.warns(UserWarning, match="or none: their normalisation is not known: give TGDDCallback mean= ") as seen:
+    with pytest.warns(UserWarning, match="or none: their normalization is not known: give mean= ") as seen:
         fit(tiny_network(), data, callbacks=[TGDDCallback(str(tmp_path))])
     assert sum("exemplars=40" in str(warning.message) for warning in seen) == 1
     assert not (tmp_path / "run" / FILE).exists() and manifest(tmp_path / "run")["exemplars"] is None
