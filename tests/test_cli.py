@@ -221,7 +221,7 @@ def test_what_is_not_there(here, capfd):
     assert "There is no 'none.beton'. Name a" in refused(capfd, here, "show", "none.beton")
     assert not Path("none").exists()
     missing = refused(capfd, here, "record", "recipe.yaml", "data.name=no_such_module:sets")
-    assert "'no_such_module:sets' cannot be imported" in missing
+    assert "can be imported, got 'no_such_module:sets'" in missing
     folder = ["record", "recipe.yaml", "data.name=image_folder", "data.root=pictures"]
     assert "there is no folder 'pictures/train'" in refused(capfd, here, *folder)
     for part in ("train", "val"):
@@ -234,14 +234,14 @@ def test_what_is_not_there(here, capfd):
 def test_an_output_that_cannot_be_written(here, capfd, step):
     """Below a regular file, where not even root can write; found out before any work."""
     Path("plain").write_text("a file")
-    assert "cannot write 'plain/x/" in refused(capfd, here, step, "recipe.yaml", "output=plain/x")
+    assert "Cannot write 'plain/x/" in refused(capfd, here, step, "recipe.yaml", "output=plain/x")
 
 
 def test_an_output_file_that_cannot_be_written(here, capfd):
     Path("plain").write_text("a file")
     for step in ("run", "distill"):
-        assert "cannot write 'plain/x.beton'" in refused(capfd, here, step, "recipe.yaml", "file=plain/x.beton")
-        assert "'out' is a folder; name a file in it" in refused(capfd, here, step, "recipe.yaml", "file=out")
+        assert "Cannot write 'plain/x.beton'" in refused(capfd, here, step, "recipe.yaml", "file=plain/x.beton")
+        assert "'out' is a folder. Name a file in it" in refused(capfd, here, step, "recipe.yaml", "file=out")
 
 
 def test_a_job_that_does_not_fit_what_is_there(here, capfd):

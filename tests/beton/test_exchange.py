@@ -462,9 +462,9 @@ def test_only_a_new_or_empty_folder_is_written(tmp_path, export):
     file.write_text("mine")
     empty.mkdir()
     link.symlink_to(empty)
-    with pytest.raises(InputError, match="full' has content; name a folder that is new or empty"):
+    with pytest.raises(InputError, match="full' has content. Name a folder that is new or empty"):
         export(path, full)
-    with pytest.raises(InputError, match="file' is a file; name a folder"):
+    with pytest.raises(InputError, match="file' is a file. Name a folder"):
         export(path, file)
     assert os.listdir(full) == ["mine"] and file.read_text() == "mine"
     mask = os.umask(0o027)
@@ -520,7 +520,7 @@ def test_an_export_needs_the_card(tmp_path):
 
 def test_the_output_must_be_a_file(tmp_path):
     source = saved(tmp_path / "x.pt", [PIXELS, LABELS])
-    with pytest.raises(InputError, match="is a folder; name a file in it"):
+    with pytest.raises(InputError, match="is a folder. Name a file in it"):
         imported(source, tmp_path)
 
 

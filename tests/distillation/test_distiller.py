@@ -365,7 +365,7 @@ def bad(match, **options):
         bad("`mean` and `std` must be given together", mean=[0.5] * 3),
         bad("checkpoint_interval is 'soon'", checkpoint_interval="soon"),
         bad("is a folder", output="."),
-        bad("cannot write", output="file/below.beton"),
+        bad("Cannot write", output="file/below.beton"),
     ],
 )
 def test_what_does_not_fit_ends_in_one_line_and_loses_nothing(trajectory, pool, tmp_path, options, match):
@@ -395,7 +395,7 @@ def test_images_that_training_cannot_have_seen_are_refused(trajectory, pool, tmp
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_refused(trajectory, pool, tmp_path):
-    with pytest.raises(InputError, match="torch sees none here"):
+    with pytest.raises(InputError, match="`device` must be 'cpu' where torch finds no GPU, got 'gpu'"):
         run(trajectory, pool, tmp_path / "a.beton", device="gpu")
 
 

@@ -593,7 +593,7 @@ def test_a_trajectory_of_another_network_is_refused(file, trained, tmp_path_fact
 def test_results_that_cannot_be_written_are_refused(file, trained):
     (file.parent / "plain").write_text("a file")
     (file.parent / "folder.json").mkdir()
-    refused(trained, "cannot write", file, results=file.parent / "plain/r.json")
+    refused(trained, "Cannot write", file, results=file.parent / "plain/r.json")
     refused(trained, "is a folder", file, results=file.parent / "folder.json")
     for results in (file.parent, "results", "results.md", file.with_name("set.beton.json")):
         refused(

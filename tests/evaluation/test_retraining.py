@@ -309,7 +309,7 @@ def test_a_network_that_does_not_fit_is_refused(file, trained):
 
 def test_results_that_cannot_be_written_are_refused(file, tmp_path, trained):
     (tmp_path / "plain").write_text("a file")
-    refused(trained, "cannot write", file, results=tmp_path / "plain/results.json")
+    refused(trained, "Cannot write", file, results=tmp_path / "plain/results.json")
     refused(trained, "is a folder", file, results=tmp_path)
 
 

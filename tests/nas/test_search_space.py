@@ -93,6 +93,6 @@ def test_a_sample_of_more_than_there_are_is_refused(count):
 def test_an_argument_that_the_factory_does_not_take_is_refused():
     with pytest.raises(InputError, match="'deep', which 'convnet' does not take; it has num_classes, in_channels"):
         check_factory(SearchSpace(choices={"deep": [1]}))
-    with pytest.raises(InputError, match="cannot be imported"):
+    with pytest.raises(InputError, match="can be imported, got 'nowhere:network'"):
         check_factory(SearchSpace("nowhere:network", SMALL))
     check_factory(SearchSpace(choices=SMALL))

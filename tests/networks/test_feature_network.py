@@ -146,8 +146,8 @@ def test_any_factory_by_name():
     ("name", "arguments", "match"),
     [
         ("convnet3", {}, "unknown; wanted one of convnet"),
-        ("no_such_module:f", {}, "cannot be imported"),
-        ("torch:no_such_function", {}, "cannot be imported"),
+        ("no_such_module:f", {}, "can be imported, got 'no_such_module:f'"),
+        ("torch:no_such_function", {}, "can be imported, got 'torch:no_such_function'"),
         ("convnet", {"breadth": 3}, "does not take"),
     ],
 )

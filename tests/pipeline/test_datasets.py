@@ -224,7 +224,9 @@ def test_a_class_without_test_images_keeps_its_place(tmp_path, monkeypatch):
 def test_a_function_that_cannot_be_imported_is_one_clear_line(tmp_path, monkeypatch, name):
     (tmp_path / "broken_module_7.py").write_text("def sets(:\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(InputError, match=f"data '{name}' cannot be imported .*current folder"):
+    with pytest.raises(
+        InputError, match=f"`data` must be a function that can be imported, got '{name}' .*current folder"
+    ):
         load_data(DataSettings(name))
     sys.modules.pop("broken_module_7", None)
 

@@ -218,8 +218,8 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, text, pattern):
         ("retrain: {seeds: 0}", "`retrain.seeds` must be a whole number of at least 1, got 0"),
         ("data: {name: imagenet}", "`data.name` must be one of digits, cifar10"),
         ("network: {name: vgg}", "network 'vgg' is unknown; wanted one of convnet"),
-        ("network: {name: 'no_such:net'}", "network 'no_such:net' cannot be imported"),
-        ("network: {name: 'sys:path'}", "network 'sys:path' is a list; wanted a function"),
+        ("network: {name: 'no_such:net'}", "`network` must be a function that can be imported, got 'no_such:net'"),
+        ("network: {name: 'sys:path'}", "`network` must be a function, got 'sys:path', a list"),
     ],
 )
 def test_a_value_out_of_range_names_its_section(tmp_path, text, pattern):

@@ -721,7 +721,7 @@ def test_the_command_learns_the_tasks_and_keeps_what_is_done(here: Path, capfd: 
         ("replay.weight=2", "`replay.weight` must be a finite number of at least 0 and of at most 1, or null, got 2"),
         ("distill.classes=[rows]", "`distill.classes` must be left out in replay, got ['rows']. Each task has its own"),
         ("network.depth=9", "depth came as 9 with image_size 8"),
-        ("output=recipe.yaml", "cannot write 'recipe.yaml/scores.json'"),
+        ("output=recipe.yaml", "Cannot write 'recipe.yaml/scores.json'"),
     ],
 )
 def test_what_the_command_cannot_do(here: Path, capfd: pytest.CaptureFixture[str], override: str, pattern: str) -> None:

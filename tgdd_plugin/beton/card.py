@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tgdd_plugin.core.atomic_files import build_checked, sha256, write_whole
+from tgdd_plugin.core.atomic_files import sha256, write_whole
+from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.data.normalization import Normalization
 

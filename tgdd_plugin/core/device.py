@@ -9,11 +9,11 @@ from tgdd_plugin.core.errors import InputError
 
 
 def torch_device(device: str | None) -> torch.device:
-    """Composer's ``'cpu'``, ``'gpu'`` or ``None`` (a GPU if there is one) as torch's device.
+    """Returns the torch device of Composer's ``'cpu'``, ``'gpu'`` or ``None``, which is a GPU if there is one.
 
     Raises:
-        InputError: If there is none.
+        InputError: If a GPU is asked for and torch finds none.
     """
     if device == "gpu" and not torch.cuda.is_available():
-        raise InputError("device is 'gpu', but torch sees none here; use device 'cpu', or leave it out")
+        raise InputError("`device` must be 'cpu' where torch finds no GPU, got 'gpu'. Use 'cpu', or leave it out.")
     return get_device(device).tensor_to_device(torch.empty(0)).device

@@ -1,4 +1,4 @@
-"""A function of the user's, by its name in a recipe."""
+"""Imports a function of the user's by its name in a recipe, ``module:function``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tgdd_plugin.core.errors import InputError, brief
 
 
 def import_function(what: str, name: str) -> Callable[..., Any]:
-    """The function that ``name`` (``'module:function'``) stands for.
+    """Imports the function that ``name`` stands for.
 
     Args:
-        what: What it makes (``'network'``, ``'data'``), to be named in the error.
-        name: Its module must be installed or lie in the current folder.
+        what: What the function makes (``'network'``, ``'data'``), for the error message.
+        name: The function as ``'module:function'``. Its module must be installed or lie in the current folder.
 
     Raises:
         InputError: If it cannot be imported or called.
@@ -22,11 +22,13 @@ def import_function(what: str, name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:  # a module of the user's can fail in any way
+    except Exception as error:  # the user's module can fail in any way
         raise InputError(
-            f"{what} '{name}' cannot be imported ({brief(error)}); the module must be installed or lie in the current "
-            f"folder"
+            f"`{what}` must be a function that can be imported, got '{name}' ({brief(error)}). Install its module, or "
+            f"put it in the current folder."
         ) from error
     if not callable(found):
-        raise InputError(f"{what} '{name}' is a {type(found).__name__}; wanted a function")
+        raise InputError(
+            f"`{what}` must be a function, got '{name}', a {type(found).__name__}. Name a function of the module."
+        )
     return found  # type: ignore[no-any-return]

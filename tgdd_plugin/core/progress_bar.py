@@ -1,4 +1,4 @@
-"""One progress bar for a whole fit; Composer's has a line an epoch, too many for a thousand short ones."""
+"""One progress bar for a whole training; Composer prints one per epoch, too many for a thousand short epochs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tqdm.auto import tqdm
 
 
 class ProgressBar(Callback):
-    """Shows on rank 0 how far training is, in the unit of its ``max_duration`` (epochs or batches), and the loss.
+    """Shows the progress of training on rank 0, in the unit of its ``max_duration`` (epochs or batches), and the loss.
 
     Args:
-        title: Stands before the bar.
+        title: The text before the bar.
     """
 
     def __init__(self, title: str) -> None:
         self.title = title
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        assert state.max_duration is not None  # the Trainer sees to it
+        assert state.max_duration is not None  # the Trainer checks this
         self.unit = state.max_duration.unit
         self.bar = tqdm(
             total=state.max_duration.value,

@@ -1,4 +1,4 @@
-"""Randomness that depends on a key alone: whatever is drawn can be drawn again, in any order and after any crash."""
+"""Random generators that depend on a key alone, so that any draw can be repeated in any order and after a crash."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import torch
 
 
 def keyed_generator(*key: int) -> torch.Generator:
-    """A CPU generator that depends on ``key`` alone, such as (seed, step, rank); numbers from 0 on."""
+    """Returns a CPU generator that depends only on ``key``: non-negative integers such as (seed, step, rank)."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))

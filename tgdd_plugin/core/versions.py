@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed versions of the named distributions, and of this package and torch."""
+    """Returns the installed versions of this package, of torch and of the named distributions, by name."""
     found = {}
     for package in ("tgdd_plugin", "torch", *packages):
         try:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tgdd_plugin.beton.card import Card, read_card
-from tgdd_plugin.core.atomic_files import build_checked, difference, write_whole
+from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.checked_json import build_checked
+from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import versions
 from tgdd_plugin.data.image_pool import ImagePool
@@ -74,7 +76,7 @@ def read_results(path: Path, about: dict[str, Any]) -> dict[Key, Row]:
     except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
         raise InputError(f"'{path}' is damaged ({error}). Name another results file, or delete it.") from error
     about["teachers"] = about["teachers"] or earlier["teachers"]  # a trajectory may be left out, or come later
-    if other := difference("", {**earlier, "teachers": earlier["teachers"] or about["teachers"]}, about):
+    if other := first_difference({**earlier, "teachers": earlier["teachers"] or about["teachers"]}, about):
         raise InputError(f"'{path}' is of another evaluation ({other}). Name another results file, or delete it.")
     return {row.key: row for row in rows}
 

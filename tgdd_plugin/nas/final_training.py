@@ -11,7 +11,8 @@ import safetensors
 
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
-from tgdd_plugin.core.atomic_files import build_checked, check_writable, write_whole
+from tgdd_plugin.core.atomic_files import check_writable, write_whole
+from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import weights_content

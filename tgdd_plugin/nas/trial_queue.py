@@ -18,7 +18,7 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from tgdd_plugin.core.atomic_files import difference
+from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError, brief
 
 HEARTBEAT, GRACE = 10, 60
@@ -130,7 +130,7 @@ class Queue:
             )
             if _ABOUT not in self.study.user_attrs:
                 self.study.set_user_attr(_ABOUT, about)
-        if other := difference("", self.study.user_attrs[_ABOUT], about):
+        if other := first_difference(self.study.user_attrs[_ABOUT], about):
             raise InputError(
                 f"study '{name}' in '{without_password(where)}' is of another search ({other}); take another name "
                 f"(nas.study) or place (nas.storage)"

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.format import read_beton
-from tgdd_plugin.core.atomic_files import build_checked
+from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool

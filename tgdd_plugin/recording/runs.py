@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tgdd_plugin.core.atomic_files import check_writable, difference, write_whole
+from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.renamed_keys import with_current_keys
 from tgdd_plugin.data.device_loader import DeviceLoader
@@ -160,7 +161,7 @@ def _check_job(path: Path, depends: dict[str, Any]) -> None:
         # A setting that the version which recorded it did not have yet is no difference.
         if isinstance(earlier.get("settings"), dict):
             earlier["settings"] = {**depends["settings"], **earlier["settings"]}
-        if other := difference("", earlier, with_current_keys(depends)):
+        if other := first_difference(earlier, with_current_keys(depends)):
             raise InputError(
                 f"'{path.parent}' was recorded by another job ({other}). Choose another output, or delete that folder."
             )

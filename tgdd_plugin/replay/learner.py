@@ -18,8 +18,9 @@ import torch
 from composer.utils import dist
 from torch import nn
 
-from tgdd_plugin.core.atomic_files import check_writable, difference
+from tgdd_plugin.core.atomic_files import check_writable
 from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.renamed_keys import with_current_keys
 from tgdd_plugin.data.device_loader import DeviceLoader
@@ -281,7 +282,7 @@ def _open_scores(learner: _Learner, images_per_class: int, job: dict[str, Any]) 
     folder, path = learner.folder, check_writable(learner.folder / "scores.json")
     scores = Scores.read(path) if path.is_file() else Scores({})
     earlier = {name: value for name, value in NOT_NOTED.items() if name in about} | with_current_keys(scores.about)
-    other = difference("", earlier, with_current_keys(about))
+    other = first_difference(earlier, with_current_keys(about))
     # A job that failed before it had trained anything binds nobody.
     if other and path.is_file() and (scores.rows or (folder / "task0" / NETWORK).is_file()):
         raise InputError(f"'{folder}' is of another job ({other}). Choose another folder, or delete it.")

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tgdd_plugin.core.atomic_files import build_checked, write_whole
+from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.errors import InputError
 
 

@@ -1,0 +1,44 @@
+"""Small parts of the core: differences, generators by key, imports by name, devices, errors in one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tgdd_plugin import InputError
+from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.differences import first_difference
+from tgdd_plugin.core.errors import brief
+from tgdd_plugin.core.import_string import import_function
+from tgdd_plugin.core.seeding import keyed_generator
+from tgdd_plugin.core.versions import versions
+
+
+def test_the_first_difference_is_named_by_its_key() -> None:
+    assert first_difference({"a": {"b": [1]}}, {"a": {"b": [1]}}) is None
+    assert first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == "a.c was 2 and is now 3"
+    assert first_difference({"a": 1}, {"a": 1, "b": 2}) == "b was None and is now 2"
+    assert first_difference({"a": 1}, {}, "x") == "x.a was 1 and is now None"
+
+
+def test_generators_depend_on_their_key_alone() -> None:
+    draws = [torch.rand(4, generator=keyed_generator(*key)).tolist() for key in ((1, 2), (1, 2), (2, 1), (1, 2, 1))]
+    assert draws[0] == draws[1] and len({tuple(draw) for draw in draws}) == 3
+
+
+def test_functions_are_imported_by_name() -> None:
+    assert import_function("data", "os.path:join")("a", "b") == "a/b"
+    with pytest.raises(InputError, match=r"^`data` must be a function that can be imported, got 'nowhere:f' \(Module"):
+        import_function("data", "nowhere:f")
+    with pytest.raises(InputError, match="`network` must be a function, got 'sys:path', a list. Name a function"):
+        import_function("network", "sys:path")
+
+
+def test_devices_and_versions() -> None:
+    assert torch_device("cpu") == torch.device("cpu")
+    assert versions("numpy", "no-such-package").keys() == {"tgdd_plugin", "torch", "numpy"}
+
+
+def test_an_error_of_another_library_in_one_line() -> None:
+    assert brief(ValueError("first\nsecond")) == "ValueError: first"
+    assert brief(ValueError()) == "ValueError"

@@ -1,0 +1,14 @@
+"""What differs between two jobs: an earlier one, as a file records it, and the present one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def first_difference(earlier: Any, now: Any, where: str = "") -> str | None:
+    """Returns the first difference between two nested mappings in words, or ``None``; ``where`` is the key of both."""
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        keys = {**earlier, **now}
+        found = (first_difference(earlier.get(key), now.get(key), f"{where}.{key}".strip(".")) for key in keys)
+        return next(filter(None, found), None)
+    return None if earlier == now else f"{where} was {earlier!r} and is now {now!r}"
