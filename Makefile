@@ -2,13 +2,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test numerical lint clean
 
 help:
 	@echo "make setup   install everything into .venv (PYTHON=python3.12 to choose the Python)"
 	@echo "make demo    setup, then record and distill a small run: recipes/digits.yaml"
 	@echo "make test    setup, lint and the tests"
-	@echo "make lint    ruff and mypy"
+	@echo "make numerical  the tests that compare numbers up to rounding (see .ci/run)"
+	@echo "make lint    ruff, mypy and the order of imports"
 	@echo "make clean   remove caches and build output (keeps .venv, runs/ and outputs/)"
 
 setup: $(STAMP)
@@ -22,13 +23,19 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/tgdd run recipes/digits.yaml
 
+PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 8 --dist loadfile
+
 test: setup lint
-	$(BIN)/pytest -q -n auto --maxprocesses 8 --dist loadfile
+	$(PYTEST)
+
+numerical: setup
+	$(PYTEST) -m numerical
 
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy tgdd_plugin
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,5 +1,16 @@
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
+
+# torch.compile's cache on the disk does not tell apart what ATEN_CPU_CAPABILITY says: of the code compiled for one
+# setting, a run under another does not compile or breaks off by a segmentation fault.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    str(Path(tempfile.gettempdir()) / f"tgdd-tests-{os.getuid()}-{torch.backends.cpu.get_cpu_capability()}"),
+)
 
 
 @pytest.fixture(autouse=True)

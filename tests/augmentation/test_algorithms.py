@@ -24,6 +24,8 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 
+pytestmark = pytest.mark.numerical
+
 N, K = 24, 3
 
 

@@ -11,6 +11,8 @@ from tgdd_plugin.augmentation.dsa import augment, draw_augmentation
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
 
+pytestmark = pytest.mark.numerical
+
 ALL = "color_crop_cutout_flip_scale_rotate"
 
 

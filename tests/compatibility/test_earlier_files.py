@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 EXPECTED: dict[str, Any] = json.loads((HERE / "expected.json").read_text())
 
 # The recipes and folders have the keys of then, which are deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tgdd_plugin")
+pytestmark = [pytest.mark.numerical, pytest.mark.filterwarnings("ignore::DeprecationWarning:tgdd_plugin")]
 
 
 @pytest.fixture(scope="module")

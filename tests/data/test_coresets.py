@@ -17,6 +17,8 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import OWN
 from tgdd_plugin.networks.features import features_of
 
+pytestmark = pytest.mark.numerical
+
 SELECTIONS = [herding, k_center]
 
 

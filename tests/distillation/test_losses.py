@@ -19,6 +19,8 @@ from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.networks.feature_network import FeatureNetwork
 
+pytestmark = pytest.mark.numerical
+
 CLASSES, SIDE, REAL = 3, 8, 5
 TWO_STAGES = StagePair(0, 1)
 MEAN, STD, ALPHA = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4], 0.7

@@ -14,6 +14,8 @@ from tgdd_plugin.evaluation.soft_labels import soft_labels
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.trajectory.store import Trajectory
 
+pytestmark = pytest.mark.numerical
+
 MEAN, STD = [0.3], [0.2]
 IMAGES = ImagePool.from_dataset(Pictures(23)).images
 

@@ -19,6 +19,8 @@ from tgdd_plugin.recording.runs import record
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.trajectory.store import Trajectory
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 
 

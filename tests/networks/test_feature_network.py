@@ -10,6 +10,8 @@ from tgdd_plugin.networks import convnet, described
 from tgdd_plugin.networks.factory import build_network
 from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head, fit_names
 
+pytestmark = pytest.mark.numerical
+
 
 class Net(nn.Module):
     """Two linear layers after normalisation and dropout; the head is not the last layer by name."""

@@ -25,6 +25,8 @@ from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentatio
 from tgdd_plugin.data.targets import are_class_targets, single_class_targets
 from tgdd_plugin.recording.class_means import ClassMeans, HeadInput
 
+pytestmark = pytest.mark.numerical
+
 EPOCH = 4  # batches
 
 

@@ -34,6 +34,8 @@ from tgdd_plugin.replay.functional import replay_batch, replay_factors, replay_l
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.trajectory.store import read_exemplars
 
+pytestmark = pytest.mark.numerical
+
 LIMIT = 100  # seconds; a pair of processes needs 15
 
 

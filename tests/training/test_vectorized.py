@@ -25,6 +25,8 @@ from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import train, train_each
 from tgdd_plugin.training.vectorized import Population, PopulationLoader, vectorizing_is_faster
 
+pytestmark = pytest.mark.numerical
+
 K, N, BATCH = 3, 20, 8  # so that the last of three batches is smaller
 SEEDS = [3, 4, 7]
 SETTINGS = TrainSettings(3, BATCH, 0.1, momentum=0.8, weight_decay=0.05, augmentation="none", cutmix=0.0)
@@ -59,7 +61,7 @@ def loaders(soft=False, seeds=SEEDS):
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         images = torch.randint(0, 256, (N, 1, 8, 8), dtype=torch.uint8, generator=generator)
-        # In eighths, so that their mixtures, by 64ths of an image, are exact in float32, which Composer makes of labels.
+        # In eighths: their mixtures, by 64ths of an image, are exact in float32, which Composer turns labels into.
         some = torch.randint(1, 4, (N, K - 1), generator=generator) / 8
         labels = torch.cat([some, 1 - some.sum(1, keepdim=True)], 1) if soft else torch.arange(N) % K
         made.append(DeviceLoader(images, labels, Normalization([0.5], [0.3]), batch_size=BATCH, seed=seed))
