@@ -1,32 +1,33 @@
-"""What a continual learner keeps with distilled images of earlier tasks, beside real ones of as many bytes.
+"""What a continual learner remembers with distilled images of earlier tasks, beside real images of as many bytes.
 
     python -m benchmarks.replay recipes/replay_fashion_mnist_cpu.yaml --orders 0 1 2 --gdumb -- data.root=/data
     python -m benchmarks.replay recipes/replay_cifar100.yaml --gdumb each --minutes 9   # the same command goes on
     python -m benchmarks.replay --table                                # prints the table of what is there
 
-A row is one learner: tasks one after another, a network that goes on from task to task, and a memory that is mixed into
-every batch. All memories store the same number of images of the same size; with a factor the distilled ones are packed.
---methods says what is kept of a task:
+A row is one learner: it learns tasks one after another with a network that goes on from task to task and a memory that
+is mixed into every batch. All memories store the same number of images of the same size; with a factor the distilled
+images are packed. --methods are the policies of tgdd_plugin/replay/policies.py, what is kept of a task, and two bounds:
 
-finetune: nothing.    joint: no learner, but a fresh network on the real images of all tasks (the upper bound).
-random: images of each class, drawn.    reservoir: Vitter's, over the stream; its whole size from the first task on.
-herding: iCaRL's, by the features of the network just trained.
-distilled: the new classes, from the trajectory of the training on them; --source recorded reads none of the images.
+finetune: nothing is kept.
+joint: not a learner, but a fresh network trained on the real images of all tasks (the upper bound).
+random: random images of each class.
+reservoir: a uniform sample of the stream by Vitter's algorithm, which uses its whole size from the first task on.
+herding: the images that iCaRL's herding selects by the features of the network just trained.
+distilled: the new classes, distilled from the trajectory of their training; --source recorded reads none of the images.
 
---gdumb: also a fresh network on the memory alone, as the recipe's retrain says (GDumb; Prabhu et al., ECCV 2020), after
-    the last task, or with "each" after each. --networks of them; the memories are those of the learners.
---domain: in place of new classes, new appearance: every task has all classes and its own share of the training images:
-    as they are, inverted, rotated by 90 degrees, and of half the contrast with their channels reversed. The memory
-    keeps so many images of each class and task.
+--gdumb: also trains fresh networks on the memory alone, as the recipe's retrain says (GDumb; Prabhu et al., ECCV 2020),
+    after the last task, or with "each" after each. There are --networks of them, on the memories of the learners.
+--domain: tasks bring new appearance instead of new classes: each has all classes and its own share of the training
+    images: as they are, inverted, rotated by 90 degrees, and of half the contrast with their channels reversed. The
+    memory keeps the given number of images of each class and task.
 
-The time is looked at between training and distilling, and at every step of the latter.
+The time limit is checked between training and distilling, and at every step of distilling.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -39,7 +40,8 @@ import torch
 from composer.core import Event
 
 from benchmarks.harness import Bench, run
-from benchmarks.results import Parser, Row, markdown, provenance, read_rows, seconds, spread, stopwatch
+from benchmarks.replay_table import GDUMB, LEARNER, METHODS, PROTOCOL, table
+from benchmarks.results import Parser, Row, seconds, stopwatch
 from tgdd_plugin import DistillSettings, ImagePool, read_beton
 from tgdd_plugin.networks.factory import network_factory
 from tgdd_plugin.networks.settings import NetworkSettings
@@ -59,11 +61,7 @@ from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.tasks import Task, split_classes
 from tgdd_plugin.training.train import accuracy
 
-METHODS = ("finetune", "joint", "random", "reservoir", "herding", "distilled")
 SCRATCH = ("random", "herding", "distilled")  # methods that have the GDumb form
-LEARNER, GDUMB = "replay", "from scratch"
-FIGURES = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
-PROTOCOL = "last epoch of the last task, nothing chosen on the test images; std over class orders with n - 1"
 DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "as they are": lambda images: images,
     "inverted": lambda images: 255 - images,
@@ -74,14 +72,14 @@ DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One row's settings.
+    """The settings of one row.
 
     Args:
         method: One of :data:`METHODS`.
-        source: Of a distilled memory.
-        order: Seed of the order of the classes, or domains.
-        form: :data:`LEARNER`, :data:`GDUMB`, or nothing for joint training.
-        distill: The resolved settings of a distilled memory.
+        source: The ``source`` of a distilled memory, otherwise empty.
+        order: The seed of the order of the classes, or of the domains.
+        form: :data:`LEARNER`, :data:`GDUMB`, or empty for joint training.
+        distill: The resolved settings of a distilled memory, otherwise ``None``.
     """
 
     method: str
@@ -97,7 +95,7 @@ class Case:
 
 
 def domain_tasks(train: ImagePool, test: ImagePool, settings: ReplaySettings) -> list[Task]:
-    """Tasks of all classes in another appearance each; of at most as many as there are in :data:`DOMAINS`."""
+    """Makes tasks that each have all classes in another appearance, at most as many as :data:`DOMAINS` has."""
     names = list(DOMAINS)[: settings.tasks]
     generator = torch.Generator().manual_seed(settings.order or 0)
     tasks = []
@@ -143,7 +141,7 @@ class Comparison:
         return split(self.bench.train, self.bench.test, replace(self.bench.recipe.replay, order=order))
 
     def row(self, case: Case) -> Row:
-        """The row of a case, with the settings that it depends on."""
+        """Opens the row of a case, with the settings that it depends on."""
         recipe, tasks = self.bench.recipe, self.make(case.order)
         replay = asdict(replace(recipe.replay, order=case.order, tasks=len(tasks)))
         depends: dict[str, Any] = {"record": asdict(replace(recipe.record, runs=1)), "scenario": self.scenario}
@@ -168,14 +166,14 @@ class Comparison:
         return row
 
     def make_row(self, case: Case) -> None:
-        """Does what a row lacks."""
+        """Does what is missing in a row."""
         row = self.row(case)
         seeds = self.bench.seeds if case.form == GDUMB else self.bench.seeds[:1]
         for seed in row.missing("networks", seeds):
             if case.form == LEARNER:
                 scores = self.learn(case, row.work)
                 matrix, spent = scores.rows, seconds(row.work / "seconds")
-                for folder in row.work.glob("task*/trajectory"):  # many stages, which nothing needs any more
+                for folder in row.work.glob("task*/trajectory"):  # many stages, which are not needed any more
                     shutil.rmtree(folder)
                 row.content |= self.weigh(row.work, len(matrix))
             else:
@@ -184,7 +182,7 @@ class Comparison:
             self.bench.note(row, "networks", entry)
 
     def learn(self, case: Case, folder: Path) -> Scores:
-        """A learner, as far as it is not done yet."""
+        """Runs a learner as far as it is not done yet."""
         bench, tasks = self.bench, self.make(case.order)
         recipe, shares = bench.recipe, len(tasks) if self.scenario == "domains" else 1
         methods: dict[str, Callable[[], Policy]] = {
@@ -222,22 +220,22 @@ class Comparison:
         return distilled(case.distill, device=self.bench.recipe.device, callbacks=[deadline], trainer_options=saving)
 
     def weigh(self, folder: Path, tasks: int) -> dict[str, int]:
-        """What a learner's last memory takes."""
+        """Returns the size of a learner's last memory."""
         path = folder / f"task{tasks - 1}" / MEMORY
         memory = ReplayMemory.load(path) if path.is_file() else None
         return {"stored": len(memory) if memory else 0, "bytes": memory.nbytes if memory else 0}
 
     def joint(self, case: Case, row: Row, seed: int) -> tuple[list[list[float]], float]:
-        """A fresh network on all real images, scored on each task."""
+        """Trains a fresh network on all real images, and scores it on each task."""
         tasks = self.make(case.order)
         images = torch.cat([task.train.images for task in tasks]), torch.cat([task.train.labels for task in tasks])
         return self._fresh(row, row.work / f"joint{seed}", images, self.bench.recipe.record, seed, tasks)
 
     def gdumb(self, case: Case, row: Row, seed: int) -> tuple[list[list[float]], float]:
-        """Fresh networks on the learner's memory alone, scored on each task so far."""
+        """Trains fresh networks on the learner's memory alone, and scores them on each task so far."""
         learner, tasks = replace(case, form=LEARNER), self.make(case.order)
         source, last = self.row(learner), len(tasks) - 1
-        if not (source.work / f"task{last}" / MEMORY).is_file():  # as on another machine, without the folder of work
+        if not (source.work / f"task{last}" / MEMORY).is_file():  # as on another machine, without the work folder
             shutil.rmtree(source.work, ignore_errors=True)
             self.learn(learner, source.work)
         row.content |= self.weigh(source.work, len(tasks))
@@ -253,6 +251,7 @@ class Comparison:
     def _fresh(
         self, row: Row, work: Path, images: Any, settings: Any, seed: int, tasks: Sequence[Task]
     ) -> tuple[list[list[float]], float]:
+        """Trains a fresh network on some images, and scores it on tasks; returns the matrix' row and the seconds."""
         build = network_factory(self.network, self.bench.train.shape, tasks[-1].train.num_classes)
         title = f"{row.content['name']}, {work.name}"
         network, spent = self.bench.fit(work, title, images, settings, seed, build=build)
@@ -260,88 +259,10 @@ class Comparison:
 
 
 def work(bench: Bench, options: argparse.Namespace) -> None:
-    """All rows of the command, as far as the time goes."""
+    """Makes all rows of the command, as far as the time allows."""
     comparison = Comparison(bench, options)
     for case in comparison.cases:
         comparison.make_row(case)
-
-
-def figures(row: dict[str, Any]) -> dict[str, float]:
-    """A row's figures, means over its networks; of a matrix that has its last row alone, the first figure."""
-    tasks, found = len(row["tasks"]), []
-    for entry in row.get("networks", []):
-        scores = Scores({}, entry["matrix"])
-        found.append(scores.figures() if len(entry["matrix"]) == tasks else {FIGURES[0]: scores.average_accuracy})
-    return {name: mean(each[name] for each in found) for name in (found[0] if found else ())}
-
-
-def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """Rows that differ in their order alone."""
-    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in sorted(rows, key=_place):
-        if row.get("networks"):
-            found.setdefault(_place(row)[:-1], []).append(row)
-    return found
-
-
-def _place(row: dict[str, Any]) -> tuple[Any, ...]:
-    about = [row["data"], row["scenario"], len(row["tasks"])]
-    return (*about, row["form"] == GDUMB, METHODS.index(row["method"]), row["source"], row["order"])
-
-
-def table(folder: Path) -> str:
-    """The Markdown table of a folder's rows, a line for all orders of a method."""
-    rows = [row for row in read_rows(folder) if row["kind"] == "continual"]
-    head = ["data", "new in a task", "tasks", "memory", "source", "form", *(n.replace("_", " ") for n in FIGURES)]
-    head += ["images", "memory, KiB", "seconds"]
-    lines = []
-    for group in groups(rows).values():
-        first, of_each = group[0], [figures(row) for row in group]
-        numbers = [spread([100 * each[name] for each in of_each if name in each]) for name in FIGURES]
-        held = [str(first["stored"]), f"{first['bytes'] / 1024:.1f}"] if first.get("stored") else ["", ""]
-        spent = mean(entry["seconds"] for row in group for entry in row["networks"])
-        about = [first["data"], first["scenario"], len(first["tasks"]), first["method"], first["source"], first["form"]]
-        lines.append([*about, *numbers, *held, f"{spent:.0f}"])
-    if not lines:
-        return "no row is finished yet"
-    scored = " and ".join(sorted({row["scored_on"] for row in rows}))
-    notes = [
-        f"Figures in % on {scored}: {PROTOCOL}; (n) where orders are fewer than three.",
-        "Images as stored, in uint8. Seconds of a learner, what it keeps of each task included, or of one training.",
-        plot(folder, rows),
-    ]
-    return markdown(head, lines, [*notes, *provenance(rows)[1:]])
-
-
-def plot(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
-    """Draws accuracy against tasks seen, if there is matplotlib; says in a line what it did."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return "No plot: matplotlib is not installed."
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    drawn = []
-    kinds = sorted({_place(row)[:3] for row in rows})
-    for kind in kinds:
-        figure, axes = pyplot.subplots()
-        for group in groups([row for row in rows if _place(row)[:3] == kind]).values():
-            first = group[0]
-            several = [Scores({}, entry["matrix"]).seen for row in group for entry in row["networks"]]
-            curves = 100 * torch.tensor(several)
-            x = first["classes_seen"] if kind[1] == "classes" else list(range(1, kind[2] + 1))
-            label = " ".join(filter(None, (first["method"], first["source"], first["form"])))
-            axes.errorbar(
-                x[-curves.shape[1] :], curves.mean(0), curves.std(0, correction=0), label=label, marker="o", capsize=3
-            )
-        axes.set(xlabel=f"{kind[1]} seen", ylabel="accuracy, %", title=kind[0])
-        axes.legend()
-        path = folder / f"{'-'.join(map(str, kind))}.png"
-        figure.savefig(path, dpi=150)
-        pyplot.close(figure)
-        drawn.append(str(path))
-    return f"Plot: {', '.join(drawn)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -350,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="M", help="(default: all)")
     parser.add_argument("--gdumb", nargs="?", const="last", choices=["last", "each"], help="after which tasks")
     parser.add_argument("--domain", action="store_true", help="the same classes in another appearance in each task")
-    parser.add_argument("--images-per-class", type=int, metavar="N", help="in the memory (default: distill's)")
+    parser.add_argument("--images-per-class", type=int, metavar="N", help="in the memory (default: the recipe's)")
     return run(parser, arguments, work, table)
 
 

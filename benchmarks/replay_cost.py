@@ -2,10 +2,10 @@
 
     python -m benchmarks.replay_cost                       # --device gpu --width 128 --steps 200 where there is one
 
-Both sides train ConvNet-3 on 32 px colour images by a Composer Trainer with the field's augmentation, as many steps of
-as many images: one on batches of `--batch-size` images and as many from a memory of 200 (DistilledReplay), the other on
-plain batches of twice the size. They take turns, one fit() each, the first of each pair changing; each pair gives a
-difference.
+Both sides train ConvNet-3 on 32 px color images by a Composer Trainer with the field's augmentation, for equally many
+steps of equally many images: one on batches of `--batch-size` images and as many from a memory of 200
+(DistilledReplay), the other on plain batches of twice the size. They take turns, one fit() each, and the side that
+begins changes from pair to pair; each pair gives a difference.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MEAN, STD, CLASSES = [0.5] * 3, [0.25] * 3, 10
 
 
 def fit(options: argparse.Namespace, replay: bool, memory: ReplayMemory) -> float:
-    """Seconds of one fit(), set-up of the Trainer left out."""
+    """Returns the seconds of one fit(), without the set-up of the Trainer."""
     on = torch_device(options.device)
     size = options.batch_size * (1 if replay else 2)
     generator = torch.Generator().manual_seed(0)
@@ -75,7 +75,7 @@ def main() -> None:
     pixels = torch.randint(0, 256, (200, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     memory.add((pixels, labels))
     print(describe_machine(options.device, options.threads))
-    fit(options, True, memory), fit(options, False, memory)  # caches, the GPU's clock
+    fit(options, True, memory), fit(options, False, memory)  # warms up caches and the GPU's clock
     differences, plain = [], []
     for pair in range(options.pairs):
         first = pair % 2 == 0

@@ -14,7 +14,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.budget import Budget
 from tgdd_plugin.replay.ordering import arrange, draw, most_representative
-from tgdd_plugin.replay.sources import Source, SourceLike, identify
+from tgdd_plugin.replay.sources import Source, SourceLike, check_names, check_new_classes, identify
 from tgdd_plugin.replay.storage import MemoryTask, SavedMemory, read_memory, write_memory
 
 AVALANCHE = ("buffer", "max_size", "post_adapt", "resize", "update")
@@ -62,11 +62,7 @@ class ReplayMemory:
         self.budget = Budget.of(images_per_class=images_per_class, total_images=total_images, total_bytes=total_bytes)
         self._normalization = Normalization.of(mean, std)
         self.classes = [str(name) for name in classes or ()]
-        if len(set(self.classes)) < len(self.classes):
-            raise InputError(
-                f"`classes` must be different names, got {', '.join(self.classes[:12])}, with one name twice. Name "
-                f"each class differently."
-            )
+        check_names(self.classes)
         self.budget.share(len(self.classes), 1)  # now, rather than when the first task has been trained
         self.factor = 1
         self.tasks: list[MemoryTask] = []
@@ -162,12 +158,8 @@ class ReplayMemory:
             raise InputError(f"`name` must be new to the memory, got '{name}' again. Give this task another name.")
         names, ids = identify(offered, self.classes, self.growing)
         known, new = set(self.labels.tolist()), ids[offered.pool.counts > 0].tolist()
-        if (twice := [one for one in new if one in known]) and not domain:
-            raise InputError(
-                f"`classes` must be new to the memory, got '{names[twice[0]]}' of '{name}', which is in it already. "
-                f"Say with `classes` what the labels are, or give `domain=True` if these are more images of the same "
-                f"class."
-            )
+        if not domain:
+            check_new_classes(new, known, names, name)
         share = self.budget.share(len(known.union(new)), offered.pool.images[0].numel())
         best = most_representative(offered.pool, share, features, offered.factor)
         images, labels = offered.pool.take(best).to(self.device), ids[offered.pool.labels[best]]

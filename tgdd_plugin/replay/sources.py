@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,3 +126,35 @@ def identify(source: Source, classes: list[str], growing: bool) -> tuple[list[st
             )
         ids[label] = one
     return names, ids
+
+
+def check_names(classes: Sequence[str]) -> None:
+    """Checks that classes have different names.
+
+    Raises:
+        InputError: If two have the same.
+    """
+    if len(set(classes)) < len(classes):
+        raise InputError(
+            f"`classes` must be different names, got {', '.join(classes[:12])}, with one name twice. Name each class "
+            f"differently."
+        )
+
+
+def check_new_classes(new: Sequence[int], known: Collection[int], names: Sequence[str], task: str) -> None:
+    """Checks that the classes of a task are not in the memory yet.
+
+    Args:
+        new: The class ids of the task.
+        known: The class ids of the images in the memory.
+        names: The names of the classes, by id.
+        task: The name of the task.
+
+    Raises:
+        InputError: If one is in it.
+    """
+    if twice := [one for one in new if one in known]:
+        raise InputError(
+            f"`classes` must be new to the memory, got '{names[twice[0]]}' of '{task}', which is in it already. Say "
+            f"with `classes` what the labels are, or give `domain=True` if these are more images of the same class."
+        )
