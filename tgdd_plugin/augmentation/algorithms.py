@@ -67,8 +67,9 @@ class SiameseAugmentation(Algorithm):
             ``'color_crop_flip'``; as in the literature, without ``cutout`` when CutMix is used as well.
         seed (int): The seed of the draws. Default: ``0``.
 
-    Example:
-        >>> trainer = Trainer(model=model, ..., algorithms=[SiameseAugmentation()])  # doctest: +SKIP
+    Example::
+
+        trainer = Trainer(model=model, ..., algorithms=[SiameseAugmentation()])
     """
 
     def __init__(self, strategy: str = "color_crop_flip", seed: int = 0) -> None:

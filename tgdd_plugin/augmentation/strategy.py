@@ -12,6 +12,10 @@ def parse_augmentation(strategy: str) -> tuple[str, ...]:
 
     Raises:
         InputError: If an operation is unknown.
+
+    Example:
+        >>> parse_augmentation("color_crop")
+        ('color', 'crop')
     """
     names = () if strategy == "none" else tuple(strategy.split("_"))
     if unknown := set(names) - set(OPERATIONS):

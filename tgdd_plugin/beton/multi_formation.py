@@ -21,6 +21,11 @@ def decode(stored: torch.Tensor, factor: int, chosen: torch.Tensor | None = None
 
     Returns:
         Of shape ``(k, n·f², C, H, W)``, or ``(k, s, C, H, W)``.
+
+    Example:
+        >>> stored = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).view(1, 1, 1, 2, 2)
+        >>> decode(stored, 2)[0, :, 0].tolist()
+        [[[0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]], [[2.0, 2.0], [2.0, 2.0]], [[3.0, 3.0], [3.0, 3.0]]]
     """
     f = factor
     k, n, channels, height, width = stored.shape

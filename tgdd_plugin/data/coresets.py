@@ -30,6 +30,11 @@ def herding(features: torch.Tensor, labels: torch.Tensor, per_class: int) -> tor
 
     Raises:
         InputError: If a class has fewer images, or features are not finite or not ``(N, D)`` with as many labels.
+
+    Example:
+        >>> features, labels = torch.tensor([[0.0], [1.0], [5.0], [7.0]]), torch.tensor([0, 0, 0, 1])
+        >>> herding(features, labels, 1)  # the mean of class 0 is 2
+        tensor([1, 3])
     """
     return _of_each_class(features, labels, per_class, _herd)
 
@@ -42,6 +47,11 @@ def k_center(features: torch.Tensor, labels: torch.Tensor, per_class: int) -> to
     the first of those that are equally far, so that the first m of a class' images are its set of m.
 
     Arguments, result and errors are those of :func:`herding`.
+
+    Example:
+        >>> features, labels = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([0, 0, 0])
+        >>> k_center(features, labels, 2)  # the one nearest to the mean, then the one farthest from it
+        tensor([1, 2])
     """
     return _of_each_class(features, labels, per_class, _spread)
 

@@ -22,6 +22,11 @@ def single_class_targets(targets: torch.Tensor, num_classes: int) -> tuple[torch
 
     Returns:
         Class ids in 0..K-1, int64 of shape ``(N,)``, and bools of shape ``(N,)``, both where the targets are.
+
+    Example:
+        >>> ids, single = single_class_targets(torch.tensor([[0.1, 0.8, 0.1], [0.5, 0.5, 0.0]]), 3)
+        >>> single  # smoothed, and a mixture of two
+        tensor([ True, False])
     """
     if not targets.is_floating_point():
         targets = targets.flatten().long()

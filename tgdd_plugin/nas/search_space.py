@@ -14,7 +14,12 @@ from tgdd_plugin.networks.factory import build_network, find_factory
 
 
 def name_of(arguments: Arguments) -> str:
-    """A candidate in a few words, such as ``depth=3 width=64``."""
+    """A candidate in a few words.
+
+    Example:
+        >>> name_of({"depth": 3, "width": 64})
+        'depth=3 width=64'
+    """
     return " ".join(f"{name}={value}" for name, value in arguments.items())
 
 

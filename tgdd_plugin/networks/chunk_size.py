@@ -6,7 +6,12 @@ import torch
 
 
 def even_part(count: int, limit: int | None) -> int:
-    """How much of ``count`` to take at a time: at most ``limit``, a little less if that leaves no remainder."""
+    """How much of ``count`` to take at a time: at most ``limit``, a little less if that leaves no remainder.
+
+    Example:
+        >>> even_part(128, 40), even_part(7, 5)
+        (32, 5)
+    """
     most = min(limit or count, count)
     return next((size for size in range(most, most // 2, -1) if count % size == 0), most)
 

@@ -74,8 +74,9 @@ class TGDDCallback(Callback):
             second instance, DeepSpeed, sharded state without a full gather, a network without a linear head, a run that
             is already recorded, a folder that cannot be written.
 
-    Example:
-        >>> trainer = Trainer(model=model, ..., callbacks=[TGDDCallback()])  # doctest: +SKIP
+    Example::
+
+        trainer = Trainer(model=model, ..., callbacks=[TGDDCallback()])
     """
 
     def __init__(

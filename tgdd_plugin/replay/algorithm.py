@@ -70,8 +70,9 @@ class DistilledReplay(Algorithm):
             batch's, its normalization or classes are not those of the loader, the network has too few outputs, or
             batches are not (normalized images, labels).
 
-    Example:
-        >>> trainer = Trainer(model=model, ..., algorithms=[DistilledReplay(memory)])  # doctest: +SKIP
+    Example::
+
+        trainer = Trainer(model=model, ..., algorithms=[DistilledReplay(memory)])
     """
 
     def __init__(

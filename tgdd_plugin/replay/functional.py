@@ -63,6 +63,10 @@ def replay_factors(own: int, replayed: int, batch: int, drawn: int, weight: floa
         own, replayed: The numbers of the microbatch's own images (at least one) and of those from the memory.
         batch, drawn: The same numbers of the whole batch.
         weight: The share of the memory, from 0 to 1. Default: ``None``, every image counts alike.
+
+    Example:
+        >>> replay_factors(own=6, replayed=2, batch=6, drawn=2)  # the whole batch at once
+        (0.75, 0.25)
     """
     weight = drawn / (batch + drawn) if weight is None else weight
     return 1 - weight, weight * (replayed / drawn) * (batch / own)
