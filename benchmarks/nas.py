@@ -76,9 +76,9 @@ class Ranking:
             with torch.random.fork_rng():
                 self.sizes[name_of(arguments)] = sum(weights.numel() for weights in build().parameters())
         generator = torch.Generator().manual_seed(bench.recipe.seed)
-        self.pool, self.judge = bench.train.split(self.space.validation, generator)
-        # From here on: recording, distilling and every training go without the images that judge.
-        bench.train, bench.base["judge"] = self.pool, self.judge.fingerprint()
+        self.pool, self.validation_images = bench.train.split(self.space.validation, generator)
+        # From here on: recording, distilling and every training go without the validation images.
+        bench.train, bench.base["judge"] = self.pool, self.validation_images.fingerprint()
         self.count = bench.recipe.distill.images_per_class
         self.short = bench.recipe.retrain.training(bench.recipe.retrain.epochs)
         self.made: dict[str, str] = {}  # of what was made for it, a checksum
@@ -162,7 +162,7 @@ class Ranking:
         name: str,
         seeds: Sequence[int],
         images: Callable[[int], Images],
-        judge: ImagePool,
+        validation_images: ImagePool,
     ) -> None:
         """Trains the networks that a row's column lacks."""
         row = self.row(arguments)
@@ -178,7 +178,7 @@ class Ranking:
             work = row.work / f"{name.replace(', ', '-').replace(' ', '-')}{seed}"
             build = self.build(arguments)
             network, spent = self.bench.fit(work, title, images(seed), how, seed, build=build)
-            found = accuracy(network, judge, self.bench.normalization)
+            found = accuracy(network, validation_images, self.bench.normalization)
             entry = {"seed": seed, "accuracy": found, "seconds": spent}
             self.bench.note(row, name, {**entry, "sha256": made} if made else entry)
 
@@ -193,7 +193,7 @@ def work(bench: Bench, options: argparse.Namespace) -> None:
     whole = ranking.pool.images, ranking.pool.labels
     for arguments in ranking.networks[ranking.part :: ranking.parts]:
         for proxy, images in ranking.proxies.items():
-            ranking.column(arguments, proxy, bench.seeds, images, ranking.judge)
+            ranking.column(arguments, proxy, bench.seeds, images, ranking.validation_images)
         truths = range(bench.recipe.seed, bench.recipe.seed + options.truths)
         ranking.column(arguments, FULL, truths, lambda seed: whole, bench.test)
 

@@ -42,7 +42,7 @@ def states(folder, name="nas", file="nas.db"):
     """How many trials there are of each state, of those that tell what came of them or are not over yet."""
     with trial_queue._quiet():
         found = optuna.load_study(study_name=name, storage=trial_queue.open_storage(str(folder / file)))
-    return Counter(trial.state.name for trial in found.get_trials(deepcopy=False) if trial_queue.holds(trial))
+    return Counter(trial.state.name for trial in found.get_trials(deepcopy=False) if trial_queue.is_claimed(trial))
 
 
 def test_every_candidate_is_tried_once_and_a_second_call_trains_nothing(beton, tmp_path, monkeypatch):
@@ -163,7 +163,10 @@ def test_a_candidate_that_fails_is_noted_and_the_search_goes_on(beton, tmp_path)
 
 
 def test_a_search_in_which_all_fail_is_an_error(beton, tmp_path):
-    with pytest.raises(InputError, match="none of 2 candidates could be tried; channels=2"):
+    with pytest.raises(
+        InputError,
+        match="None of the 2 candidates could be trained; 'channels=2' failed: .*[.] Correct the factory or its",
+    ):
         search(beton, tmp_path, choices={"channels": [2, 3]})
 
 
@@ -215,7 +218,7 @@ def test_what_does_not_matter_to_candidates_may_change(beton, tmp_path):
 def test_a_place_that_is_none_is_refused(beton, tmp_path, monkeypatch, where):
     monkeypatch.chdir(tmp_path)
     Path("picture.png").write_bytes(b"\x89PNG" * 100)
-    with pytest.raises(InputError, match=f"'{where}' cannot be used for a study"):
+    with pytest.raises(InputError, match=f"'{where}' cannot be used for a study .*[.] Name a new file"):
         search(beton, tmp_path, storage=where)
 
 
@@ -257,7 +260,9 @@ def test_a_storage_that_breaks_is_one_clear_line(beton, tmp_path, monkeypatch):
         raise optuna.exceptions.StorageInternalError("database is locked")
 
     monkeypatch.setattr(trial_queue.Queue, "note", locked)
-    with pytest.raises(InputError, match="cannot be used any more .StorageInternalError: database is locked"):
+    with pytest.raises(
+        InputError, match="cannot be used any more .StorageInternalError: database is locked.[.] What is in it is kept"
+    ):
         search(beton, tmp_path)
 
 
@@ -277,7 +282,7 @@ def test_the_best_is_trained_in_full_once(beton, tmp_path, monkeypatch):
     network.load_state_dict(load_file(output))
     monkeypatch.setattr("tgdd_plugin.evaluation.scorer.train_each", lambda *_, **__: pytest.fail("trained again"))
     assert final_training.train_best(*arguments, output=output, device="cpu", progress_bar=False) == row
-    with pytest.raises(InputError, match="full_epochs is 0"):
+    with pytest.raises(InputError, match="`retrain.full_epochs` must be at least 1 .*, got 0[.] Give the epochs"):
         final_training.train_best(best, space, beton, REAL, test, RetrainSettings(full_epochs=0), output=output)
 
 

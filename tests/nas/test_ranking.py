@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from composer.loggers import InMemoryLogger
 from torch import nn
 
 from tests.common import TinyNetwork, tiny_network
@@ -32,15 +33,15 @@ def broken():
 
 def test_accuracies_are_those_of_a_plain_training(beton):
     settings = RetrainSettings(epochs=20, batch_size=5, learning_rate=0.1, seeds=2, at_once=False)
-    judge = pool(30, 2)
-    found = rank_networks({"tiny": TinyNetwork}, beton, judge, settings, device="cpu", progress_bar=False)[0]
+    held_out = pool(30, 2)
+    found = rank_networks({"tiny": TinyNetwork}, beton, held_out, settings, device="cpu", progress_bar=False)[0]
     expected = []
     few, card = pool(12, 1), read_card(beton)
     for seed in (0, 1):
         network = tiny_network(seed)
         loader = DeviceLoader(few.images, few.labels, card.normalization, batch_size=5, seed=seed)
         train(network, loader, K, settings.training(20), seed=seed, device="cpu")
-        expected.append(accuracy(network, judge, card.normalization))
+        expected.append(accuracy(network, held_out, card.normalization))
     assert found.accuracies == expected
     assert found.parameters == 4 * 9 + 4 + 16 * K + K
     assert len(found.seconds) == 2 and min(found.seconds) > 0 and found.latency > 0
@@ -58,10 +59,20 @@ def test_the_better_comes_first_and_what_fails_last_with_its_reason(beton):
     assert lines[2].startswith("| 1 | tiny |") and "failed: RuntimeError: no such layer" in lines[4]
 
 
+def test_a_logger_given_as_a_trainer_option_sees_the_training(beton):
+    settings = RetrainSettings(epochs=2, batch_size=4, seeds=2, at_once=False)
+    logger = InMemoryLogger()
+    options = {"loggers": [logger]}
+    rank_networks(
+        {"tiny": TinyNetwork}, beton, pool(30, 2), settings, device="cpu", progress_bar=False, trainer_options=options
+    )
+    assert len(logger.data["loss/train/total"]) == 2 * 2 * 3  # seeds, epochs, batches
+
+
 def test_nothing_to_rank_is_refused(beton):
-    with pytest.raises(InputError, match="no networks came"):
+    with pytest.raises(InputError, match="`networks` must be functions that build networks, by name, got none[.] Give"):
         rank_networks({}, beton, pool(30, 2))
-    with pytest.raises(InputError, match="judging images are 3 classes of"):
+    with pytest.raises(InputError, match="validation images are 3 classes of"):
         other = ImagePool(torch.zeros(3, 1, 9, 9, dtype=torch.uint8), torch.arange(3))
         rank_networks({"tiny": TinyNetwork}, beton, other)
 

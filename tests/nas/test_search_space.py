@@ -91,7 +91,9 @@ def test_a_sample_of_more_than_there_are_is_refused(count):
 
 
 def test_an_argument_that_the_factory_does_not_take_is_refused():
-    with pytest.raises(InputError, match="'deep', which 'convnet' does not take; it has num_classes, in_channels"):
+    with pytest.raises(
+        InputError, match="`choices` must be arguments of 'convnet', got 'deep'. Choose from num_classes, in_channels"
+    ):
         check_factory(SearchSpace(choices={"deep": [1]}))
     with pytest.raises(InputError, match="can be imported, got 'nowhere:network'"):
         check_factory(SearchSpace("nowhere:network", SMALL))

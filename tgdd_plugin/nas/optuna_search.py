@@ -20,7 +20,7 @@ from tgdd_plugin.nas.ranking import Candidate, ranked
 from tgdd_plugin.nas.search_space import check_factory
 from tgdd_plugin.nas.settings import NasSettings
 from tgdd_plugin.nas.trial_queue import without_password
-from tgdd_plugin.nas.workers import _Job, _read, _show, _spawn
+from tgdd_plugin.nas.workers import SearchJob, candidate_of, run_workers, show_progress
 
 
 def search(
@@ -34,62 +34,66 @@ def search(
     seed: int = 0,
     progress_bar: bool = True,
 ) -> list[Candidate]:
-    """Tries the networks of a search space on a ``.beton``; the same call goes on where one stopped.
+    """Trains the networks of a search space on a ``.beton``; the same call goes on where one stopped.
 
     The same call made in several processes, on this machine or others that reach the storage, shares the work: each
-    candidate is tried once. What a killed process was trying is taken up by another after a minute. A sampler that
-    draws the same candidate again gets what came of it, if that is known by then.
+    candidate is trained once. Another process takes over the candidate of a killed one after a minute. A sampler that
+    draws the same candidate again gets its result, if that is known by then.
 
     Args:
         file: The ``.beton``, its card beside it.
-        real: The real training images, of which a share judges: an :class:`ImagePool`, or any data set
-            :meth:`ImagePool.from_dataset` takes. No candidate is trained on any; the set may have been distilled from
-            them, as it is the same for all.
-        settings: Default: ``NasSettings()``.
+        real: The real training images, a share of which are the validation images: an :class:`ImagePool`, or any data
+            set :meth:`ImagePool.from_dataset` takes. No candidate is trained on them; the set may have been distilled
+            from them, as it is the same for all.
+        settings: What is searched, and how. Default: ``NasSettings()``.
         training: How candidates are trained, and how many networks of each. Default: ``RetrainSettings()``.
-        storage: Where the study is if the settings name no place. Default: ``'nas.db'``.
+        storage: The file or URL of the study, if the settings name none. Default: ``'nas.db'``.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         seed: The first of ``training.seeds`` seeds, and of the choice of candidates. Default: ``0``.
-        progress_bar: Default: ``True``.
+        progress_bar: Whether to show a progress bar. Default: ``True``.
 
     Returns:
         The candidates, best first; then those given up, then those that failed.
 
     Raises:
-        InputError: If file, images, factory or storage do not fit each other, or no candidate could be tried.
+        InputError: If file, images, factory or storage do not fit each other, or no candidate could be trained.
     """
     settings, training = settings or NasSettings(), training or RetrainSettings()
     if dist.get_world_size() > 1:
         raise InputError(
-            f"the search came up in {dist.get_world_size()} ranks; start it as plain processes (nas.workers), which "
-            f"share a study and not a training"
+            f"search() does not support distributed launch (world size {dist.get_world_size()}). Start it as plain "
+            f"processes (`nas.workers`), which share a study and not a training."
         )
     check_factory(settings)
     torch_device(device)
     pool = fitting_pool(real, "real", file, read_card(file))
-    judge = pool.split(settings.validation, torch.Generator().manual_seed(seed))[1]
+    validation_images = pool.split(settings.validation, torch.Generator().manual_seed(seed))[1]
     where = settings.storage or str(storage)
-    arrays = judge.images.cpu().numpy(), judge.labels.numpy(), judge.classes
-    job = _Job(where, Path(file), arrays, settings, training, device, seed)
+    arrays = validation_images.images.cpu().numpy(), validation_images.labels.numpy(), validation_images.classes
+    job = SearchJob(where, Path(file), arrays, settings, training, device, seed)
     try:
         queue = job.queue()
         total = len(queue.slots)
         with tqdm(total=total, desc="candidates", disable=None if progress_bar else True, leave=False) as bar:
             if settings.workers == 1 or len(queue.tried()) == total:
-                job.work(queue, lambda: _show(bar, queue))
+                job.work(queue, lambda: show_progress(bar, queue))
             else:
-                _spawn(job, queue, bar)
-        candidates = ranked([_read(trial) for trial in queue.tried()])
+                run_workers(job, queue, bar)
+        candidates = ranked([candidate_of(trial) for trial in queue.tried()])
     except (OptunaError, SQLAlchemyError) as error:
         raise InputError(
-            f"the study in '{without_password(where)}' cannot be used any more ({brief(error)}); what is in it is "
-            f"kept, and the same command goes on once it can"
+            f"The study in '{without_password(where)}' cannot be used any more ({brief(error)}). What is in it is "
+            f"kept: give the same command again once it can be used."
         ) from error
     if all(candidate.problem for candidate in candidates):
-        raise InputError(f"none of {total} candidates could be tried; {candidates[0].name}: {candidates[0].problem}")
-    return _different(candidates)
+        raise InputError(
+            f"None of the {total} candidates could be trained; '{candidates[0].name}' failed: {candidates[0].problem}. "
+            f"Correct the factory or its choices (`nas.factory`, `nas.choices`)."
+        )
+    return _without_repeats(candidates)
 
 
-def _different(candidates: list[Candidate]) -> list[Candidate]:
+def _without_repeats(candidates: list[Candidate]) -> list[Candidate]:
+    """Leaves out what a sampler drew again; the first of each stays."""
     seen = {candidate.name: candidate for candidate in reversed(candidates)}
     return [candidate for candidate in candidates if seen[candidate.name] is candidate]

@@ -23,22 +23,22 @@ from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import check_network
 
 LATENCY_CALLS = 20
-"""Timed calls of a network, of which the median counts."""
+"""The number of timed calls of a network, of which the median counts."""
 
 
 @dataclass
 class Candidate:
-    """One network of a search and what came of it.
+    """One network of a search, and its result.
 
     Args:
-        name: In words.
-        arguments: Of the factory, if it is of a search space.
-        parameters: Trainable weights.
-        latency: Milliseconds of a forward pass of one image in evaluation mode, median of :data:`LATENCY_CALLS`; what
-            else the machine does is in it.
-        accuracies: On the images it is judged by, from 0 to 1, one for each seed.
-        seconds: Of each training.
-        problem: Why it has no accuracy; empty if it has.
+        name: Its name for people.
+        arguments: The arguments of the factory, if it is of a search space.
+        parameters: The number of trainable weights.
+        latency: Milliseconds of a forward pass of one image in evaluation mode, the median of :data:`LATENCY_CALLS`;
+            other work of the machine counts in.
+        accuracies: The accuracy on the validation images of each seed's network, from 0 to 1.
+        seconds: The seconds of each training.
+        problem: The reason why it has no accuracy; empty if it has one.
         pruned: Whether it was given up before all its seeds were trained.
     """
 
@@ -53,35 +53,38 @@ class Candidate:
 
     @property
     def row(self) -> Row:
-        """Its accuracies as a row, for mean and spread."""
+        """The accuracies as a row, for mean and spread."""
         return Row(self.name, accuracies=self.accuracies, seconds=self.seconds)
 
     def summary(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Returns the candidate as plain values, for JSON."""
         return asdict(self)
 
 
 def rank_networks(
     networks: Mapping[str, Callable[[], nn.Module]],
     file: str | Path,
-    judge: Any,
+    validation_images: Any,
     settings: RetrainSettings | None = None,
     *,
     device: str | None = None,
     seed: int = 0,
     progress_bar: bool = True,
+    trainer_options: Mapping[str, Any] | None = None,
 ) -> list[Candidate]:
-    """Trains each network on a ``.beton`` and ranks them by their accuracy on other images.
+    """Trains each network on a ``.beton`` and ranks them by their accuracy on validation images.
 
     Args:
         networks: Functions that build fresh networks, by name.
         file: The ``.beton``, its card beside it.
-        judge: The images they are judged by: an :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset`
-            takes. Take training images that are held out, not test images: choosing a network by them is training.
-        settings: How, and how many networks of each. Default: ``RetrainSettings()``.
+        validation_images: The images that networks are ranked by: an :class:`ImagePool`, or any data set
+            :meth:`ImagePool.from_dataset` takes. Give training images that are held out, not test images: choosing a
+            network by them is training.
+        settings: How networks are trained, and how many of each. Default: ``RetrainSettings()``.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         seed: The first of ``settings.seeds`` seeds. Default: ``0``.
-        progress_bar: Default: ``True``.
+        progress_bar: Whether to show progress bars. Default: ``True``.
+        trainer_options: As in :func:`tgdd_plugin.retrain`. Default: none.
 
     Returns:
         The candidates, best first; those that failed last, with the reason.
@@ -90,12 +93,15 @@ def rank_networks(
         InputError: If the file and the images do not fit each other, or there are no networks.
     """
     if not networks:
-        raise InputError("no networks came; wanted at least one function that builds one")
+        raise InputError(
+            "`networks` must be functions that build networks, by name, got none. Give at least one function."
+        )
     settings = settings or RetrainSettings()
     card, images = read_card(file), read_beton(file)
-    pool = fitting_pool(judge, "judging", file, card)
+    pool = fitting_pool(validation_images, "validation", file, card)
     seeds = range(seed, seed + settings.seeds)
-    scorer = Scorer(pool, card.normalization, seeds, len(card.classes), device, settings.at_once, progress_bar)
+    classes = len(card.classes)
+    scorer = Scorer(pool, card.normalization, seeds, classes, device, settings.at_once, progress_bar, trainer_options)
     training = settings.training(settings.epochs)
     return ranked([measure(Candidate(name), build, scorer, images, training) for name, build in networks.items()])
 
@@ -108,16 +114,16 @@ def measure(
     training: TrainSettings,
     keep_on: Callable[[Candidate], bool] | None = None,
 ) -> Candidate:
-    """Trains and judges a candidate; whatever goes wrong with it is noted on it.
+    """Trains and scores a candidate; an error of its own becomes its ``problem``.
 
     Args:
-        candidate: Is filled in.
-        build: Builds a fresh network of it.
-        scorer: Whose test images it is judged by.
-        images: To train on.
-        training: How.
-        keep_on: Looks at it after each seed, which are then trained one after another, and says whether to train the
-            next. Default: all seeds at once.
+        candidate: The candidate, which is filled in and returned.
+        build: Builds a fresh network of the candidate.
+        scorer: The scorer; its test images are the validation images.
+        images: The training images.
+        training: How networks are trained.
+        keep_on: Gets the candidate after each seed, which are then trained one after another, and says whether to train
+            the next. Default: ``None``, all seeds are trained at once.
     """
     on = torch_device(scorer.device)
     for seeds in [[seed] for seed in scorer.seeds] if keep_on else [list(scorer.seeds)]:
@@ -143,7 +149,7 @@ def measure(
 
 @torch.no_grad()
 def latency(network: nn.Module, shape: Sequence[int], device: torch.device) -> float:
-    """Milliseconds of a forward pass of one image ``(C, H, W)`` in evaluation mode: the median of some."""
+    """Returns the milliseconds of a forward pass of one image ``(C, H, W)`` in evaluation mode, a median."""
     network = copy.deepcopy(network).to(device).eval()
     image, spent = torch.zeros(1, *shape, device=device), []
     for _ in range(3 + LATENCY_CALLS):  # the first few find their algorithms and fill caches
@@ -156,7 +162,10 @@ def latency(network: nn.Module, shape: Sequence[int], device: torch.device) -> f
 
 
 def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Best mean accuracy first, fewer parameters first among equals; then those given up, then those that failed."""
+    """Returns candidates by falling mean accuracy, of equals the one with fewer parameters first.
+
+    Those that were given up follow, then those that failed.
+    """
 
     def place(candidate: Candidate) -> tuple[bool, bool, float, int]:
         mean = 0.0 if candidate.problem else candidate.row.mean
@@ -166,14 +175,14 @@ def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def pareto_front(candidates: Sequence[Candidate], cost: str = "parameters") -> list[Candidate]:
-    """Those that no other beats: none is at least as accurate at no more cost, and better in one of the two.
+    """Returns the Pareto front: no other candidate is at least as accurate at no more cost, and better in one of them.
 
     Args:
-        candidates: Those that failed or were given up are passed over.
-        cost: ``'parameters'`` or ``'latency'``.
+        candidates: The candidates; those that failed or were given up are left out.
+        cost: The cost, ``'parameters'`` or ``'latency'``. Default: ``'parameters'``.
 
     Returns:
-        By rising cost, and so by rising accuracy.
+        The candidates of the front by rising cost, and so by rising accuracy.
     """
     front: list[Candidate] = []
     sound = [each for each in candidates if not (each.problem or each.pruned)]
@@ -184,7 +193,7 @@ def pareto_front(candidates: Sequence[Candidate], cost: str = "parameters") -> l
 
 
 def table(candidates: Sequence[Candidate], cost: str = "parameters") -> str:
-    """The candidates, in the order given, as a Markdown table; ``*`` marks the Pareto front."""
+    """Returns the candidates, in the order given, as a Markdown table in which ``*`` marks the Pareto front."""
     front = [id(each) for each in pareto_front(candidates, cost)]
     lines = [
         "| rank | network | accuracy % | parameters | latency, ms | s | Pareto |",

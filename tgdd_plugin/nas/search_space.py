@@ -14,7 +14,7 @@ from tgdd_plugin.networks.factory import build_network, find_factory
 
 
 def name_of(arguments: Arguments) -> str:
-    """A candidate in a few words.
+    """Returns the name of a candidate.
 
     Example:
         >>> name_of({"depth": 3, "width": 64})
@@ -24,19 +24,23 @@ def name_of(arguments: Arguments) -> str:
 
 
 def check_factory(space: SearchSpace) -> None:
-    """Raises an InputError if there is no such factory, or it has no such arguments."""
+    """Checks that the factory of a search space exists and takes the arguments that are searched.
+
+    Raises:
+        InputError: If it does not.
+    """
     parameters = inspect.signature(find_factory(space.factory)).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     for name in space.choices:
         if name not in parameters:
             raise InputError(
-                f"choices has '{name}', which '{space.factory}' does not take; it has {', '.join(parameters)}"
+                f"`choices` must be arguments of '{space.factory}', got '{name}'. Choose from {', '.join(parameters)}."
             )
 
 
 def candidate_builder(
     space: SearchSpace, arguments: Arguments, shape: Sequence[int], num_classes: int
 ) -> Callable[[], nn.Module]:
-    """A function that builds a fresh network of a candidate for images of ``shape`` (C, H, W) and K classes."""
+    """Returns a function that builds a candidate anew, for images of ``shape`` (C, H, W) and K classes."""
     return functools.partial(build_network, space.factory, arguments, shape, num_classes)

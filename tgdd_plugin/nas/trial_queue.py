@@ -37,12 +37,12 @@ _ABOUT, _SLOT, _BEGUN, _NOTED, _STOPPED = "about", "slot", "begun", "noted", "st
 
 
 class Failed(Exception):
-    """A candidate could not be tried, and the reason is noted."""
+    """A candidate could not be trained; the reason is in its result."""
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Optuna's lines on every trial, and its warning that heartbeats are experimental."""
+    """Silences Optuna's line about every trial, and its warning that heartbeats are experimental."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
     try:
@@ -54,11 +54,11 @@ def _quiet() -> Iterator[None]:
 
 
 def open_storage(where: str) -> RDBStorage:
-    """A database for studies.
+    """Opens a database for studies.
 
     Args:
-        where: A file for SQLite, which processes of one machine can share, or the URL of a database as SQLAlchemy has
-            them (``'postgresql://...'``), which workers on many machines can share.
+        where: A file for SQLite, which the processes of one machine can share, or the URL of a database as SQLAlchemy
+            writes it (``'postgresql://...'``), which workers on many machines can share.
 
     Raises:
         InputError: If it cannot be opened.
@@ -78,8 +78,8 @@ def open_storage(where: str) -> RDBStorage:
         except (SQLAlchemyError, OptunaError, ImportError, RuntimeError, OSError, ValueError) as error:
             if not left:
                 raise InputError(
-                    f"'{without_password(where)}' cannot be used for a study ({brief(error)}); name a new file, or a "
-                    f"database's URL"
+                    f"'{without_password(where)}' cannot be used for a study ({brief(error)}). Name a new file, or the "
+                    f"URL of a database."
                 ) from error
             time.sleep(POLL)  # of processes that make the same tables at once, one succeeds
     if local:
@@ -90,26 +90,26 @@ def open_storage(where: str) -> RDBStorage:
 
 
 def without_password(where: str) -> str:
-    """A file, or a database's URL as it may be printed."""
+    """Returns a file, or the URL of a database, as it may be printed."""
     return re.sub(r"(://[^/@:]*):[^@]*@", r"\1:***@", where)
 
 
 class Queue:
-    """A study that tries each of some slots once. Slots without a trial are given one when somebody is free.
+    """A study in which each of a list of slots is tried once. A free process gives an open slot a trial.
 
-    What is true of a slot is what its trials say, so nothing that is killed between two writes leaves it in doubt: it
-    is tried if one of them has noted what came of it, taken if one is waiting or running, and else open. Of two
-    processes that fill the same slot at once, the one whose trial has the higher number lets it be.
+    The state of a slot follows from its trials alone, so that a process killed between two writes leaves no doubt: a
+    slot is finished if one of its trials has a result, taken if one is waiting or running, and open otherwise. Where
+    two processes fill the same slot at once, the one whose trial has the higher number leaves it to the other.
 
     Args:
-        where: See :func:`open_storage`.
-        name: Of the study.
-        slots: What to try; an empty mapping leaves the choice to the sampler.
-        about: All that results depend on, as plain values; the study of another job is refused.
-        pruner: Optuna's.
+        where: The file or URL of the study, see :func:`open_storage`.
+        name: The name of the study.
+        slots: The arguments to try in each slot; an empty mapping leaves the choice to the sampler.
+        about: All that results depend on, as plain values; the study of another search is refused.
+        pruner: Optuna's pruner. Default: none.
 
     Raises:
-        InputError: If the study is of another job.
+        InputError: If the study is of another search.
     """
 
     def __init__(
@@ -132,32 +132,32 @@ class Queue:
                 self.study.set_user_attr(_ABOUT, about)
         if other := first_difference(self.study.user_attrs[_ABOUT], about):
             raise InputError(
-                f"study '{name}' in '{without_password(where)}' is of another search ({other}); take another name "
-                f"(nas.study) or place (nas.storage)"
+                f"The study '{name}' in '{without_password(where)}' is of another search ({other}). Choose another "
+                f"name (`nas.study`) or place (`nas.storage`)."
             )
-        # Running trials without a sign of life, by number: since when this process knows of them.
+        # When this process first saw each running trial without a sign of life, by its number.
         self._silent: dict[int, float] = {}
 
     def tried(self) -> list[FrozenTrial]:
-        """The trials that tell what came of a slot, one for each that is done."""
-        first = {trial.user_attrs[_SLOT]: trial for trial in reversed(self._trials()) if is_noted(trial)}
+        """Returns the trials that have a result, one for each finished slot."""
+        first = {trial.user_attrs[_SLOT]: trial for trial in reversed(self._trials()) if has_result(trial)}
         return [first[slot] for slot in sorted(first)]
 
     def work(self, attempt: Callable[[Trial], float], done: Callable[[], None] = lambda: None) -> None:
         """Tries slots until none is left, here or in another process.
 
-        Where others are still trying some it waits for them, and takes up those of processes that gave no sign of life
-        for :data:`GRACE` seconds. One whose processes were killed :data:`TRIES` times is given up.
+        While others are still trying some it waits for them, and takes over the slots of processes that gave no sign
+        of life for :data:`GRACE` seconds. A slot whose processes were killed :data:`TRIES` times is given up.
 
         Args:
-            attempt: From a trial to what is maximised. It calls :meth:`note`, and may then raise :class:`Failed` or
-                ``optuna.TrialPruned``.
-            done: Called after each.
+            attempt: Takes a trial and returns the value to maximise. It calls :meth:`note`, and may then raise
+                :class:`Failed` or ``optuna.TrialPruned``.
+            done: Called after each trial. Default: nothing.
         """
         with _quiet():
             while True:
                 trials = self._trials()
-                settled = {trial.user_attrs[_SLOT] for trial in trials if holds(trial)}
+                settled = {trial.user_attrs[_SLOT] for trial in trials if is_claimed(trial)}
                 if any(trial.state == TrialState.WAITING for trial in trials):
                     self._try_one(attempt)
                 elif still_open := [number for number in range(len(self.slots)) if number not in settled]:
@@ -174,14 +174,14 @@ class Queue:
                 done()
 
     def note(self, trial: Trial, content: dict[str, Any]) -> None:
-        """Says what came of a trial, as plain values."""
+        """Saves the result of a trial, as plain values."""
         trial.set_user_attr(_NOTED, content)
 
     def killed(self, trial: Trial) -> int:
-        """How many processes were killed at the slot of a trial."""
+        """Returns how many processes were killed while they tried the slot of a trial."""
         slot = trial.user_attrs[_SLOT]
         own = [other for other in self._trials() if other.user_attrs[_SLOT] == slot]
-        dead = [other for other in own if other.state == TrialState.FAIL and not is_noted(other)]
+        dead = [other for other in own if other.state == TrialState.FAIL and not has_result(other)]
         return sum(not other.user_attrs.get(_STOPPED) for other in dead)
 
     def _trials(self) -> list[FrozenTrial]:
@@ -189,15 +189,15 @@ class Queue:
 
     def _try_one(self, attempt: Callable[[Trial], float]) -> None:
         taken: list[int] = []
-        raised: list[Exception] = []  # by the attempt
+        raised: list[Exception] = []  # errors of the attempt itself
 
         def objective(trial: Trial) -> float:
             taken.append(trial.number)
             self.storage.record_heartbeat(trial._trial_id)
             trial.set_user_attr(_BEGUN, True)
             slot = trial.user_attrs.get(_SLOT)
-            if slot is None or any(  # what was waiting was taken by another process just before, or two filled the slot
-                other.user_attrs[_SLOT] == slot and other.number < trial.number and holds(other)
+            if slot is None or any(  # another process took what was waiting just before, or two filled the slot
+                other.user_attrs[_SLOT] == slot and other.number < trial.number and is_claimed(other)
                 for other in self._trials()
             ):
                 raise optuna.TrialPruned
@@ -220,7 +220,7 @@ class Queue:
                 raise
 
     def _fail_silent(self, trials: Sequence[FrozenTrial]) -> None:
-        """Fails the trials of processes that were killed before their first sign of life: Optuna overlooks them."""
+        """Fails the trials of processes that were killed before their first sign of life, which Optuna overlooks."""
         for trial in trials:
             if trial.state != TrialState.RUNNING or trial.user_attrs.get(_BEGUN):
                 continue
@@ -229,17 +229,17 @@ class Queue:
                     self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
-def is_noted(trial: FrozenTrial) -> bool:
-    """Whether a trial is over and tells what came of it."""
+def has_result(trial: FrozenTrial) -> bool:
+    """Whether a trial is over and has a result."""
     return trial.state.is_finished() and _NOTED in trial.user_attrs
 
 
-def holds(trial: FrozenTrial) -> bool:
-    """Whether nobody else needs to try a trial's slot."""
-    return is_noted(trial) or not trial.state.is_finished()
+def is_claimed(trial: FrozenTrial) -> bool:
+    """Whether a trial claims its slot, so that nobody else needs to try it."""
+    return has_result(trial) or not trial.state.is_finished()
 
 
-def noted(trial: FrozenTrial) -> dict[str, Any]:
-    """What :meth:`Queue.note` said."""
+def result_of(trial: FrozenTrial) -> dict[str, Any]:
+    """Returns the result that :meth:`Queue.note` saved."""
     content: dict[str, Any] = trial.user_attrs[_NOTED]
     return content

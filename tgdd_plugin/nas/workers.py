@@ -31,28 +31,42 @@ from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.nas.ranking import Candidate, measure
 from tgdd_plugin.nas.search_space import candidate_builder, name_of
 from tgdd_plugin.nas.settings import NasSettings
-from tgdd_plugin.nas.trial_queue import POLL, TRIES, Failed, Queue, noted
+from tgdd_plugin.nas.trial_queue import POLL, TRIES, Failed, Queue, result_of
 
-_ELSEWHERE = ("full_epochs", "at_once")  # of the training settings: what no candidate depends on
+_NO_PART = ("full_epochs", "at_once")
+"""The training settings that no candidate's result depends on."""
 
 
 @dataclass
-class _Job:
-    """All that a process needs to take part."""
+class SearchJob:
+    """All that a process needs to take part in a search.
+
+    Args:
+        storage: The file or URL of the study.
+        file: The ``.beton``.
+        validation: Images, labels and class names of the validation images. Tensors would be handed to processes
+            through ``/dev/shm``, arrays are not.
+        settings: What is searched, and how.
+        training: How candidates are trained.
+        device: ``'cpu'`` or ``'gpu'``; ``None`` for a GPU if there is one.
+        seed: The first seed.
+    """
 
     storage: str
     file: Path
-    judge: tuple[np.ndarray, np.ndarray, list[str]]  # as tensors they would go to processes through /dev/shm
+    validation: tuple[np.ndarray, np.ndarray, list[str]]
     settings: NasSettings
     training: RetrainSettings
     device: str | None
     seed: int
 
-    def pool(self) -> ImagePool:
-        images, labels, classes = self.judge
+    def validation_images(self) -> ImagePool:
+        """Returns the validation images as a pool."""
+        images, labels, classes = self.validation
         return ImagePool(torch.from_numpy(images), torch.from_numpy(labels), classes)
 
     def queue(self) -> Queue:
+        """Opens the study of the search, or begins it."""
         settings, count = self.settings, self.settings.candidates
         if settings.sampler == "tpe":
             slots: list[dict[str, Any]] = [{}] * (count or settings.size)
@@ -61,60 +75,95 @@ class _Job:
         about = {
             **{name: getattr(settings, name) for name in ("factory", "choices", "sampler", "prune", "validation")},
             "candidates": len(slots),
-            "training": {name: value for name, value in asdict(self.training).items() if name not in _ELSEWHERE},
+            "training": {name: value for name, value in asdict(self.training).items() if name not in _NO_PART},
             "seed": self.seed,
             "file": read_card(self.file).sha256,
-            "judge": self.pool().fingerprint(),
+            "judge": self.validation_images().fingerprint(),  # the key in studies of earlier versions, too
         }
         pruner = optuna.pruners.MedianPruner(n_warmup_steps=0) if settings.prune else optuna.pruners.NopPruner()
         return Queue(self.storage, settings.study, slots, json.loads(json.dumps(about)), pruner)
 
     def work(self, queue: Queue, done: Callable[[], None]) -> None:
-        """Tries candidates until none is left; ``done`` is called after each."""
-        card, images, space = read_card(self.file), read_beton(self.file), self.settings
-        scorer = Scorer(
-            self.pool().to(torch_device(self.device)),
-            card.normalization,
-            range(self.seed, self.seed + self.training.seeds),
-            len(card.classes),
-            self.device,
-            self.training.at_once,
+        """Trains candidates until none is left.
+
+        Args:
+            queue: The study.
+            done: Called after each candidate.
+        """
+        queue.work(_Attempt(self, queue), done)
+
+
+class _Attempt:
+    """Trains the candidate of one trial after another.
+
+    Args:
+        job: The search.
+        queue: Its study.
+    """
+
+    def __init__(self, job: SearchJob, queue: Queue) -> None:
+        self.job, self.queue = job, queue
+        self.card, self.images = read_card(job.file), read_beton(job.file)
+        self.training = job.training.training(job.training.epochs)
+        self.scorer = Scorer(
+            job.validation_images().to(torch_device(job.device)),
+            self.card.normalization,
+            range(job.seed, job.seed + job.training.seeds),
+            len(self.card.classes),
+            job.device,
+            job.training.at_once,
             progress_bar=False,
         )
-        training = self.training.training(self.training.epochs)
 
-        def attempt(trial: Trial) -> float:
-            if space.sampler == "tpe":  # a stream for each trial, whichever process it is tried by
-                stream = 1000 * self.seed + trial.number
-                queue.study.sampler = optuna.samplers.TPESampler(seed=stream, constant_liar=True)
-            arguments = {name: trial.suggest_categorical(name, values) for name, values in space.choices.items()}
-            candidate = Candidate(name_of(arguments), arguments)
-            if earlier := [other for other in queue.tried() if other.params == trial.params]:
-                candidate = _read(earlier[0])  # a sampler may come back to what it found good
-            elif (often := queue.killed(trial)) >= TRIES:
-                candidate.problem = f"the process was killed {often} times"
-            else:
+    def __call__(self, trial: Trial) -> float:
+        """Returns the mean accuracy of the trial's candidate.
 
-                def keep_on(candidate: Candidate) -> bool:
-                    trial.report(candidate.row.mean, len(candidate.accuracies))
-                    return not trial.should_prune()
+        Raises:
+            Failed: If it could not be trained.
+            optuna.TrialPruned: If it was given up.
+        """
+        candidate = self._candidate(trial)
+        self.queue.note(trial, candidate.summary())
+        if candidate.problem:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            raise Failed
+        if candidate.pruned:
+            raise optuna.TrialPruned
+        return candidate.row.mean
 
-                build = candidate_builder(space, arguments, card.shape, len(card.classes))
-                measure(candidate, build, scorer, images, training, keep_on if space.prune else None)
-            queue.note(trial, candidate.summary())
-            if candidate.problem:
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-                raise Failed
-            if candidate.pruned:
-                raise optuna.TrialPruned
-            return candidate.row.mean
+    def _candidate(self, trial: Trial) -> Candidate:
+        space = self.job.settings
+        if space.sampler == "tpe":  # a stream for each trial, whichever process it is tried by
+            stream = 1000 * self.job.seed + trial.number
+            self.queue.study.sampler = optuna.samplers.TPESampler(seed=stream, constant_liar=True)
+        arguments = {name: trial.suggest_categorical(name, values) for name, values in space.choices.items()}
+        candidate = Candidate(name_of(arguments), arguments)
+        if earlier := [other for other in self.queue.tried() if other.params == trial.params]:
+            return candidate_of(earlier[0])  # a sampler may come back to what it found good
+        if (kills := self.queue.killed(trial)) >= TRIES:
+            candidate.problem = f"the process was killed {kills} times"
+            return candidate
 
-        queue.work(attempt, done)
+        def keep_on(candidate: Candidate) -> bool:
+            trial.report(candidate.row.mean, len(candidate.accuracies))
+            return not trial.should_prune()
+
+        build = candidate_builder(space, arguments, self.card.shape, len(self.card.classes))
+        return measure(candidate, build, self.scorer, self.images, self.training, keep_on if space.prune else None)
 
 
-def _spawn(job: _Job, queue: Queue, bar: tqdm) -> None:
-    """Lets processes work, and waits for them."""
+def run_workers(job: SearchJob, queue: Queue, bar: tqdm) -> None:
+    """Starts ``nas.workers`` processes that train candidates, and waits for them.
+
+    Args:
+        job: The search.
+        queue: Its study.
+        bar: The progress bar to keep up to date.
+
+    Raises:
+        InputError: If all processes ended before the search was over.
+    """
     context = multiprocessing.get_context("spawn")
     processes = []
     try:
@@ -124,7 +173,7 @@ def _spawn(job: _Job, queue: Queue, bar: tqdm) -> None:
                 process.start()
             processes.append(process)
         while any(process.is_alive() for process in processes):
-            _show(bar, queue)
+            show_progress(bar, queue)
             time.sleep(POLL)
     finally:
         for process in processes:
@@ -135,14 +184,14 @@ def _spawn(job: _Job, queue: Queue, bar: tqdm) -> None:
             process.kill()  # one that had not begun yet, and takes no notice
     if left := len(queue.slots) - len(queue.tried()):
         raise InputError(
-            f"all {len(processes)} workers ended, and {left} candidates are left; the same command goes on. With too "
-            f"little memory take fewer (nas.workers)"
+            f"All {len(processes)} workers ended, and {left} candidates are left. Give the same command to go on, with "
+            f"fewer workers (`nas.workers`) if they had too little memory."
         )
 
 
 @contextlib.contextmanager
-def _environment(job: _Job, number: int) -> Iterator[None]:
-    """What a process inherits: a GPU of its own if there are several, a share of the CPU's threads, no Ctrl-C."""
+def _environment(job: SearchJob, number: int) -> Iterator[None]:
+    """Sets what a process inherits: a GPU of its own if there are several, a share of the CPU's threads, no Ctrl-C."""
     added = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // job.settings.workers))}
     if torch_device(job.device).type == "cuda":
         named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -164,22 +213,23 @@ def _environment(job: _Job, number: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _take_part(job: _Job) -> None:
-    """The whole of a worker process."""
+def _take_part(job: SearchJob) -> None:
+    """Is all that a worker process does."""
     os.setpgid(0, 0)  # Ctrl-C is for the process that waits, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     parent = os.getppid()
 
-    def alone() -> None:
+    def end_if_orphaned() -> None:
         if os.getppid() != parent:
             raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        job.work(job.queue(), alone)
+        job.work(job.queue(), end_if_orphaned)
 
 
-def _show(bar: tqdm, queue: Queue) -> None:
+def show_progress(bar: tqdm, queue: Queue) -> None:
+    """Brings a progress bar up to date, with the best accuracy so far."""
     tried = queue.tried()
     best = max((trial.value for trial in tried if trial.value is not None), default=None)
     if best is not None:
@@ -187,11 +237,16 @@ def _show(bar: tqdm, queue: Queue) -> None:
     bar.update(len(tried) - bar.n)
 
 
-def _read(trial: FrozenTrial) -> Candidate:
+def candidate_of(trial: FrozenTrial) -> Candidate:
+    """Returns the candidate of a finished trial.
+
+    Raises:
+        InputError: If the study's result of it cannot be read.
+    """
     try:
-        return build_checked(Candidate, noted(trial))
+        return build_checked(Candidate, result_of(trial))
     except TypeError as error:
         raise InputError(
-            f"trial {trial.number} of the study has no result that can be read ({error}); begin another study "
-            f"(nas.study)"
+            f"Trial {trial.number} of the study has no result that can be read ({error}). Begin another study "
+            f"(`nas.study`)."
         ) from error
