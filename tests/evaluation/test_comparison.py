@@ -26,7 +26,7 @@ from tgdd_plugin.evaluation.comparison import evaluate
 from tgdd_plugin.evaluation.metrics import hard_label_recovery, improvement_over_random
 from tgdd_plugin.evaluation.scorer import Row
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
-from tgdd_plugin.evaluation.tables import markdown_table
+from tgdd_plugin.evaluation.tables import evaluate_table
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.pipeline.show import describe_beton
 from tgdd_plugin.recording.runs import record
@@ -195,7 +195,7 @@ def test_rows_results_table_and_card_agree(done):
     assert entry["rows"] == content["rows"][:9]
     assert all(entry[key] == content[key] for key in ("protocol", "network", "test_images", "seeds", "settings"))
     assert "k-center" in describe_beton(folder / "set.beton", card)
-    assert (folder / "set-evaluation.md").read_text() == markdown_table(rows) + "\n"
+    assert (folder / "set-evaluation.md").read_text() == evaluate_table(rows) + "\n"
 
 
 def test_what_each_row_is_trained_on(file, trained, trajectory):
@@ -349,7 +349,7 @@ def test_measures_by_hand():
 
 
 def test_the_table_is_markdown():
-    lines = markdown_table(ROWS).splitlines()
+    lines = evaluate_table(ROWS).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == ["network", "trained on", "labels", "images", "accuracy %", "HLR", "IOR", "s"]
     assert set("".join(cells[1])) == {"-"} and len(lines) == 2 + len(ROWS)
@@ -378,7 +378,7 @@ def test_a_broken_off_evaluation_goes_on(file, done, trained, trajectory):
     rows = run(file, trajectory=trajectory)  # and all is done
     assert len(trained.calls) == 11 and essence(rows) == essence(done[1])
     assert len(read_card(file).accuracy) == 1
-    assert markdown_table(rows).splitlines() == results.with_suffix(".md").read_text().splitlines()
+    assert evaluate_table(rows).splitlines() == results.with_suffix(".md").read_text().splitlines()
 
 
 def test_what_is_asked_for_later_is_all_that_is_trained(finished, done, trained, trajectory):

@@ -22,7 +22,7 @@ from tgdd_plugin.evaluation import scorer
 from tgdd_plugin.evaluation.comparison import retrain
 from tgdd_plugin.evaluation.scorer import Row
 from tgdd_plugin.evaluation.settings import RetrainSettings
-from tgdd_plugin.evaluation.tables import text_table
+from tgdd_plugin.evaluation.tables import retrain_table
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import accuracy, train_each
@@ -93,7 +93,7 @@ def test_rows_table_results_and_card_agree(file, tmp_path):
     assert {key: content[key] for key in entry} == entry
     assert (entry["seeds"], entry["test_images"], entry["network"]) == ([4, 5, 6], 50, "ConvNet")
     assert entry["settings"]["augmentation"] == "crop" and "last epoch" in entry["protocol"]
-    printed = text_table(rows).splitlines()
+    printed = retrain_table(rows).splitlines()
     full = 100 * statistics.mean(rows[-1].accuracies)
     for row, noted, line in zip(rows, entry["rows"], printed[2:], strict=True):
         assert noted["accuracies"] == row.accuracies and len(row.accuracies) == len(row.seconds) == 3
@@ -114,7 +114,7 @@ def test_standard_deviation_is_of_a_sample():
     row = Row("x", 1, 1, [0.5, 0.7, 0.9], [1, 1, 1])
     assert (row.mean, row.std) == (pytest.approx(70), pytest.approx(20))
     assert math.isnan(Row("x", 1, 1, [0.5], [1]).std)
-    assert "70.0 ± 20.0" in text_table([row]) and "±" not in text_table([Row("x", 1, 1, [0.5], [1])])
+    assert "70.0 ± 20.0" in retrain_table([row]) and "±" not in retrain_table([Row("x", 1, 1, [0.5], [1])])
 
 
 def test_one_seed_has_no_spread_and_the_json_is_strict(file, tmp_path, trained):
@@ -165,7 +165,7 @@ def test_what_each_row_is_trained_on(file, trained):
 def test_no_factor_and_no_full_data_leave_rows_out(tmp_path, trained):
     rows = retrain(make_file(tmp_path, factor=1), TEST, RetrainSettings(full_epochs=0), real=REAL, progress_bar=False)
     assert [(row.name, row.images) for row in rows] == [("distilled", 6), ("random", 6)]
-    assert "to full data" in text_table(rows).splitlines()[0]
+    assert "to full data" in retrain_table(rows).splitlines()[0]
 
 
 class Constant(nn.Module):

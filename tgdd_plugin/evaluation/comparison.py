@@ -25,7 +25,7 @@ from tgdd_plugin.evaluation.results import add_to_card, describe_comparison, rea
 from tgdd_plugin.evaluation.row_jobs import RowJob, row_jobs
 from tgdd_plugin.evaluation.scorer import FULL_DATA, Key, Row, Scorer
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
-from tgdd_plugin.evaluation.tables import markdown_table
+from tgdd_plugin.evaluation.tables import evaluate_table
 from tgdd_plugin.trajectory.store import Trajectory
 
 RETRAIN_ROWS = EvaluateSettings(baselines=["random"], networks=[], soft_labels=False)
@@ -123,7 +123,7 @@ def evaluate(
         trainer_options: As in :func:`retrain`; the results do not note them. Default: none.
 
     Returns:
-        The rows, the file's own architecture first (:func:`tgdd_plugin.evaluation.tables.markdown_table` makes a table
+        The rows, the file's own architecture first (:func:`tgdd_plugin.evaluation.tables.evaluate_table` makes a table
         of them).
 
     Raises:
@@ -158,7 +158,7 @@ def evaluate(
 
     rows = _score(jobs, scorer, done, keep, settings.learning_rates or [], held_out)
     if dist.get_global_rank() == 0:
-        write_whole(results.with_suffix(".md"), markdown_table(rows) + "\n")
+        write_whole(results.with_suffix(".md"), evaluate_table(rows) + "\n")
         add_to_card(file, compact.card, about, [row for row in rows if row.network == compact.network], scorer)
     dist.barrier()
     return rows

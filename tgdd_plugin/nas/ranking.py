@@ -17,6 +17,7 @@ from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.tables import markdown_table
 from tgdd_plugin.evaluation.scorer import Images, Row, Scorer
 from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.training.settings import TrainSettings
@@ -195,18 +196,14 @@ def pareto_front(candidates: Sequence[Candidate], cost: str = "parameters") -> l
 def table(candidates: Sequence[Candidate], cost: str = "parameters") -> str:
     """Returns the candidates, in the order given, as a Markdown table in which ``*`` marks the Pareto front."""
     front = [id(each) for each in pareto_front(candidates, cost)]
-    lines = [
-        "| rank | network | accuracy % | parameters | latency, ms | s | Pareto |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for rank, each in enumerate(candidates, 1):
-        about = [f"{each.parameters:,}", f"{each.latency:.2f}"] if each.parameters else ["", ""]
-        seconds = f"{sum(each.seconds):.1f}" if each.seconds else ""
+        place, accuracy, mark = str(rank), each.row.spread, "*" if id(each) in front else ""
         if each.problem:
-            cells = ["", each.name, f"failed: {each.problem}".replace("|", "/"), *about, seconds, ""]
+            place, accuracy, mark = "", f"failed: {each.problem}".replace("|", "/"), ""
         elif each.pruned:
-            cells = ["", each.name, f"{each.row.spread} (given up)", *about, seconds, ""]
-        else:
-            cells = [str(rank), each.name, each.row.spread, *about, seconds, "*" if id(each) in front else ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            place, accuracy, mark = "", f"{each.row.spread} (given up)", ""
+        size, delay = (f"{each.parameters:,}", f"{each.latency:.2f}") if each.parameters else ("", "")
+        seconds = f"{sum(each.seconds):.1f}" if each.seconds else ""
+        rows.append([place, each.name, accuracy, size, delay, seconds, mark])
+    return markdown_table(["rank", "network", "accuracy %", "parameters", "latency, ms", "s", "Pareto"], rows)

@@ -1,4 +1,4 @@
-"""What a trajectory folder and a ``.beton`` hold, in words, for ``tgdd show``."""
+"""Descriptions of a trajectory folder and of a ``.beton``, for ``tgdd show``."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from tgdd_plugin.beton.card import Card
+from tgdd_plugin.core.tables import text_table
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.store import Trajectory
 
 
 def describe_beton(path: Path, card: Card) -> str:
-    """The card in words: what the set holds, how to use it, where it comes from, and what networks reach on it."""
+    """Describes a ``.beton`` by its card: its images, how to use them, where they come from, and their accuracies.
+
+    Args:
+        path: The ``.beton``.
+        card: Its card.
+
+    Returns:
+        The lines of the description, joined.
+    """
     names = card.classes if len(card.classes) <= 20 else [*card.classes[:20], "..."]
     stages = f"{len(card.trajectory.get('stages', []))} stages"
     if (networks := len(card.trajectory.get("networks", []))) > 1:
@@ -22,7 +31,7 @@ def describe_beton(path: Path, card: Card) -> str:
         f"file        {path}, {path.stat().st_size / 2**20:.1f} MiB, SHA-256 {card.sha256}",
         f"images      {card.images} of {shape}: {card.images_per_class} stored per class, factor {card.factor}{packed}",
         f"classes     {len(card.classes)}: {', '.join(names)}",
-        f"normalise   {_normalisation(card.mean, card.std)}",
+        f"normalise   {_normalization(card.mean, card.std)}",
         f"method      {', '.join(f'{key} {value}' for key, value in card.method.items()) or 'not recorded'}",
         f"network     {_network(card.network)}",
         f"trajectory  {', '.join(card.trajectory.get('runs', [])) or 'not recorded'}: {stages}",
@@ -30,21 +39,28 @@ def describe_beton(path: Path, card: Card) -> str:
     ]
     for entry in card.accuracy:
         head = f"accuracy    {entry['network']}, seeds {entry['seeds']}, {entry['test_images']} test images"
-        lines += ["", head, *_aligned(_accuracy_rows(entry))]
+        lines += ["", head, _accuracy_table(entry)]
     return "\n".join(lines)
 
 
-def _accuracy_rows(entry: dict[str, Any]) -> list[list[str]]:
-    rows = [["trained on", "images", "epochs", "accuracy %"]]
+def _accuracy_table(entry: dict[str, Any]) -> str:
+    rows = []
     for row in entry["rows"]:
         spread = "" if row["std_points"] is None else f" ± {row['std_points']:.1f}"
         name = row["name"] + (", soft labels" if row.get("labels") == "soft" else "")
-        rows.append([name, str(row["images"]), str(row["epochs"]), f"{row['mean_percent']:.1f}{spread}"])
-    return rows
+        rows.append([name, row["images"], row["epochs"], f"{row['mean_percent']:.1f}{spread}"])
+    return text_table(["trained on", "images", "epochs", "accuracy %"], rows)
 
 
 def describe_trajectory(trajectory: Trajectory) -> str:
-    """The folder in words: the network, what it was trained on, and a table of the stages of each run."""
+    """Describes a trajectory: its networks, what they were trained on, and a table of the stages of each run.
+
+    Args:
+        trajectory: The opened trajectory.
+
+    Returns:
+        The lines of the description, joined.
+    """
     run = trajectory.run
     shape = "x".join(str(int(n)) for n in run.input["shape"]) if run.input else "not recorded"
     lines = [
@@ -54,7 +70,7 @@ def describe_trajectory(trajectory: Trajectory) -> str:
             for kind in trajectory.representative_runs.values()
         ),
         f"classes     {run.num_classes}" + (f": {', '.join(run.classes)}" if run.classes else ""),
-        f"input       {shape}, normalisation {_normalisation(run.mean, run.std)}",
+        f"input       {shape}, normalisation {_normalization(run.mean, run.std)}",
         f"versions    {', '.join(f'{name} {number}' for name, number in run.versions.items())}",
     ]
     for folder, run in trajectory.runs.items():
@@ -64,7 +80,7 @@ def describe_trajectory(trajectory: Trajectory) -> str:
             "",
             f"run         {run.name}: {len(run.stages)} stages, {size:.1f} MiB, {state}",
             f"statistics  {_statistics(trajectory, folder, run)}",
-            *_stage_table(run),
+            _stage_table(run),
         ]
     return "\n".join(lines)
 
@@ -80,21 +96,16 @@ def _network(record: dict[str, Any]) -> str:
     return f"{record.get('factory') or record.get('class') or 'not recorded'}({arguments})"
 
 
-def _normalisation(mean: list[float] | None, std: list[float] | None) -> str:
+def _normalization(mean: list[float] | None, std: list[float] | None) -> str:
     if mean is None or std is None:
         return "not recorded"
     return f"mean {[round(m, 4) for m in mean]}, std {[round(s, 4) for s in std]}"
 
 
-def _stage_table(run: Run) -> list[str]:
+def _stage_table(run: Run) -> str:
     metrics = list(dict.fromkeys(name for stage in run.stages for name in stage.metrics))
-    rows = [["epoch", "batch", *metrics]]
+    rows = []
     for stage in run.stages:
         values = [f"{stage.metrics[name]:.4f}" if name in stage.metrics else "-" for name in metrics]
-        rows.append([str(stage.epoch), str(stage.batch), *values])
-    return _aligned(rows)
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+        rows.append([stage.epoch, stage.batch, *values])
+    return text_table(["epoch", "batch", *metrics], rows, align="r" * (2 + len(metrics)))

@@ -156,7 +156,7 @@ def _retrain(recipe: Recipe, data: Data) -> None:
         seed=recipe.seed,
         results=results,
     )
-    print(f"\n{tables.text_table(rows)}\n\nresults   {results}")
+    print(f"\n{tables.retrain_table(rows)}\n\nresults   {results}")
 
 
 def _evaluate(recipe: Recipe, data: Data) -> None:
@@ -179,7 +179,7 @@ def _evaluate(recipe: Recipe, data: Data) -> None:
         seed=recipe.seed,
         results=results,
     )
-    print(f"\n{tables.markdown_table(rows)}\n\nresults   {results}")
+    print(f"\n{tables.evaluate_table(rows)}\n\nresults   {results}")
 
 
 def _own_trajectory(recipe: Recipe) -> Trajectory | None:

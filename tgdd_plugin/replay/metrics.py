@@ -10,6 +10,7 @@ from typing import Any
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.tables import markdown_table
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,12 @@ class Scores:
         return scores
 
     def table(self) -> str:
-        """The matrix and the figures as a Markdown table, in per cent."""
-        tasks = self.about.get("tasks", [])
-        head = ["after task", *(f"on {', '.join(names)}" for names in tasks[: len(self.rows)]), "all so far"]
-        lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        for number, row in enumerate(self.rows):
-            cells = [f"{100 * value:.1f}" for value in row] + [""] * (len(self.rows) - len(row))
-            lines.append("| " + " | ".join([str(number + 1), *cells, f"{100 * self.seen[number]:.1f}"]) + " |")
+        """Returns the matrix and the measures as a Markdown table, in per cent."""
+        tasks = self.about.get("tasks", [])[: len(self.rows)]
+        headers = ["after task", *(f"on {', '.join(names)}" for names in tasks), "all so far"]
+        cells = []
+        for number, (row, seen) in enumerate(zip(self.rows, self.seen, strict=True), 1):
+            later = [""] * (len(self.rows) - len(row))
+            cells.append([number, *(f"{100 * value:.1f}" for value in row), *later, f"{100 * seen:.1f}"])
         words = (f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in self.figures().items())
-        return "\n".join([*lines, "", ", ".join(words)])
+        return f"{markdown_table(headers, cells)}\n\n{', '.join(words)}"
