@@ -12,7 +12,7 @@ from torchvision import models
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.networks.convnets import ACTIVATIONS, NORMS, POOLINGS, convnet
 from tgdd_plugin.networks.densenets import densenet121
-from tgdd_plugin.networks.factory import OWN, build_recorded
+from tgdd_plugin.networks.factory import OWN, build_recorded, class_name
 from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head
 from tgdd_plugin.networks.resnet_ap import BasicBlockAP, resnet_ap10
 from tgdd_plugin.networks.resnets import RESNET_NORMS, resnet10, resnet18
@@ -241,3 +241,35 @@ def test_vit_takes_other_patches() -> None:
 def test_refused(factory: Callable[..., nn.Module], arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         factory(**{"num_classes": 10, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("name", "noted"),
+    [
+        ("convnet", "tgdd_plugin.networks.convnet:ConvNet"),
+        ("resnet10", "tgdd_plugin.networks.resnet:ResNet"),
+        ("resnet18", "tgdd_plugin.networks.resnet:ResNet"),
+        ("resnet_ap10", "tgdd_plugin.networks.resnet:ResNet"),
+        ("densenet121", "torchvision.models.densenet:DenseNet"),
+        ("vit", "torchvision.models.vision_transformer:VisionTransformer"),
+    ],
+)
+def test_manifests_note_classes_by_the_names_of_the_first_release(name: str, noted: str) -> None:
+    assert class_name(OWN[name](3, 3, 16)) == noted
+    assert class_name(nn.Linear(1, 1)) == "torch.nn.modules.linear:Linear"
+
+
+def test_what_a_manifest_notes_of_a_convnet() -> None:
+    assert OWN["convnet"](3, 1, width=4).tgdd_network == {
+        "factory": "tgdd_plugin.networks:convnet",
+        "arguments": {
+            "num_classes": 3,
+            "in_channels": 1,
+            "image_size": 32,
+            "depth": 3,
+            "width": 4,
+            "norm": "instance",
+            "activation": "relu",
+            "pooling": "avg",
+        },
+    }

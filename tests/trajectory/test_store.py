@@ -450,3 +450,26 @@ def test_opening_imports_neither_torch_nor_composer_nor_ffcv(tmp_path: Path) -> 
         assert not {{"torch", "composer", "ffcv"}} & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "same"),
+    [
+        # The class has moved between the two recordings; factory and arguments say how it was built.
+        ({"class": "a.b:Net", "factory": "p:net"}, {"class": "a.bs:Net", "factory": "p:net"}, True),
+        ({"class": "a.b:Net", "factory": "p:net"}, {"class": "a.b:Other", "factory": "p:net"}, False),
+        ({"class": "a.b:Net", "factory": "p:net"}, {"class": "a.b:Net", "factory": "p:other"}, False),
+        # Nothing says how it was built: classes of other modules are other networks.
+        ({"class": "a.b:Net", "factory": None}, {"class": "a.bs:Net", "factory": None}, False),
+        ({"class": "a.b:Net", "factory": None}, {"class": "a.b:Net", "factory": None}, True),
+        ({"class": "Net"}, {"class": "Net"}, True),
+    ],
+)
+def test_a_class_that_moved_is_the_same_architecture(
+    tmp_path: Path, earlier: dict[str, Any], later: dict[str, Any], same: bool
+) -> None:
+    for name, network in (("a", earlier), ("b", later)):
+        run = write_run(tmp_path, name=name)
+        run.network = {**run.network, **network}
+        run.write(tmp_path / name)
+    assert list(Trajectory.open(tmp_path).architectures.values()) == ([0, 0] if same else [0, 1])

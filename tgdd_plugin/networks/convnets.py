@@ -64,7 +64,7 @@ def check_norm(norm: str, width: int, image_size: int, last_size: int) -> None:
 class ConvNet(nn.Module):
     """``depth`` blocks of [3x3 convolution, norm, activation, 2x2 pooling], then one linear layer.
 
-    The arguments are those of :func:`convnet`.
+    The arguments are those of :func:`convnet`, which has the defaults.
 
     Attributes:
         features: The blocks: ``(N, C, H, W)`` to ``(N, width, h, w)``, 4x4 maps by default.
@@ -74,14 +74,14 @@ class ConvNet(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        in_channels: int = 3,
-        image_size: int = 32,
+        in_channels: int,
+        image_size: int,
         *,
-        depth: int = 3,
-        width: int = 128,
-        norm: str = "instance",
-        activation: str = "relu",
-        pooling: str = "avg",
+        depth: int,
+        width: int,
+        norm: str,
+        activation: str,
+        pooling: str,
     ) -> None:
         super().__init__()
         check_counts(num_classes=num_classes, in_channels=in_channels, image_size=image_size, depth=depth, width=width)

@@ -11,6 +11,7 @@ from torch import nn
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import versions
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.networks.factory import class_name
 from tgdd_plugin.networks.feature_network import find_head
 from tgdd_plugin.trajectory.manifest import Run
 
@@ -29,7 +30,7 @@ def describe_module(
     notes = (getattr(module, "tgdd_network", None) for module in network.modules())
     built: dict[str, Any] = next(filter(None, notes), {})
     return {
-        "class": f"{type(network).__module__}:{type(network).__qualname__}",
+        "class": class_name(network),
         "parameters": sum(p.numel() for p in network.parameters()) if parameters is None else parameters,
         "factory": built.get("factory"),
         "arguments": built.get("arguments", {}),

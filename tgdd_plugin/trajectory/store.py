@@ -95,8 +95,10 @@ class Trajectory:
         numbers: dict[str, int] = {}
         found = {}
         for folder, run in self.runs.items():
-            # The algorithms that it was trained with do not make it another network.
-            key = json.dumps([{**run.network, "algorithms": None}, run.head], sort_keys=True)
+            # The algorithms that it was trained with do not make it another network; where factory and arguments tell
+            # how it was built, nor does the module that its class lies in, which may have moved since.
+            name = run.network["class"].rpartition(":")[2] if run.network.get("factory") else run.network["class"]
+            key = json.dumps([{**run.network, "algorithms": None, "class": name}, run.head], sort_keys=True)
             found[folder] = numbers.setdefault(key, len(numbers))
         return found
 
