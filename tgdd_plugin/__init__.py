@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tgdd_plugin.old_names import install
+
 if TYPE_CHECKING:
     from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
     from tgdd_plugin.beton.card import Card, read_card
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
     from tgdd_plugin.trajectory.store import Trajectory
 
 __version__ = "0.1.0"
+
+install(
+    packages={"beton", "data", "distillation", "evaluation", "nas", "recording", "replay", "training", "trajectory"}
+)
 
 _HOMES = {
     "Card": "beton.card",
