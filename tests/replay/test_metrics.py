@@ -93,7 +93,7 @@ def test_written_and_read_again(tmp_path: Path) -> None:
 def test_damaged_scores_are_refused_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "scores.json"
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(InputError, match="scores.json' is damaged .*. Delete it to learn the tasks anew") as error:
+    with pytest.raises(InputError, match="scores.json' is damaged: .*. Delete it to learn the tasks anew") as error:
         Scores.read(path)
     assert "\n" not in str(error.value)
 

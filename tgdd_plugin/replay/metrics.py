@@ -82,7 +82,7 @@ class Scores:
             if not all(0 <= value <= 1 for row in scores.rows for value in row):
                 raise ValueError("accuracies beyond 0 to 1")
         except (ValueError, TypeError) as error:
-            raise InputError(f"'{path}' is damaged ({error}). Delete it to learn the tasks anew.") from error
+            raise InputError(f"'{path}' is damaged: {error}. Delete it to learn the tasks anew.") from error
         return scores
 
     def table(self) -> str:
