@@ -374,7 +374,7 @@ OPTIONS = {
     ),
     "fewer names": ({"classes": ["a", "b"]}, r"run from 0 to 11; wanted 0..1: correct them, or the class names"),
     "more names": ({"classes": [*"abcdefghijklm"]}, "class 12 has 0 images"),
-    "a factor that does not divide": ({"factor": 4}, "factor 4 does not divide images of 6x8"),
+    "a factor that does not divide": ({"factor": 4}, "`factor` must divide both sides of images of 6x8 pixels, got 4"),
     "no factor": ({"factor": 0}, "factor 0"),
 }
 

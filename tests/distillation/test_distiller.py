@@ -355,15 +355,15 @@ def bad(match, **options):
     [
         bad("each step", settings=replace(SETTINGS, real_per_class=21)),
         bad("to start from", settings=replace(SETTINGS, images_per_class=21, real_per_class=5)),
-        bad("factor 3 does not divide", settings=replace(SETTINGS, factor=3)),
+        bad("`factor` must divide both sides of images of 8x8 pixels, got 3", settings=replace(SETTINGS, factor=3)),
         bad("does not fit stage", network=lambda: convnet(3, 3, 8, depth=2, width=8)),
         bad("does not fit stage", network=lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 3))),
         bad("no linear layer", network=lambda: nn.Conv2d(3, 3, 1)),
         bad("no nn.Linear", head="nowhere"),
         bad(r"channel of the images, which have 3, got mean \[0.5\]", mean=[0.5], std=[0.5]),
-        bad("was recorded with mean", mean=[0.0] * 3, std=[0.05] * 3),
+        bad("was recorded with, mean", mean=[0.0] * 3, std=[0.05] * 3),
         bad("`mean` and `std` must be given together", mean=[0.5] * 3),
-        bad("checkpoint_interval is 'soon'", checkpoint_interval="soon"),
+        bad("`checkpoint_interval` must be a Composer time string, got 'soon'", checkpoint_interval="soon"),
         bad("is a folder", output="."),
         bad("Cannot write", output="file/below.beton"),
     ],
@@ -389,7 +389,7 @@ def test_labels_beyond_the_head_are_refused(trajectory, pool, tmp_path):
 
 def test_images_that_training_cannot_have_seen_are_refused(trajectory, pool, tmp_path):
     darker = ImagePool(pool.images // 5, pool.labels, pool.classes)
-    with pytest.raises(InputError, match="training saw inputs"):
+    with pytest.raises(InputError, match="what training saw, inputs of mean"):
         run(trajectory, darker, tmp_path / "a.beton")
 
 
@@ -416,14 +416,14 @@ def test_a_run_that_broke_off_after_its_last_step_is_written_out(trajectory, poo
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr("tgdd_plugin.distillation.distiller.write_beton", full)
+        patch.setattr("tgdd_plugin.distillation.result.write_beton", full)
         run(trajectory, pool, tmp_path / "a.beton", settings, checkpoint_interval="12ba")
     path = run(trajectory, pool, tmp_path / "a.beton", settings, checkpoint_interval="12ba")
     assert torch.equal(read_beton(path)[0], read_beton(whole)[0])
 
 
 def test_a_start_that_takes_too_many_images_says_how_many_are_right(trajectory, pool, tmp_path):
-    with pytest.raises(InputError, match=r"= 24 of each; lower images_per_class to 5, or take start 'real'"):
+    with pytest.raises(InputError, match=r"= 24 of each[.] Lower images_per_class to 5, or choose start 'real'"):
         run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, images_per_class=6, factor=2))
     run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, images_per_class=5, factor=2, steps=1))
 
@@ -449,12 +449,12 @@ def test_a_start_by_herding_is_of_typical_images(trajectory, pool, tmp_path, sou
 
 
 def test_a_start_by_herding_that_takes_too_many_images_is_refused(trajectory, pool, tmp_path):
-    with pytest.raises(InputError, match=r"= 24 of each; lower images_per_class to 5"):
+    with pytest.raises(InputError, match=r"= 24 of each[.] Lower images_per_class to 5"):
         run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, images_per_class=6, factor=2, start="herding"))
 
 
 def test_images_of_another_size_are_refused(trajectory, tmp_path):
-    with pytest.raises(InputError, match=r"are \[3, 16, 16\].*training saw \[3, 8, 8\]"):
+    with pytest.raises(InputError, match=r"of shape \[3, 8, 8\] .*which training saw, got \[3, 16, 16\]"):
         run(trajectory, patterned(side=16), tmp_path / "a.beton", network=tiny)
 
 
@@ -519,7 +519,8 @@ def test_some_classes_alone_need_nothing_of_the_others(trajectory, pool, source,
 
 
 @pytest.mark.parametrize(
-    "classes, pattern", [(["rows", "dots"], "classes has 'dots', which the trajectory does not"), ([], "")]
+    "classes, pattern",
+    [(["rows", "dots"], "`classes` must be names of the trajectory's classes, got 'dots'"), ([], "")],
 )
 def test_unknown_classes_are_refused(trajectory, pool, tmp_path, classes, pattern):
     with pytest.raises(InputError, match=pattern or r"`classes` must be a non-empty list of .*, got \[\]"):

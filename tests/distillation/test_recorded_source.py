@@ -142,7 +142,7 @@ def test_only_stages_with_means_of_every_class_are_matched(trajectory, tmp_path)
 
 def test_a_trajectory_without_statistics_is_refused_in_one_line(trajectory, tmp_path, capsys):
     folder = changed(trajectory, tmp_path / "t", without_means)
-    with pytest.raises(InputError, match="no stage with means of all 3 classes.*give the real images"):
+    with pytest.raises(InputError, match="no stage with means of all 3 classes.*[.] Give the real images"):
         run(folder, tmp_path / "a.beton")
     run(folder, tmp_path / "a.beton", replace(SETTINGS, steps=1, real_per_class=4), real=patterned())
     arguments = ["distill", str(folder), f"output={tmp_path / 'out'}", "distill.source=recorded", "device=cpu"]
@@ -152,7 +152,9 @@ def test_a_trajectory_without_statistics_is_refused_in_one_line(trajectory, tmp_
 
 
 def test_sampling_without_real_images_is_refused(trajectory, tmp_path):
-    with pytest.raises(InputError, match="source is 'sampled'.*none were given"):
+    with pytest.raises(
+        InputError, match="`source` must be 'recorded' where there are no real images, got 'sampled'.*Give the real"
+    ):
         run(trajectory, tmp_path / "a.beton", replace(SETTINGS, source="sampled"))
 
 
@@ -167,7 +169,9 @@ def test_a_start_that_wants_more_images_than_were_kept(trajectory, tmp_path):
 def test_where_no_image_may_be_kept_it_starts_from_noise(tmp_path):
     settings = replace(RECORD, exemplars=0, runs=1)
     bare = record(tmp_path / "t", patterned(), tiny, settings, device="cpu", progress_bar=False)
-    with pytest.raises(InputError, match="start 'mix' needs real images.*start='noise'"):
+    with pytest.raises(
+        InputError, match="`start` must be 'noise' where there are no real images, got 'mix'.*start='noise'"
+    ):
         run(bare, tmp_path / "a.beton")
     path = run(bare, tmp_path / "a.beton", replace(SETTINGS, start="noise"))
     assert read_card(path).real == {"images": 0, "fingerprint": None}
@@ -222,6 +226,6 @@ def test_without_the_constraint_the_late_stage_is_not_called(trajectory, tmp_pat
             return super().__call__(weights, images)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tgdd_plugin.distillation.distiller.FeatureNetwork", Counting)
+        patch.setattr("tgdd_plugin.distillation.frozen_networks.FeatureNetwork", Counting)
         run(trajectory, tmp_path / "a.beton", replace(SETTINGS, alpha=0.0, steps=6))
     assert calls == [24] * 6

@@ -179,7 +179,9 @@ def test_networks_of_equal_shapes_are_told_apart_by_how_they_were_built(pool, tm
 
 
 def test_a_network_that_belongs_to_no_run_is_refused(trajectory, pool, tmp_path):
-    with pytest.raises(InputError, match=r"network 2 .* ConvNet, is that of no run \('seed0', 'seed0-network2'\)"):
+    with pytest.raises(
+        InputError, match=r"runs \('seed0', 'seed0-network2'\), got as network 2 ConvNet, which is not that of any"
+    ):
         run(trajectory, pool, tmp_path / "a.beton", network=[small, lambda: convnet(3, 3, 8, depth=2, width=5)])
     assert not list(tmp_path.iterdir())
 
@@ -190,7 +192,9 @@ def test_networks_of_the_users_own_are_asked_for(pool, tmp_path):
     trajectory = record(tmp_path / "t", pool, builders, once, device="cpu", progress_bar=False)
     with pytest.raises(InputError, match="not one of this package's.*pass network="):
         run(trajectory, pool, tmp_path / "a.beton")
-    with pytest.raises(InputError, match=r"\(Plain\) is that of run 'seed0-network2': .*:Plain of .*Give it, too"):
+    with pytest.raises(
+        InputError, match=r"the network of run 'seed0-network2', .*:Plain of .*, got Plain[.] Give it, too"
+    ):
         run(trajectory, pool, tmp_path / "a.beton", network=builders[:1])
     path = run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, steps=3), network=builders[::-1])
     assert len(read_card(path).trajectory["networks"]) == 2
@@ -259,7 +263,10 @@ def test_runs_under_unlike_augmentations(pool, tmp_path):
     record(tmp_path / "t", pool, small, once, device="cpu", progress_bar=False)
     record(tmp_path / "u", pool, large, replace(once, augmentation="crop"), device="cpu", progress_bar=False)
     shutil.move(tmp_path / "u/seed0", tmp_path / "t/other")
-    with pytest.raises(InputError, match=r"different augmentations \(color_crop_flip, crop\).*distill.augmentation"):
+    with pytest.raises(
+        InputError,
+        match=r"`distill.augmentation` must .* different augmentations.*, got runs under color_crop_flip, crop[.]",
+    ):
         run(tmp_path / "t", None, tmp_path / "a.beton")
     run(tmp_path / "t", None, tmp_path / "a.beton", replace(SETTINGS, steps=2, augmentation="crop"))
     run(tmp_path / "t", pool, tmp_path / "b.beton", replace(SETTINGS, steps=2))
@@ -273,7 +280,7 @@ def test_every_run_must_have_seen_such_images(pool, tmp_path):
     other = json.loads((tmp_path / "u/seed0/manifest.json").read_text())
     (tmp_path / "u/seed0/manifest.json").write_text(json.dumps(other | {k: manifest[k] for k in ("mean", "std")}))
     shutil.move(tmp_path / "u/seed0", tmp_path / "t/other")
-    with pytest.raises(InputError, match=r"are \[3, 8, 8\].*but training saw \[3, 16, 16\]"):
+    with pytest.raises(InputError, match=r"of shape \[3, 16, 16\] .*which training saw, got \[3, 8, 8\]"):
         run(tmp_path / "t", pool, tmp_path / "a.beton", network=[small, lambda: Plain(4)])
 
 
@@ -347,7 +354,7 @@ def test_a_recipe_records_and_distills_several_networks(tmp_path, monkeypatch, c
         assert "was recorded by another job (extra_networks" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out/trajectory/seed0-network2")
     assert main(["distill", "recipe.yaml"]) == 2
-    assert "ConvNet, is that of no run ('seed0')" in capsys.readouterr().err
+    assert "runs ('seed0'), got as network 2 ConvNet, which" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -108,17 +108,17 @@ def test_what_ships_packed_are_the_stored_images_rounded(factor):
 
 @pytest.mark.parametrize("factor", [0, 3])
 def test_a_factor_that_does_not_divide_is_refused(factor):
-    with pytest.raises(InputError, match=f"factor {factor} does not divide images of 8x12"):
+    with pytest.raises(InputError, match=f"`factor` must divide both sides of images of 8x12 pixels, got {factor}"):
         SyntheticImages(torch.rand(SHAPE), factor)
-    with pytest.raises(InputError, match=f"factor {factor}"):
+    with pytest.raises(InputError, match=f"`factor` .* got {factor}"):
         start_pixels("mix", SHAPE, factor, pool(), torch.Generator())
 
 
 @pytest.mark.parametrize(
     ("start", "per_class", "match"),
     [
-        ("zeros", 20, "start is 'zeros'"),
-        ("mix", 7, "has 7 real images to start from.*factor² = 8 of each; lower .* to 1"),
+        ("zeros", 20, "`start` must be one of real, .* got 'zeros'"),
+        ("mix", 7, "has 7 real images to start from.*factor² = 8 of each[.] Lower .* to 1"),
     ],
 )
 def test_a_start_that_cannot_be_made_is_refused(start, per_class, match):

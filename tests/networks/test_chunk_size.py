@@ -77,7 +77,7 @@ def test_a_chunk_that_does_not_fit_is_halved_and_the_run_goes_on(trajectory, tmp
     pool = patterned()
     whole = run(trajectory, pool, tmp_path / "whole.beton", replace(SETTINGS, classes_per_chunk=1))
     with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="3 classes at a time do not fit"):
-        patch.setattr("tgdd_plugin.distillation.distiller.FeatureNetwork", Small)
+        patch.setattr("tgdd_plugin.distillation.frozen_networks.FeatureNetwork", Small)
         path = run(trajectory, pool, tmp_path / "a" / "whole.beton", checkpoint_interval="5ba")
     assert max(calls[-20:]) == 8
     difference = (read_beton(path)[0].int() - read_beton(whole)[0].int()).abs()
@@ -90,7 +90,7 @@ def test_a_class_that_does_not_fit_is_said_in_one_line(trajectory, tmp_path):
             "[enforce fail at alloc_cpu.cpp:119] . DefaultCPUAllocator: can't allocate memory: you tried"
         )
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="1 class.*lower real_per_class"):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="1 class.*[.] Lower real_per_class"):
         patch.setattr(FeatureNetwork, "__call__", full)
         run(trajectory, patterned(), tmp_path / "a.beton", replace(SETTINGS, classes_per_chunk=1))
 

@@ -10,17 +10,17 @@ from tgdd_plugin.data.image_pool import allocate
 
 
 def decode(stored: torch.Tensor, factor: int, chosen: torch.Tensor | None = None) -> torch.Tensor:
-    """Stored images to images of full size, differentiably (multi-formation; IDC, Kim et al., ICML 2022).
+    """Decodes stored images to images of full size, differentiably (multi-formation; IDC, Kim et al., ICML 2022).
 
     Each stored image is an f×f grid of sub-images, row by row, and each of them is enlarged.
 
     Args:
-        stored: Floating point, ``(k, n, C, H, W)``.
-        factor: f, which divides H and W.
+        stored: Stored images, floating point, ``(k, n, C, H, W)``.
+        factor: f, which must divide H and W.
         chosen: Which decoded images of each class, ``(k, s)`` with values below n·f². Default: ``None``, all.
 
     Returns:
-        Of shape ``(k, n·f², C, H, W)``, or ``(k, s, C, H, W)``.
+        Images of shape ``(k, n·f², C, H, W)``, or ``(k, s, C, H, W)``.
 
     Example:
         >>> stored = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).view(1, 1, 1, 2, 2)
@@ -41,7 +41,7 @@ def decode(stored: torch.Tensor, factor: int, chosen: torch.Tensor | None = None
 
 
 def unpack(stored: torch.Tensor, factor: int) -> torch.Tensor:
-    """What a packed file is for a loader: its uint8 images ``(N, C, H, W)`` decoded to uint8 ``(N·f², C, H, W)``."""
+    """Decodes a packed file's uint8 images ``(N, C, H, W)`` to uint8 ``(N·f², C, H, W)``, as a loader returns them."""
     images = allocate((len(stored) * factor**2, *stored.shape[1:]))
     for part, block in zip(images.split(256 * factor**2), stored.split(256), strict=True):
         # From whole numbers the weights of factor 2 and 4 round nothing off: every machine gets the same bytes.
@@ -50,7 +50,8 @@ def unpack(stored: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def check_factor(factor: int, height: int, width: int) -> None:
+    """Raises an InputError unless ``factor`` divides both sides of the images."""
     if factor < 1 or height % factor or width % factor:
         raise InputError(
-            f"factor {factor} does not divide images of {height}x{width} pixels; choose one that divides both sides"
+            f"`factor` must divide both sides of images of {height}x{width} pixels, got {factor}. Choose one that does."
         )

@@ -3,25 +3,126 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Trainer
+from composer import Callback, DataSpec, Trainer
+from composer.algorithms import EMA
+from composer.core import Time
+from composer.loggers import LoggerDestination
 from composer.utils import dist
 
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.progress_bar import ProgressBar
+from tgdd_plugin.distillation.model import DistillationModel
+from tgdd_plugin.distillation.monitoring import Watch
+from tgdd_plugin.distillation.sampling import Draws, Steps
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 
 
-def fit_halving(options: Callable[[int], dict[str, Any]], chunk: int, synthetic: SyntheticImages) -> None:
+@dataclass(frozen=True)
+class RunOptions:
+    """How a distillation runs: what the user chose that the images do not depend on.
+
+    Args:
+        device: ``'cpu'``, ``'gpu'`` or ``None``, as Composer takes it.
+        checkpoint_interval: How often to save, as a Composer time string.
+        image_interval: Steps between pictures of the images sent to ``loggers``; 0 for none.
+        loggers, callbacks: The user's own, for the Trainer.
+        progress_bar: Whether to show a progress bar.
+        trainer_options: More arguments for Composer's ``Trainer``; they override ours.
+
+    Raises:
+        InputError: If ``checkpoint_interval`` is not a Composer time string.
+    """
+
+    device: str | None
+    checkpoint_interval: str
+    image_interval: int
+    loggers: Sequence[LoggerDestination]
+    callbacks: Sequence[Callback]
+    progress_bar: bool
+    trainer_options: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        try:
+            Time.from_timestring(self.checkpoint_interval)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(
+                f"`checkpoint_interval` must be a Composer time string, got {self.checkpoint_interval!r}. Write it "
+                f"like '500ba'."
+            ) from error
+
+
+def trainer_arguments(
+    model: DistillationModel, draws: Draws, options: RunOptions, checkpoints: Path, run_name: str
+) -> Callable[[int], dict[str, Any]]:
+    """Returns a function from a number of classes to the arguments of a Trainer that takes so many at a time.
+
+    Args:
+        model: The model to train.
+        draws: The batches of its steps, and the resolved settings.
+        options: How the distillation runs.
+        checkpoints: The folder of its checkpoints.
+        run_name: The Trainer's name of the run.
+    """
+    synthetic, settings = model.synthetic, draws.settings
+    optimizer = torch.optim.SGD(synthetic.parameters(), lr=settings.learning_rate or 0.0)
+    # Right after the step, so that whatever looks at the pixels next (EMA, a checkpoint) finds them in [0, 1].
+    optimizer.register_step_post_hook(lambda *_: synthetic.clamp_())
+
+    def arguments(chunk: int) -> dict[str, Any]:
+        watchers: list[Callback] = [Watch(options.image_interval, model.bank.names, synthetic)]
+        if options.progress_bar:
+            watchers.append(ProgressBar("distilling"))
+        return {
+            "model": model,
+            "train_dataloader": DataSpec(
+                Steps(settings.steps),
+                batch_transforms=draws,
+                get_num_samples_in_batch=lambda batch: len(batch["classes"]),
+            ),
+            "max_duration": f"{settings.steps}ba",
+            "optimizers": optimizer,
+            "algorithms": [EMA(half_life=settings.ema, update_interval="1ba")] if settings.ema else [],
+            "callbacks": [*watchers, *options.callbacks],
+            "loggers": list(options.loggers),
+            "device": options.device,
+            "device_train_microbatch_size": chunk,
+            "precision": "fp32",
+            "progress_bar": False,
+            "seed": settings.seed,
+            "run_name": run_name,
+            "autoresume": True,
+            "save_folder": str(checkpoints),
+            "save_interval": options.checkpoint_interval,
+            "save_overwrite": True,
+            "save_num_checkpoints_to_keep": 1,
+            **options.trainer_options,
+        }
+
+    return arguments
+
+
+def fit_halving(arguments: Callable[[int], dict[str, Any]], chunk: int, synthetic: SyntheticImages) -> None:
     """Runs a Trainer; when a chunk of classes does not fit in memory, another one with half of it.
 
     That one goes on from the last checkpoint, or from the start images if there is none yet.
+
+    Args:
+        arguments: From a number of classes to the Trainer's arguments, as :func:`trainer_arguments` returns it.
+        chunk: The number of classes to begin with.
+        synthetic: The images that it trains.
+
+    Raises:
+        InputError: If even a single class does not fit in memory, or, on several ranks, the first chunk does not.
     """
     start = synthetic.pixels.detach().clone()
     while True:
-        trainer = Trainer(**options(chunk))
+        trainer = Trainer(**arguments(chunk))
         try:
             # A run that broke off after its last step, as on a full disk, has none left to make.
             if trainer.state.max_duration is None or trainer.state.timestamp.batch < trainer.state.max_duration:
@@ -31,10 +132,8 @@ def fit_halving(options: Callable[[int], dict[str, Any]], chunk: int, synthetic:
             if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error):
                 raise
             if chunk == 1 or dist.get_world_size() > 1:  # other ranks would wait for this one's Trainer
-                raise InputError(
-                    f"{chunk} class(es) at a time do not fit in memory; "
-                    + ("set classes_per_chunk lower" if chunk > 1 else "lower real_per_class or max_decoded")
-                ) from None
+                remedy = "Lower classes_per_chunk" if chunk > 1 else "Lower real_per_class or max_decoded"
+                raise InputError(f"{chunk} class(es) at a time do not fit in memory. {remedy}.") from None
         finally:
             trainer.close()
         warnings.warn(f"{chunk} classes at a time do not fit in memory; going on with {(chunk + 1) // 2}", stacklevel=2)

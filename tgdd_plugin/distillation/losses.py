@@ -28,8 +28,8 @@ def distribution_constraint(logits: torch.Tensor, classes: torch.Tensor) -> torc
     """The distribution constraint: Σ_c mean CE( h(ω_c S_c), c ).
 
     Args:
-        logits: Of the synthetic images under the late network, ``(k, n, K)``.
-        classes: Their class ids, ``(k,)``.
+        logits: Logits of the synthetic images under the late network, ``(k, n, K)``.
+        classes: The class ids, ``(k,)``.
 
     Returns:
         The sum over the k classes, a scalar in float32.

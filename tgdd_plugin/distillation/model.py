@@ -54,7 +54,7 @@ class DistillationModel(ComposerModel):
         self.bf16 = bf16
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """Features and logits of a step's classes.
+        """Computes the features and logits of a step's classes.
 
         Args:
             batch: ``classes`` (k,) and their ``positions`` (k,) among the synthetic ones, ``real`` (k, m) positions in
@@ -88,7 +88,7 @@ class DistillationModel(ComposerModel):
         return {**outputs, "logits": logits.unflatten(0, shape)} if self.alpha else outputs
 
     def _prepared(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
-        """Normalised and augmented, ``(k, n, C, H, W)`` as they came."""
+        """Normalizes and augments images ``(k, n, C, H, W)``; their shape stays."""
         if self.mean.device != images.device:  # once: Composer moves the pixels alone
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         each = next(iter(draw.values())).shape[1] > 1 if draw else False
@@ -96,10 +96,10 @@ class DistillationModel(ComposerModel):
         draw = {name: values.flatten(0, 1) for name, values in draw.items()}
         return augment((grouped - self.mean) / self.std, draw).view(images.shape)
 
-    def loss(  # type: ignore[override]  # Composer logs each entry of a dictionary, though its annotation has none
+    def loss(  # type: ignore[override]  # Composer logs each entry of a dictionary, though its annotation does not allow one
         self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, Any]
     ) -> dict[str, torch.Tensor]:
-        """``match``, ``constraint`` and ``total`` = match + α · constraint, each summed over all K classes.
+        """Computes ``match``, ``constraint`` and ``total`` = match + α · constraint, each summed over all K classes.
 
         Composer weights a microbatch by its share of the batch, as for a mean; so the sum over the microbatch's k
         classes is scaled by K/k here, and the microbatches add up to the sum over all classes.

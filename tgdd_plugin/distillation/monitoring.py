@@ -1,4 +1,4 @@
-"""What is seen of a distillation: its cost before it starts, its images meanwhile, and a loss that is no number."""
+"""What is seen of a distillation: its cost before it starts, its images meanwhile, and a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 
 
 class NotFinite(InputError):
-    """The loss of a step is no finite number.
+    """The loss of a step is not finite.
 
     Args:
-        message: For the user.
-        step: Steps made before.
+        message: The message for the user.
+        step: The number of steps made before.
     """
 
     def __init__(self, message: str, step: int) -> None:
@@ -34,8 +34,8 @@ class Watch(Callback):
 
     Args:
         interval: Steps between pictures; 0 for none.
-        names: Of the stages, by their position in the bank.
-        synthetic: The images.
+        names: The names of the stages, by their position in the bank.
+        synthetic: The synthetic images.
     """
 
     def __init__(self, interval: int, names: list[str], synthetic: SyntheticImages) -> None:
@@ -53,8 +53,8 @@ class Watch(Callback):
         if not math.isfinite(state.total_loss_dict["loss/train/total"]):
             early, late = (self.names[state.batch[key]] for key in ("early", "late"))
             raise NotFinite(
-                f"the loss is no longer finite at step {step - 1} (early stage: {early}; late stage: {late}); lower "
-                f"learning_rate or alpha",
+                f"The loss is no longer finite at step {step - 1} (early stage: {early}; late stage: {late}). Lower "
+                f"learning_rate or alpha.",
                 step - 1,
             )
         if self.interval and step % self.interval == 0:
@@ -62,7 +62,7 @@ class Watch(Callback):
 
 
 def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, device: torch.device) -> str:
-    """The cost of a distillation in a line, from timing a chunk of classes; the pixels stay as they are."""
+    """Says what a distillation will cost, in a line, by timing a chunk of classes; the pixels stay as they are."""
     model.to(device)
     bank = model.bank
     batches: dict[int, dict[str, Any]] = {}  # for each network the first step that draws it
@@ -96,7 +96,7 @@ def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, dev
 
 
 def _first(value: Any, classes: int, device: torch.device) -> Any:
-    """A batch, or a part of one, of its first classes only, on the device."""
+    """Returns the first classes of a batch, or of a part of one, on the device."""
     if isinstance(value, dict):
         return {name: _first(inner, classes, device) for name, inner in value.items()}
     return value[:classes].to(device) if isinstance(value, torch.Tensor) else value

@@ -18,10 +18,18 @@ from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 
 @dataclass
 class Draws:
-    """Everything random about a step, as a batch that Composer splits by class and moves to the device.
+    """Draws everything random about a step, as a batch that Composer splits by class and moves to the device.
 
-    Without a pool the batch has no real images; as recorded means contain the draws of many images, every synthetic
-    image then has a draw of its own.
+    Without a pool the batch has no real images. Recorded means contain the augmentations of many images, so that every
+    synthetic image then has an augmentation of its own.
+
+    Args:
+        settings: The resolved settings.
+        bank: The stages to draw from.
+        pool: The real images to draw from, or ``None``.
+        synthetic: The synthetic images.
+        rank: The rank of this process. Default: ``0``.
+        classes: The class ids of the synthetic images. Default: ``None``, 0, 1, 2, ...
     """
 
     settings: DistillSettings
@@ -29,12 +37,12 @@ class Draws:
     pool: ImagePool | None
     synthetic: SyntheticImages
     rank: int = 0
-    classes: Sequence[int] | None = None  # whose images these are; None: of classes 0, 1, 2, ...
+    classes: Sequence[int] | None = None
 
     def __call__(self, step: int) -> dict[str, Any]:
-        """The batch of one step on this rank; see :meth:`DistillationModel.forward`."""
+        """Returns the batch of one step on this rank; see :meth:`DistillationModel.forward`."""
         s = self.settings
-        assert s.augmentation is not None, "resolved settings are wanted"
+        assert s.augmentation is not None, "the settings must be resolved"
         generator = keyed_generator(s.seed, step, self.rank)
         pair = self.bank.draw(s.max_gap, generator)
         count, _, *_, height, width = self.synthetic.pixels.shape
@@ -56,7 +64,7 @@ class Draws:
 
 
 class Steps:
-    """Yields the numbers of the steps. Draws are made later, so a resumed run passes over those done at no cost."""
+    """Yields the numbers of the steps. Draws are made later, so a resumed run skips those of past steps at no cost."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps

@@ -32,14 +32,14 @@ class StageBank:
         trajectory: The runs, R of them with S_r stages each.
         networks: The bare networks that the weights belong to, one for each of the trajectory's ``architectures``.
         device: Where to keep them.
-        matched: Stages that features are matched under: ``'all'``, or the ``'first'`` or ``'last'`` of each run.
-        recorded: Whether only stages with recorded class means are matched, and the means kept as well.
-        classes: Which classes these must be of. Default: ``None``, all.
+        matched: The stages that features are matched under: ``'all'``, or the ``'first'`` or ``'last'`` of each run.
+        recorded: Whether only stages with recorded class means are matched, and the means are kept as well.
+        classes: The ids of the classes that must have means. Default: ``None``, all.
 
     Attributes:
-        architecture: Of each stage, the number of its network.
-        runs: Of each run, the same.
-        means: Of each stage, the recorded class means of φ, ``(K, D)``; ``None`` where there are none, and unless
+        architecture: The number of each stage's network.
+        runs: The number of each run's network.
+        means: The recorded class means of φ of each stage, ``(K, D)``; ``None`` where there are none, and unless
             ``recorded``.
 
     Raises:
@@ -76,25 +76,25 @@ class StageBank:
         ]
         for position, (folder, stage) in enumerate(stages):
             weights = trajectory.load(folder, stage)
-            spelt = fit_names(weights, networks[numbers[folder]], f"stage '{folder / stage.file}'")
+            recorded_names = fit_names(weights, networks[numbers[folder]], f"stage '{folder / stage.file}'")
             for name, bank in self.stacked[numbers[folder]].items():
-                bank[self._index[position]] = weights[spelt[name]]
+                bank[self._index[position]] = weights[recorded_names[name]]
         self.means: list[torch.Tensor | None] = [None] * len(stages)
         usable = self._take_means(trajectory, stages, classes, device) if recorded else list(range(len(stages)))
-        chosen = {"all": slice(None), "first": slice(1), "last": slice(-1, None)}[matched]
+        early = {"all": slice(None), "first": slice(1), "last": slice(-1, None)}[matched]
         # Positions that may be the early stage, run by run, and where each run ends.
         self._early: list[list[int]] = []
         self._ends: list[int] = []
         for folder, size in zip(trajectory.runs, self.sizes, strict=True):
             start = self._ends[-1] if self._ends else 0
             self._ends.append(start + size)
-            self._early.append([position for position in usable if start <= position < start + size][chosen])
+            self._early.append([position for position in usable if start <= position < start + size][early])
             if not self._early[-1]:
                 raise InputError(
-                    f"'{folder}' has no stage with means of all {len(classes or range(trajectory.run.num_classes))} "
-                    f"classes. TGDDCallback "
-                    f"records them, unless statistics=False, from images of one class each (mixed ones do not count); "
-                    f"give the real images (source 'sampled'), or record again, with longer intervals for rare classes"
+                    f"The run in '{folder}' has no stage with means of all "
+                    f"{len(classes or range(trajectory.run.num_classes))} classes. TGDDCallback records them, unless "
+                    f"statistics=False, from images of one class each (mixed ones do not count). Give the real images "
+                    f"(source 'sampled'), or record again, with longer intervals for rare classes."
                 )
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class StageBank:
 
     @property
     def last(self) -> dict[str, torch.Tensor]:
-        """The weights of the first run's last stage, by name, as views."""
+        """The weights of the first run's last stage by name, as views."""
         return self[self._ends[0] - 1]
 
     def _take_means(
@@ -117,12 +117,12 @@ class StageBank:
         classes: Sequence[int] | None,
         device: torch.device | str,
     ) -> list[int]:
-        """Fills ``means``; returns the positions of stages that have one for every class wanted."""
+        """Fills ``means`` and returns the positions of the stages that have one for each of ``classes``."""
         usable = []
-        wanted = slice(None) if classes is None else list(classes)
+        needed = slice(None) if classes is None else list(classes)
         for position, (folder, stage) in enumerate(stages):
             found = trajectory.class_means(folder, stage)
-            if found is None or not bool((found[1][wanted] > 0).all()):
+            if found is None or not bool((found[1][needed] > 0).all()):
                 continue
             self.means[position] = found[0].to(device)
             usable.append(position)
@@ -132,8 +132,8 @@ class StageBank:
         """Draws r ~ U{runs}, j ~ U{0..S-1} and k ~ U{j..min(j+L-1, S-1)} (TGDD, section "method").
 
         Args:
-            max_gap: L, the number of stages the late one is drawn from, the early one included.
-            generator: On the CPU.
+            max_gap: L, the number of stages that the late one is drawn from, the early one included.
+            generator: The source of randomness, on the CPU.
         """
 
         def uniform(count: int) -> int:

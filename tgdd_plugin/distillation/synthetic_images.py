@@ -24,7 +24,7 @@ class SyntheticImages(nn.Module):
         factor: f. Default: ``1``.
 
     Raises:
-        InputError: If the side of the images is no multiple of ``factor``.
+        InputError: If the side of the images is not a multiple of ``factor``.
     """
 
     def __init__(self, pixels: torch.Tensor, factor: int = 1) -> None:
@@ -35,14 +35,14 @@ class SyntheticImages(nn.Module):
 
     @property
     def decoded_per_class(self) -> int:
-        """n·f²."""
+        """The number of decoded images of each class, n·f²."""
         return self.pixels.shape[1] * self.factor**2
 
     def decode(self, classes: torch.Tensor, chosen: torch.Tensor | None = None) -> torch.Tensor:
-        """Images of full size of some classes, differentiably: :func:`decode` of theirs.
+        """Decodes the images of some classes to full size, differentiably, by :func:`decode`.
 
         Args:
-            classes: Class ids, ``(k,)``.
+            classes: The positions of the classes, ``(k,)``.
             chosen: Which decoded images of each class, ``(k, s)``. Default: ``None``, all.
         """
         return decode(self.pixels[classes], self.factor, chosen)
@@ -54,16 +54,17 @@ class SyntheticImages(nn.Module):
 
     @torch.no_grad()
     def keep_finite_(self) -> None:
-        """Clears the gradient, in place, if any of it is no finite number. Nothing waits for the device."""
+        """Sets the gradient to zero, in place, if any of it is not finite, without waiting for the device."""
         if (gradient := self.pixels.grad) is not None:
             gradient.copy_(torch.where(gradient.isfinite().all(), gradient, 0.0))
 
     @torch.no_grad()
     def to_uint8(self, *, packed: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """What ships: uint8 images on the CPU, in class order, and their labels.
+        """Returns what ships: uint8 images on the CPU, in class order, and their labels.
 
         Args:
-            packed: Whether as stored, ``(K·n, C, H, W)``. Default: ``False``, decoded, ``(K·n·f², C, H, W)``.
+            packed: Whether to return the images as stored, ``(K·n, C, H, W)``. Default: ``False``, decoded,
+                ``(K·n·f², C, H, W)``.
         """
         classes = torch.arange(len(self.pixels), device=self.pixels.device)
         images = self.pixels if packed else self.decode(classes)
@@ -79,41 +80,47 @@ def start_pixels(
     generator: torch.Generator,
     ids: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """The pixels that distillation starts from.
+    """Returns the pixels that distillation starts from.
 
     Args:
-        start: ``'real'``: n real images a class. ``'mix'``: every one of the n·f² sub-images is a real image of its
-            own, shrunk (with factor 1 the same as ``'real'``). ``'herding'``: the same, of a pool that has no more than
-            these images (:func:`tgdd_plugin.networks.features.herding_subset`). ``'noise'``: uniform in [0, 1], reading no real image.
-        shape: (K, n, C, H, W).
+        start: ``'real'``: n real images of each class. ``'mix'``: each of the n·f² sub-images is a real image of its
+            own, shrunk (with factor 1 the same as ``'real'``). ``'herding'``: as ``'mix'``, from a pool that has no
+            more than these images (see :func:`tgdd_plugin.networks.features.herding_subset`). ``'noise'``: uniform in
+            [0, 1], reading no real image.
+        shape: The shape of the pixels, (K, n, C, H, W).
         factor: f, as in :class:`SyntheticImages`.
         pool: The real images; not needed for ``'noise'``.
-        generator: On the CPU.
+        generator: The source of randomness, on the CPU.
         ids: The classes' ids in the pool, ``(K,)``. Default: ``None``, 0, 1, 2, ...
 
     Raises:
         InputError: If ``start`` is unknown, or a class has too few real images.
     """
     if start not in STARTS:
-        raise InputError(f"start is '{start}'; wanted one of {', '.join(STARTS)}")
+        raise InputError(f"`start` must be one of {', '.join(STARTS)}, got '{start}'. Choose one of these.")
     classes, count, channels, height, width = shape
     check_factor(factor, height, width)
     if start == "noise":
         return torch.rand(shape, generator=generator)
     if pool is None:
-        raise InputError(f"start '{start}' needs real images; give real=, or start='noise'")
+        raise InputError(
+            f"`start` must be 'noise' where there are no real images, got '{start}'. Give the real images, or choose "
+            f"start='noise'."
+        )
     parts = 1 if start == "real" else factor**2
-    wanted = torch.arange(classes) if ids is None else torch.tensor(ids)
-    fewest = int(pool.counts[wanted].min())
+    pool_ids = torch.arange(classes) if ids is None else torch.tensor(ids)
+    fewest = int(pool.counts[pool_ids].min())
     if fewest < count * parts:
         many = " · factor²" if parts > 1 else ""
+        rarest = pool.classes[int(pool_ids[pool.counts[pool_ids].argmin()])]
         raise InputError(
-            f"class '{pool.classes[int(wanted[pool.counts[wanted].argmin()])]}' has {fewest} real images to start "
-            f"from, and start "
-            f"'{start}' takes images_per_class{many} = {count * parts} of each; lower images_per_class to "
-            f"{fewest // parts}" + (", or take start 'real' or factor 1" if parts > 1 else "") + ", or start 'noise'"
+            f"`images_per_class` must be at most {fewest // parts} for class '{rarest}', which has {fewest} real "
+            f"images to start from, got {count}: start '{start}' takes images_per_class{many} = {count * parts} of "
+            f"each. Lower images_per_class to {fewest // parts}"
+            + (", or choose start 'real' or factor 1" if parts > 1 else "")
+            + ", or choose start 'noise'."
         )
-    index = pool.draw(wanted, count * parts, generator, "to start from")
+    index = pool.draw(pool_ids, count * parts, generator, "to start from")
     images = pool.take(index).float() / 255
     if parts == 1:
         return images

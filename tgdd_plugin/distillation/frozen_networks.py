@@ -1,0 +1,99 @@
+"""The networks of a trajectory, frozen on the device with all their stages."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tgdd_plugin.distillation.compatibility import NetworkOrFactory, bare_networks, recorded_head
+from tgdd_plugin.distillation.inputs import Inputs
+from tgdd_plugin.distillation.stage_bank import StageBank
+from tgdd_plugin.networks.chunk_size import chunk_sizes
+from tgdd_plugin.networks.compilation import should_compile
+from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head
+
+
+@dataclass(frozen=True)
+class FrozenNetworks:
+    """The networks of a trajectory, one for each of its architectures, and their stages.
+
+    Args:
+        modules: The bare networks; their own weights are not used.
+        heads: Name of each one's linear head.
+        functional: Each as a function of weights and images.
+        bank: The stages on the device.
+        first_stages: The weights of each network's first stage, by name.
+    """
+
+    modules: list[nn.Module]
+    heads: list[str]
+    functional: list[FeatureNetwork]
+    bank: StageBank
+    first_stages: list[dict[str, torch.Tensor]]
+
+    def trained(self) -> nn.Module:
+        """A copy of the first run's network with the weights of its last stage."""
+        network = copy.deepcopy(self.modules[0])
+        network.load_state_dict(self.bank.last, strict=False)
+        return network
+
+    def fit_memory(self, inputs: Inputs, device: torch.device) -> int:
+        """Sets how many images each network takes in one call, by the device's caches or memory.
+
+        Returns:
+            The number of classes in one forward and backward pass.
+        """
+        classes = chunk = len(inputs.class_ids)
+        for network, weights in zip(self.functional, self.first_stages, strict=True):
+            footprint = network.footprint(weights, inputs.shape)
+            fitting, network.slice_size = chunk_sizes(
+                footprint, classes, inputs.synthetic_per_class, inputs.real_per_class, device
+            )
+            chunk = min(chunk, fitting)
+        return min(inputs.settings.classes_per_chunk or chunk, classes)
+
+
+def freeze_networks(
+    inputs: Inputs,
+    network: NetworkOrFactory | Sequence[NetworkOrFactory] | None,
+    head: str | None,
+    device: torch.device,
+) -> FrozenNetworks:
+    """Finds or builds the networks of a trajectory, loads its stages, and calls each network once.
+
+    Args:
+        inputs: What the distillation starts from.
+        network: The networks that the user gave, as in :func:`tgdd_plugin.distillation.distiller.distill`.
+        head: Name of their linear head; ``None`` for the recorded one.
+        device: Where they run.
+
+    Raises:
+        InputError: If a network does not fit its stages or the images.
+    """
+    trajectory, settings, classes = inputs.trajectory, inputs.settings, inputs.trajectory.run.num_classes
+    modules = bare_networks(network, trajectory, inputs.shape)
+    heads = [
+        find_head(module, classes, head or recorded_head(module, run.head))
+        for module, run in zip(modules, trajectory.representative_runs.values(), strict=True)
+    ]
+    bank = StageBank(
+        trajectory,
+        modules,
+        device,
+        matched=settings.stages,
+        recorded=inputs.pool is None,
+        classes=inputs.class_ids,
+    )
+    passes = settings.steps * len(inputs.class_ids) * (inputs.real_per_class + 2 * inputs.synthetic_per_class)
+    compiled = should_compile(settings.compile, passes // len(modules), inputs.shape[1], device, len(modules))
+    functional = [
+        FeatureNetwork(module.to(device), name, compiled=compiled) for module, name in zip(modules, heads, strict=True)
+    ]
+    first_stages = [bank[bank.architecture.index(number)] for number in range(len(modules))]
+    for each, weights in zip(functional, first_stages, strict=True):
+        each.check(weights, inputs.shape, classes)
+    return FrozenNetworks(modules, heads, functional, bank, first_stages)

@@ -1,0 +1,137 @@
+"""What a distillation starts from, checked against each other: the trajectory, real images and resolved settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.distillation.compatibility import agreed_normalization, check_pool, input_shape
+from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.trajectory.store import Trajectory
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a distillation starts from.
+
+    Args:
+        trajectory: The recorded runs.
+        settings: The settings, with the defaults filled in that depend on the runs and the images.
+        pool: The real images that every step draws from; ``None`` for the source ``'recorded'``, which needs none.
+        start_pool: The real images that the pixels may start from; ``None`` if there are none.
+        shape: (C, H, W) of the images.
+        normalization: What the networks' inputs are normalized with.
+        class_ids: Ids of the classes to distill, in order.
+        class_names: Their names.
+    """
+
+    trajectory: Trajectory
+    settings: DistillSettings
+    pool: ImagePool | None
+    start_pool: ImagePool | None
+    shape: tuple[int, int, int]
+    normalization: Normalization
+    class_ids: list[int]
+    class_names: list[str]
+
+    @property
+    def real_per_class(self) -> int:
+        """The number of real images of each class and step."""
+        return self.settings.real_per_class if self.pool is not None else 0
+
+    @property
+    def synthetic_per_class(self) -> int:
+        """The number of decoded synthetic images of each class and step."""
+        return min(self.settings.images_per_class * self.settings.factor**2, self.settings.max_decoded)
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of the real images that the pixels may start from."""
+        return None if self.start_pool is None else self.start_pool.fingerprint()
+
+
+def resolve_inputs(
+    trajectory: Trajectory,
+    real: Any | None,
+    settings: DistillSettings,
+    given: Normalization | None,
+    *,
+    progress_bar: bool = False,
+) -> Inputs:
+    """Reads the real images and checks them, the settings and the trajectory against each other.
+
+    Args:
+        trajectory: The recorded runs.
+        real: The real images: an :class:`ImagePool`, any data set :meth:`ImagePool.from_dataset` takes, or ``None``.
+        settings: The settings as the user gave them.
+        given: The normalization as the user gave it, or ``None`` for the recorded one.
+        progress_bar: Whether to show a progress bar while images are read. Default: ``False``.
+
+    Raises:
+        InputError: If they contradict each other, or something is missing.
+    """
+    run = trajectory.run
+    pool = None
+    if real is not None:
+        pool = real if isinstance(real, ImagePool) else ImagePool.from_dataset(real, progress=progress_bar)
+    settings = resolve_settings(settings, trajectory, pool)
+    if pool is not None:
+        for recorded in trajectory.runs.values():
+            check_pool(pool, recorded)
+    start_pool = trajectory.exemplars() if pool is None else pool
+    shape = input_shape(run) if pool is None else pool.shape
+    statistics = None if start_pool is None else start_pool.statistics()
+    normalization = agreed_normalization(given, run, shape[0], statistics)
+    names = run.classes or [str(number) for number in range(run.num_classes)]
+    class_ids = _class_ids(settings.classes, names)
+    return Inputs(
+        trajectory=trajectory,
+        settings=settings,
+        pool=None if settings.source == "recorded" else pool,
+        start_pool=start_pool,
+        shape=shape,
+        normalization=normalization,
+        class_ids=class_ids,
+        class_names=[names[number] for number in class_ids],
+    )
+
+
+def resolve_settings(settings: DistillSettings, trajectory: Trajectory, pool: ImagePool | None) -> DistillSettings:
+    """Returns the settings with their defaults filled in for the runs and the real images, if there are any.
+
+    Raises:
+        InputError: If the source needs real images and there are none, or the runs do not agree on an augmentation.
+    """
+    run = trajectory.run
+    if settings.source == "sampled" and pool is None:
+        raise InputError(
+            "`source` must be 'recorded' where there are no real images, got 'sampled', which reads some at every "
+            "step. Give the real images, or choose source 'recorded'."
+        )
+    side = pool.shape[1] if pool is not None else input_shape(run)[1]
+    resolved = settings.resolved(side, sampled=pool is not None, trained_with=run.augmentation)
+    seen = {str(recorded.augmentation) for recorded in trajectory.runs.values()}
+    if resolved.source == "recorded" and settings.augmentation is None and len(seen) > 1:
+        raise InputError(
+            f"`distill.augmentation` must be given where runs were trained under different augmentations, which their "
+            f"class means contain, got runs under {', '.join(sorted(seen))}. Choose the augmentation of the synthetic "
+            f"images, or keep runs that are not alike in folders of their own."
+        )
+    return resolved
+
+
+def _class_ids(chosen: Sequence[str] | None, names: Sequence[str]) -> list[int]:
+    if chosen is None:
+        return list(range(len(names)))
+    for name in chosen:
+        if name not in names:
+            raise InputError(
+                f"`classes` must be names of the trajectory's classes, got '{name}'. Its classes are "
+                f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."
+            )
+    return [list(names).index(name) for name in chosen]

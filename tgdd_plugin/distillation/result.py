@@ -1,0 +1,48 @@
+"""What a distillation ships: the ``.beton``, and the card that says where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tgdd_plugin.beton.card import Card
+from tgdd_plugin.beton.format import write_beton
+from tgdd_plugin.core.versions import versions
+from tgdd_plugin.distillation.inputs import Inputs
+from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.distillation.synthetic_images import SyntheticImages
+
+
+def method_of(settings: DistillSettings) -> dict[str, Any]:
+    """The ``method`` of a card: the name and all settings."""
+    return {"name": "TGDD", **asdict(settings)}
+
+
+def result_card(inputs: Inputs) -> Card:
+    """The card of what is distilled from ``inputs``."""
+    settings, trajectory = inputs.settings, inputs.trajectory
+    return Card(
+        classes=inputs.class_names,
+        images=0,  # write_beton() counts them
+        images_per_class=settings.images_per_class,
+        shape=list(inputs.shape),
+        mean=list(inputs.normalization.mean),
+        std=list(inputs.normalization.std),
+        factor=settings.factor,
+        packed=settings.packed,
+        method=method_of(settings),
+        network=trajectory.run.network,
+        real={"images": len(inputs.pool) if inputs.pool else 0, "fingerprint": inputs.fingerprint},
+        trajectory={
+            "runs": [run.name for run in trajectory.runs.values()],
+            "stages": trajectory.checksums,
+            "networks": [run.network for run in trajectory.representative_runs.values()],
+        },
+        versions=versions("mosaicml", "ffcv", "numpy"),
+    )
+
+
+def write_result(path: Path, synthetic: SyntheticImages, card: Card) -> None:
+    """Writes the images, decoded or packed as the card says, and the card beside them."""
+    write_beton(path, *synthetic.to_uint8(packed=card.packed), card)
