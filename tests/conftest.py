@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 # torch.compile's cache on the disk does not tell apart what ATEN_CPU_CAPABILITY says: of the code compiled for one
 # setting, a run under another does not compile or breaks off by a segmentation fault.
@@ -11,6 +12,16 @@ os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR",
     str(Path(tempfile.gettempdir()) / f"tgdd-tests-{os.getuid()}-{torch.backends.cpu.get_cpu_capability()}"),
 )
+
+# Under pytest, calls of these are checked against the shapes in their signatures.
+SHAPED = [
+    "tgdd_plugin.augmentation.dsa",
+    "tgdd_plugin.beton.multi_formation",
+    "tgdd_plugin.data.targets",
+    "tgdd_plugin.distillation.losses",
+    "tgdd_plugin.replay.functional",
+]
+install_import_hook(SHAPED, "beartype.beartype")
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,8 @@ import math
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 
@@ -46,7 +48,7 @@ def draw_augmentation(strategy: str, groups: int, size: tuple[int, int], generat
 
     if "color" in operations:
         draw["brightness"] = uniform(-BRIGHTNESS / 2, BRIGHTNESS / 2)
-        draw["saturation"] = uniform(0, SATURATION)
+        draw["saturation"] = uniform(0.0, SATURATION)
         draw["contrast"] = uniform(1 - CONTRAST, 1 + CONTRAST)
     if "scale" in operations or "rotate" in operations:
         scale = uniform(1 / SCALE, SCALE, 2) if "scale" in operations else torch.ones(groups, 2)
@@ -68,7 +70,7 @@ def draw_augmentation(strategy: str, groups: int, size: tuple[int, int], generat
     return draw
 
 
-def augment(images: torch.Tensor, draw: Draw) -> torch.Tensor:
+def augment(images: Float[Tensor, "G *n C H W"], draw: Draw) -> Float[Tensor, "G *n C H W"]:
     """Applies a draw, differentiably in the images.
 
     Args:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import allocate
 
 
-def decode(stored: torch.Tensor, factor: int, chosen: torch.Tensor | None = None) -> torch.Tensor:
+def decode(
+    stored: Float[Tensor, "k n C H W"], factor: int, chosen: Int64[Tensor, "k s"] | None = None
+) -> Float[Tensor, "k _ C H W"]:
     """Decodes stored images to images of full size, differentiably (multi-formation; IDC, Kim et al., ICML 2022).
 
     Each stored image is an f×f grid of sub-images, row by row, and each of them is enlarged.
@@ -40,7 +44,7 @@ def decode(stored: torch.Tensor, factor: int, chosen: torch.Tensor | None = None
     return enlarged.view(k, -1, channels, height, width)
 
 
-def unpack(stored: torch.Tensor, factor: int) -> torch.Tensor:
+def unpack(stored: UInt8[Tensor, "N C H W"], factor: int) -> UInt8[Tensor, "N*{factor}**2 C H W"]:
     """Decodes a packed file's uint8 images ``(N, C, H, W)`` to uint8 ``(N·f², C, H, W)``, as a loader returns them."""
     images = allocate((len(stored) * factor**2, *stored.shape[1:]))
     for part, block in zip(images.split(256 * factor**2), stored.split(256), strict=True):

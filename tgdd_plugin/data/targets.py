@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int64, Shaped
+from torch import Tensor
 
 TOLERANCE = 1e-6
 """Up to which shares of a soft label count as equal."""
 
 
-def single_class_targets(targets: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def single_class_targets(
+    targets: Shaped[Tensor, "N *_"], num_classes: int
+) -> tuple[Int64[Tensor, "N"], Bool[Tensor, "N"]]:
     """The class of each image, and whether the image is of that one class alone.
 
     A soft label is of one class if all its shares but the largest are equal: one-hot, or smoothed. Of two classes, only

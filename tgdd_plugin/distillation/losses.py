@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
 
 
-def stage_matching(real: torch.Tensor, synthetic: torch.Tensor) -> torch.Tensor:
+def stage_matching(real: Float[Tensor, "k m D"], synthetic: Float[Tensor, "k n D"]) -> Float[Tensor, ""]:
     """Stage-wise distribution matching: Σ_c ‖ mean φ(ω_c X_c) − mean φ(ω_c S_c) ‖².
 
     Args:
@@ -24,7 +26,7 @@ def stage_matching(real: torch.Tensor, synthetic: torch.Tensor) -> torch.Tensor:
     return (real.float().mean(1) - synthetic.float().mean(1)).square().sum()
 
 
-def distribution_constraint(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+def distribution_constraint(logits: Float[Tensor, "k n K"], classes: Int64[Tensor, "k"]) -> Float[Tensor, ""]:
     """The distribution constraint: Σ_c mean CE( h(ω_c S_c), c ).
 
     Args:

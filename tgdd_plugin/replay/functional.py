@@ -7,13 +7,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def replay_batch(
-    images: torch.Tensor, targets: torch.Tensor, memory_images: torch.Tensor, memory_targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+    images: Float[Tensor, "N C H W"],
+    targets: Shaped[Tensor, "N *_"],
+    memory_images: Float[Tensor, "M C H W"],
+    memory_targets: Shaped[Tensor, "M *_"],
+) -> tuple[Float[Tensor, "N+M C H W"], Shaped[Tensor, "N+M *_"]]:
     """Appends images of a memory to a batch.
 
     Args:
