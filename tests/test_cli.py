@@ -118,7 +118,7 @@ def test_a_job_on_a_recording_of_ones_own_leaves_it_alone(here, capfd):
 
 def test_a_path_that_is_not_there_says_what_was_wanted(here, capfd):
     assert cli.main(["distill", "nowhere"]) == 2
-    assert "there is no 'nowhere'; wanted a trajectory folder or a recipe" in capfd.readouterr().err
+    assert "There is no 'nowhere'. Give a trajectory folder or a recipe" in capfd.readouterr().err
 
 
 def test_a_trajectory_that_lacks_its_normalisation_can_be_distilled(here, capfd):
@@ -223,7 +223,7 @@ def test_what_is_not_there(here, capfd):
     missing = refused(capfd, here, "record", "recipe.yaml", "data.name=no_such_module:sets")
     assert "can be imported, got 'no_such_module:sets'" in missing
     folder = ["record", "recipe.yaml", "data.name=image_folder", "data.root=pictures"]
-    assert "there is no folder 'pictures/train'" in refused(capfd, here, *folder)
+    assert "There is no folder 'pictures/train'" in refused(capfd, here, *folder)
     for part in ("train", "val"):
         Path(f"pictures/{part}/a").mkdir(parents=True)
         Path(f"pictures/{part}/a/0.png").write_bytes(b"no picture")
@@ -250,7 +250,7 @@ def test_a_job_that_does_not_fit_what_is_there(here, capfd):
     changed = refused(capfd, here, "record", "recipe.yaml", "network.width=8")
     assert "network.arguments.width was 4 and is now 8" in changed
     Path("out/trajectory/job.json").write_text("{")
-    assert "job.json' is damaged" in refused(capfd, here, "record", "recipe.yaml")
+    assert "job.json', which says what was recorded there, is damaged" in refused(capfd, here, "record", "recipe.yaml")
     few = refused(capfd, here, "distill", "recipe.yaml", "distill.real_per_class=500")
     assert "has 20 real images, 500 were asked for" in few
     other = refused(capfd, here, "retrain", "out/sets-ipc2.beton", "data.name=digits")

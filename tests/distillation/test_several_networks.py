@@ -393,7 +393,7 @@ def test_extra_networks_have_no_place_in_a_replay(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     assert main(["replay", "recipe.yaml"]) == 2
-    assert "extra_networks has no place in a replay" in capsys.readouterr().err
+    assert "`extra_networks` must be left out in a replay" in capsys.readouterr().err
 
 
 def test_own_networks_of_a_recipe_are_named_by_it_alone(tmp_path, monkeypatch, capsys):

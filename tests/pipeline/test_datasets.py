@@ -76,7 +76,7 @@ def test_damaged_mnist_is_one_clear_line(tmp_path):
     write_mnist(tmp_path / "MNIST/raw", images, images[:10], labels)
     file = tmp_path / "MNIST/raw/train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(InputError, match=f"mnist under '{tmp_path}' is damaged .*delete it there"):
+    with pytest.raises(InputError, match=f"mnist under '{tmp_path}' is damaged .*[.] Delete it there"):
         load_data(DataSettings("mnist", root=str(tmp_path)))
 
 
@@ -188,14 +188,16 @@ def test_image_folder_of_several_sizes_wants_image_size(tmp_path):
 
 
 def test_image_folder_problems_are_clear_lines(tmp_path):
-    with pytest.raises(InputError, match=rf"no folder '{tmp_path}/train'; data.root wants train/<class>/"):
+    with pytest.raises(
+        InputError, match=rf"no folder '{tmp_path}/train'. Set `data.root` to a folder with train/<class>/"
+    ):
         load_data(DataSettings("image_folder", root=str(tmp_path)))
     write_folder(tmp_path, {"train": {"a": 1, "b": 1}, "val": {"a": 1, "c": 1}})
-    with pytest.raises(InputError, match="different class folders; wanted the same names in both"):
+    with pytest.raises(InputError, match="different class folders. Give both the same names"):
         load_data(DataSettings("image_folder", root=str(tmp_path)))
     (tmp_path / "empty/train").mkdir(parents=True)
     (tmp_path / "empty/val").mkdir()
-    with pytest.raises(InputError, match="find any class folder in .*wanted <class>/<images>") as caught:
+    with pytest.raises(InputError, match="find any class folder in .*[.] Put the images at <class>/<image>") as caught:
         load_data(DataSettings("image_folder", root=str(tmp_path / "empty")))
     (tmp_path / "empty/train/a").mkdir()
     with pytest.raises(InputError, match="valid file for the classes a") as caught:
@@ -214,7 +216,7 @@ def test_a_class_without_test_images_keeps_its_place(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     train, test = load_data(DataSettings("some_data_7:sets"))
     assert (len(train), len(test)) == (9, 2) and test.classes == train.classes == ["0", "1", "2"]
-    with pytest.raises(InputError, match="returned int; wanted two data sets"):
+    with pytest.raises(InputError, match="`data.name` must be a function that returns two data sets, .*, got int from"):
         load_data(DataSettings("some_data_7:alone"))
     with pytest.raises(KeyError, match="my own mistake"):  # the user's own function: its traceback is what helps
         load_data(DataSettings("some_data_7:broken"))
@@ -292,7 +294,10 @@ def test_beton_files_with_and_without_cards(tmp_path):
     train, test = load_data(DataSettings("beton", **paths))
     assert train.shape == (3, 8, 8) and torch.equal(train.images, images.expand(-1, 3, -1, -1))
     assert test.classes == train.classes == ["0", "1", "2"]  # though the test file has no image of class 2
-    with pytest.raises(InputError, match="needs the files data.train=... and data.test=..."):
+    with pytest.raises(
+        InputError,
+        match="`data.train` and `data.test` must be .beton files .*, got .*[.] Give data.train=... and data.test=...",
+    ):
         load_data(DataSettings("beton", train=paths["train"]))
     with pytest.raises(InputError, match="there is no file"):
         load_data(DataSettings("beton", train=paths["train"], test="none.beton"))

@@ -729,4 +729,4 @@ def test_what_the_command_cannot_do(here: Path, capfd: pytest.CaptureFixture[str
 
 
 def test_a_recipe_that_is_not_there(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert "there is no 'trajectory'; wanted a recipe (YAML)" in refused(capfd, here, "trajectory")
+    assert "There is no 'trajectory'. Give a recipe (YAML)" in refused(capfd, here, "trajectory")

@@ -1,4 +1,4 @@
-"""The data sets that recipes can name. Nothing else in the package knows a data set's name."""
+"""The data sets that a recipe can name; nothing else in the package knows the name of a data set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ _KNOWN: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
 
 
 def load_data(settings: DataSettings, *, progress: bool = False) -> tuple[ImagePool, ImagePool]:
-    """Train and test images.
+    """Returns the train and test images of a recipe.
+
+    Args:
+        settings: The recipe's ``data`` section.
+        progress: Whether to show a progress bar while images are read. Default: ``False``.
 
     Raises:
         InputError: If they cannot be found or used.
@@ -47,7 +51,10 @@ def _read(settings: DataSettings, progress: bool) -> tuple[ImagePool, ImagePool]
         return _digits()
     if settings.name == "beton":
         if not settings.train or not settings.test:
-            raise InputError("data 'beton' needs the files data.train=... and data.test=...")
+            raise InputError(
+                f"`data.train` and `data.test` must be .beton files for data 'beton', got '{settings.train or ''}' and "
+                f"'{settings.test or ''}'. Give data.train=... and data.test=..."
+            )
         train, test = _from_beton(settings.train), _from_beton(settings.test)
     else:
         sets = _image_folders(settings) if settings.name == "image_folder" else _datasets(settings)
@@ -59,7 +66,7 @@ def _read(settings: DataSettings, progress: bool) -> tuple[ImagePool, ImagePool]
 
 
 def _digits() -> tuple[ImagePool, ImagePool]:
-    """scikit-learn's 1,797 digits of 8×8 gray levels 0..16: 1,257 for training and 540 for testing, by class."""
+    """Returns scikit-learn's 1,797 digits, 8×8 gray levels 0..16: 1,257 for training, 540 for testing, by class."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -89,15 +96,18 @@ def _image_folders(settings: DataSettings) -> tuple[Any, Any]:
         steps += [Resize(settings.image_size), CenterCrop(settings.image_size)]
     for folder in (train, test):
         if not folder.is_dir():
-            raise InputError(f"there is no folder '{folder}'; data.root wants train/<class>/ and val/<class>/ in it")
+            raise InputError(
+                f"There is no folder '{folder}'. Set `data.root` to a folder with train/<class>/ and val/<class>/ in "
+                f"it."
+            )
     try:
         sets = [tv.ImageFolder(str(folder), transform=Compose(steps) if steps else None) for folder in (train, test)]
     except FileNotFoundError as error:
         raise InputError(
-            f"{str(error).splitlines()[0]} (wanted <class>/<images>, in '{train}' and '{test}')"
+            f"{str(error).splitlines()[0].rstrip('.')}. Put the images at <class>/<image>, in '{train}' and '{test}'."
         ) from error
     if sets[0].classes != sets[1].classes:
-        raise InputError(f"'{train}' and '{test}' have different class folders; wanted the same names in both")
+        raise InputError(f"'{train}' and '{test}' have different class folders. Give both the same names.")
     return sets[0], sets[1]
 
 
@@ -111,7 +121,10 @@ def _datasets(settings: DataSettings) -> tuple[Any, Any]:
         return found[0], found[1]
     pair = import_function("data", settings.name)()  # should it fail, its own traceback is what helps
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise InputError(f"data '{settings.name}' returned {type(pair).__name__}; wanted two data sets, train and test")
+        raise InputError(
+            f"`data.name` must be a function that returns two data sets, train and test, got {type(pair).__name__} "
+            f"from '{settings.name}'. Return both as a pair."
+        )
     return pair[0], pair[1]
 
 
@@ -121,14 +134,14 @@ def _found_or_downloaded(make: Callable[..., Any], settings: DataSettings, **opt
     except Exception as error:  # not all of torchvision's data sets have checksums
         if not (isinstance(error, RuntimeError) and "Dataset not found" in str(error)):
             raise InputError(
-                f"{settings.name} under '{settings.root}' is damaged ({type(error).__name__}: {error}); delete it "
-                f"there, and put or download it again"
+                f"{settings.name} under '{settings.root}' is damaged ({type(error).__name__}: {error}). Delete it "
+                f"there, and put or download it again."
             ) from error
     try:
         return make(settings.root, download=True, **options)
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{settings.name} is not under '{settings.root}' and cannot be downloaded ({reason}); put it there in "
-            f"torchvision's layout, or set data.root"
+            f"{settings.name} is not under '{settings.root}' and cannot be downloaded ({reason}). Put it there in "
+            f"torchvision's layout, or set `data.root`."
         ) from error

@@ -9,6 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.errors import InputError
@@ -17,6 +19,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import input_shape
 from tgdd_plugin.distillation.distiller import distill, is_distilled
 from tgdd_plugin.evaluation import comparison, tables
+from tgdd_plugin.evaluation.scorer import Row
 from tgdd_plugin.nas import ranking
 from tgdd_plugin.networks.factory import network_factory, recorded_factory
 from tgdd_plugin.networks.settings import NetworkSettings
@@ -29,67 +32,50 @@ from tgdd_plugin.replay.policies import replay_policy
 from tgdd_plugin.replay.tasks import split_classes
 from tgdd_plugin.trajectory.store import Trajectory
 
-ON_FILE = ("retrain", "evaluate", "nas")
-"""Steps that take a ``.beton`` in place of a recipe."""
-
-
 Data = Callable[[], tuple[ImagePool, ImagePool]]
+"""Returns train and test images; they are read when they are first asked for."""
 
 
 def work(step: str, path: str, overrides: list[str]) -> None:
     """Does one step of a job, or all of them.
 
     Args:
-        step: ``'run'``, ``'record'``, ``'distill'``, ``'retrain'``, ``'evaluate'``, ``'replay'`` or ``'nas'``.
+        step: One of :data:`STEPS`.
         path: A recipe, or what the step takes in its place (a trajectory folder, a ``.beton``).
-        overrides: Of the recipe's keys, as ``section.key=value``.
+        overrides: Overrides of the recipe's keys, as ``section.key=value``.
 
     Raises:
-        InputError: If any of it cannot be used.
+        InputError: If the recipe, or what it names, cannot be used.
     """
+    recipe = _read_job(step, path, overrides)
+    STEPS[step](recipe, functools.cache(lambda: load_data(recipe.data, progress=True)))
+
+
+def _read_job(step: str, path: str, overrides: list[str]) -> Recipe:
+    """Reads a recipe, or makes one for a trajectory folder or a ``.beton``."""
     if step == "distill" and Path(path).is_dir():
         # Without a word about data the folder itself is all there is to distill from.
         named = any(override.startswith("data.") for override in overrides)
         source = [] if named else ["distill.source=recorded"]
-        recipe = read_recipe(None, [f"trajectory={json.dumps(path)}", *source, *overrides])
-    elif step in ON_FILE and path.endswith(".beton"):
-        recipe = read_recipe(None, [f"file={json.dumps(path)}", *overrides])
-    elif not Path(path).exists() and Path(path).suffix not in (".yaml", ".yml"):
-        wanted = (
-            "a trajectory folder or "
-            if step == "distill"
-            else ""
-            if step in ("run", "record", "replay")
-            else "a .beton or "
-        )
-        raise InputError(f"there is no '{path}'; wanted {wanted}a recipe (YAML)")
-    else:
-        recipe = read_recipe(path, overrides)
-    # Found out now, and not after hours of work or of reading images.
-    if step == "run":
-        check_writable(recipe.beton)
-    elif step == "replay":
-        check_writable(Path(recipe.output) / "scores.json")
-    elif step in ON_FILE:
-        read_card(recipe.beton)
-    data = functools.cache(lambda: load_data(recipe.data, progress=True))  # read once, by the first that needs it
-    if step in ("run", "record"):
-        _record(recipe, data, keep=step == "run")
-    if step in ("run", "distill"):
-        _distill(recipe, data, keep=step == "run")
-    if step in ("run", "retrain"):
-        _retrain(recipe, data)
-    if step == "evaluate":
-        _evaluate(recipe, data)
-    if step == "replay":
-        _replay(recipe, data)
-    if step == "nas":
-        _nas(recipe, data)
-    if step == "run":  # the job as it was done, overrides included, beside what came of it
-        write_whole(Path(recipe.output) / "recipe.yaml", recipe_text(recipe))
+        return read_recipe(None, [f"trajectory={json.dumps(path)}", *source, *overrides])
+    if step in ON_FILE and path.endswith(".beton"):
+        return read_recipe(None, [f"file={json.dumps(path)}", *overrides])
+    if not Path(path).exists() and Path(path).suffix not in (".yaml", ".yml"):
+        others = {"distill": "a trajectory folder or ", **dict.fromkeys(ON_FILE, "a .beton or ")}
+        raise InputError(f"There is no '{path}'. Give {others.get(step, '')}a recipe (YAML).")
+    return read_recipe(path, overrides)
 
 
-def _record(recipe: Recipe, data: Data, keep: bool) -> None:
+def _run(recipe: Recipe, data: Data) -> None:
+    check_writable(recipe.beton)  # found out now, and not after hours of work
+    _record(recipe, data, keep=True)
+    _distill(recipe, data, keep=True)
+    _retrain(recipe, data)
+    # The job as it was done, overrides included, beside its results.
+    write_whole(Path(recipe.output) / "recipe.yaml", recipe_text(recipe))
+
+
+def _record(recipe: Recipe, data: Data, keep: bool = False) -> None:
     folder = recipe.trajectory_folder
     if keep and is_foreign(folder):
         print(f"recorded  {folder}: kept, it was recorded by a Trainer of yours")
@@ -103,7 +89,7 @@ def _record(recipe: Recipe, data: Data, keep: bool) -> None:
     trajectory = record(
         folder,
         real,
-        [network_factory(each, real.shape, real.num_classes) for each in (network, *recipe.extra_networks)],
+        [network_factory(network, real.shape, real.num_classes), *_extra_networks(recipe, real)],
         recipe.record,
         head=recipe.head,
         mean=recipe.data.mean,
@@ -116,7 +102,7 @@ def _record(recipe: Recipe, data: Data, keep: bool) -> None:
     print(f"recorded  {trajectory.folder}: {len(trajectory.runs)} run(s), {stages} stages")
 
 
-def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
+def _distill(recipe: Recipe, data: Data, keep: bool = False) -> None:
     trajectory = Trajectory.open(recipe.trajectory_folder)
     check_writable(recipe.beton)
     if recipe.network is None and not recipe.extra_networks:
@@ -143,15 +129,15 @@ def _distill(recipe: Recipe, data: Data, keep: bool) -> None:
 
 
 def _retrain(recipe: Recipe, data: Data) -> None:
+    read_card(recipe.beton)  # found out now, and not after the images are read
     real, test = data()
-    network = network_factory(recipe.network, real.shape, real.num_classes) if recipe.network else None
     results = recipe.beton.parent / "results.json"
     rows = comparison.retrain(
         recipe.beton,
         test,
         recipe.retrain,
         real=real,
-        network=network,
+        network=_network(recipe, real),
         device=recipe.device,
         seed=recipe.seed,
         results=results,
@@ -160,8 +146,8 @@ def _retrain(recipe: Recipe, data: Data) -> None:
 
 
 def _evaluate(recipe: Recipe, data: Data) -> None:
+    read_card(recipe.beton)
     real, test = data()
-    network = network_factory(recipe.network, real.shape, real.num_classes) if recipe.network else None
     trajectory = Trajectory.open(recipe.trajectory) if recipe.trajectory else _own_trajectory(recipe)
     results = recipe.beton.with_name(f"{recipe.beton.stem}-evaluation.json")
     rows = comparison.evaluate(
@@ -171,10 +157,8 @@ def _evaluate(recipe: Recipe, data: Data) -> None:
         recipe.evaluate,
         recipe.retrain,
         trajectory=trajectory,
-        network=network,
-        others=[network_factory(each, real.shape, real.num_classes) for each in recipe.extra_networks]
-        if trajectory
-        else [],
+        network=_network(recipe, real),
+        others=_extra_networks(recipe, real) if trajectory else [],
         device=recipe.device,
         seed=recipe.seed,
         results=results,
@@ -182,8 +166,17 @@ def _evaluate(recipe: Recipe, data: Data) -> None:
     print(f"\n{tables.evaluate_table(rows)}\n\nresults   {results}")
 
 
+def _network(recipe: Recipe, real: ImagePool) -> Callable[[], nn.Module] | None:
+    """Returns a function that builds the recipe's network, if the recipe names one."""
+    return network_factory(recipe.network, real.shape, real.num_classes) if recipe.network else None
+
+
+def _extra_networks(recipe: Recipe, real: ImagePool) -> list[Callable[[], nn.Module]]:
+    return [network_factory(each, real.shape, real.num_classes) for each in recipe.extra_networks]
+
+
 def _own_trajectory(recipe: Recipe) -> Trajectory | None:
-    """What lies in the default place, if it is what the file was distilled from: it may be of another job."""
+    """Returns the trajectory in the default folder, if the file was distilled from it; it may be of another job."""
     try:
         trajectory = Trajectory.open(recipe.trajectory_folder)
     except InputError:
@@ -192,8 +185,12 @@ def _own_trajectory(recipe: Recipe) -> Trajectory | None:
 
 
 def _replay(recipe: Recipe, data: Data) -> None:
+    check_writable(Path(recipe.output) / "scores.json")
     if recipe.extra_networks:
-        raise InputError("extra_networks has no place in a replay, whose one network goes on from task to task")
+        raise InputError(
+            f"`extra_networks` must be left out in a replay, whose one network goes on from task to task, got "
+            f"{len(recipe.extra_networks)} network(s). Leave them out."
+        )
     real, test = data()
     network = recipe.network or NetworkSettings()
     mean, std = recipe.data.mean, recipe.data.std
@@ -231,7 +228,8 @@ def _nas(recipe: Recipe, data: Data) -> None:
     # Optuna and its database take a second that no other step needs.
     from tgdd_plugin.nas import final_training, optuna_search
 
-    if recipe.nas.train_best and not recipe.retrain.full_epochs:  # now, and not after the search
+    read_card(recipe.beton)
+    if recipe.nas.train_best and not recipe.retrain.full_epochs:  # found out now, and not after the search
         raise InputError(final_training.NO_EPOCHS)
     real, test = data()
     results = recipe.beton.with_name(f"{recipe.beton.stem}-nas.json")
@@ -244,30 +242,49 @@ def _nas(recipe: Recipe, data: Data) -> None:
         device=recipe.device,
         seed=recipe.seed,
     )
-    table, best = ranking.table(candidates, recipe.nas.cost), None
-
-    def write(text: str) -> None:
-        # A database's URL may have a password in it.
-        settings = {name: value for name, value in asdict(recipe.nas).items() if name != "storage"}
-        content: dict[str, Any] = {"file": recipe.beton.name, "settings": settings, "retrain": asdict(recipe.retrain)}
-        content |= {"candidates": [each.summary() for each in candidates], "best": best and best.summary()}
-        write_whole(results, json.dumps(content, indent=1, allow_nan=False) + "\n")
-        write_whole(results.with_suffix(".md"), text + "\n")
-
-    write(table)
+    table = ranking.table(candidates, recipe.nas.cost)
+    _write_candidates(results, recipe, candidates, table)
     print(f"\n{table}\n\nresults   {results}")
-    if recipe.nas.train_best:
-        best = final_training.train_best(
-            candidates[0],
-            recipe.nas,
-            recipe.beton,
-            real,
-            test,
-            recipe.retrain,
-            output=results.with_suffix(".safetensors"),
-            device=recipe.device,
-            seed=recipe.seed,
-        )
-        found = f"The first, trained on the full data: {best.spread} % on the test images."
-        write(f"{table}\n\n{found}")
-        print(f"\n{found}\n\nweights   {results.with_suffix('.safetensors')}")
+    if not recipe.nas.train_best:
+        return
+    best = final_training.train_best(
+        candidates[0],
+        recipe.nas,
+        recipe.beton,
+        real,
+        test,
+        recipe.retrain,
+        output=results.with_suffix(".safetensors"),
+        device=recipe.device,
+        seed=recipe.seed,
+    )
+    found = f"The first, trained on the full data: {best.spread} % on the test images."
+    _write_candidates(results, recipe, candidates, f"{table}\n\n{found}", best)
+    print(f"\n{found}\n\nweights   {results.with_suffix('.safetensors')}")
+
+
+def _write_candidates(
+    results: Path, recipe: Recipe, candidates: list[ranking.Candidate], text: str, best: Row | None = None
+) -> None:
+    """Writes the results of a search as JSON, and its table beside it."""
+    # The URL of a database may have a password in it.
+    settings = {name: value for name, value in asdict(recipe.nas).items() if name != "storage"}
+    content: dict[str, Any] = {"file": recipe.beton.name, "settings": settings, "retrain": asdict(recipe.retrain)}
+    content |= {"candidates": [each.summary() for each in candidates], "best": best and best.summary()}
+    write_whole(results, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_whole(results.with_suffix(".md"), text + "\n")
+
+
+STEPS: dict[str, Callable[[Recipe, Data], None]] = {
+    "run": _run,
+    "record": _record,
+    "distill": _distill,
+    "retrain": _retrain,
+    "evaluate": _evaluate,
+    "replay": _replay,
+    "nas": _nas,
+}
+"""The steps of a job by the names of their subcommands."""
+
+ON_FILE = ("retrain", "evaluate", "nas")
+"""The steps that take a ``.beton`` in place of a recipe."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from composer.utils import ensure_tuple
 from torch import nn
 
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
@@ -42,6 +43,7 @@ def record(
     seed: int = 0,
     device: str | None = None,
     progress_bar: bool = True,
+    trainer_options: Mapping[str, Any] | None = None,
 ) -> Trajectory:
     """Trains ``settings.runs`` networks, or as many of each of several architectures, and records them into one folder.
 
@@ -59,6 +61,8 @@ def record(
         seed: The seed of the first run. Default: ``0``.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         progress_bar: Whether to show one. Default: ``True``.
+        trainer_options: More arguments for the Composer ``Trainer`` of each run, such as ``loggers``, ``callbacks`` or
+            ``precision``; see :func:`tgdd_plugin.training.train.train`. Default: none.
 
     Raises:
         InputError: If the folder holds runs of another job.
@@ -73,6 +77,8 @@ def record(
     depends = {"settings": {**asdict(settings), "runs": None}, "seed": seed, **(job or {})}
     _check_job(folder / JOB, json.loads(json.dumps(depends)))
     normalization = Normalization.of(mean, std) or Normalization(*real.statistics())
+    options = dict(trainer_options or {})
+    callbacks = options.pop("callbacks", None)
     on = torch_device(device)
     pool = real.to(on)
     seeds = range(seed, seed + settings.runs)
@@ -94,22 +100,27 @@ def record(
             device=device,
             title=f"recording run {number}/{len(runs)}" if progress_bar else None,
             metrics=True,
-            callbacks=[
-                TGDDCallback(
-                    str(folder),
-                    settings.interval,
-                    max_stages=settings.max_stages,
-                    dtype=settings.dtype,
-                    head=head,
-                    classes=real.classes,
-                    mean=list(normalization.mean),
-                    std=list(normalization.std),
-                    exemplars=settings.exemplars,
-                )
-            ],
+            callbacks=[_recorder(folder, settings, real.classes, normalization, head), *ensure_tuple(callbacks)],
             run_name=name,
+            **options,
         )
     return Trajectory.open(folder)
+
+
+def _recorder(
+    folder: Path, settings: RecordSettings, classes: list[str], normalization: Normalization, head: str | None
+) -> TGDDCallback:
+    return TGDDCallback(
+        str(folder),
+        settings.interval,
+        max_stages=settings.max_stages,
+        dtype=settings.dtype,
+        head=head,
+        classes=classes,
+        mean=list(normalization.mean),
+        std=list(normalization.std),
+        exemplars=settings.exemplars,
+    )
 
 
 def _check_kinds(builders: Sequence[Callable[[], nn.Module]], num_classes: int, head: str | None) -> None:

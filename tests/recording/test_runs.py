@@ -1,0 +1,39 @@
+"""record(): what it hands to the Trainer of each run."""
+
+import torch
+from composer import Callback
+from composer.loggers import InMemoryLogger
+
+from tests.common import TinyNetwork
+from tests.nas.shades import pool
+from tgdd_plugin.recording.runs import record
+from tgdd_plugin.recording.settings import RecordSettings
+
+
+class Counter(Callback):
+    """Counts the trainings that it sees."""
+
+    trainings = 0
+
+    def fit_start(self, state, logger):
+        self.trainings += 1
+
+
+def test_a_logger_given_as_a_trainer_option_sees_every_run(tmp_path):
+    settings = RecordSettings(epochs=2, batch_size=8, augmentation="none", cutmix=0.0, runs=2)
+    logger, counter = InMemoryLogger(), Counter()
+    options = {"device": "cpu", "progress_bar": False}
+    seen = record(
+        tmp_path / "seen",
+        pool(24, 1),
+        TinyNetwork,
+        settings,
+        trainer_options={"loggers": [logger], "callbacks": counter},
+        **options,
+    )
+    assert counter.trainings == 2 and len(logger.data["loss/train/total"]) == 2 * 2 * 3  # runs, epochs, batches
+    plain = record(tmp_path / "plain", pool(24, 1), TinyNetwork, settings, **options)
+    for one, other in zip(seen.runs.items(), plain.runs.items(), strict=True):  # and the same stages are recorded
+        for stage, twin in zip(one[1].stages, other[1].stages, strict=True):
+            weights, same = seen.load(one[0], stage), plain.load(other[0], twin)
+            assert all(torch.equal(tensor, same[name]) for name, tensor in weights.items())
