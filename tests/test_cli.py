@@ -256,7 +256,7 @@ def test_a_job_that_does_not_fit_what_is_there(here, capfd):
     other = refused(capfd, here, "retrain", "out/sets-ipc2.beton", "data.name=digits")
     assert "the test images are 10 classes of [1, 8, 8]; 'out/sets-ipc2.beton' holds 3 classes" in other
     wrong = refused(capfd, here, "record", "recipe.yaml", "output=new", "network.depth=9")
-    assert "depth came as 9 with image_size 8" in wrong
+    assert "`depth` must be at most 3 with image_size 8, as each block halves the image, got 9" in wrong
     # A job that comes to nothing does not stand in the way of the next one.
     Path("new/trajectory").mkdir(parents=True, exist_ok=True)
     shutil.copy("out/trajectory/job.json", "new/trajectory")

@@ -160,7 +160,7 @@ def test_features_of_the_packages_networks_can_be_chosen_by(name):
         ),
         (tiny_network(num_classes=5), {}, "no linear layer with 3 outputs"),
         (tiny_network(channels=3), {}, r"does not take images of shape \(1, 8, 8\)"),
-        (tiny_network(), {"head": "features"}, "head 'features' is no nn.Linear"),
+        (tiny_network(), {"head": "features"}, "must be the name of an nn.Linear of the network, got 'features'"),
         (nn.Flatten(), {}, "has no linear layer with 3 outputs"),
     ],
 )

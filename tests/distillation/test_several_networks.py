@@ -190,7 +190,7 @@ def test_networks_of_the_users_own_are_asked_for(pool, tmp_path):
     builders = [lambda: Plain(4), lambda: Plain(5)]
     once = replace(RECORD, epochs=1, runs=1)
     trajectory = record(tmp_path / "t", pool, builders, once, device="cpu", progress_bar=False)
-    with pytest.raises(InputError, match="not one of this package's.*pass network="):
+    with pytest.raises(InputError, match="not one of this package's.*Pass network="):
         run(trajectory, pool, tmp_path / "a.beton")
     with pytest.raises(
         InputError, match=r"the network of run 'seed0-network2', .*:Plain of .*, got Plain[.] Give it, too"
@@ -244,7 +244,7 @@ def test_what_could_not_be_told_apart_is_refused_before_any_training(pool, tmp_p
     builders = [small, lambda: Plain(4), lambda: Plain(4)]
     with pytest.raises(InputError, match="got networks 2 and 3, which are both Plain of .*described"):
         record(tmp_path, pool, builders, RECORD, device="cpu", progress_bar=False)
-    with pytest.raises(InputError, match="head 'fc' is no nn.Linear"):
+    with pytest.raises(InputError, match="must be the name of an nn.Linear of the network, got 'fc'"):
         record(tmp_path, pool, [lambda: Plain(4), small], RECORD, head="fc", device="cpu", progress_bar=False)
     assert not list(tmp_path.glob("seed*"))
 
@@ -369,7 +369,7 @@ def test_a_recipe_records_and_distills_several_networks(tmp_path, monkeypatch, c
             "extra_networks=[{name: convnet, widht: 4}]",
             r"Unknown key `extra_networks\[0\].widht`. Did you mean `extra_networks\[0\].width`",
         ),
-        ("extra_networks=[{name: nothing}]", "network 'nothing' is unknown"),
+        ("extra_networks=[{name: nothing}]", "`network` must be one of convnet, .* got 'nothing'"),
     ],
 )
 def test_sections_that_are_none_are_refused(tmp_path, capsys, given, pattern):

@@ -564,8 +564,11 @@ def headless():
             {"training": replace(TRAINING, full_epochs=0)},
             "`full_epochs` must be at least 1 for baseline 'herding', which chooses by .*, got 0. Give",
         ),
-        ({"settings": EvaluateSettings(networks=["lenet"])}, "network 'lenet' is unknown"),
-        ({"settings": EvaluateSettings(networks=["tests.common:manifest"])}, "does not take"),
+        ({"settings": EvaluateSettings(networks=["lenet"])}, "`network` must be one of convnet, .* got 'lenet'"),
+        (
+            {"settings": EvaluateSettings(networks=["tests.common:manifest"])},
+            "must have arguments that 'tests.common:manifest' takes",
+        ),
         ({"settings": EvaluateSettings([], ["tgdd_plugin.networks:vit", "tests.nowhere:x"])}, "nowhere"),
         ({"real": pool(15, 1)}, r"class 0 \('dark'\) has 5 real images, 8 were asked for the random baseline"),
         ({"real": pool(3, 1), "settings": EvaluateSettings([], [])}, "has 1 real images, 2 were asked for"),

@@ -296,7 +296,7 @@ def test_too_few_real_images_are_refused(file, trained):
 def test_an_unknown_network_is_refused(tmp_path, trained):
     for network in ({}, {"class": "my.module:Net", "factory": "my.module:make"}):
         file = make_file(tmp_path, network=network)
-        refused(trained, r"is not one of this package's .*pass network=.* on the command line network.name=", file)
+        refused(trained, r"is not one of this package's .*Pass network=.* on the command line network.name=", file)
     assert retrain(file, TEST, QUICK, network=lambda: convnet(K, 1, 8, **ARGUMENTS), progress_bar=False)
 
 

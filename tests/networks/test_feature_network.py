@@ -94,7 +94,11 @@ def test_a_wide_last_layer_is_found_without_the_number_of_classes():
 
 @pytest.mark.parametrize(
     ("num_classes", "name", "match"),
-    [(5, None, "no linear layer with 5 outputs"), (None, "norm", "is no nn.Linear"), (4, "body", "with 4 outputs")],
+    [
+        (5, None, "no linear layer with 5 outputs"),
+        (None, "norm", "`head` must be the name of an nn.Linear of the network, got 'norm'"),
+        (4, "body", "with 4 outputs"),
+    ],
 )
 def test_a_network_without_such_a_head_is_refused(num_classes, name, match):
     with pytest.raises(InputError, match=match):
@@ -119,7 +123,7 @@ def test_a_network_that_answers_with_something_else_is_refused():
     network = FeatureNetwork(Net(), "head")
     weights = network.network.state_dict()
     network.check(weights, (3, 2, 2), 4)
-    with pytest.raises(InputError, match=r"wanted logits of shape \(1, 9\)"):
+    with pytest.raises(InputError, match=r"must return logits of shape \(1, 9\) for one image, got \(1, 4\)"):
         network.check(weights, (3, 2, 2), 9)
     with pytest.raises(InputError, match="does not take images of shape"):
         network.check(weights, (1, 2, 2), 4)
@@ -147,10 +151,10 @@ def test_any_factory_by_name():
 @pytest.mark.parametrize(
     ("name", "arguments", "match"),
     [
-        ("convnet3", {}, "unknown; wanted one of convnet"),
+        ("convnet3", {}, "`network` must be one of convnet, .* got 'convnet3'"),
         ("no_such_module:f", {}, "can be imported, got 'no_such_module:f'"),
         ("torch:no_such_function", {}, "can be imported, got 'torch:no_such_function'"),
-        ("convnet", {"breadth": 3}, "does not take"),
+        ("convnet", {"breadth": 3}, "arguments that 'convnet' takes, got .*'breadth': 3"),
     ],
 )
 def test_a_network_that_cannot_be_built_is_refused(name, arguments, match):

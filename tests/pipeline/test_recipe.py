@@ -217,7 +217,10 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, text, pattern):
         ("retrain: {cutmix: 2}", "`retrain.cutmix` must be a finite number of at least 0 and of at most 1, got 2"),
         ("retrain: {seeds: 0}", "`retrain.seeds` must be a whole number of at least 1, got 0"),
         ("data: {name: imagenet}", "`data.name` must be one of digits, cifar10"),
-        ("network: {name: vgg}", "network 'vgg' is unknown; wanted one of convnet"),
+        (
+            "network: {name: vgg}",
+            "`network` must be one of convnet, resnet10, resnet18, resnet_ap10, densenet121, vit, or a factory of yours",
+        ),
         ("network: {name: 'no_such:net'}", "`network` must be a function that can be imported, got 'no_such:net'"),
         ("network: {name: 'sys:path'}", "`network` must be a function, got 'sys:path', a list"),
     ],
@@ -259,7 +262,7 @@ def test_the_network_is_built_for_the_data(tmp_path):
         **convnet(7, 1, 8, width=4, depth=2).tgdd_network["arguments"],
         "num_classes": 7,
     }
-    with pytest.raises(InputError, match="width came as 'wide'"):
+    with pytest.raises(InputError, match="`width` must be a whole number of at least 1, got 'wide'"):
         network_factory(read_recipe(write(tmp_path, "network: {width: wide}")).network, (1, 8, 8), 7)()
 
 

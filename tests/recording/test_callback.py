@@ -678,7 +678,10 @@ def test_no_head(tmp_path: Path) -> None:
             return self.conv(images).flatten(1)
 
     assert "Headless has no linear layer with 3 outputs" in refusal(tmp_path, Headless())
-    assert "head 'nose' is no nn.Linear of the network; its linear layers are ['fc']" in refusal(tmp_path, head="nose")
+    assert (
+        "`head` must be the name of an nn.Linear of the network, got 'nose'. Name one of its linear layers, ['fc']"
+        in refusal(tmp_path, head="nose")
+    )
 
 
 def test_too_few_class_names(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The field's benchmark networks, and how any network is built from its name and called for its features.
 
-A manifest names this package's networks by this prefix (``tgdd_plugin.networks:convnet``), so the names below stay here.
+A manifest names this package's networks by this prefix (``tgdd_plugin.networks:convnet``), so the names stay here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["convnet", "densenet121", "described", "resnet10", "resnet18", "resne
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when first asked for: the settings beside it need no torch.
+    # Loaded on first use: the settings in this package need no torch.
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     return getattr(import_module(f"{__name__}.factory"), name)

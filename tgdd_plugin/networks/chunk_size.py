@@ -1,4 +1,4 @@
-"""How much of a step is computed at once: classes in a chunk, and images in a call of the network."""
+"""How much of a step is computed at once: the classes in a chunk, and the images in one call of the network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def even_part(count: int, limit: int | None) -> int:
-    """How much of ``count`` to take at a time: at most ``limit``, a little less if that leaves no remainder.
+    """Returns how much of ``count`` to take at a time: at most ``limit``, or a little less to leave no remainder.
 
     Example:
         >>> even_part(128, 40), even_part(7, 5)
@@ -17,35 +17,35 @@ def even_part(count: int, limit: int | None) -> int:
 
 
 CPU_ACTIVATION = 10 * 2**20
-"""Bytes of the largest activation in one call on a CPU: with two threads faster than twice as much. Beyond 32 MiB,
-glibc maps and unmaps every tensor, and touching its pages anew costs more than computing: ReLU on 64 MiB took 20 times
-as long as on 16."""
-
+"""Bytes of the largest activation in one call on a CPU; with two threads this is faster than twice as much. Beyond
+32 MiB, glibc maps and unmaps every tensor, and touching the new pages costs more than computing: ReLU on 64 MiB took 20
+times as long as on 16."""
 
 GPU_SHARE = 0.5
-"""Of a GPU's free memory; a chunk that proves too large after all is halved."""
+"""The share of a GPU's free memory that is planned for; a chunk that is too large after all is halved."""
 
 
 def chunk_sizes(
     footprint: tuple[int, int], num_classes: int, synthetic: int, real: int, device: torch.device
 ) -> tuple[int, int | None]:
-    """Classes in one forward and backward pass, and most images in one call of the network.
+    """Chooses the classes in one forward and backward pass, and the most images in one call of the network.
 
     Args:
-        footprint: Bytes of an image's largest activation and of all its activations.
-        num_classes: K.
-        synthetic: Decoded synthetic images of a class and step.
-        real: Real ones.
-        device: Where the networks run.
+        footprint: The bytes of an image's largest activation, and of all its activations.
+        num_classes: The number of classes K.
+        synthetic: The number of decoded synthetic images of a class in a step.
+        real: The number of real images of a class in a step.
+        device: The device that the networks run on.
 
     Returns:
-        The first from 1 to K; the second ``None`` for no limit.
+        The number of classes, from 1 to K, and the number of images, ``None`` for no limit.
     """
     largest, every = footprint
     if device.type != "cuda":
         images = max(1, CPU_ACTIVATION // largest)
         return even_part(num_classes, max(1, images // synthetic)), images
-    # Both networks' activations wait for the backward pass, which needs about as much again; real images keep none.
+    # The activations of both networks are kept for the backward pass, which needs about as much again; those of real
+    # images are not kept.
     of_a_class = 3 * synthetic * every + 2 * real * largest
     fitting = int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE) // of_a_class
     return even_part(num_classes, max(1, fitting)), None

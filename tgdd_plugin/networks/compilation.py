@@ -10,30 +10,29 @@ import torch
 from tgdd_plugin.core.errors import InputError, brief
 
 COMPILED_FROM = 1_000_000
-"""Passes of a 32 px image through a network from which the half minute that compiling takes is soon won back."""
-
+"""The number of passes of a 32 px image through a network above which compiling, about half a minute, saves time."""
 
 FORMS = 8
-"""Most compiled forms of a network, as torch has it: with and without gradients, and by the number of images."""
+"""The most compiled forms of a network, torch's own limit: with and without gradients, and by the number of images."""
 
 
 def should_compile(wanted: bool | None, images: int, side: int, device: torch.device, networks: int = 1) -> bool:
-    """Whether to compile the networks.
+    """Decides whether to compile the networks.
 
     Args:
-        wanted: By the user; ``None`` if so many passes of ``images`` of ``side`` pixels through each are worth it.
-        images: How many.
-        side: In pixels.
-        device: Where.
-        networks: How many there are to compile. Default: ``1``.
+        wanted: What the user set; with ``None`` they are compiled if that saves time.
+        images: The number of passes of an image through each network.
+        side: The side of the images in pixels.
+        device: The device that the networks run on.
+        networks: The number of networks to compile. Default: ``1``.
 
     Raises:
-        InputError: If it is wanted and cannot be done. If it would only be worth it, a warning says so.
+        InputError: If compiling is wanted and torch.compile does not work. If it is not set, a warning is given.
     """
     if wanted is False or (wanted is None and images * side**2 < COMPILED_FROM * 32**2):
         return False
-    # Of one function torch compiles so many forms and then no more: those of earlier distillations give way, and each
-    # network has as many as one alone.
+    # Torch compiles a limited number of forms of one function: the forms of earlier distillations are dropped, and each
+    # network gets as many as a single one would.
     torch.compiler.reset()
     limits: Any = torch._dynamo.config
     limit = "recompile_limit" if hasattr(limits, "recompile_limit") else "cache_size_limit"  # before torch 2.6
@@ -41,9 +40,15 @@ def should_compile(wanted: bool | None, images: int, side: int, device: torch.de
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except Exception as error:  # a missing compiler shows in many ways
-        reason = f"torch.compile does not work here ({brief(error)}); install a C++ compiler, or set compile to false"
         if wanted:
-            raise InputError(reason) from error
-        warnings.warn(f"{reason}. Not compiled, the distillation takes about twice as long", stacklevel=3)
+            raise InputError(
+                f"`compile` must be false where torch.compile does not work ({brief(error)}), got true. Install a C++ "
+                f"compiler, or set it to false."
+            ) from error
+        warnings.warn(
+            f"torch.compile does not work here ({brief(error)}), so the networks are not compiled and the distillation "
+            f"takes about twice as long. Install a C++ compiler, or set compile to false.",
+            stacklevel=3,
+        )
         return False
     return True

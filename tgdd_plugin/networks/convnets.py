@@ -39,7 +39,7 @@ POOLINGS: dict[str, Callable[[], nn.Module]] = {
 def choose(name: str, came: str, options: Mapping[str, Option]) -> Option:
     """Looks up a named option; raises InputError, with the names there are, for any other."""
     if came not in tuple(options):  # A tuple, so that an unhashable value gets the message too.
-        raise InputError(f"{name} came as {came!r}; wanted one of {', '.join(map(repr, options))}")
+        raise InputError(f"`{name}` must be one of {', '.join(map(repr, options))}, got {came!r}. Choose one of them.")
     return options[came]
 
 
@@ -47,17 +47,19 @@ def check_counts(**counts: int) -> None:
     """Raises InputError unless every argument is a whole number of at least 1."""
     for name, came in counts.items():
         if not isinstance(came, int) or isinstance(came, bool) or came < 1:
-            raise InputError(f"{name} came as {came!r}; wanted a whole number of at least 1")
+            raise InputError(f"`{name}` must be a whole number of at least 1, got {came!r}. Give another number.")
 
 
 def check_norm(norm: str, width: int, image_size: int, last_size: int) -> None:
     """Raises InputError where a norm cannot work on ``width`` channels or on its last, smallest map."""
     if norm == "group" and width % 4:
-        raise InputError(f"width came as {width}; wanted a multiple of 4, the groups of norm='group'")
+        raise InputError(
+            f"`width` must be a multiple of 4, the groups of norm 'group', got {width}. Change the width, or the norm."
+        )
     if norm == "instance" and last_size == 1:
         raise InputError(
-            f"image_size came as {image_size}, which leaves norm='instance' a 1x1 map, where its output is "
-            "constant (its bias); wanted a larger image or another norm"
+            f"`image_size` must leave norm 'instance' a map larger than 1x1, where its output is constant (its bias), "
+            f"got {image_size}. Give larger images, or another norm."
         )
 
 
@@ -95,8 +97,8 @@ class ConvNet(nn.Module):
         halvings = 0 if pooling == "none" else depth
         if size >> halvings == 0:
             raise InputError(
-                f"depth came as {depth} with image_size {image_size}, which pools the image to nothing; "
-                f"wanted a depth of at most {size.bit_length() - 1} (or pooling='none')"
+                f"`depth` must be at most {size.bit_length() - 1} with image_size {image_size}, as each block halves "
+                f"the image, got {depth}. Lower it, or set pooling to 'none'."
             )
         # The norm comes before the pooling, so the last one sees maps of one halving less.
         check_norm(norm, width, image_size, last_size=size >> max(halvings - 1, 0))

@@ -33,7 +33,9 @@ def densenet121(num_classes: int, in_channels: int = 3, image_size: int = 32, *,
     """
     check_counts(num_classes=num_classes, in_channels=in_channels, image_size=image_size, growth_rate=growth_rate)
     if image_size < 8:
-        raise InputError(f"image_size came as {image_size}, which three poolings leave nothing of; wanted at least 8")
+        raise InputError(
+            f"`image_size` must be at least 8, as three poolings follow, got {image_size}. Give larger images."
+        )
     width = 2 * growth_rate
     net = DenseNet(growth_rate, (6, 12, 24, 16), width, num_classes=num_classes)
     stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)

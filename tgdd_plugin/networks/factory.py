@@ -1,7 +1,8 @@
 """The field's benchmark networks, and how to build any network from its name.
 
-The networks of this package know how they were built, so a trajectory recorded from one can be distilled without naming
-it again. Any other must be named: a folder that came from elsewhere must not choose what is imported and called.
+The networks of this package carry a note of how they were built, so a trajectory recorded from one can be distilled
+without naming it again. Any other network must be named: a folder from elsewhere must not choose what is imported and
+called.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ def described(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Decorator of a module-level network factory: notes on the network how it was built.
 
     The network gets ``tgdd_network = {'factory': 'module:function', 'arguments': {...}}``, which
-    :class:`tgdd_plugin.TGDDCallback` writes into the manifest. Arguments must be plain values. For a factory of your
-    own it is a note: distillation tells you the name to give, and builds only this package's networks unasked.
+    :class:`tgdd_plugin.TGDDCallback` writes into the manifest. Arguments must be plain values. For your own
+    factories it is only a note: distillation tells you the name to give, but builds only this package's networks by
+    itself.
     """
 
     @functools.wraps(factory)
@@ -75,15 +77,18 @@ def class_name(network: nn.Module) -> str:
 
 
 def find_factory(name: str) -> Callable[..., nn.Module]:
-    """The factory of a network of this package (``'convnet'``), or any other as ``'module:function'``.
+    """Returns the factory of a network of this package (``'convnet'``), or of any other as ``'module:function'``.
 
     Raises:
-        InputError: If there is none of that name.
+        InputError: If there is no factory of that name.
     """
     if name in OWN:
         return OWN[name]
     if ":" not in name:
-        raise InputError(f"network '{name}' is unknown; wanted one of {', '.join(OWN)}, or your own as module:function")
+        raise InputError(
+            f"`network` must be one of {', '.join(OWN)}, or a factory of yours as module:function, got '{name}'. "
+            f"Choose one of them."
+        )
     return import_function("network", name)
 
 
@@ -91,11 +96,11 @@ def build_network(name: str, arguments: dict[str, Any], shape: Sequence[int], nu
     """Builds a network by name.
 
     Args:
-        name: As in :func:`find_factory`.
-        arguments: Keyword arguments of the factory. ``num_classes`` is added if the factory takes it;
+        name: The network's name, as in :func:`find_factory`.
+        arguments: Keyword arguments of the factory. ``num_classes`` is added if the factory takes it, and
             ``in_channels`` and ``image_size`` if it names them.
-        shape: (C, H, W) of the images.
-        num_classes: K.
+        shape: The shape (C, H, W) of the images.
+        num_classes: The number of classes K.
 
     Raises:
         InputError: If the factory is unknown or does not take the arguments.
@@ -110,45 +115,48 @@ def build_network(name: str, arguments: dict[str, Any], shape: Sequence[int], nu
     try:
         return factory(**arguments)
     except TypeError as error:
-        raise InputError(f"network '{name}' does not take {arguments}: {error}") from error
+        raise InputError(
+            f"`network` must have arguments that '{name}' takes, got {arguments} ({error}). Correct them."
+        ) from error
 
 
 def network_factory(settings: NetworkSettings, shape: Sequence[int], num_classes: int) -> Callable[[], nn.Module]:
-    """A function that builds a fresh network for images of ``shape`` (C, H, W) and K classes."""
+    """Returns a function that builds a fresh network for images of ``shape`` (C, H, W) and K classes."""
     return functools.partial(build_network, settings.name, settings.arguments, shape, num_classes)
 
 
 def build_recorded(record: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
-    """Builds the network that a manifest or a card tells of, if it is one of this package's.
+    """Builds the network that a manifest or a card describes, if it is one of this package's.
 
     Args:
         record: ``class``, ``factory`` and ``arguments``, as :class:`tgdd_plugin.trajectory.manifest.Run` keeps them.
-        shape: (C, H, W) of the images.
-        num_classes: K.
+        shape: The shape (C, H, W) of the images.
+        num_classes: The number of classes K.
 
     Raises:
-        InputError: If it is another, which the user must name; or if it cannot be built.
+        InputError: If it is any other network, which the user must give, or if it cannot be built.
     """
     return build_network(recorded_factory(record), record.get("arguments") or {}, shape, num_classes)
 
 
 def is_own(record: dict[str, Any]) -> bool:
-    """Whether a manifest or a card tells of one of this package's networks."""
+    """Whether a manifest or a card describes one of this package's networks."""
     return (record.get("factory") or "").removeprefix(f"{PACKAGE}:") in OWN
 
 
 def recorded_factory(record: dict[str, Any]) -> str:
-    """Which of this package's networks a manifest or a card tells of; see :func:`build_recorded`.
+    """Returns the name of the network of this package that a manifest or a card describes.
 
     Raises:
-        InputError: If it is another.
+        InputError: If it is any other network.
     """
     name = (record.get("factory") or "").removeprefix(f"{PACKAGE}:")
     if not is_own(record):
         arguments = record.get("arguments") or {}
         noted = "".join(f" network.{key}={value}" for key, value in arguments.items())
         raise InputError(
-            f"the network is not one of this package's ({record.get('class', 'not recorded')}); pass network=, it or a "
-            f"function that builds it, on the command line network.name={name or 'module:function'}{noted}"
+            f"`network` must be given, as the recorded one is not one of this package's "
+            f"({record.get('class', 'not recorded')}). Pass network=, the network or a function that builds it; on the "
+            f"command line network.name={name or 'module:function'}{noted}."
         )
     return name

@@ -13,12 +13,12 @@ from tgdd_plugin.networks.chunk_size import even_part
 
 
 def find_head(network: nn.Module, num_classes: int | None = None, name: str | None = None) -> str:
-    """Name of the network's head: the linear layer whose input is φ(x) and whose output is h(x).
+    """Finds the name of the network's head: the linear layer whose input is φ(x) and whose output is h(x).
 
     Args:
         network: Any module.
-        num_classes: K, if known; narrower and wider layers are then passed over.
-        name: The head, if the user named it; it is checked only.
+        num_classes: The number of classes K, if known; layers with another number of outputs are then left out.
+        name: The head, if the user named it; then it is only checked.
 
     Raises:
         InputError: If there is no such layer.
@@ -26,15 +26,15 @@ def find_head(network: nn.Module, num_classes: int | None = None, name: str | No
     linear = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
     if name is not None and name not in linear:
         raise InputError(
-            f"head '{name}' is no nn.Linear of the network; its linear layers are {sorted(linear)}. Name one of "
-            f"them; a network without any cannot be used, as TGDD matches the input of its linear head"
+            f"`head` must be the name of an nn.Linear of the network, got '{name}'. Name one of its linear layers, "
+            f"{sorted(linear)}; a network without any cannot be used, as TGDD matches the input of the linear head."
         )
     wide = [n for n, m in linear.items() if num_classes in (None, m.out_features) and name in (None, n)]
     if not wide:
         wanted = f"with {num_classes} outputs" if num_classes else "at all"
         raise InputError(
-            f"{type(network).__name__} has no linear layer {wanted} to be its head (it has {sorted(linear)}); TGDD "
-            f"matches the head's input, so end the network with nn.Linear(features, classes) or name it by head="
+            f"{type(network).__name__} has no linear layer {wanted} to be its head (it has {sorted(linear)}). TGDD "
+            f"matches the head's input, so end the network with nn.Linear(features, classes), or name it by head=."
         )
     return wide[-1]
 
@@ -42,17 +42,17 @@ def find_head(network: nn.Module, num_classes: int | None = None, name: str | No
 class FeatureNetwork:
     """A frozen network whose weights are an argument.
 
-    It is called in evaluation mode: dropout is off and batch normalisation uses the stage's own running statistics,
+    It is called in evaluation mode: dropout is off and batch normalization uses the stage's own running statistics,
     so an image's features do not depend on the other images of the batch.
 
     Args:
-        network: The module that gives the shape of the computation; put into evaluation mode, weights unused.
-        head: Name of its linear head.
+        network: The module that defines the computation. It is put into evaluation mode; its weights are not used.
+        head: The name of its linear head.
         compiled: Whether :func:`torch.compile` builds the forward and backward passes, in channels-last layout.
             Default: ``False``.
 
     Attributes:
-        slice_size: Most images in one call of the network; more are passed slice by slice. Default: ``None``, no limit.
+        slice_size: The most images in one call of the network; more are passed in slices. Default: ``None``, no limit.
     """
 
     def __init__(self, network: nn.Module, head: str, *, compiled: bool = False) -> None:
@@ -61,15 +61,15 @@ class FeatureNetwork:
         self._with_features = _WithFeatures(self.network, head)
         # Convolutions are faster in channels-last, but GroupNorm's backward pass, not compiled, many times slower.
         self._layout = torch.channels_last if compiled else torch.contiguous_format
-        # With fixed shapes: slices are of one size wherever that can be had.
+        # With fixed shapes: slices have one size wherever possible.
         self._call = torch.compile(self._functional, dynamic=False) if compiled else self._functional
 
     def __call__(self, weights: Mapping[str, torch.Tensor], images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """φ(images) and h(images) under ``weights``.
+        """Computes φ(images) and h(images) under ``weights``.
 
         Args:
             weights: Parameters and buffers by name.
-            images: Normalised images of shape ``(N, C, H, W)``.
+            images: Normalized images of shape ``(N, C, H, W)``.
 
         Returns:
             Features of shape ``(N, D)`` and logits of shape ``(N, K)``.
@@ -93,20 +93,21 @@ class FeatureNetwork:
         """Calls the network once on a blank image of ``shape`` (C, H, W).
 
         Raises:
-            InputError: If it does not take such images or does not answer with logits of shape ``(1, K)``.
+            InputError: If it does not take such images or does not return logits of shape ``(1, K)``.
         """
         try:
             logits = self._blank(weights, shape)[1]
         except (RuntimeError, IndexError, TypeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"{type(self.network).__name__} does not take images of shape {tuple(shape)}: {reason}; give the data "
-                f"the channels and size that the network was trained on"
+                f"{type(self.network).__name__} does not take images of shape {tuple(shape)}: {reason}. Give images "
+                f"with the channels and size that the network was trained on."
             ) from error
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if got != (1, num_classes):
             raise InputError(
-                f"{type(self.network).__name__} answers one image with {got}; wanted logits of shape (1, {num_classes})"
+                f"{type(self.network).__name__} must return logits of shape (1, {num_classes}) for one image, got "
+                f"{got}. Return the logits alone."
             )
 
     @torch.no_grad()
@@ -115,7 +116,7 @@ class FeatureNetwork:
         return self._functional(_named(weights), torch.zeros(1, *shape, device=device))
 
     def footprint(self, weights: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> tuple[int, int]:
-        """Bytes of the largest activation of one image of ``shape`` (C, H, W), and of all of them, in float32."""
+        """Returns the bytes of the largest activation of one image of ``shape`` (C, H, W), and of all, in float32."""
         sizes: list[int] = []
         leaves = [module for module in self.network.modules() if not list(module.children())]
         hooks = [
@@ -133,12 +134,12 @@ class FeatureNetwork:
 
 
 def _named(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """By their names in :class:`_WithFeatures`."""
+    """The weights by their names in :class:`_WithFeatures`."""
     return {f"network.{name}": tensor for name, tensor in weights.items()}
 
 
 class _WithFeatures(nn.Module):
-    """A network that returns the input of its head beside its logits."""
+    """A network that returns the input of its head together with its logits."""
 
     def __init__(self, network: nn.Module, head: str) -> None:
         super().__init__()
@@ -149,19 +150,19 @@ class _WithFeatures(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self._seen.clear()
         logits = self.network(images)
-        # Cloned: as a view of what the head got, it could not be given out by a compiled pass that lays that out anew.
+        # Cloned: a compiled pass that changes the memory layout cannot return a view of the head's input.
         return self._seen.pop().flatten(1).clone(), logits
 
 
 def fit_names(recorded: Mapping[str, torch.Tensor], network: nn.Module, where: str) -> dict[str, str]:
-    """How the network's parameter and buffer names are spelt in a recorded stage.
+    """Maps the network's parameter and buffer names to those in a recorded stage.
 
     A stage recorded from a user's own ``ComposerModel`` may carry a prefix (``net.``) that the bare network lacks.
 
     Args:
-        recorded: A stage, by name.
+        recorded: The tensors of a stage, by name.
         network: The bare network.
-        where: What to call the stage in an error.
+        where: The name of the stage for an error message.
 
     Returns:
         The recorded name for each name of the network.
@@ -177,12 +178,12 @@ def fit_names(recorded: Mapping[str, torch.Tensor], network: nn.Module, where: s
     if missing:
         raise InputError(
             f"{type(network).__name__} does not fit {where}: the stage has no '{missing[0]}' "
-            f"({len(missing)} of {len(wanted)} tensors missing); build the network the run was trained with"
+            f"({len(missing)} of {len(wanted)} tensors missing). Build the network that the run was trained with."
         )
     for name, tensor in wanted.items():
         if recorded[prefix + name].shape != tensor.shape:
             raise InputError(
                 f"{type(network).__name__} does not fit {where}: '{name}' is {tuple(recorded[prefix + name].shape)} "
-                f"there and {tuple(tensor.shape)} in the network; build it with the arguments it was trained with"
+                f"there and {tuple(tensor.shape)} in the network. Build it with the arguments that it was trained with."
             )
     return {name: prefix + name for name in wanted}

@@ -1,4 +1,4 @@
-"""The features of images under a network, and the images that are typical by them."""
+"""The features of images under a network, and the images that herding selects by them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tgdd_plugin.networks.chunk_size import chunk_sizes
 from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head
 
 CHOSEN_FROM = 1000
-"""Most images of a class that :func:`herding_subset` looks at."""
+"""The most images of a class that :func:`herding_subset` looks at."""
 
 
 @torch.no_grad()
@@ -28,20 +28,21 @@ def features_of(
     head: str | None = None,
     batch_size: int = 512,
 ) -> torch.Tensor:
-    """φ(x) of every image of a pool, in evaluation mode. The network is copied and stays as it is.
+    """Computes φ(x) of every image of a pool, in evaluation mode. The network is copied and stays as it is.
 
     Args:
-        network: From normalised images ``(N, C, H, W)`` to logits ``(N, K)``; it is run where its weights lie.
-        pool: The images, and K.
+        network: From normalized images ``(N, C, H, W)`` to logits ``(N, K)``; it is run on the device of its weights.
+        pool: The images.
         normalization: What the images are normalized with.
-        head: Name of the linear layer whose input is φ(x). Default: found by :func:`tgdd_plugin.networks.feature_network.find_head`.
-        batch_size: Images that are brought to the device at a time. Default: 512.
+        head: The name of the linear layer whose input is φ(x). Default: ``None``, found by
+            :func:`tgdd_plugin.networks.feature_network.find_head`.
+        batch_size: The number of images that are moved to the device at a time. Default: ``512``.
 
     Returns:
         Features ``(N, D)``, float32 on the CPU, in the order of the pool.
 
     Raises:
-        InputError: If the network has no such head or does not take these images, or if the normalization is not of
+        InputError: If the network has no such head or does not take these images, or if the normalization does not fit
             their channels.
     """
     normalization.check_channels(pool.shape[0])
@@ -49,7 +50,7 @@ def features_of(
     weights = network.state_dict()
     frozen.check(weights, pool.shape, pool.num_classes)
     device = next(iter(weights.values())).device
-    # On a CPU in parts that its caches hold, not in one.
+    # On a CPU in parts that fit its caches.
     frozen.slice_size = chunk_sizes(frozen.footprint(weights, pool.shape), 1, 1, 0, device)[1]
     features = torch.empty(0)
     for index in torch.arange(len(pool)).split(batch_size):
@@ -68,15 +69,15 @@ def herding_subset(
     generator: torch.Generator,
     **options: Any,
 ) -> ImagePool:
-    """The images of some classes that :func:`herding` chooses, by features of length 1, as a pool.
+    """Selects images of some classes by :func:`herding` on features of length 1, and returns them as a pool.
 
     Args:
-        network: Whose features; see :func:`features_of`.
-        pool: To choose from: at most :data:`CHOSEN_FROM` images of each class, drawn at random.
-        classes: Their ids in the pool.
-        per_class: How many of each. Where a class has fewer, all of them are taken.
-        generator: On the CPU.
-        options: ``normalization`` and the rest of :func:`features_of`.
+        network: The network that computes the features; see :func:`features_of`.
+        pool: The images to select from; of each class, at most :data:`CHOSEN_FROM` images drawn at random are used.
+        classes: The ids of the classes in the pool.
+        per_class: The number of images of each class. Where a class has fewer, all of them are taken.
+        generator: The source of randomness, on the CPU.
+        options: ``normalization`` and the other arguments of :func:`features_of`.
     """
     chosen = []
     for label in classes:

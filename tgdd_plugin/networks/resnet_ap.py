@@ -66,7 +66,9 @@ def resnet_ap10(
     """
     check_counts(image_size=image_size, width=width)
     if image_size < 8:
-        raise InputError(f"image_size came as {image_size}, which three poolings leave nothing of; wanted at least 8")
+        raise InputError(
+            f"`image_size` must be at least 8, as three poolings follow, got {image_size}. Give larger images."
+        )
     stem_kernel, stem_pool = (3, 1) if image_size <= 64 else (3, 2) if image_size <= 128 else (7, 4)
     check_norm(norm, width, image_size, last_size=image_size // stem_pool // 8)
     net = ResNet(BasicBlockAP, [1, 1, 1, 1], num_classes, in_channels, width=width, norm=norm, stem_kernel=stem_kernel)

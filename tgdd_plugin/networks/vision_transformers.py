@@ -52,11 +52,11 @@ def vit(
     check_counts(patch_size=patch_size)
     if patch_size not in sizes:
         raise InputError(
-            f"patch_size came as {patch_size} with image_size {image_size}; wanted a number that divides it: "
-            f"{', '.join(map(str, sizes))}"
+            f"`patch_size` must divide image_size {image_size}, got {patch_size}. Choose one of "
+            f"{', '.join(map(str, sizes))}."
         )
     if width % heads:
-        raise InputError(f"heads came as {heads} with width {width}; wanted a number that divides the width")
+        raise InputError(f"`heads` must divide the width {width}, got {heads}. Change heads or width.")
     net = VisionTransformer(image_size, patch_size, depth, heads, width, 4 * width, num_classes=num_classes)
     net.conv_proj = nn.Conv2d(in_channels, width, patch_size, patch_size)
     nn.init.trunc_normal_(net.conv_proj.weight, std=math.sqrt(1 / (in_channels * patch_size**2)))
