@@ -44,6 +44,11 @@ class TinyNetwork(nn.Module):
         return self.fc(self.features(images))
 
 
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator on the CPU."""
+    return torch.Generator().manual_seed(seed)
+
+
 def tiny_network(seed: int = 0, **arguments: Any) -> TinyNetwork:
     """A :class:`TinyNetwork` whose initial weights depend on ``seed`` alone."""
     with torch.random.fork_rng():

@@ -10,6 +10,7 @@ from composer.models import ComposerClassifier
 from scipy import stats
 from torch import nn
 
+from tests.common import seeded
 from tgdd_plugin.augmentation import algorithms as algorithms_module
 from tgdd_plugin.augmentation.algorithms import (
     RandomCutMix,
@@ -84,15 +85,11 @@ def fit(algorithms, epochs=1, batch_size=8, shuffle=False, seed=0, count=N, mode
     return model
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 @pytest.mark.parametrize("strategy", ["none", "color", "color_crop_flip", "color_crop_cutout_flip_scale_rotate"])
 def test_the_function_augments_one_image_after_another(strategy):
-    batch = torch.randn(7, 3, 12, 8, generator=generator()).requires_grad_()
-    came = siamese_batch(batch, strategy, generator(4))
-    draw = draw_augmentation(strategy, 7, (12, 8), generator(4))
+    batch = torch.randn(7, 3, 12, 8, generator=seeded()).requires_grad_()
+    came = siamese_batch(batch, strategy, seeded(4))
+    draw = draw_augmentation(strategy, 7, (12, 8), seeded(4))
     for i in range(7):
         own = augment(batch[i : i + 1], {name: tensor[i : i + 1] for name, tensor in draw.items()})
         torch.testing.assert_close(came[i : i + 1], own)
@@ -248,7 +245,7 @@ def test_mixed_labels_are_shares_of_pixels(soft, size, monkeypatch):
     """Every image has a colour of its own, so that its pixels can be counted."""
     count = 6
     pixels = torch.arange(1, count + 1, dtype=torch.uint8).view(-1, 1, 1, 1).expand(count, 1, *size)
-    labels = torch.rand(count, K, generator=generator()).softmax(1) if soft else torch.arange(count) % K
+    labels = torch.rand(count, K, generator=seeded()).softmax(1) if soft else torch.arange(count) % K
     batches = DeviceLoader(pixels, labels, Normalization([0.0], [1 / 255]), batch_size=count, shuffle=False)
     network = nn.Sequential(nn.Flatten(), nn.Linear(size[0] * size[1], K))
     model = Watched(network)
@@ -289,7 +286,7 @@ def by_the_paper(count, size, random):
 
 @pytest.mark.parametrize("size", [(900, 500), (32, 32)])
 def test_cutmix_boxes_are_those_of_the_paper(size):
-    stream = generator(1)
+    stream = seeded(1)
     drawn = [draw_cutmix(9, size, stream) for _ in range(3000)]
     assert all(order.sort().values.tolist() == list(range(9)) for order, _ in drawn)
     firsts = np.bincount([int(order[0]) for order, _ in drawn], minlength=9)
@@ -318,7 +315,7 @@ def test_cutmix_shares_are_uniform_before_clipping_and_centres_anywhere(monkeypa
         monkeypatch.setattr(
             algorithms_module.torch, "rand", lambda n, generator: uniform(n, generator=generator).where(kept, otherwise)
         )
-        stream = generator(3)
+        stream = seeded(3)
         return np.array([draw_cutmix(2, (1000, 1000), stream)[1] for _ in range(2000)])
 
     drawn = boxes([True, False, False], [0.5, 0.5, 0.5])

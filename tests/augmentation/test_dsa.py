@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from tests.common import seeded
 from tgdd_plugin.augmentation.dsa import augment, draw_augmentation
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
@@ -14,10 +15,6 @@ from tgdd_plugin.core.errors import InputError
 pytestmark = pytest.mark.numerical
 
 ALL = "color_crop_cutout_flip_scale_rotate"
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def draw(strategy, groups, size=(8, 6), seed=0):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from tests.common import seeded
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data import image_pool as pool_module
 from tgdd_plugin.data.image_pool import ImagePool
@@ -17,10 +18,6 @@ from tgdd_plugin.data.image_pool import ImagePool
 RANDOM = np.random.default_rng(0)
 GRAYSCALE = RANDOM.integers(0, 256, (5, 7), dtype=np.uint8)
 COLOUR = RANDOM.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def numbered_pool(counts: list[int]) -> ImagePool:

@@ -36,11 +36,6 @@ from tgdd_plugin.trajectory.store import Trajectory
 
 
 @pytest.fixture(scope="module")
-def pool() -> ImagePool:
-    return patterned()
-
-
-@pytest.fixture(scope="module")
 def trajectory(tmp_path_factory: pytest.TempPathFactory, pool: ImagePool) -> Trajectory:
     folder = tmp_path_factory.mktemp("trajectory")
     settings = RecordSettings(epochs=4, runs=2, batch_size=8, learning_rate=0.05)

@@ -61,11 +61,6 @@ class Plain(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def pool():
-    return patterned()
-
-
-@pytest.fixture(scope="module")
 def trajectory(tmp_path_factory, pool):
     folder = tmp_path_factory.mktemp("trajectory")
     return record(folder, pool, [small, large], RECORD, device="cpu", progress_bar=False)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.common import TinyNetwork, manifest
+from tests.nas.shades import pool
 from tests.patterned import herding_by_hand, k_center_by_hand
 from tgdd_plugin import cli
 from tgdd_plugin.beton.card import Card, card_path, read_card
@@ -52,14 +53,6 @@ NAMES = {
     (OTHER, "distilled", "hard"): 24,
     (OTHER, "random", "hard"): 6,
 }
-
-
-def pool(count, seed):
-    """Class 0 is dark, 1 is grey, 2 is bright, with noise that makes every image another one."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count) % K
-    noise = torch.randint(0, 80, (count, 1, 8, 8), generator=generator)
-    return ImagePool((noise + 80 * labels[:, None, None, None]).to(torch.uint8), labels, ["dark", "grey", "bright"])
 
 
 REAL, TEST = pool(60, 1), pool(50, 2)
