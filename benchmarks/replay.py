@@ -149,9 +149,7 @@ class Comparison:
         if case.method in ("finetune", "joint"):
             replay = {name: replay[name] for name in ("tasks", "order")}
         else:
-            # By the keys of version 0.1: a row's work lies in a folder that is named by their hash.
-            del replay["policy"]
-            replay["tune"] = replay.pop("finetune_epochs")
+            del replay["policy"]  # the row's method
             depends["images_per_class"] = about["images_per_class"] = self.count
             about["factor"] = case.distill.factor if case.distill else 1
         if case.distill:

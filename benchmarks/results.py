@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from tgdd_plugin import InputError
 from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.renamed_keys import RENAMED, with_current_keys
 
 TIME_UP = 3  # exit status
 SECONDS = "seconds: recording / distilling / a training"
@@ -89,7 +90,7 @@ def open_row(folder: Path, name: str, settings: dict[str, Any], about: dict[str,
     row = Row(folder / f"{name}.json", folder / "work" / f"{name}-{key_of(settings)}", {})
     if row.path.is_file():
         row.content = json.loads(row.path.read_text())
-        if other := _difference(row.content["settings"], settings):
+        if other := _difference(with_current_keys(row.content["settings"]), settings):
             raise InputError(f"'{row.path}' was made with other settings ({other}); choose another --output")
     else:
         row.content = {"name": name, **about, "protocol": HONEST, "settings": settings}
@@ -98,7 +99,15 @@ def open_row(folder: Path, name: str, settings: dict[str, Any], about: dict[str,
 
 
 def key_of(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    """Returns a hash of settings, by the keys of version 0.1: work that was begun under those goes on."""
+    return hashlib.sha256(json.dumps(_with_old_keys(settings), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _with_old_keys(content: Any) -> Any:
+    if isinstance(content, dict):
+        old = {present: name for name, present in RENAMED.items()}
+        return {old.get(key, key): _with_old_keys(value) for key, value in content.items()}
+    return [_with_old_keys(item) for item in content] if isinstance(content, list) else content
 
 
 def _difference(earlier: Any, now: Any, where: str = "") -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import runpy
 import sys
@@ -202,6 +203,25 @@ def test_finished_rows_need_no_work_and_a_lost_memory_is_made_again(
     path.unlink()
     assert run(tmp_path, "--orders", "0", "--gdumb", "each", "--methods", "random") == 0
     assert content(tmp_path) == earlier
+
+
+def test_rows_and_work_of_version_0_1_go_on(whole: Path, tmp_path: Path) -> None:
+    """A row of before the keys were renamed is taken for what it is, and its folder of work has the name it had."""
+
+    def earlier(settings: Any) -> Any:
+        names = {"grayscale": "grey", "finetune_epochs": "tune"}
+        return {names.get(n, n): earlier(v) for n, v in settings.items()} if isinstance(settings, dict) else settings
+
+    (path,) = whole.glob("*order0-random.json")
+    row = json.loads(path.read_text())
+    settings = earlier(row["settings"])
+    assert settings["replay"] == {"tasks": 2, "order": 0, "ratio": 1.0, "weight": None, "tune": 0}
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    assert work(whole, "random").name == f"{row['name']}-{key}"
+    (tmp_path / path.name).write_text(json.dumps({**row, "settings": settings}))
+    assert run(tmp_path, "--orders", "0", "--methods", "random") == 0
+    assert content(tmp_path)["random"]["networks"] == content(whole)["random"]["networks"]
+    assert not (tmp_path / "work").exists()
 
 
 def test_the_table_has_means_over_orders(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
