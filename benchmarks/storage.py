@@ -29,7 +29,7 @@ from composer import Callback, Logger, State
 from benchmarks.harness import Bench, run
 from benchmarks.results import Parser, Row, markdown, percent, provenance, read_rows
 from tgdd_plugin import Card, DistillSettings, InputError, read_beton, read_card, write_beton
-from tgdd_plugin.beton.format import MIN_PAGE
+from tgdd_plugin.beton.ffcv_tables import MIN_PAGE
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 

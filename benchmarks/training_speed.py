@@ -42,7 +42,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 
 from benchmarks.machine import describe_machine, spread
 from tgdd_plugin import Card, InputError, beton_loader, write_beton
-from tgdd_plugin.beton.format import restored_threads
+from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.versions import versions

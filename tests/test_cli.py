@@ -216,8 +216,8 @@ def test_what_is_not_there(here, capfd):
     assert "no trajectory folder 'none/trajectory'" in refused(capfd, here, "distill", "recipe.yaml", "output=none")
     assert "Recipe 'none.yaml' cannot be read" in refused(capfd, here, "distill", "none.yaml")
     assert "has no recorded run" in refused(capfd, here, "distill", "out/trajectory/..")
-    assert "there is no file 'none.beton'" in refused(capfd, here, "retrain", "none.beton")
-    assert "there is no file 'none/sets-ipc2.beton'" in refused(capfd, here, "retrain", "recipe.yaml", "output=none")
+    assert "There is no file 'none.beton'" in refused(capfd, here, "retrain", "none.beton")
+    assert "There is no file 'none/sets-ipc2.beton'" in refused(capfd, here, "retrain", "recipe.yaml", "output=none")
     assert "There is no 'none.beton'. Name a" in refused(capfd, here, "show", "none.beton")
     assert not Path("none").exists()
     missing = refused(capfd, here, "record", "recipe.yaml", "data.name=no_such_module:sets")
@@ -254,7 +254,10 @@ def test_a_job_that_does_not_fit_what_is_there(here, capfd):
     few = refused(capfd, here, "distill", "recipe.yaml", "distill.real_per_class=500")
     assert "has 20 real images, 500 were asked for" in few
     other = refused(capfd, here, "retrain", "out/sets-ipc2.beton", "data.name=digits")
-    assert "the test images are 10 classes of [1, 8, 8]; 'out/sets-ipc2.beton' holds 3 classes" in other
+    assert (
+        "The test images must be of at most 3 classes and shape [1, 8, 8], as in 'out/sets-ipc2.beton', got 10 classes"
+        in other
+    )
     wrong = refused(capfd, here, "record", "recipe.yaml", "output=new", "network.depth=9")
     assert "`depth` must be at most 3 with image_size 8, as each block halves the image, got 9" in wrong
     # A job that comes to nothing does not stand in the way of the next one.
@@ -272,7 +275,7 @@ def test_files_that_are_damaged(here, capfd):
         assert "checksums differ" in refused(capfd, here, *arguments)
     file.write_bytes(whole)
     card_path(file).write_text(card[: card.index("mean:")])
-    assert "the card 'out/sets-ipc2.beton.yaml' is damaged" in refused(capfd, here, "show", file)
+    assert "The card 'out/sets-ipc2.beton.yaml' is damaged" in refused(capfd, here, "show", file)
     card_path(file).unlink()
     assert "has no card" in refused(capfd, here, "retrain", "recipe.yaml")
     stage = next(Path("out/trajectory/seed0").glob("stage-ep1*"))

@@ -143,7 +143,7 @@ def _schema(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from tgdd_plugin.beton.exchange import export_folder, export_tensors
+    from tgdd_plugin.beton.exporting import export_folder, export_tensors
 
     if options.png and (options.mean or options.std):
         raise InputError(
@@ -158,7 +158,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
-    from tgdd_plugin.beton.exchange import TOLERANCE, import_tensors
+    from tgdd_plugin.beton.importing import TOLERANCE, import_tensors
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

@@ -35,9 +35,9 @@ MOVED: dict[str, dict[str, str]] = {
         "table": "evaluation.tables:markdown_table",
     },
     "exchange": {
-        "export_folder": "beton.exchange",
-        "export_tensors": "beton.exchange",
-        "import_tensors": "beton.exchange",
+        "export_folder": "beton.exporting",
+        "export_tensors": "beton.exporting",
+        "import_tensors": "beton.importing",
     },
     "loader": {"DeviceLoader": "data.device_loader", "beton_loader": "beton.loader"},
     "memory": {"ReplayMemory": "replay.memory"},

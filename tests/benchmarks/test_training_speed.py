@@ -258,7 +258,7 @@ def test_a_recipe_with_its_file_draws_the_same(beton, drawn, tmp_path, capsys):
     assert "distill it first" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         curves.main([str(tmp_path / "none.beton"), "--", *KEYS])
-    assert "there is no file" in capsys.readouterr().err
+    assert "There is no file" in capsys.readouterr().err
 
 
 def test_the_table_tells_when_levels_were_reached(tmp_path, capsys):

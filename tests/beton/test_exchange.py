@@ -19,8 +19,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 
 from tgdd_plugin.beton.card import Card, read_card
-from tgdd_plugin.beton.exchange import export_folder, export_tensors, import_tensors
+from tgdd_plugin.beton.exporting import export_folder, export_tensors
 from tgdd_plugin.beton.format import read_beton, write_beton
+from tgdd_plugin.beton.importing import import_tensors
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 
@@ -184,7 +185,7 @@ def test_any_of_several_experiments(tmp_path):
     back = imported(source, tmp_path / "back.beton", experiment=1)
     assert torch.equal(read_beton(back)[0], made(seed=6)[0])
     assert read_card(back).method["experiment"] == "1 of 3"
-    with pytest.raises(InputError, match="experiment is 3, and '.*x.pt' has 3; count from 0"):
+    with pytest.raises(InputError, match="`experiment` must be from 0 to 2 for '.*x.pt', got 3[.] Count from 0"):
         imported(source, tmp_path / "back.beton", experiment=3)
 
 
@@ -260,16 +261,16 @@ def test_whether_values_are_normalised_can_be_said(tmp_path):
     source = saved(tmp_path / "x.pt", [dark, labels])
     back = imported(source, tmp_path / "back.beton", normalised=True)
     assert torch.equal(read_beton(back)[0], images // 8 + 112)
-    with pytest.raises(InputError, match=r"outside \[0, 1\] after reading them as pixels, not normalised"):
+    with pytest.raises(InputError, match=r"outside \[0, 1\] after reading them as pixels, not normalized"):
         imported(saved(tmp_path / "y.pt", [normalise(images), labels]), tmp_path / "c.beton", normalised=False)
-    with pytest.raises(InputError, match="uint8, which are never normalised"):
+    with pytest.raises(InputError, match="for uint8 images, which are never normalized, got true"):
         imported(saved(tmp_path / "z.pt", [images, labels]), tmp_path / "c.beton", normalised=True)
 
 
 def test_what_is_far_from_pixels_is_refused_with_advice(tmp_path):
     images, labels = made()
     source = saved(tmp_path / "x.pt", [images.float(), labels])
-    advice = r"% of the values, by .* lie outside \[0, 1\] after de-normalising.*give the mean and std.*ZCA-whitened"
+    advice = r"% of the values, by .* outside \[0, 1\] after de-normalizing.*Give the mean and std.*ZCA-whitened"
     with pytest.raises(InputError, match=advice) as caught:
         imported(source, tmp_path / "back.beton")
     assert "\n" not in str(caught.value) and os.listdir(tmp_path) == ["x.pt"]
@@ -321,33 +322,33 @@ PIXELS = IMAGES.float() / 255
 NAN = PIXELS.clone()
 NAN[0, 0, 0, 0] = float("nan")
 MALFORMED = {
-    "a tensor alone": (PIXELS, r"holds Tensor; wanted two dense tensors, images and labels: give the file of its"),
-    "nothing": (None, "holds NoneType"),
-    "an empty list": ([], "holds nothing"),
-    "an empty dict": ({}, "is a dict of nothing; wanted the key data"),
-    "other keys": ({"weight": PIXELS, 7: LABELS}, "is a dict of weight, 7; wanted the key data"),
-    "no experiments": ({"data": []}, "holds nothing"),
-    "numbers for data": ({"data": 3}, "holds int"),
-    "three tensors": ([PIXELS, LABELS, LABELS], "holds Tensor, Tensor, Tensor"),
-    "text for labels": ([PIXELS, "cats"], "holds Tensor, str"),
-    "sparse images": ([PIXELS.to_sparse(), LABELS], "wanted two dense tensors"),
-    "images nowhere": ([PIXELS.to("meta"), LABELS], "wanted two dense tensors"),
-    "flat images": ([PIXELS.flatten(1), LABELS], r"torch.float32 \(36, 144\); wanted float or uint8 \(N, C, H, W\)"),
-    "channels last": ([PIXELS.permute(0, 2, 3, 1), LABELS], "permute or convert"),
-    "whole numbers": ([IMAGES.long(), LABELS], "torch.int64 .*wanted float or uint8"),
+    "a tensor alone": (PIXELS, "must hold two dense tensors, images and labels, got Tensor[.] Give the file of its"),
+    "nothing": (None, "got NoneType"),
+    "an empty list": ([], "got nothing"),
+    "an empty dict": ({}, "must have the key data, .* got a dict of nothing"),
+    "other keys": ({"weight": PIXELS, 7: LABELS}, "must have the key data, .* got a dict of weight, 7"),
+    "no experiments": ({"data": []}, "got nothing"),
+    "numbers for data": ({"data": 3}, "got int"),
+    "three tensors": ([PIXELS, LABELS, LABELS], "got Tensor, Tensor, Tensor"),
+    "text for labels": ([PIXELS, "cats"], "got Tensor, str"),
+    "sparse images": ([PIXELS.to_sparse(), LABELS], "must hold two dense tensors"),
+    "images nowhere": ([PIXELS.to("meta"), LABELS], "must hold two dense tensors"),
+    "flat images": ([PIXELS.flatten(1), LABELS], r"float or uint8 \(N, C, H, W\), .* got torch.float32 \(36, 144\)"),
+    "channels last": ([PIXELS.permute(0, 2, 3, 1), LABELS], "Permute or convert"),
+    "whole numbers": ([IMAGES.long(), LABELS], "must be float or uint8 .*got torch.int64 "),
     "no images": ([PIXELS[:0], LABELS[:0]], r"\(0, 3, 6, 8\)"),
     "empty images": ([PIXELS[..., :0], LABELS], r"\(36, 3, 6, 0\)"),
-    "not a number": ([NAN, LABELS], "have 1 values that are no finite number"),
-    "infinity": ([NAN / 0, LABELS], "no finite number"),
-    "fewer labels": ([PIXELS, LABELS[:-1]], r"36 images came with torch.int64 labels of shape \(35,\)"),
-    "label columns": ([PIXELS, LABELS[:, None]], r"labels of shape \(36, 1\)"),
-    "fractions": ([PIXELS, LABELS.float()], "torch.float32 labels"),
-    "complex labels": ([PIXELS, torch.eye(K)[LABELS] * 1j], "torch.complex64 labels"),
-    "labels that are not finite": ([PIXELS, torch.eye(K)[LABELS] / 0], "labels of .* are not finite"),
-    "negative": ([PIXELS, LABELS - 1], "run from -1 to 10"),
-    "huge": ([PIXELS, LABELS + 10**12], "run from 1000000000000 to .*; wanted 0..35"),
-    "unequal classes": ([PIXELS, (LABELS - 1).clamp(min=0)], "class 1 has 3 images in .*, class 0 has 6"),
-    "a class left out": ([PIXELS, LABELS + (LABELS > 4)], "class 5 has 0 images"),
+    "not a number": ([NAN, LABELS], "must be finite, got 1 values that are not"),
+    "infinity": ([NAN / 0, LABELS], "must be finite, got"),
+    "fewer labels": ([PIXELS, LABELS[:-1]], r"for 36 images, got torch.int64 of shape \(35,\)"),
+    "label columns": ([PIXELS, LABELS[:, None]], r"got torch.int64 of shape \(36, 1\)"),
+    "fractions": ([PIXELS, LABELS.float()], "labels .* got torch.float32"),
+    "complex labels": ([PIXELS, torch.eye(K)[LABELS] * 1j], "labels .* got torch.complex64"),
+    "labels that are not finite": ([PIXELS, torch.eye(K)[LABELS] / 0], "labels of .* must be finite"),
+    "negative": ([PIXELS, LABELS - 1], "got -1 to 10"),
+    "huge": ([PIXELS, LABELS + 10**12], "must be in 0..35, got 1000000000000 to"),
+    "unequal classes": ([PIXELS, (LABELS - 1).clamp(min=0)], "equally many images, .*3 of class 1 and 6 of class 0"),
+    "a class left out": ([PIXELS, LABELS + (LABELS > 4)], "got 0 of class 5"),
 }  # fmt: skip
 
 
@@ -362,7 +363,10 @@ def test_tensors_that_do_not_fit_are_a_clear_line(tmp_path, case):
 
 
 OPTIONS = {
-    "no mean": ({"mean": None, "std": None}, "no mean and std came with .*give those of the code that made it"),
+    "no mean": (
+        {"mean": None, "std": None},
+        "`mean` and `std` must be given for .*Give those of the code that made it",
+    ),
     "mean of one channel": (
         {"mean": [0.5], "std": [0.5]},
         r"which have 3, got mean \[0.5\] and std \[0.5\]. Give 3 value",
@@ -372,10 +376,10 @@ OPTIONS = {
         {"mean": [float("nan")] * 3, "std": STD},
         r"finite values, one per channel, .* got mean \[nan, nan, nan\]",
     ),
-    "fewer names": ({"classes": ["a", "b"]}, r"run from 0 to 11; wanted 0..1: correct them, or the class names"),
-    "more names": ({"classes": [*"abcdefghijklm"]}, "class 12 has 0 images"),
+    "fewer names": ({"classes": ["a", "b"]}, r"must be in 0..1, got 0 to 11[.] Correct them, or the class names"),
+    "more names": ({"classes": [*"abcdefghijklm"]}, "got 0 of class 12"),
     "a factor that does not divide": ({"factor": 4}, "`factor` must divide both sides of images of 6x8 pixels, got 4"),
-    "no factor": ({"factor": 0}, "factor 0"),
+    "no factor": ({"factor": 0}, "`factor` must .* got 0"),
 }
 
 
@@ -390,7 +394,9 @@ def test_options_that_do_not_fit_are_a_clear_line(tmp_path, case):
 
 def test_names_must_be_as_many_as_soft_labels_have(tmp_path):
     source = saved(tmp_path / "x.pt", [PIXELS, torch.eye(K)[LABELS]])
-    with pytest.raises(InputError, match=r"labels of shape \(36, 12\) .*wanted class ids \(N,\), or \(N, 2\)"):
+    with pytest.raises(
+        InputError, match=r"class ids \(N,\), or \(N, 2\), for 36 images, got torch.float32 of shape \(36, 12\)"
+    ):
         imported(source, tmp_path / "back.beton", classes=["a", "b"])
 
 
@@ -402,13 +408,15 @@ def test_files_that_are_no_pt_are_a_clear_line(tmp_path):
     blobs += [(tmp_path / "x.png").read_bytes(), pickle.dumps([1, 2]), b"PK\x03\x04" + bytes(100)]
     for blob in blobs:
         (tmp_path / "x.pt").write_bytes(blob)
-        with pytest.raises(InputError, match="is no .pt that torch.save wrote, or a damaged one|holds") as caught:
+        with pytest.raises(
+            InputError, match="is not a .pt that torch.save wrote, or is damaged|holds|must hold"
+        ) as caught:
             imported(tmp_path / "x.pt", tmp_path / "deep/back.beton")
         assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
-    for source, pattern in ((tmp_path / "none.pt", "there is no file"), (tmp_path, "there is no file")):
+    for source, pattern in ((tmp_path / "none.pt", "There is no file"), (tmp_path, "There is no file")):
         with pytest.raises(InputError, match=pattern):
             imported(source, tmp_path / "deep/back.beton")
-    with pytest.raises(InputError, match="3 files came; wanted one .pt"):
+    with pytest.raises(InputError, match="must be one .pt with images and labels, or two: .* got 3 files"):
         imported([tmp_path / "x.pt"] * 3, tmp_path / "deep/back.beton")
     assert sorted(os.listdir(tmp_path)) == ["x.png", "x.pt"]
 
@@ -444,7 +452,7 @@ def test_no_file_runs_code(tmp_path, where, how):
         imported(source, tmp_path / "deep/back.beton")
     assert "\n" not in str(caught.value) and "weights_only" not in str(caught.value)
     if where != "a plain pickle":
-        assert "could run foreign code; wanted tensors alone" in str(caught.value)
+        assert "could run foreign code. Save tensors alone" in str(caught.value)
     assert os.listdir(tmp_path) == ["x.pt"]
     pickle.loads(source.read_bytes()) if where == "a plain pickle" else torch.load(source, weights_only=False)
     assert mark.exists()
@@ -505,7 +513,7 @@ def test_a_class_without_images_is_refused_in_a_folder(tmp_path):
         path = write_beton(tmp_path / "set.beton", images[held], labels[held], card())
     except InputError:
         pytest.skip("no such file can be written")
-    with pytest.raises(InputError, match=r"class 4 \('animal 8/é'\) .* has no images.*; export tensors"):
+    with pytest.raises(InputError, match=r"Class 4 \('animal 8/é'\) .* has no images.*[.] Export tensors"):
         export_folder(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -24,8 +24,8 @@ from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
-from tgdd_plugin.beton import format as beton_module
 from tgdd_plugin.beton.card import Card, card_path, read_card
+from tgdd_plugin.beton.ffcv_tables import check_beton
 from tgdd_plugin.beton.format import read_beton, write_beton
 from tgdd_plugin.beton.loader import beton_loader
 from tgdd_plugin.core.errors import InputError
@@ -149,19 +149,22 @@ def test_a_sample_as_large_as_a_page_still_fits(tmp_path):
 
 IMAGES, LABELS, SOFT = made()
 REFUSED = {
-    "floats": ((IMAGES.float(), LABELS, None), r"images are torch.float32 .*wanted uint8 \(N, C, H, W\)"),
-    "channels last": ((IMAGES.permute(0, 2, 3, 1), LABELS, None), r"wanted uint8 \(N, C, H, W\), C 1 or 3"),
+    "floats": ((IMAGES.float(), LABELS, None), r"`images` must be uint8 \(N, C, H, W\), .* got torch.float32"),
+    "channels last": ((IMAGES.permute(0, 2, 3, 1), LABELS, None), r"must be uint8 \(N, C, H, W\), C 1 or 3"),
     "two channels": ((IMAGES[:, :2], LABELS, None), "C 1 or 3"),
-    "no images": ((IMAGES[:0], LABELS[:0], None), "0 images"),
-    "fewer labels": ((IMAGES, LABELS[:-1], None), r"23 images came with torch.int64 labels of shape \(22,\)"),
-    "label columns": ((IMAGES, LABELS[:, None], None), r"labels of shape \(23, 1\)"),
-    "fractions for labels": ((IMAGES, LABELS + 0.5, None), "torch.float32 labels"),
-    "negative label": ((IMAGES, LABELS - 1, None), r"labels run from -1 to 2, the card names 4 classes; correct"),
-    "label too high": ((IMAGES, LABELS + 1, None), r"labels run from 1 to 4, the card names 4 classes; correct"),
-    "soft labels of another number": ((IMAGES, LABELS, SOFT[:-1]), r"soft labels are \(22, 4\); wanted .*\(23, 4\)"),
-    "soft labels of other classes": ((IMAGES, LABELS, SOFT[:, :2]), r"soft labels are \(23, 2\)"),
+    "no images": ((IMAGES[:0], LABELS[:0], None), "for 0 images"),
+    "fewer labels": ((IMAGES, LABELS[:-1], None), r"`labels` must .* got torch.int64 of shape \(22,\) for 23 images"),
+    "label columns": ((IMAGES, LABELS[:, None], None), r"got torch.int64 of shape \(23, 1\)"),
+    "fractions for labels": ((IMAGES, LABELS + 0.5, None), "`labels` must .* got torch.float32"),
+    "negative label": ((IMAGES, LABELS - 1, None), r"labels run from -1 to 2, the card names 4 classes[.] Correct"),
+    "label too high": ((IMAGES, LABELS + 1, None), r"labels run from 1 to 4, the card names 4 classes[.] Correct"),
+    "soft labels of another number": (
+        (IMAGES, LABELS, SOFT[:-1]),
+        r"`soft_labels` must be finite values of shape \(23, 4\), got shape \(22, 4\)",
+    ),
+    "soft labels of other classes": ((IMAGES, LABELS, SOFT[:, :2]), r"`soft_labels` must .* got shape \(23, 2\)"),
     "infinite soft labels": ((IMAGES, LABELS, SOFT / 0), "finite values"),
-    "grayscale under a colour card": ((IMAGES[:, :1], LABELS, None), r"mean \[0.1, 0.2, 0.3\].*wanted 1 value"),
+    "grayscale under a colour card": ((IMAGES[:, :1], LABELS, None), r"must have 1 value.*got mean \[0.1, 0.2, 0.3\]"),
 }
 
 
@@ -182,7 +185,7 @@ def test_a_full_disk_is_found_out_before_ffcv_starts(tmp_path, monkeypatch):
     needed = path.stat().st_size
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
-    with pytest.raises(InputError, match="MiB left.*make room there"):
+    with pytest.raises(InputError, match="MiB left.*Make room there"):
         write_beton(path, *made(seed=1)[:2], card())
     assert sorted(os.listdir(tmp_path)) == ["x.beton", "x.beton.yaml"]
 
@@ -239,14 +242,14 @@ def test_a_card_that_is_missing_damaged_or_of_another_file(copy):
             read_card(copy)
         assert "\n" not in str(caught.value)
 
-    refused("damaged .*copy it again", text.replace("classes:", "classes: ]["))
+    refused("damaged .*[.] Copy it again", text.replace("classes:", "classes: ]["))
     refused("damaged", yaml.safe_dump({**content, "mean": [0.5]}))
     refused("damaged", yaml.safe_dump({**content, "shape": 7}))
     refused("damaged", yaml.safe_dump({key: value for key, value in content.items() if key != "std"}))
-    refused("another format than 1 or 2; it needs another version", yaml.safe_dump({**content, "format": 3}))
-    refused("no card of a .beton", "just words")
-    refused("no card of a .beton", "")
-    refused("no card of a .beton", "a: 1")
+    refused("must be of format 1 or 2, got 3[.] Update tgdd_plugin", yaml.safe_dump({**content, "format": 3}))
+    refused("not the card of a .beton", "just words")
+    refused("not the card of a .beton", "")
+    refused("not the card of a .beton", "a: 1")
     card_path(copy).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="damaged"):
         read_card(copy)
@@ -259,11 +262,11 @@ def test_a_card_that_is_missing_damaged_or_of_another_file(copy):
     assert read_card(copy).packed is False and len(read_beton(copy)[0]) == N
     card_path(copy).write_text(text)
     copy.write_bytes(copy.read_bytes() + b"\0")
-    refused("not the file that 'set.beton.yaml' describes .*copy both again")
+    refused("not the one that 'set.beton.yaml' describes .*Copy both again")
     card_path(copy).unlink()
-    with pytest.raises(InputError, match="has no card 'set.beton.yaml' beside it; copy both files"):
+    with pytest.raises(InputError, match="has no card 'set.beton.yaml' beside it. Copy both files"):
         read_card(copy)
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="There is no file"):
         read_card(copy.with_name("none.beton"))
 
 
@@ -294,7 +297,7 @@ def test_a_card_that_contradicts_its_file(tmp_path, case):
     for read in (read_beton, lambda path: beton_loader(path, backend="ffcv")):
         if changes.get("packed") and read is not read_beton:
             continue  # refused for that alone
-        with pytest.raises(InputError, match=f"'{path}' and its card do not fit.*{pattern}.*; copy both again, or"):
+        with pytest.raises(InputError, match=f"'{path}' and its card do not fit.*{pattern}.*[.] Copy both again, or"):
             read(path)
 
 
@@ -303,7 +306,7 @@ def test_a_grey_card_of_coloured_images(tmp_path):
     content = yaml.safe_load(card_path(path).read_text())
     grayscale = {"shape": [1, 6, 9], "mean": [0.5], "std": [0.5]}
     card_path(path).write_text(yaml.safe_dump({**content, **grayscale}))
-    with pytest.raises(InputError, match="image 0 of .* has colours, and its card says one channel"):
+    with pytest.raises(InputError, match="Image 0 of .* has colors, and its card says one channel"):
         read_beton(path)
 
 
@@ -348,9 +351,13 @@ def test_a_packed_file_holds_the_stored_images_and_is_read_decoded(tmp_path, cha
 @pytest.mark.parametrize(
     ("changes", "soft", "pattern"),
     [
-        ({"factor": 5}, None, "6x9, which the card's factor 5 does not divide; correct the card"),
-        ({"images_per_class": 4}, None, "there are 180 images, the card's 4 classes of 4 .* factor 3 are 144; correct"),
-        ({}, SOFT[:20], "soft labels came with packed images"),
+        ({"factor": 5}, None, "6x9, which the card's factor 5 does not divide[.] Correct the card"),
+        (
+            {"images_per_class": 4},
+            None,
+            "there are 180 images, the card's 4 classes of 4 .* factor 3 are 144[.] Correct",
+        ),
+        ({}, SOFT[:20], "`soft_labels` must be left out for packed images"),
     ],
 )
 def test_packed_images_that_could_not_be_read_back_are_not_written(tmp_path, changes, soft, pattern):
@@ -410,7 +417,7 @@ def test_truncated_and_foreign_bytes_are_clear_lines(copy, tmp_path):
     assert found.keys() == cases.keys()
     for name, message in found.items():
         assert isinstance(message, str) and "\n" not in message, (name, message)
-        assert "no FFCV file, or a damaged one" in message or "is damaged" in message, (name, message)
+        assert "is not an FFCV file, or is damaged" in message or "is damaged" in message, (name, message)
 
 
 def test_every_pointer_is_checked(copy):
@@ -426,7 +433,7 @@ def test_every_pointer_is_checked(copy):
         changed[spot] ^= int(random.integers(1, 256))
         copy.write_bytes(changed)
         try:
-            tables = beton_module.check_beton(copy)
+            tables = check_beton(copy)
         except InputError:
             refused += 1
             continue
@@ -436,7 +443,7 @@ def test_every_pointer_is_checked(copy):
         assert all(pointer + 3 * h * w <= len(content) for mode, w, h, pointer in pointers if mode == 1)
     assert refused > 120
     copy.write_bytes(content)
-    assert len(beton_module.check_beton(copy).labels) == N
+    assert len(check_beton(copy).labels) == N
 
 
 def test_entries_that_would_lead_out_of_an_image_or_of_the_file(copy):
@@ -502,7 +509,7 @@ def test_a_file_of_jpegs_that_somebody_else_wrote(tmp_path):
     start = content.index(b"\xff\xd8\xff")
     content[start : start + 300] = bytes(300)
     path.write_bytes(content)
-    with pytest.raises(InputError, match="image 0 of .* is damaged"):
+    with pytest.raises(InputError, match="Image 0 of .* is damaged"):
         read_beton(path)
 
 
@@ -510,17 +517,17 @@ FOREIGN = {
     "several sizes": (
         {"image": RGBImageField(), "label": IntField()},
         ([np.zeros((8, 8 + i, 3), np.uint8) for i in range(3)], [0, 1, 2]),
-        r"several sizes, from 8x8 to 8x10 \(H x W\); wanted one",
+        r"must be of one size, got several sizes, from 8x8 to 8x10 \(H x W\)",
     ),
     "no label": (
         {"image": RGBImageField()},
         ([np.zeros((8, 8, 3), np.uint8)],),
-        r"has fields image \(RGBImageField\); wanted",
+        r"must have the fields image .*, got image \(RGBImageField\)",
     ),
     "float label": (
         {"image": RGBImageField(), "label": FloatField()},
         ([np.zeros((8, 8, 3), np.uint8)], [0.5]),
-        r"label \(FloatField\); wanted .*label \(IntField\)",
+        r"label \(IntField\), got .*label \(FloatField\)",
     ),
     "array image": (
         {"image": NDArrayField(np.dtype("f4"), (3, 2, 2)), "label": IntField()},

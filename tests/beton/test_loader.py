@@ -123,7 +123,7 @@ def test_numbers_out_of_range_are_refused(files, option, pattern):
 
 
 def test_other_backends_and_a_missing_card_are_refused(files, tmp_path):
-    with pytest.raises(InputError, match="backend is 'dali'; wanted 'device' or 'ffcv'"):
+    with pytest.raises(InputError, match="`backend` must be 'device' or 'ffcv', got 'dali'"):
         beton_loader(files[3], backend="dali")
     (tmp_path / "x.beton").write_bytes(files[3].read_bytes())
     for backend in ("device", "ffcv"):
@@ -140,7 +140,9 @@ def test_a_packed_file_is_decoded_on_the_device_and_refused_by_ffcv(tmp_path):
     wanted = (read_beton(path)[0].numpy() / 255 - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
     np.testing.assert_allclose(batch.numpy(), wanted, rtol=1e-5, atol=1e-6)
     assert len(loader) == 1 and numbers.tolist() == [int(label) for label in labels[:20] for _ in range(4)]
-    with pytest.raises(InputError, match="is packed, and FFCV cannot decode it; take backend='device', or"):
+    with pytest.raises(
+        InputError, match="is packed, and which FFCV cannot decode, got 'ffcv'. Choose backend='device', or"
+    ):
         beton_loader(path, backend="ffcv")
 
 

@@ -273,14 +273,16 @@ def refused(trained, pattern, file, test=TEST, settings=QUICK, **options):
 
 
 def test_images_of_another_shape_are_refused(file, trained):
-    pattern = r"the {} images are 3 classes of \[{}\]; '.*' holds 3 classes of \[1, 8, 8\]. Give the data set"
+    pattern = (
+        r"The {} images must be of at most 3 classes and shape \[1, 8, 8\], as in '.*', got 3 classes of \[{}\]. Give"
+    )
     for name in ("test", "real"):
         for other, shape in ((pool(9, 0, channels=3), "3, 8, 8"), (pool(9, 0, side=6), "1, 6, 6")):
             refused(trained, pattern.format(name, shape), file, **{"real": REAL, "test": TEST, name: other})
     fewer = ImagePool(TEST.images, TEST.labels.clamp(max=1), ["dark", "other"])
     refused(trained, r"classes are dark, other; '.*' has dark, ", file, fewer)
     more = ImagePool(TEST.images, TEST.labels + 1)
-    refused(trained, r"the test images are 4 classes of", file, more)
+    refused(trained, r"The test images must be .* got 4 classes of", file, more)
 
 
 def test_a_network_in_place_of_a_function_is_refused(file, trained):

@@ -299,7 +299,7 @@ def test_beton_files_with_and_without_cards(tmp_path):
         match="`data.train` and `data.test` must be .beton files .*, got .*[.] Give data.train=... and data.test=...",
     ):
         load_data(DataSettings("beton", train=paths["train"]))
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="There is no file"):
         load_data(DataSettings("beton", train=paths["train"], test="none.beton"))
 
 

@@ -295,7 +295,7 @@ def test_what_cannot_be_added_changes_nothing(tmp_path: Path) -> None:
             {},
             r"`source` must have the normalization of the memory, mean .*, got mean \[0.5, 0.5, 0.5\] .*Distill all",
         ),
-        (tmp_path / "none.beton", {}, "there is no file"),
+        (tmp_path / "none.beton", {}, "There is no file"),
         (pool(["tree"]), {"features": lambda images: images.flatten(1)}, "floating point"),
     ]
     for source, options, pattern in wrong:

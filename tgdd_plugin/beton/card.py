@@ -20,7 +20,7 @@ FORMAT = 1
 
 
 PACKED_FORMAT = 2
-"""Of a packed file's card: an earlier version, which would take the grids for images, refuses it."""
+"""The format of a packed file's card: an earlier version, which would take the grids for images, refuses it."""
 
 
 MEMORY = "replay memory"
@@ -33,18 +33,18 @@ class Card:
 
     Args:
         classes: Names of the K classes.
-        images: As a loader sees them: decoded.
+        images: The number of images as a loader sees them, decoded.
         images_per_class: Stored images for each class (the field's "IPC"); ``images`` is K · IPC · factor².
         shape: (C, H, W) of the images. With C = 1 the file holds the gray value three times, as FFCV's image field is
             RGB; :func:`beton_loader` gives one channel back.
         mean, std: Per-channel normalization, for pixels in [0, 1]; as one object, :attr:`normalization`.
         factor: f of multi-formation. The file holds the decoded images, unless it is packed.
         packed: Whether the file holds the stored images, f² times fewer; :func:`read_beton` decodes them.
-        method: Settings of the distillation, empty for a set made otherwise.
-        network: What it was distilled on; of several, the first.
+        method: Settings of the distillation; empty for a set made otherwise.
+        network: The network that it was distilled on; of several, the first.
         real: How many real ``images`` were read, and their :meth:`ImagePool.fingerprint`.
         trajectory: ``runs``, the SHA-256 of their ``stages``, and the ``networks`` they are of.
-        versions: Of the packages that wrote it.
+        versions: The versions of the packages that wrote it.
         accuracy: What networks trained on this very file reach, row by row, beside as many random real images.
         sha256: Checksum of the ``.beton``.
     """
@@ -72,7 +72,7 @@ class Card:
 
     @property
     def parts(self) -> int:
-        """Images that one of the file's decodes to: factor² if it is packed, else 1."""
+        """The number of images that one of the file's images decodes to: factor² if it is packed, else 1."""
         return self.factor**2 if self.packed else 1
 
     def text(self) -> str:
@@ -98,34 +98,37 @@ def read_card(beton: str | Path) -> Card:
     """
     path = card_path(beton)
     if not Path(beton).is_file():
-        raise InputError(f"there is no file '{beton}'; wanted a .beton that distill() or tgdd distill wrote")
+        raise InputError(f"There is no file '{beton}'. Name a .beton that distill() or tgdd distill wrote.")
     try:
         content = yaml.safe_load(path.read_text())
         if not isinstance(content, dict) or "format" not in content:
-            raise InputError(f"'{path}' is no card of a .beton; copy it again, beside its file")
+            raise InputError(f"The file '{path}' is not the card of a .beton. Copy it again, beside its file.")
         if content["format"] not in (FORMAT, PACKED_FORMAT):
             raise InputError(
-                f"'{path}' has another format than {FORMAT} or {PACKED_FORMAT}; it needs another version of tgdd_plugin"
+                f"The card '{path}' must be of format {FORMAT} or {PACKED_FORMAT}, got {content['format']!r:.40}. "
+                f"Update tgdd_plugin to open it."
             )
         card = build_checked(Card, content)
         if not len(card.shape) == 3 or not len(card.mean) == len(card.std) == card.shape[0] or not len(card.classes):
             raise TypeError("classes, shape, mean and std do not fit each other")
     except FileNotFoundError:
-        raise InputError(f"'{beton}' has no card '{path.name}' beside it; copy both files together") from None
+        raise InputError(f"The file '{beton}' has no card '{path.name}' beside it. Copy both files together.") from None
     except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"the card '{path}' is damaged ({brief(error)}); copy it again") from error
+        raise InputError(f"The card '{path}' is damaged ({brief(error)}). Copy it again.") from error
     if card.sha256 != sha256(Path(beton)):
-        raise InputError(f"'{beton}' is not the file that '{path.name}' describes (checksums differ); copy both again")
+        raise InputError(
+            f"The file '{beton}' is not the one that '{path.name}' describes (checksums differ). Copy both again."
+        )
     return card
 
 
 def find_misfit(card: Card, labels: np.ndarray, height: int, width: int) -> str | None:
-    """What of a card contradicts its file, in words: a card can be edited by hand.
+    """Says in words what in a card contradicts its file, or returns ``None``: a card can be edited by hand.
 
     Args:
         card: The card.
-        labels: Of the images in the file, ``(N,)``.
-        height, width: Of every image.
+        labels: The labels of the images in the file, ``(N,)``.
+        height, width: The size of every image.
     """
     classes, factor = len(card.classes), card.factor
     decoded = classes * card.images_per_class * factor**2

@@ -11,12 +11,12 @@ from tgdd_plugin.data.image_pool import ImagePool
 
 
 def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImagePool:
-    """The images as a pool, if they are of the file's shape and classes.
+    """Returns the images as a pool, if they are of the file's shape and classes.
 
     Args:
         images: An :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset` takes.
-        name: What they are, to be named in an error.
-        file, card: What they must fit.
+        name: What the images are for, to be named in an error.
+        file, card: The file that they must fit, and its card.
 
     Raises:
         InputError: If they do not.
@@ -24,8 +24,8 @@ def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImageP
     pool = images if isinstance(images, ImagePool) else ImagePool.from_dataset(images)
     if list(pool.shape) != card.shape or pool.num_classes > len(card.classes):
         raise InputError(
-            f"the {name} images are {pool.num_classes} classes of {list(pool.shape)}; '{file}' holds "
-            f"{len(card.classes)} classes of {card.shape}. Give the data set that was distilled"
+            f"The {name} images must be of at most {len(card.classes)} classes and shape {card.shape}, as in '{file}', "
+            f"got {pool.num_classes} classes of {list(pool.shape)}. Give the data set that was distilled."
         )
     pool.adopt_class_names(card.classes, len(card.classes), f"'{file}'")
     return pool

@@ -11,7 +11,9 @@ import torch
 from composer.utils import dist
 
 from tgdd_plugin.beton.card import Card, read_card
-from tgdd_plugin.beton.format import check_beton, read_beton, restored_threads
+from tgdd_plugin.beton.ffcv_tables import check_beton
+from tgdd_plugin.beton.ffcv_threads import restored_threads
+from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader, _check
 from tgdd_plugin.data.normalization import Normalization
@@ -26,17 +28,17 @@ def beton_loader(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Any:
-    """Batches of (normalised images, labels) from a ``.beton`` and its card, for any training loop or Trainer.
+    """Yields batches of (normalized images, labels) from a ``.beton`` and its card, for any training loop or Trainer.
 
     Args:
         path: The file; its card must lie beside it.
-        batch_size: Clamped to the number of images: no epoch is ever empty. Default: ``64``.
-        backend: ``'device'`` keeps the whole set on ``device``: for compact sets the faster by far. ``'ffcv'`` is
+        batch_size: Images in a batch, clamped to the number of images: no epoch is ever empty. Default: ``64``.
+        backend: ``'device'`` keeps the whole set on ``device``, which is faster by far for compact sets. ``'ffcv'`` is
             ``ffcv.Loader`` with its usual pipeline, for large files; grayscale images keep three channels there, and
             batches lie in buffers that FFCV uses again, so copy what you keep. It cannot decode a packed file.
-        shuffle: Default: ``True``.
-        seed: Of the order. Default: ``0``.
-        device: Where batches are wanted, and for ``'device'`` where the set is kept. Default: ``'cpu'``.
+        shuffle: Whether to shuffle in each epoch. Default: ``True``.
+        seed: The seed of the order. Default: ``0``.
+        device: The device of the batches, and for ``'device'`` of the whole set. Default: ``'cpu'``.
 
     Returns:
         An iterable with ``len()``; float32 images ``(B, C, H, W)`` and int64 labels ``(B,)``.
@@ -51,11 +53,11 @@ def beton_loader(
             images.to(device), labels, card.normalization, batch_size=batch_size, shuffle=shuffle, seed=seed
         )
     if backend != "ffcv":
-        raise InputError(f"backend is '{backend}'; wanted 'device' or 'ffcv'")
+        raise InputError(f"`backend` must be 'device' or 'ffcv', got '{backend}'. Choose one of these.")
     if card.packed:
         raise InputError(
-            f"'{path}' is packed, and FFCV cannot decode it; take backend='device', or write it unpacked "
-            f"(tgdd_plugin.beton.format says how)"
+            f"`backend` must be 'device' for '{path}', which is packed, and which FFCV cannot decode, got 'ffcv'. "
+            f"Choose backend='device', or write the file unpacked (tgdd_plugin.beton.format says how)."
         )
     _check(batch_size, seed)
     return _FFCVLoader(Path(path), card, batch_size, shuffle, seed, torch.device(device))

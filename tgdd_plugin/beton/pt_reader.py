@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,22 @@ _NUMBERS: list[Any] = [
 
 def _load(path: Path) -> Any:
     if not path.is_file():
-        raise InputError(f"there is no file '{path}'; wanted a .pt that torch.save wrote")
+        raise InputError(f"There is no file '{path}'. Name a .pt that torch.save wrote.")
     kept = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(_NUMBERS)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no .pt can lead to anything
+    except Exception as error:  # bytes that are not a .pt can lead to anything
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(
-                f"'{path}' holds a {code[1]}, and reading such a thing could run foreign code; wanted tensors alone: "
-                f"where the file comes from, torch.save([images, labels], ...)"
+                f"The file '{path}' holds a {code[1]}, and reading such an object could run foreign code. Save tensors "
+                f"alone: where the file comes from, torch.save([images, labels], ...)."
             ) from None
-        # torch's own message would advise to read it without weights_only.
+        # torch's own message would advise reading it without weights_only.
         raise InputError(
-            f"'{path}' is no .pt that torch.save wrote, or a damaged one ({type(error).__name__}); copy it again"
+            f"The file '{path}' is not a .pt that torch.save wrote, or is damaged ({type(error).__name__}). Copy it "
+            f"again."
         ) from None
     finally:
         torch.serialization.clear_safe_globals()
@@ -55,9 +57,24 @@ def _load(path: Path) -> Any:
 
 
 def read_pair(paths: list[Path], experiment: int, named: str) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Images and labels as they are stored, and where they come from."""
+    """Reads images and labels as they are stored.
+
+    Args:
+        paths: One file, or two: images, labels.
+        experiment: Which of several sets in the file; negative numbers count from the last.
+        named: The files in words, to be named in an error.
+
+    Returns:
+        The images, the labels, and where they come from, for a card's ``method``.
+
+    Raises:
+        InputError: If the files do not hold such tensors.
+    """
     if len(paths) not in (1, 2):
-        raise InputError(f"{len(paths)} files came; wanted one .pt with images and labels, or two: images, labels")
+        raise InputError(
+            f"`source` must be one .pt with images and labels, or two: images, labels, got {len(paths)} files. Give "
+            f"one or two."
+        )
     origin: dict[str, Any] = {"name": "imported", "files": [path.name for path in paths]}
     content: Any = [_load(path) for path in paths]
     if len(paths) == 1:
@@ -65,17 +82,26 @@ def read_pair(paths: list[Path], experiment: int, named: str) -> tuple[torch.Ten
         if isinstance(content, dict):
             if "data" not in content:
                 keys = ", ".join(str(key) for key in list(content)[:8])
-                raise InputError(f"{named} is a dict of {keys or 'nothing'}; wanted the key data, or [images, labels]")
+                raise InputError(
+                    f"The file {named} must have the key data, or be [images, labels], got a dict of "
+                    f"{keys or 'nothing'}. Save it again in one of these forms."
+                )
             content = content["data"]
         if isinstance(content, list | tuple) and content and all(isinstance(item, list | tuple) for item in content):
             if not -len(content) <= experiment < len(content):
-                raise InputError(f"experiment is {experiment}, and {named} has {len(content)}; count from 0")
+                raise InputError(
+                    f"`experiment` must be from 0 to {len(content) - 1} for {named}, got {experiment}. Count from 0, "
+                    f"or from the last by -1, -2, ..."
+                )
             origin["experiment"] = f"{experiment % len(content)} of {len(content)}"
             content = content[experiment]
     if not isinstance(content, list | tuple) or len(content) != 2 or not all(map(_is_plain, content)):
-        more = ": give the file of its labels, too" if isinstance(content, torch.Tensor) else ""
+        alone = isinstance(content, torch.Tensor)
+        remedy = "Give the file of its labels, too" if alone else "Save them by torch.save([images, labels], ...)"
         held = ", ".join(type(item).__name__ for item in (content if isinstance(content, list | tuple) else [content]))
-        raise InputError(f"{named} holds {held or 'nothing':.60}; wanted two dense tensors, images and labels{more}")
+        raise InputError(
+            f"The file {named} must hold two dense tensors, images and labels, got {held or 'nothing':.60}. {remedy}."
+        )
     return content[0].detach(), content[1].detach(), origin
 
 
@@ -83,15 +109,42 @@ def _is_plain(tensor: Any) -> bool:
     return isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
-def read_labels(
-    labels: torch.Tensor, count: int, num_classes: int | None, named: str
-) -> tuple[torch.Tensor, torch.Tensor | None, int, dict[str, str]]:
-    """Class ids ``(N,)``, probabilities ``(N, K)`` or none, K, and what there is to note about them."""
+@dataclass(frozen=True)
+class Labels:
+    """The labels of N images.
+
+    Args:
+        ids: Class ids, ``(N,)``.
+        soft: Probabilities of the classes, ``(N, K)``; ``None`` if there are only class ids.
+        num_classes: K.
+        note: What a card's ``method`` is to say of them.
+    """
+
+    ids: torch.Tensor
+    soft: torch.Tensor | None
+    num_classes: int
+    note: dict[str, str] = field(default_factory=dict)
+
+
+def read_labels(labels: torch.Tensor, count: int, num_classes: int | None, named: str) -> Labels:
+    """Reads class ids ``(N,)``, or one-hot labels, probabilities or logits ``(N, K)``.
+
+    Args:
+        labels: The labels as stored.
+        count: N.
+        num_classes: K, if known.
+        named: The files in words, to be named in an error.
+
+    Raises:
+        InputError: If they are not such labels.
+    """
     shape, soft, note = tuple(labels.shape), None, {}
     if labels.ndim == 2 and shape[1] > 1 and shape == (count, num_classes or shape[1]) and not labels.is_complex():
         num_classes, shares = shape[1], labels.float()
         if not shares.isfinite().all():
-            raise InputError(f"labels of {named} are not finite; mend them, or give class ids")
+            raise InputError(
+                f"The labels of {named} must be finite, got values that are not. Fix them, or give class ids."
+            )
         ones = (shares.sum(1) - 1).abs() < 1e-3
         if not (((shares == 0) | (shares == 1)).all() and ones.all()):  # one-hot labels say no more than their class
             likely = bool((shares >= 0).all() and ones.all())
@@ -100,14 +153,14 @@ def read_labels(
         labels = shares.argmax(1)
     elif shape != (count,) or labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
         raise InputError(
-            f"{count} images came with {labels.dtype} labels of shape {shape} in {named}; wanted class ids (N,), or "
-            f"(N, {num_classes or 'K'})"
+            f"The labels of {named} must be class ids (N,), or (N, {num_classes or 'K'}), for {count} images, got "
+            f"{labels.dtype} of shape {shape}. Save them again in one of these forms."
         )
     low, high = int(labels.min()), int(labels.max())
-    # Without names, more classes than images are no classes.
+    # Without names, numbers beyond that of the images are not class ids.
     if low < 0 or high >= (num_classes or count):
         raise InputError(
-            f"labels of {named} run from {low} to {high}; wanted 0..{(num_classes or count) - 1}: correct them, or the "
-            f"class names"
+            f"The labels of {named} must be in 0..{(num_classes or count) - 1}, got {low} to {high}. Correct them, or "
+            f"the class names."
         )
-    return labels.long(), soft, num_classes or high + 1, note
+    return Labels(labels.long(), soft, num_classes or high + 1, note)

@@ -1,0 +1,125 @@
+"""Writing distilled sets for other code, so that theirs and ours can be scored alike.
+
+:mod:`tgdd_plugin.beton.importing` says which files the published code reads and writes. ``ddranking`` reads no such
+file: it is handed normalized tensors, or a folder for torchvision's ``ImageFolder``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin.beton.ffcv_threads import restored_threads
+from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.core.atomic_files import whole_folder
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.normalization import Normalization
+
+
+def export_tensors(
+    beton: str | Path,
+    folder: str | Path,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Path:
+    """Writes a distilled set as the tensors that other code reads: decoded, float32, in class order.
+
+    - ``data.pt``: ``[images, labels]``, images in [0, 1]. For IDC, DANCE, TGDD and NCFM (with factor 1 there: nothing
+      is left to decode), and for :func:`import_tensors`.
+    - ``images.pt``, ``labels.pt``: images normalized, labels int64. For MTT, DATM and dc_benchmark, and for
+      ``ddranking``: ``compute_metrics(image_tensor=torch.load('images.pt'), hard_labels=torch.load('labels.pt'))``.
+      Without ``hard_labels`` it takes the first ``ipc`` images for class 0, and so on, which is wrong with a factor.
+    - ``soft_labels.pt``, if the set has any: logits, as DATM and ``ddranking`` apply softmax to them.
+    - ``card.yaml``: class names and the normalization of ``images.pt``, beside all else that the card says.
+
+    Args:
+        beton: The ``.beton``, its card beside it.
+        folder: The folder to write, new or empty.
+        mean, std: What the reading code normalizes its test images by, where that is not what the card says
+            (``ddranking`` has constants for each data set). Default: the card's.
+
+    Raises:
+        InputError: If the file or its card cannot be used, the normalization does not fit, or ``folder`` has content.
+    """
+    card, images, labels, soft = _read(Path(beton))
+    normalization = Normalization.of(mean, std) or card.normalization
+    normalization.check_channels(images.shape[1])
+    card.mean, card.std = list(normalization.mean), list(normalization.std)
+    pixels = images.float() / 255
+    contents = {"data.pt": [pixels, labels], "images.pt": normalization.normalize(pixels), "labels.pt": labels}
+    if soft is not None:
+        contents["soft_labels.pt"] = soft.clamp(min=1e-12).log()
+    with whole_folder(Path(folder)) as temporary:
+        for name, content in contents.items():
+            torch.save(content, temporary / name)
+        (temporary / "card.yaml").write_text(card.text())
+    return Path(folder)
+
+
+def export_folder(beton: str | Path, folder: str | Path) -> Path:
+    """Writes a distilled set as an image folder: ``00000/00000.png``, ``00000/00001.png``, ..., ``00001/00000.png``.
+
+    ``ImageFolder`` numbers the classes by the order of their folders' names, so these are the class ids, with zeros in
+    front; so does ``ddranking`` name its own. Class names are in ``card.yaml``, beside the class folders. PNG is
+    lossless. Grayscale images stay grayscale; ``ImageFolder``'s own loader makes RGB of them. Only hard labels survive.
+
+    For ``ddranking``: ``compute_metrics(image_path=folder)``, with ``custom_train_trans`` set to torchvision's
+    ``ToTensor`` and ``Normalize``: without it, it normalizes no image of a folder.
+
+    Args:
+        beton: The ``.beton``, its card beside it.
+        folder: The folder to write, new or empty.
+
+    Raises:
+        InputError: If the file or its card cannot be used, a class has no images, or ``folder`` has content.
+    """
+    card, images, labels, _ = _read(Path(beton))
+    counts = torch.bincount(labels, minlength=len(card.classes))
+    if not counts.all():
+        empty = int(counts.argmin())
+        raise InputError(
+            f"Class {empty} ('{card.classes[empty]}') of '{beton}' has no images, and an image folder would give its "
+            f"number to the next class. Export tensors instead."
+        )
+    with whole_folder(Path(folder)) as temporary:
+        for label, group in enumerate(images.split(counts.tolist())):
+            (temporary / f"{label:05d}").mkdir()
+            for i, image in enumerate(group):
+                pixels = image.permute(1, 2, 0).squeeze(2).contiguous().numpy()
+                Image.fromarray(pixels).save(temporary / f"{label:05d}" / f"{i:05d}.png")
+        (temporary / "card.yaml").write_text(card.text())
+    return Path(folder)
+
+
+def _read(path: Path) -> tuple[Card, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Reads the card, images, labels and soft labels of a ``.beton``, in class order."""
+    card = replace(read_card(path), packed=False)  # what is exported is decoded
+    images, labels = read_beton(path)
+    soft = _read_soft_labels(path, (len(labels), len(card.classes)))
+    order = labels.argsort(stable=True)
+    return card, images[order], labels[order], None if soft is None else soft[order]
+
+
+def _read_soft_labels(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
+    with restored_threads():
+        from ffcv.reader import Reader
+
+    reader = Reader(str(path))  # read_beton() has checked the tables
+    if "soft_label" not in reader.field_names:
+        return None
+    field = reader.handlers["soft_label"]
+    content = np.memmap(path, np.uint8, mode="r")
+    width = 4 * shape[1]
+    starts = reader.metadata[f"f{reader.field_names.index('soft_label')}"]
+    fits = getattr(field, "dtype", None) == np.float32 and tuple(field.shape) == shape[1:] and len(starts) == shape[0]
+    if not fits or int(starts.max()) + width > len(content):
+        raise InputError(f"The soft labels of '{path}' are not float32 of {shape[1]} classes each. Write it again.")
+    rows = [content[int(start) : int(start) + width].view(np.float32) for start in starts]
+    return torch.from_numpy(np.stack(rows))
