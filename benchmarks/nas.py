@@ -42,7 +42,7 @@ from tgdd_plugin.data.coresets import herding
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.distillation.compatibility import bare_networks
 from tgdd_plugin.evaluation.scorer import random_images
-from tgdd_plugin.evaluation.soft_labels import soft_labels
+from tgdd_plugin.evaluation.soft_labels import predict_soft_labels
 from tgdd_plugin.nas.search_space import candidate_builder, check_factory, name_of
 from tgdd_plugin.networks.features import features_of
 from tgdd_plugin.training.settings import TrainSettings
@@ -137,7 +137,7 @@ class Ranking:
         pixels = self.proxies[proxy](seed)[0].to(self.bench.on)
         teachers = [run.stages[-1].sha256 for run in trajectory.runs.values()]
         self.made[proxy + SOFT] = key_of({"set": self.made.get(proxy), "teachers": teachers})
-        return pixels, soft_labels(trajectory, networks, pixels, self.bench.normalization)
+        return pixels, predict_soft_labels(trajectory, networks, pixels, self.bench.normalization)
 
     def row(self, arguments: dict[str, Any]) -> Row:
         """The row of a network, with the settings it depends on."""

@@ -22,7 +22,7 @@ from tgdd_plugin.distillation.compatibility import bare_networks
 from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
-from tgdd_plugin.evaluation.soft_labels import soft_labels
+from tgdd_plugin.evaluation.soft_labels import predict_soft_labels
 from tgdd_plugin.networks import convnet, described
 from tgdd_plugin.networks.compilation import should_compile
 from tgdd_plugin.pipeline.show import describe_beton, describe_trajectory
@@ -293,7 +293,7 @@ def test_runs_alike_but_for_their_seeds_are_one_architecture(tmp_path):
 
 def test_soft_labels_are_the_mean_over_all_runs(trajectory, pool):
     images = pool.images[:7]
-    labels = soft_labels(trajectory, [small(), large()], images, trajectory.run.normalization)
+    labels = predict_soft_labels(trajectory, [small(), large()], images, trajectory.run.normalization)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (trajectory.run.mean, trajectory.run.std))
     answers = []
     for folder, recorded in trajectory.runs.items():

@@ -14,7 +14,7 @@ from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.evaluation import distribution_matching as module
-from tgdd_plugin.evaluation.distribution_matching import distribution_matching, fresh_networks
+from tgdd_plugin.evaluation.distribution_matching import fresh_networks, match_distributions
 from tgdd_plugin.networks import convnet
 
 K = 3
@@ -46,7 +46,7 @@ def few(monkeypatch):
 
 
 def match(output, settings=QUICK, **options):
-    return distribution_matching(REAL, output, settings, build, normalization=NORMALIZATION, **{**QUIET, **options})
+    return match_distributions(REAL, output, settings, build, normalization=NORMALIZATION, **{**QUIET, **options})
 
 
 def test_networks_are_fresh_and_different(tmp_path):
@@ -115,12 +115,12 @@ def test_what_is_there_of_this_job_is_kept(tmp_path):
     before, card = path.stat().st_mtime_ns, read_card(path)
     assert match(path) == path and path.stat().st_mtime_ns == before
     more, longer = make_pool(63), replace(QUICK, steps=5)
-    distribution_matching(more, path, QUICK, build, normalization=NORMALIZATION, **QUIET)
+    match_distributions(more, path, QUICK, build, normalization=NORMALIZATION, **QUIET)
     assert read_card(path).real["images"] == 63 and read_card(path).sha256 != card.sha256
-    distribution_matching(more, path, longer, build, normalization=NORMALIZATION, **QUIET)
+    match_distributions(more, path, longer, build, normalization=NORMALIZATION, **QUIET)
     assert read_card(path).method["steps"] == 5
     wide = convnet(K, 1, 8, depth=1, width=8)  # another network
-    distribution_matching(more, path, longer, lambda: wide, normalization=NORMALIZATION, **QUIET)
+    match_distributions(more, path, longer, lambda: wide, normalization=NORMALIZATION, **QUIET)
     assert read_card(path).network["parameters"] == sum(p.numel() for p in wide.parameters())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["matched.beton", "matched.beton.yaml"]
 

@@ -10,7 +10,7 @@ from tests.common import CLASSES, Pictures, differ, fit, manifest, recorded, tin
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.evaluation.soft_labels import soft_labels
+from tgdd_plugin.evaluation.soft_labels import predict_soft_labels
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -55,7 +55,7 @@ def by_hand(run_folders):
 def test_they_are_the_mean_of_what_the_last_stages_say(folder, batch_size):
     network = tiny_network(5, norm=True, dropout=0.5).train()
     before, stream = copy.deepcopy(network), torch.get_rng_state()
-    labels = soft_labels(Trajectory.open(folder), [network], IMAGES, Normalization(MEAN, STD), batch_size)
+    labels = predict_soft_labels(Trajectory.open(folder), [network], IMAGES, Normalization(MEAN, STD), batch_size)
     torch.testing.assert_close(labels, by_hand([folder / "a", folder / "b"]), rtol=1e-4, atol=1e-6)
     assert labels.shape == (23, CLASSES) and labels.dtype == torch.float32 and not labels.requires_grad
     torch.testing.assert_close(labels.sum(1), torch.ones(23))
@@ -68,7 +68,7 @@ def test_they_are_the_mean_of_what_the_last_stages_say(folder, batch_size):
 
 def test_of_one_run_alone(folder):
     one, other = (
-        soft_labels(Trajectory.open(folder / run), [tiny_network(norm=True)], IMAGES, Normalization(MEAN, STD))
+        predict_soft_labels(Trajectory.open(folder / run), [tiny_network(norm=True)], IMAGES, Normalization(MEAN, STD))
         for run in "ab"
     )
     torch.testing.assert_close(one, by_hand([folder / "a"]), rtol=1e-4, atol=1e-6)
@@ -77,17 +77,20 @@ def test_of_one_run_alone(folder):
 
 def test_half_precision_stages(tmp_path):
     record(tmp_path, "half", 0, dtype="float16")
-    labels = soft_labels(Trajectory.open(tmp_path), [tiny_network(norm=True)], IMAGES, Normalization(MEAN, STD))
+    labels = predict_soft_labels(Trajectory.open(tmp_path), [tiny_network(norm=True)], IMAGES, Normalization(MEAN, STD))
     torch.testing.assert_close(labels, by_hand([tmp_path / "half"]), rtol=1e-4, atol=1e-6)
 
 
 def test_what_does_not_fit_is_refused(folder, tmp_path, monkeypatch):
     trajectory = Trajectory.open(folder)
     with pytest.raises(InputError, match="TinyNetwork does not fit stage .*stage-ep3-ba12"):
-        soft_labels(trajectory, [tiny_network(num_classes=4, norm=True)], IMAGES, Normalization(MEAN, STD))
+        predict_soft_labels(trajectory, [tiny_network(num_classes=4, norm=True)], IMAGES, Normalization(MEAN, STD))
     with pytest.raises(InputError, match="Linear does not fit stage"):
-        soft_labels(trajectory, [nn.Linear(2, 3)], IMAGES, Normalization(MEAN, STD))
+        predict_soft_labels(trajectory, [nn.Linear(2, 3)], IMAGES, Normalization(MEAN, STD))
     load = Trajectory.load
     monkeypatch.setattr(Trajectory, "load", lambda *a: {n: t * torch.nan for n, t in load(*a).items()})
-    with pytest.raises(InputError, match="stage '.*' answers with values that are no numbers; train with a lower"):
-        soft_labels(trajectory, [tiny_network(norm=True)], IMAGES, Normalization(MEAN, STD))
+    with pytest.raises(
+        InputError,
+        match="The output of stage '.*' must be finite for soft labels, got infinite or undefined values. Train",
+    ):
+        predict_soft_labels(trajectory, [tiny_network(norm=True)], IMAGES, Normalization(MEAN, STD))

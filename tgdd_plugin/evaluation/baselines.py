@@ -21,7 +21,7 @@ from tgdd_plugin.data.coresets import herding, k_center
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.evaluation.compact_set import CompactSet
-from tgdd_plugin.evaluation.distribution_matching import distribution_matching
+from tgdd_plugin.evaluation.distribution_matching import match_distributions
 from tgdd_plugin.evaluation.scorer import Images, random_images
 from tgdd_plugin.networks.features import features_of
 
@@ -103,7 +103,7 @@ class Baselines:
         return self._matched()
 
     def _match(self) -> Images:
-        path = distribution_matching(
+        path = match_distributions(
             self.real,
             self.folder / "distribution-matching.beton",
             self.matching(),

@@ -14,7 +14,7 @@ from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.distillation.compatibility import bare_networks
 from tgdd_plugin.evaluation.scorer import Images
-from tgdd_plugin.evaluation.soft_labels import soft_labels
+from tgdd_plugin.evaluation.soft_labels import predict_soft_labels
 from tgdd_plugin.networks.factory import build_recorded
 from tgdd_plugin.training.train import check_network
 from tgdd_plugin.trajectory.store import Trajectory
@@ -79,4 +79,4 @@ class CompactSet:
         with torch.random.fork_rng():
             networks = bare_networks([self.build, *others], trajectory, (channels, height, width))
         pixels = images[0].to(torch_device(device))
-        return images[0], soft_labels(trajectory, networks, pixels, self.card.normalization)
+        return images[0], predict_soft_labels(trajectory, networks, pixels, self.card.normalization)

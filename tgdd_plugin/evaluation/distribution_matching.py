@@ -1,7 +1,7 @@
 """Plain distribution matching (DM; Zhao and Bilen, WACV 2023), as a baseline: fresh networks, and nothing else.
 
-The same engine as :func:`tgdd_plugin.distill`, on networks that were never trained: the classes' mean features are
-matched, and nothing keeps the classes apart.
+It is :func:`tgdd_plugin.distill` with networks that were never trained: the mean features of the classes are matched,
+and nothing keeps the classes apart.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from tgdd_plugin.trajectory.store import Trajectory
 from tgdd_plugin.trajectory.writing import add_stage, write_manifest_and_prune
 
 NETWORKS, NETWORK_BYTES = 100, 2**28
-"""At most so many fresh networks, drawn from at every step, in at most so much memory. DM takes a new one each step."""
+"""The most fresh networks that steps draw from, and the most memory they take. DM draws a new network at each step."""
 
 
-def distribution_matching(
+def match_distributions(
     real: ImagePool,
     output: str | Path,
     settings: DistillSettings,
@@ -38,16 +38,19 @@ def distribution_matching(
     normalization: Normalization,
     **options: Any,
 ) -> Path:
-    """Distills real images into a ``.beton`` by plain distribution matching; what is there already of this is kept.
+    """Distills real images into a ``.beton`` by plain distribution matching, unless the file is there already.
 
     Args:
         real: The real training images.
         output: The ``.beton`` to write. The networks lie in a hidden folder beside it until then.
-        settings: As of :func:`tgdd_plugin.distill`; as DM has it, without the constraint (``alpha`` 0) and
-            multi-formation (``factor`` 1), and started from real images.
-        build: Builds a freshly initialised network.
+        settings: The settings of :func:`tgdd_plugin.distill`. As DM does, it works without the constraint (``alpha`` 0)
+            and multi-formation (``factor`` 1), and starts from real images.
+        build: Builds a freshly initialized network.
         normalization: What the images are normalized with.
-        options: More of :func:`tgdd_plugin.distill`.
+        options: More arguments of :func:`tgdd_plugin.distill`.
+
+    Returns:
+        The path of the ``.beton``.
     """
     output = Path(output)
     settings = replace(settings, source="sampled", alpha=0.0, factor=1, start="real", stages="all", packed=False)
@@ -73,14 +76,17 @@ def fresh_networks(
     normalization: Normalization,
     seed: int = 0,
 ) -> Trajectory:
-    """Writes freshly initialised networks as the stages of a run that was never trained.
+    """Writes freshly initialized networks as the stages of a run that was never trained.
 
     Args:
-        folder: The trajectory folder; what a broken-off call left there is written anew, to the same bytes.
-        build: Builds a network.
-        classes: Names of the K classes.
-        normalization: Noted in the manifest.
-        seed: Of the weights. Default: ``0``.
+        folder: The trajectory folder. What an interrupted call left there is written anew, to the same bytes.
+        build: Builds a freshly initialized network.
+        classes: The names of the K classes.
+        normalization: The normalization to note in the manifest.
+        seed: The seed of the weights. Default: ``0``.
+
+    Returns:
+        The opened trajectory.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -42,15 +42,15 @@ class Row:
     """One row of the table: networks trained on the same kind of set, one for each seed.
 
     Args:
-        name: What they were trained on.
-        images: How many images it has.
-        epochs: How long they were trained.
-        accuracies: On the test set, from 0 to 1, one for each seed.
-        seconds: Of each training, from the first batch to the last, set-up of the Trainer included; of networks that
-            were trained at once, equal shares.
-        network: What was trained.
-        labels: ``'hard'`` or ``'soft'``.
-        learning_rate: What it was trained with.
+        name: What the networks were trained on.
+        images: The number of images that they were trained on.
+        epochs: The number of epochs that they were trained for.
+        accuracies: The accuracy of each seed's network on the test set, from 0 to 1.
+        seconds: The seconds of each training, from the first batch to the last, set-up of the Trainer included;
+            networks that were trained at once have equal shares.
+        network: The name of the network.
+        labels: The kind of labels, ``'hard'`` or ``'soft'``.
+        learning_rate: The learning rate of the training.
     """
 
     name: str
@@ -83,23 +83,23 @@ class Row:
         return f"{self.mean:.1f}" + (f" ± {self.std:.1f}" if len(self.accuracies) > 1 else "")
 
     def summary(self) -> dict[str, Any]:
-        """As JSON has it, with mean and std in figures."""
+        """Returns the row as plain values for JSON, with mean and standard deviation."""
         std = round(self.std, 2) if len(self.accuracies) > 1 else None  # JSON has no NaN
         return {**asdict(self), "mean_percent": round(self.mean, 2), "std_points": std}
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """Trains networks on sets of images for the same test.
+    """Trains networks on sets of images and scores them on the same test images.
 
     Args:
         test: The images to score on.
         normalization: What the images are normalized with.
-        seeds: Of the initial weights, the order of the images and the augmentation.
-        num_classes: K.
+        seeds: The seeds of the networks, each of initial weights, the order of the images and the augmentation.
+        num_classes: The number of classes K.
         device: ``'cpu'`` or ``'gpu'``; ``None`` for a GPU if there is one.
-        at_once: See :func:`tgdd_plugin.training.train.train_each`.
-        progress_bar: Whether to show one for each training.
+        at_once: Whether networks are trained at once, see :func:`tgdd_plugin.training.train.train_each`.
+        progress_bar: Whether to show a progress bar for each training.
         trainer_options: More arguments for the Composer ``Trainer`` of each training, see
             :func:`tgdd_plugin.training.train.train`. Default: none.
     """
@@ -121,8 +121,8 @@ class Scorer:
         Args:
             row: Its images, epochs, learning rate, accuracies and seconds are filled in.
             build: Builds a fresh network.
-            images: What to train on, by seed; of every seed as many.
-            settings: How.
+            images: Returns the training images of a seed, equally many for every seed.
+            settings: How networks are trained.
 
         Returns:
             The trained networks, on the device.
@@ -158,20 +158,23 @@ class Scorer:
     def tune_learning_rate(
         self,
         rates: Sequence[float],
-        held: ImagePool,
+        held_out: ImagePool,
         row: Row,
         build: Callable[[], nn.Module],
         images: Callable[[int], Images],
         settings: TrainSettings,
     ) -> TrainSettings:
-        """The settings with the learning rate that does best on held-out images, for the first seed.
+        """Chooses the learning rate whose network of the first seed is the most accurate on held-out images.
 
         Args:
-            rates: To choose from.
-            held: The held-out images.
+            rates: The learning rates to choose from.
+            held_out: The held-out images.
             row, build, images, settings: What is to be scored, as in :meth:`score`; the row stays as it is.
+
+        Returns:
+            The settings with the chosen learning rate.
         """
-        trial = replace(self, test=held, seeds=self.seeds[:1])
+        trial = replace(self, test=held_out, seeds=self.seeds[:1])
         found: dict[float, float] = {}
         for rate in rates:
             attempt = Row(f"{row.name} at {rate:g}", network=row.network)
@@ -180,17 +183,22 @@ class Scorer:
         return replace(settings, learning_rate=max(found, key=found.__getitem__))
 
     def where(self) -> str:
-        """The device in words."""
+        """Returns the device and the number of threads, for people."""
         on = torch_device(self.device)
         name = torch.cuda.get_device_name(on) if on.type == "cuda" else f"{platform.machine()} CPU"
         return f"{name}, {torch.get_num_threads()} threads"
 
 
 def random_images(real: ImagePool, per_class: int, seed: int) -> Images:
-    """So many real images of each class, drawn at random; other ones for each seed.
+    """Draws real images of each class at random, others for each seed.
+
+    Args:
+        real: The real images.
+        per_class: The number of images of each class.
+        seed: The seed of the draw.
 
     Raises:
-        InputError: If a class has fewer.
+        InputError: If a class has too few images.
     """
     generator = torch.Generator().manual_seed(seed)
     index = real.draw(torch.arange(real.num_classes), per_class, generator, "the random baseline").flatten()

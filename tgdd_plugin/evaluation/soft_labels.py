@@ -1,4 +1,4 @@
-"""Soft labels: what the networks of a trajectory, at the end of their training, say of images."""
+"""Soft labels: the class probabilities that the networks of a trajectory give images at the end of their training."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from tgdd_plugin.trajectory.store import Trajectory
 
 
 @torch.no_grad()
-def soft_labels(
+def predict_soft_labels(
     trajectory: Trajectory,
     networks: Sequence[nn.Module],
     images: torch.Tensor,
     normalization: Normalization,
     batch_size: int = 512,
 ) -> torch.Tensor:
-    """Class probabilities of images, by the last stage of every run, averaged over the runs.
+    """Predicts class probabilities of images by the last stage of every run, averaged over the runs.
 
-    One fixed label for each image, of the image as it is (DD-Ranking calls this single soft labels).
+    Each image gets one fixed label, that of the image without augmentation (DD-Ranking calls it a single soft label).
 
     Args:
-        trajectory: R runs.
+        trajectory: The trajectory, of R runs.
         networks: The bare networks that were trained, one for each of the trajectory's ``architectures``; their
             weights do not matter and stay as they are.
         images: uint8, ``(N, C, H, W)``, on any device; the network is called there.
         normalization: What the images are normalized with.
-        batch_size: Default: ``512``.
+        batch_size: The number of images of each forward pass. Default: ``512``.
 
     Returns:
         float32 of shape ``(N, K)``, on the CPU, in rows that sum to 1.
 
     Raises:
-        InputError: If a network does not fit the trajectory, or a stage's answer is no finite number.
+        InputError: If a network does not fit the trajectory, or a stage's output is not finite.
     """
     device = images.device
     teachers = [copy.deepcopy(network).to(device).eval() for network in networks]
@@ -51,5 +51,8 @@ def soft_labels(
         parts = [teacher(normalization(part)).softmax(1) for part in images.split(batch_size)]
         answers.append(torch.cat(parts).float().cpu())
         if not answers[-1].isfinite().all():
-            raise InputError(f"{where} answers with values that are no numbers; train with a lower learning rate")
+            raise InputError(
+                f"The output of {where} must be finite for soft labels, got infinite or undefined values. Train with a "
+                f"lower learning rate."
+            )
     return torch.stack(answers).mean(0)

@@ -48,7 +48,7 @@ def train_best(
     Args:
         best: The candidate.
         space: The search space of the candidate.
-        file: The ``.beton`` of the search, for its normalisation.
+        file: The ``.beton`` of the search, for its normalization.
         real, test: The real training and test images, as ``real`` in :func:`search`.
         training: How networks are trained, and how many.
         output: A safetensors file for the weights of the first network. If it is there already and of this candidate,

@@ -31,7 +31,7 @@ def describe_beton(path: Path, card: Card) -> str:
         f"file        {path}, {path.stat().st_size / 2**20:.1f} MiB, SHA-256 {card.sha256}",
         f"images      {card.images} of {shape}: {card.images_per_class} stored per class, factor {card.factor}{packed}",
         f"classes     {len(card.classes)}: {', '.join(names)}",
-        f"normalise   {_normalization(card.mean, card.std)}",
+        f"normalize   {_normalization(card.mean, card.std)}",
         f"method      {', '.join(f'{key} {value}' for key, value in card.method.items()) or 'not recorded'}",
         f"network     {_network(card.network)}",
         f"trajectory  {', '.join(card.trajectory.get('runs', [])) or 'not recorded'}: {stages}",
@@ -70,7 +70,7 @@ def describe_trajectory(trajectory: Trajectory) -> str:
             for kind in trajectory.representative_runs.values()
         ),
         f"classes     {run.num_classes}" + (f": {', '.join(run.classes)}" if run.classes else ""),
-        f"input       {shape}, normalisation {_normalization(run.mean, run.std)}",
+        f"input       {shape}, normalization {_normalization(run.mean, run.std)}",
         f"versions    {', '.join(f'{name} {number}' for name, number in run.versions.items())}",
     ]
     for folder, run in trajectory.runs.items():
