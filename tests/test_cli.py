@@ -387,7 +387,7 @@ def test_export_and_import_give_the_same_images(job, tmp_path, capfd):
     capfd.readouterr()
     assert cli.main(["import", str(file), copy, "--mean", "0.3", "--std", "0.4"]) == 2
     error = capfd.readouterr().err
-    assert "is no .pt that torch.save wrote" in error and error.count("\n") == 1
+    assert "is not a .pt that torch.save wrote" in error and error.count("\n") == 1
     assert cli.main(["export", str(file), str(tmp_path / "pictures"), "--png"]) == 0
     assert cli.main(["export", str(file), str(tmp_path / "pictures"), "--png"]) == 2
     assert "has content" in capfd.readouterr().err
