@@ -122,7 +122,7 @@ def read_card(beton: str | Path) -> Card:
     return card
 
 
-def find_misfit(card: Card, labels: np.ndarray, height: int, width: int) -> str | None:
+def find_mismatch(card: Card, labels: np.ndarray, height: int, width: int) -> str | None:
     """Says in words what in a card contradicts its file, or returns ``None``: a card can be edited by hand.
 
     Args:

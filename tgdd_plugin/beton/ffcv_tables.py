@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tgdd_plugin.beton.card import Card, find_misfit
+from tgdd_plugin.beton.card import Card, find_mismatch
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.core.errors import InputError, brief
 
@@ -91,9 +91,9 @@ def check_beton(path: Path, card: Card | None = None) -> Tables:
             f"{high[0]}x{high[1]} (H x W). Write it again with resized images."
         )
     height, width = sizes.pop()
-    if card and (misfit := find_misfit(card, labels, height, width)):
+    if card and (mismatch := find_mismatch(card, labels, height, width)):
         raise InputError(
-            f"The file '{path}' and its card do not fit each other: {misfit}. Copy both again, or undo the change to "
+            f"The file '{path}' and its card do not fit each other: {mismatch}. Copy both again, or undo the change to "
             f"the card."
         )
     return Tables(list(kinds), height, width, labels, table["ptr"], table["size"], raw)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tgdd_plugin.beton.card import Card, card_path, find_misfit, read_card
+from tgdd_plugin.beton.card import Card, card_path, find_mismatch, read_card
 from tgdd_plugin.beton.ffcv_tables import MIN_PAGE, check_beton
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.beton.multi_formation import unpack
@@ -99,8 +99,8 @@ def _checked_arrays(
             f"got mean {card.mean} and std {card.std}. Correct the card."
         )
     card.images, card.shape = len(images) * card.parts, list(images.shape[1:])
-    if misfit := find_misfit(card, arrays[1], *images.shape[2:]):
-        raise InputError(f"The images and their card do not fit each other: {misfit}. Correct the card.")
+    if mismatch := find_mismatch(card, arrays[1], *images.shape[2:]):
+        raise InputError(f"The images and their card do not fit each other: {mismatch}. Correct the card.")
     if soft_labels is not None:
         _check_soft_labels(soft_labels, len(images), card)
         arrays.append(np.ascontiguousarray(soft_labels.detach().float().cpu().numpy()))

@@ -73,7 +73,7 @@ def bare_networks(
         InputError: If an architecture has none and is not one of this package's, or one of several fits no run.
     """
     several = given if isinstance(given, Sequence) else [given] if given is not None else []
-    networks = [_alone(each) for each in several]
+    networks = [_bare(each) for each in several]
     runs = trajectory.representative_runs
     if len(networks) == len(runs) == 1:  # if it does not fit, the check of its stages says how
         return networks
@@ -114,7 +114,7 @@ def bare_networks(
     return found
 
 
-def _alone(given: NetworkOrFactory) -> nn.Module:
+def _bare(given: NetworkOrFactory) -> nn.Module:
     built = given if isinstance(given, nn.Module) else given()
     return copy.deepcopy(built.module if isinstance(built, ComposerClassifier) else built)
 

@@ -17,7 +17,7 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 from tqdm.auto import tqdm
 
-from tgdd_plugin.beton.card import read_card
+from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.core.atomic_files import check_writable
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError
@@ -126,10 +126,7 @@ def distill(
     try:
         fit_halving(arguments, chunk, synthetic)
     except NotFinite as error:
-        kept = output.with_name(f"{output.stem}-step{error.step}{output.suffix}")
-        if dist.get_global_rank() == 0:
-            card.method["stopped_after"] = error.step
-            write_result(kept, synthetic, card)
+        kept = _keep_last_finite(output, synthetic, card, error.step)
         raise InputError(f"{error} The images before that step are in '{kept}'.") from None
     if dist.get_global_rank() == 0:
         write_result(output, synthetic, card)
@@ -172,6 +169,15 @@ def _job_hash(inputs: Inputs, frozen: FrozenNetworks) -> str:
         networks,
     ]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+
+
+def _keep_last_finite(output: Path, synthetic: SyntheticImages, card: Card, step: int) -> Path:
+    """Writes the images as they are after ``step`` steps, beside ``output``, and returns the file's path."""
+    kept = output.with_name(f"{output.stem}-step{step}{output.suffix}")
+    if dist.get_global_rank() == 0:
+        card.method["stopped_after"] = step
+        write_result(kept, synthetic, card)
+    return kept
 
 
 def is_distilled(output: str | Path, trajectory: Trajectory, pool: ImagePool | None, settings: DistillSettings) -> bool:
