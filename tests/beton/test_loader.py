@@ -113,7 +113,13 @@ def test_ranks_share_an_epoch_evenly(monkeypatch, ranks):
     assert set(every) == set(range(N)) and len(every) - N < ranks
 
 
-@pytest.mark.parametrize(("option", "pattern"), [({"batch_size": 0}, "batch_size is 0"), ({"seed": -1}, "seed is -1")])
+@pytest.mark.parametrize(
+    ("option", "pattern"),
+    [
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"seed": -1}, "`seed` must be at least 0, got -1"),
+    ],
+)
 def test_numbers_out_of_range_are_refused(files, option, pattern):
     with pytest.raises(InputError, match=pattern):
         device_loader(**option)

@@ -99,15 +99,30 @@ def test_herding_keeps_to_the_mean_and_k_center_covers():
 @pytest.mark.parametrize(
     ("features", "labels", "per_class", "message"),
     [
-        (torch.zeros(5, 2), [0, 1, 1, 0, 1], 3, "class 0 has 2 images, 3 were to be chosen; ask for at most 2 per"),
-        (torch.zeros(3, 2), [0, 2, 2], 1, "class 1 has 0 images"),
-        (torch.tensor([[0.0], [1], [math.nan]]), [0, 1, 1], 1, "features of class 1 are not finite"),
-        (torch.tensor([[math.inf], [1], [2]]), [0, 1, 1], 1, "features of class 0 are not finite"),
-        (torch.zeros(2, 2), [0, 1], 0, "per_class came as 0; wanted at least 1"),
-        (torch.zeros(2, 2), [0, -1], 1, "labels run from -1"),
+        (
+            torch.zeros(5, 2),
+            [0, 1, 1, 0, 1],
+            3,
+            "Class 0 has 2 images, 3 were to be selected. Ask for at most 2 per",
+        ),
+        (torch.zeros(3, 2), [0, 2, 2], 1, "Class 1 has 0 images"),
+        (
+            torch.tensor([[0.0], [1], [math.nan]]),
+            [0, 1, 1],
+            1,
+            "`features` must be finite, got other values in class 1",
+        ),
+        (torch.tensor([[math.inf], [1], [2]]), [0, 1, 1], 1, "`features` must be finite, got other values in class 0"),
+        (torch.zeros(2, 2), [0, 1], 0, "`per_class` must be at least 1, got 0"),
+        (torch.zeros(2, 2), [0, -1], 1, "`labels` must be class ids 0, 1, 2, ..., got labels from -1"),
         (torch.zeros(2, 2), [0, 0, 0], 1, r"shape \(2, 2\) with labels of shape \(3,\)"),
-        (torch.zeros(2, 2, 2), [0, 0], 1, r"wanted floating point \(N, D\)"),
-        (torch.zeros(2, 2, dtype=torch.uint8), [0, 0], 1, "features are torch.uint8"),
+        (
+            torch.zeros(2, 2, 2),
+            [0, 0],
+            1,
+            r"`features` must be floating point \(N, D\) .* got torch.float32 of shape \(2, 2, 2\)",
+        ),
+        (torch.zeros(2, 2, dtype=torch.uint8), [0, 0], 1, r"`features` must be floating point .* got torch.uint8"),
         (torch.zeros(0, 2), [], 1, r"shape \(0, 2\)"),
     ],
 )

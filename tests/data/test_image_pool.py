@@ -90,38 +90,53 @@ def test_classes_are_named_by_the_caller_else_by_the_data_set_else_numbered():
 
 BAD = {
     "empty": ([], "is empty"),
-    "no pair": ([(GRAYSCALE, 0), GRAYSCALE], "item 1 .* ndarray; wanted a pair"),
-    "three parts": ([(GRAYSCALE, 0, 1)], "wanted a pair"),
-    "a dictionary": ([{"image": GRAYSCALE, "label": 0}], "item 0 .* dict; wanted a pair"),
+    "no pair": ([(GRAYSCALE, 0), GRAYSCALE], "Item 1 .* must be a pair .* got a ndarray"),
+    "three parts": ([(GRAYSCALE, 0, 1)], "must be a pair .* got a tuple"),
+    "a dictionary": ([{"image": GRAYSCALE, "label": 0}], "Item 0 .* must be a pair .* got a dict"),
     "soft label": (
         [(GRAYSCALE, 0), (GRAYSCALE, np.array([0.1, 0.9]))],
-        r"label of item 1 is array.*wanted one integer",
+        r"label of item 1 must be one integer class id, got array",
     ),
-    "soft label tensor": ([(GRAYSCALE, torch.tensor([0.1, 0.9]))], r"label of item 0 .*wanted one integer"),
-    "fraction": ([(GRAYSCALE, 0.5)], "label of item 0 is 0.5; wanted one integer"),
-    "text": ([(GRAYSCALE, "3")], "label of item 0 is '3'; wanted one integer"),
-    "nothing": ([(GRAYSCALE, None)], "label of item 0 is None"),
-    "negative label": ([(GRAYSCALE, 0), (GRAYSCALE, -1)], "labels run from -1 to 0; wanted numbers from 0 on"),
-    "only negative labels": ([(GRAYSCALE, -1)], "labels run from -1 to -1"),
-    "an id for a label": ([(GRAYSCALE, 10**9)], "labels run up to 1000000000"),
-    "several sizes": ([(GRAYSCALE, 0), (GRAYSCALE.T, 0)], r"image 1 is 7x5 .*first is 5x7 .*Resize"),
-    "several channels": ([(GRAYSCALE, 0), (COLOUR, 0)], r"image 1 .* of 3 channel\(s\), the first .* of 1 channel"),
+    "soft label tensor": (
+        [(GRAYSCALE, torch.tensor([0.1, 0.9]))],
+        r"label of item 0 must be one integer class id, got tensor",
+    ),
+    "fraction": ([(GRAYSCALE, 0.5)], "label of item 0 must be one integer class id, got 0.5"),
+    "text": ([(GRAYSCALE, "3")], "label of item 0 must be one integer class id, got '3'"),
+    "nothing": ([(GRAYSCALE, None)], "label of item 0 must be .*, got None"),
+    "negative label": (
+        [(GRAYSCALE, 0), (GRAYSCALE, -1)],
+        "`labels` must be numbers from 0 on, got labels from -1 to 0",
+    ),
+    "only negative labels": ([(GRAYSCALE, -1)], "got labels from -1 to -1"),
+    "an id for a label": ([(GRAYSCALE, 10**9)], "got labels up to 1000000000"),
+    "several sizes": ([(GRAYSCALE, 0), (GRAYSCALE.T, 0)], r"image 1 of 7x5 .*first of 5x7 .*Resize"),
+    "several channels": ([(GRAYSCALE, 0), (COLOUR, 0)], r"image 1 .* of 3 channel\(s\) and the first .* of 1 channel"),
     "normalised": (
         [(torch.randn(3, 4, 4, generator=seeded()) * 2, 0)],
-        r"values from -\d.* wanted \[0, 1\].*Normalize",
+        r"must have values in \[0, 1\], got values from -\d.*Normalize",
     ),
-    "0 to 255 as floats": ([(torch.full((1, 4, 4), 200.0), 0)], r"200.00; wanted \[0, 1\]"),
-    "not a number": ([(torch.full((1, 4, 4), float("nan")), 0)], r"nan; wanted \[0, 1\]"),
-    "float array": ([(GRAYSCALE / 255, 0)], "float64 array .*wanted uint8"),
-    "16 bits": ([(Image.fromarray(GRAYSCALE.astype(np.uint16) * 200), 0)], "mode 'I;16'; wanted 8 bits"),
-    "32 bits": ([(Image.fromarray(GRAYSCALE.astype(np.float32)), 0)], "mode 'F'; wanted 8 bits"),
-    "integers": ([(torch.zeros(1, 4, 4, dtype=torch.int64), 0)], r"image 0 is torch.int64 .*wanted \(C, H, W\)"),
-    "channels last": ([(torch.from_numpy(COLOUR), 0)], r"of shape \(5, 7, 3\); wanted \(C, H, W\) with 1 or 3"),
-    "two channels": ([(COLOUR[:, :, :2], 0)], r"of shape \(2, 5, 7\); wanted \(C, H, W\) with 1 or 3"),
-    "a batch": ([(torch.zeros(2, 3, 4, 4), 0)], r"of shape \(2, 3, 4, 4\); wanted \(C, H, W\)"),
-    "a path": ([("cat.png", 0)], "image 0 is a str; wanted PIL"),
-    "a loader": (DataLoader(TensorDataset(torch.zeros(2, 1, 2, 2), torch.zeros(2))), "DataLoader; wanted a map-style"),
-    "an iterator": (iter([(GRAYSCALE, 0)]), "list_iterator; wanted a map-style"),
+    "0 to 255 as floats": (
+        [(torch.full((1, 4, 4), 200.0), 0)],
+        r"values in \[0, 1\], got values from 200.00 to 200.00",
+    ),
+    "not a number": ([(torch.full((1, 4, 4), float("nan")), 0)], r"values in \[0, 1\], got .* nan"),
+    "float array": ([(GRAYSCALE / 255, 0)], "must be uint8 .*, got a float64 array"),
+    "16 bits": (
+        [(Image.fromarray(GRAYSCALE.astype(np.uint16) * 200), 0)],
+        "must have 8 bits a channel, .* mode 'I;16'",
+    ),
+    "32 bits": ([(Image.fromarray(GRAYSCALE.astype(np.float32)), 0)], "must have 8 bits a channel, .* mode 'F'"),
+    "integers": ([(torch.zeros(1, 4, 4, dtype=torch.int64), 0)], r"Image 0 must be \(C, H, W\) .* got torch.int64"),
+    "channels last": ([(torch.from_numpy(COLOUR), 0)], r"must be \(C, H, W\) with 1 or 3 .* of shape \(5, 7, 3\)"),
+    "two channels": ([(COLOUR[:, :, :2], 0)], r"must be \(C, H, W\) with 1 or 3 .* of shape \(2, 5, 7\)"),
+    "a batch": ([(torch.zeros(2, 3, 4, 4), 0)], r"must be \(C, H, W\) .* of shape \(2, 3, 4, 4\)"),
+    "a path": ([("cat.png", 0)], "Image 0 must be a PIL image, .* got a str"),
+    "a loader": (
+        DataLoader(TensorDataset(torch.zeros(2, 1, 2, 2), torch.zeros(2))),
+        "must be a map-style data set, .* got a DataLoader",
+    ),
+    "an iterator": (iter([(GRAYSCALE, 0)]), "must be a map-style data set, .* got a list_iterator"),
 }
 
 
@@ -134,18 +149,18 @@ def test_bad_input_is_one_clear_line(case):
 
 
 def test_a_label_beyond_the_named_classes_is_refused():
-    with pytest.raises(InputError, match=r"labels run from 0 to 2; wanted 0..1 for 2 classes"):
+    with pytest.raises(InputError, match=r"`labels` must be 0..1 for 2 classes, got labels from 0 to 2"):
         ImagePool.from_dataset([(GRAYSCALE, 0), (GRAYSCALE, 2)], classes=["a", "b"])
     pool = ImagePool.from_dataset([(GRAYSCALE, 0), (GRAYSCALE, 2)])
-    with pytest.raises(InputError, match=r"wanted 0..1"):
+    with pytest.raises(InputError, match=r"must be 0..1 for 2 classes, got labels from 0 to 2"):
         pool.name_classes(["a", "b"])
 
 
 @pytest.mark.parametrize("images", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, 3, dtype=torch.uint8)])
 def test_a_pool_of_other_tensors_is_refused(images):
-    with pytest.raises(InputError, match=r"wanted uint8 \(N, C, H, W\)"):
+    with pytest.raises(InputError, match=r"`images` must be uint8 \(N, C, H, W\) .* got torch"):
         ImagePool(images, torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(InputError, match="2 images came with 3 labels"):
+    with pytest.raises(InputError, match="got 2 images with 3 labels"):
         ImagePool(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
 
 
@@ -179,11 +194,11 @@ def test_draw_is_uniform():
 def test_too_few_images_say_which_class_and_what_to_do():
     pool = numbered_pool([3, 8])
     with pytest.raises(
-        InputError, match=r"class 0 \('0'\) has 3 real images, 5 were asked for the trial; ask for at most 3"
+        InputError, match=r"Class 0 \('0'\) has 3 real images, 5 were asked for the trial. Ask for at most 3"
     ):
         pool.draw(torch.tensor([1, 0]), 5, seeded(), "the trial")
     absent = ImagePool(pool.images, pool.labels, ["a", "b", "c"])
-    with pytest.raises(InputError, match=r"class 2 \('c'\) has 0 real images"):
+    with pytest.raises(InputError, match=r"Class 2 \('c'\) has 0 real images"):
         absent.draw(torch.arange(3), 1, seeded())
 
 
@@ -201,7 +216,7 @@ def test_split_is_disjoint_complete_and_even(fraction):
 
 @pytest.mark.parametrize("fraction", [0.01, 0.99])
 def test_split_that_leaves_nothing_is_refused(fraction):
-    with pytest.raises(InputError, match="choose a share that leaves some in both parts"):
+    with pytest.raises(InputError, match="Choose a share that leaves some in both parts"):
         numbered_pool([4, 4]).split(fraction, seeded())
 
 

@@ -378,7 +378,7 @@ def test_what_does_not_fit_ends_in_one_line_and_loses_nothing(trajectory, pool, 
 
 def test_labels_beyond_the_head_are_refused(trajectory, pool, tmp_path):
     more = ImagePool(pool.images, pool.labels + 1)
-    with pytest.raises(InputError, match=r"labels run from 1 to 3; wanted 0\.\.2"):
+    with pytest.raises(InputError, match=r"`labels` must be 0\.\.2 for 3 classes, got labels from 1 to 3"):
         run(trajectory, more, tmp_path / "a.beton")
 
 
@@ -396,7 +396,9 @@ def test_a_gpu_that_is_not_there_is_refused(trajectory, pool, tmp_path):
 
 def test_classes_must_be_the_trajectorys_in_its_order(trajectory, pool, tmp_path):
     turned = ImagePool(pool.images, 2 - pool.labels, pool.classes[::-1])
-    with pytest.raises(InputError, match="classes are chess, columns, rows; the trajectory has rows, columns, chess"):
+    with pytest.raises(
+        InputError, match="must be those of the trajectory, rows, columns, chess, got chess, columns, rows"
+    ):
         run(trajectory, turned, tmp_path / "a.beton")
     nameless = ImagePool(pool.images, pool.labels)
     assert read_card(run(trajectory, nameless, tmp_path / "a.beton")).classes == ["rows", "columns", "chess"]

@@ -563,7 +563,7 @@ def headless():
             "must have arguments that 'tests.common:manifest' takes",
         ),
         ({"settings": EvaluateSettings([], ["tgdd_plugin.networks:vit", "tests.nowhere:x"])}, "nowhere"),
-        ({"real": pool(15, 1)}, r"class 0 \('dark'\) has 5 real images, 8 were asked for the random baseline"),
+        ({"real": pool(15, 1)}, r"Class 0 \('dark'\) has 5 real images, 8 were asked for the random baseline"),
         ({"real": pool(3, 1), "settings": EvaluateSettings([], [])}, "has 1 real images, 2 were asked for"),
         ({"real": pool(6, 1), "settings": EvaluateSettings([], [], learning_rates=[1.0])}, "leaves 6 and 0 images"),
         (
@@ -572,8 +572,11 @@ def headless():
         ),
         ({"test": []}, "the data set list is empty"),
         ({"real": []}, "the data set list is empty"),
-        ({"network": convnet(K, 1, 8, **ARGUMENTS)}, "network is a ConvNet; wanted a function that builds a fresh one"),
-        ({"network": lambda: convnet(K + 1, 1, 8, **ARGUMENTS)}, r"ConvNet makes \(2, 4\) of 2 images"),
+        (
+            {"network": convnet(K, 1, 8, **ARGUMENTS)},
+            "must be a function that builds a fresh one for each seed, got a ConvNet",
+        ),
+        ({"network": lambda: convnet(K + 1, 1, 8, **ARGUMENTS)}, r"for 2 images of .*, got \(2, 4\) from ConvNet"),
         ({"network": headless}, "has no linear layer with 3 outputs"),
         ({"trajectory": "no/where"}, "There is no trajectory folder 'no/where'"),
     ],

@@ -280,19 +280,19 @@ def test_images_of_another_shape_are_refused(file, trained):
         for other, shape in ((pool(9, 0, channels=3), "3, 8, 8"), (pool(9, 0, side=6), "1, 6, 6")):
             refused(trained, pattern.format(name, shape), file, **{"real": REAL, "test": TEST, name: other})
     fewer = ImagePool(TEST.images, TEST.labels.clamp(max=1), ["dark", "other"])
-    refused(trained, r"classes are dark, other; '.*' has dark, ", file, fewer)
+    refused(trained, r"must be those of '.*', dark, .*, got dark, other", file, fewer)
     more = ImagePool(TEST.images, TEST.labels + 1)
     refused(trained, r"The test images must be .* got 4 classes of", file, more)
 
 
 def test_a_network_in_place_of_a_function_is_refused(file, trained):
-    with pytest.raises(InputError, match="wanted a function that builds a fresh one for each seed"):
+    with pytest.raises(InputError, match="`network` must be a function that builds a fresh one for each seed, got a "):
         retrain(file, TEST, QUICK, network=convnet(K, 1, 8, **ARGUMENTS), progress_bar=False)
 
 
 def test_too_few_real_images_are_refused(file, trained):
     few = REAL.subset(torch.arange(3 * 5))
-    refused(trained, r"class 0 \('dark'\) has 5 real images, 8 were asked for the random baseline", file, real=few)
+    refused(trained, r"Class 0 \('dark'\) has 5 real images, 8 were asked for the random baseline", file, real=few)
 
 
 def test_an_unknown_network_is_refused(tmp_path, trained):
@@ -303,7 +303,7 @@ def test_an_unknown_network_is_refused(tmp_path, trained):
 
 
 def test_a_network_that_does_not_fit_is_refused(file, trained):
-    pattern = r"network ConvNet makes .* of 2 images of \[1, 8, 8\]; wanted \(2, 3\)"
+    pattern = r"logits of shape \(2, 3\) for 2 images of \[1, 8, 8\], got .* from ConvNet"
     refused(trained, pattern, file, network=lambda: convnet(K + 1, 1, 8, **ARGUMENTS))
     refused(trained, pattern, file, network=lambda: convnet(K, 3, 8, **ARGUMENTS))
     refused(trained, pattern, file, network=lambda: convnet(K, 1, 16, **ARGUMENTS))

@@ -175,7 +175,7 @@ def test_image_folder(tmp_path, test_part):
 
 def test_image_folder_of_several_sizes_wants_image_size(tmp_path):
     write_folder(tmp_path, {"train": {"a": 3, "b": 3}, "val": {"a": 3, "b": 3}}, size=[(10, 14), (12, 12), (20, 9)])
-    with pytest.raises(InputError, match=r"image 1 is 12x12 .*first is 10x14 .*image_size in a recipe"):
+    with pytest.raises(InputError, match=r"image 1 of 12x12 .*first of 10x14 .*image_size in a recipe"):
         load_data(DataSettings("image_folder", root=str(tmp_path)))
     train, test = load_data(DataSettings("image_folder", root=str(tmp_path), image_size=8))
     assert train.shape == test.shape == (3, 8, 8)

@@ -219,7 +219,7 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, text, pattern):
         ("data: {name: imagenet}", "`data.name` must be one of digits, cifar10"),
         (
             "network: {name: vgg}",
-            "`network` must be one of convnet, resnet10, resnet18, resnet_ap10, densenet121, vit, or a factory of yours",
+            "`network` must be one of convnet, resnet10, resnet18, resnet_ap10, densenet121, vit, or a factory",
         ),
         ("network: {name: 'no_such:net'}", "`network` must be a function that can be imported, got 'no_such:net'"),
         ("network: {name: 'sys:path'}", "`network` must be a function, got 'sys:path', a list"),

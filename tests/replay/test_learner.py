@@ -628,7 +628,7 @@ def test_tasks_that_do_not_fit_each_other(tmp_path: Path, change: Callable[[list
 @pytest.mark.parametrize(
     ("factory", "pattern"),
     [
-        (lambda classes: build(3), r"makes \(2, 3\) of 2 images of \[1, 8, 8\]; wanted \(2, 1\)"),
+        (lambda classes: build(3), r"logits of shape \(2, 1\) for 2 images of \[1, 8, 8\], got \(2, 3\)"),
         (lambda classes: convnet(classes, 3, 8, depth=1, width=4), "makes an error .*wanted"),
         (
             lambda classes: convnet(classes, 1, 8, depth=1, width=4 * classes),

@@ -1,4 +1,4 @@
-"""Choosing real images by their features, the "coresets" that distilled sets are compared with."""
+"""Selection of real images by their features: the coresets that distilled sets are compared with."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from tgdd_plugin.core.errors import InputError
 
 
 def herding(features: torch.Tensor, labels: torch.Tensor, per_class: int) -> torch.Tensor:
-    """Images of each class whose mean is near the class' mean (M. Welling, "Herding Dynamical Weights to Learn", 2009).
+    """Selects images of each class whose mean is near the class mean (M. Welling, "Herding Dynamical Weights to Learn",
+    2009).
 
-    Chosen one by one, without replacement, as in iCaRL (S.-A. Rebuffi et al., CVPR 2017): always the image that brings
-    the mean of the chosen ones nearest to the mean of the class; the first of those that do so equally. So the first m
-    of a class' images are its herding set of m.
+    They are selected one by one, without replacement, as in iCaRL (S.-A. Rebuffi et al., CVPR 2017): each time the
+    image that brings the mean of the selected ones nearest to the class mean, and of several that do so equally the
+    first. So the first m images of a class are its herding set of size m.
 
     Features are compared as they are, as in the herding baseline of dataset condensation (issue 15 of its authors'
-    repository VICO-UoE/DatasetCondensation; IDC's ``coreset.py``). iCaRL itself has them of length 1, for which give
+    repository VICO-UoE/DatasetCondensation; IDC's ``coreset.py``). iCaRL itself scales them to length 1; for that, give
     ``torch.nn.functional.normalize(features)``.
 
     Args:
-        features: ``(N, D)``, of any floating point.
+        features: Features ``(N, D)`` of any floating-point type.
         labels: Class ids ``(N,)``; K is one more than the largest.
-        per_class: n, how many of each class.
+        per_class: The number n of images of each class.
 
     Returns:
-        Positions ``(K * n,)``, int64 on the CPU, those of class 0 first, each class' in the order of their choice.
+        Positions ``(K * n,)``, int64 on the CPU, those of class 0 first, within a class in the order of selection.
 
     Raises:
         InputError: If a class has fewer images, or features are not finite or not ``(N, D)`` with as many labels.
@@ -40,11 +41,11 @@ def herding(features: torch.Tensor, labels: torch.Tensor, per_class: int) -> tor
 
 
 def k_center(features: torch.Tensor, labels: torch.Tensor, per_class: int) -> torch.Tensor:
-    """Images of each class that leave none of it far away: greedy k-center (O. Sener and S. Savarese, ICLR 2018).
+    """Selects images of each class that no other is far from: greedy k-center (O. Sener and S. Savarese, ICLR 2018).
 
     The first is the image nearest to the mean of the class, as in the baseline of dataset condensation (issue 21 of its
-    authors' repository VICO-UoE/DatasetCondensation). Each further one is the farthest from those chosen before it,
-    the first of those that are equally far, so that the first m of a class' images are its set of m.
+    authors' repository VICO-UoE/DatasetCondensation). Each further one is the farthest from those selected before,
+    and of several that are equally far the first, so that the first m images of a class are its set of size m.
 
     Arguments, result and errors are those of :func:`herding`.
 
@@ -59,32 +60,34 @@ def k_center(features: torch.Tensor, labels: torch.Tensor, per_class: int) -> to
 def _of_each_class(
     features: torch.Tensor, labels: torch.Tensor, per_class: int, choose: Callable[[torch.Tensor, int], list[int]]
 ) -> torch.Tensor:
-    """What ``choose`` finds among the float64 features ``(M, D)`` of each class, as positions in all of them."""
+    """Applies ``choose`` to the float64 features ``(M, D)`` of each class; returns positions among all images."""
     if not features.is_floating_point() or features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
         raise InputError(
-            f"features are {features.dtype} of shape {tuple(features.shape)} with labels of shape "
-            f"{tuple(labels.shape)}; wanted floating point (N, D) and (N,)"
+            f"`features` must be floating point (N, D) with labels (N,), got {features.dtype} of shape "
+            f"{tuple(features.shape)} with labels of shape {tuple(labels.shape)}. Give one row for each image."
         )
     if per_class < 1:
-        raise InputError(f"per_class came as {per_class}; wanted at least 1")
+        raise InputError(f"`per_class` must be at least 1, got {per_class}. Give a larger number.")
     labels = labels.to("cpu", torch.int64)
     if int(labels.min()) < 0:
-        raise InputError(f"labels run from {int(labels.min())}; wanted class ids 0, 1, 2, ... Renumber the labels")
+        raise InputError(
+            f"`labels` must be class ids 0, 1, 2, ..., got labels from {int(labels.min())}. Renumber the labels."
+        )
     counts = torch.bincount(labels).tolist()
     for label, have in enumerate(counts):
         if have < per_class:
             raise InputError(
-                f"class {label} has {have} images, {per_class} were to be chosen; ask for at most {min(counts)} per "
-                f"class, or add images of that class"
+                f"Class {label} has {have} images, {per_class} were to be selected. Ask for at most {min(counts)} per "
+                f"class, or add images of that class."
             )
     chosen = []
     for label, own in enumerate(labels.argsort(stable=True).split(counts)):
-        # In float64, so that rounding decides between no two images; one class at a time, to hold no copy of all.
+        # In float64, so that rounding does not decide between images; one class at a time, to save memory.
         rows = features[own.to(features.device)].to("cpu", torch.float64)
         if not rows.isfinite().all():
             raise InputError(
-                f"features of class {label} are not finite; wanted numbers. Take a network whose training did not "
-                f"diverge"
+                f"`features` must be finite, got other values in class {label}. Take a network whose training did not "
+                f"diverge."
             )
         chosen.append(own[choose(rows, per_class)])
     return torch.cat(chosen)
@@ -107,11 +110,13 @@ def _spread(rows: torch.Tensor, count: int) -> list[int]:
     nearest = torch.full((len(rows),), torch.inf, dtype=rows.dtype)
     while len(chosen) < count:
         nearest = torch.minimum(nearest, _distances(rows, rows[chosen[-1]]))
-        nearest[chosen[-1]] = -1  # less than any distance: what lies at 0 may be a copy, and that can be chosen
+        nearest[
+            chosen[-1]
+        ] = -1  # below any distance: an image at distance 0 may be a copy, which can still be selected
         chosen.append(int(nearest.argmax()))
     return chosen
 
 
 def _distances(rows: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
-    # Not by a matrix product, in whose rounding equal images come to lie at unequal distances.
+    # Not by a matrix product, whose rounding gives equal images unequal distances.
     return torch.cdist(rows, point[None], compute_mode="donot_use_mm_for_euclid_dist")[:, 0]

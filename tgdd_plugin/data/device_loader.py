@@ -1,4 +1,4 @@
-"""Batches from images that stay on a device."""
+"""A loader of batches from images that stay on a device."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from composer.utils import dist
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.normalization import Normalization
 
-NORMALISED = 2**27
-"""Bytes up to which a set is kept as normalised float32 as well: 128 MiB, 10,000 images of CIFAR-10's size."""
+NORMALIZED_LIMIT = 2**27
+"""Bytes up to which a set is also kept as normalized float32: 128 MiB, 10,000 images of CIFAR-10's size."""
 
 
 class DeviceLoader:
-    """Batches of (normalised images, labels) from uint8 images that stay where they are, in a new order each epoch.
+    """Batches of (normalized images, labels) from uint8 images that stay where they are, in a new order each epoch.
 
-    The last batch may be smaller, and a set smaller than ``batch_size`` is one batch. Under several ranks, each
-    gets its share of every epoch; all shares are equally large, for which a few images may come twice.
+    The last batch may be smaller, and a set smaller than ``batch_size`` is one batch. With several ranks, each gets a
+    share of every epoch; all shares have the same size, so a few images may be used twice.
 
     Args:
-        images: uint8, ``(N, C, H, W)``.
-        labels: ``(N,)``.
+        images: uint8 images ``(N, C, H, W)``.
+        labels: Class ids ``(N,)``, or soft labels ``(N, K)``.
         normalization: What the images are normalized with.
-        batch_size: On each rank.
-        shuffle: Default: ``True``.
-        seed: Of the order. Default: ``0``.
-        device: Where batches are wanted. Default: where ``images`` are.
+        batch_size: The size of a batch on each rank.
+        shuffle: Whether the order is random. Default: ``True``.
+        seed: The seed of the order. Default: ``0``.
+        device: The device of the batches. Default: that of ``images``.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class DeviceLoader:
         self.shuffle = shuffle
         self.seed = seed
         self.epoch = 0
-        # A compact set is normalised once, not at every epoch anew.
-        small = 4 * images.numel() <= NORMALISED
-        self._normalised = normalization(images.to(self.device)) if small else None
+        # A compact set is normalized once, not again in every epoch.
+        small = 4 * images.numel() <= NORMALIZED_LIMIT
+        self._normalized = normalization(images.to(self.device)) if small else None
 
     def __len__(self) -> int:
-        """Batches in an epoch on this rank."""
+        """The number of batches in an epoch on this rank."""
         share = -(-len(self.images) // dist.get_world_size())
         return -(-share // self.batch_size)
 
@@ -67,13 +67,13 @@ class DeviceLoader:
             order = torch.randperm(len(order), generator=torch.Generator().manual_seed(int(state)))
             self.epoch += 1
         if (ranks := dist.get_world_size()) > 1:
-            # A rank with fewer batches than the others would leave them waiting for ever.
+            # With fewer batches on one rank, the others would wait for ever.
             share = torch.arange(dist.get_global_rank(), -(-len(order) // ranks) * ranks, ranks)
             order = order[share % len(order)]
         for index in order.split(self.batch_size):
             there = index.to(self.device)
-            if self._normalised is not None:
-                images = self._normalised.index_select(0, there)
+            if self._normalized is not None:
+                images = self._normalized.index_select(0, there)
             else:
                 images = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
                 images = self.normalization(images)
@@ -83,4 +83,4 @@ class DeviceLoader:
 def _check(batch_size: int, seed: int) -> None:
     for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
         if value < least:
-            raise InputError(f"{name} is {value}; wanted at least {least}")
+            raise InputError(f"`{name}` must be at least {least}, got {value}. Give a larger number.")

@@ -1,4 +1,4 @@
-"""Images of a compact set as one picture, a row for each class."""
+"""The images of a compact set as one picture, with a row for each class."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tgdd_plugin.core.atomic_files import whole_file
 
 
 def image_grid(images: torch.Tensor, labels: torch.Tensor, per_class: int = 10) -> torch.Tensor:
-    """One row a class, the first ``per_class`` images of each.
+    """Arranges images in a grid with a row for each class, of its first ``per_class`` images.
 
     Args:
         images: uint8, of shape ``(N, C, H, W)``.
         labels: Class ids of shape ``(N,)``.
-        per_class: Columns at most. Default: ``10``.
+        per_class: The most columns. Default: ``10``.
 
     Returns:
-        uint8 of shape ``(3, height, width)``, with a white line of 2 pixels between images.
+        A uint8 image of shape ``(3, height, width)``, with a white line of 2 pixels between images.
     """
     groups = [images[labels == label][:per_class] for label in labels.unique()]
     columns = max(len(group) for group in groups)

@@ -1,4 +1,4 @@
-"""Real images, by class, as uint8 in one tensor: on the device when they fit, memory-mapped when not."""
+"""Real images by class, as uint8 in one tensor: on the device if they fit, memory-mapped if not."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.data.conversion import to_pair
 
 MEMORY_LIMIT = 4 * 2**30
-"""Bytes of pixels beyond which a pool is memory-mapped from a temporary file. 4 GiB: CIFAR takes 0.15."""
-
+"""Bytes of pixels beyond which a pool is memory-mapped from a temporary file. 4 GiB; CIFAR takes 0.15."""
 
 MOST_CLASSES = 10**6
-"""Without class names, labels from here on are taken for something else than class ids."""
+"""Without class names, labels from this number on are taken for something other than class ids."""
 
 
 class ImagePool:
@@ -38,15 +37,21 @@ class ImagePool:
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str] | None = None) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise InputError(
-                f"images are {images.dtype} of shape {tuple(images.shape)}; wanted uint8 (N, C, H, W) with 1 or 3 "
-                f"channels"
+                f"`images` must be uint8 (N, C, H, W) with 1 or 3 channels, got {images.dtype} of shape "
+                f"{tuple(images.shape)}. Permute or convert them."
             )
         if len(images) == 0 or len(labels) != len(images):
-            raise InputError(f"{len(images)} images came with {len(labels)} labels; wanted at least one, and as many")
+            raise InputError(
+                f"`images` must be at least one, with one label each, got {len(images)} images with {len(labels)} "
+                f"labels. "
+                f"Give as many labels as images."
+            )
         labels = labels.to("cpu", torch.int64)
         highest = int(labels.max())
         if classes is None and highest >= MOST_CLASSES:
-            raise InputError(f"labels run up to {highest}; wanted class ids 0, 1, 2, ... Renumber the labels")
+            raise InputError(
+                f"`labels` must be class ids 0, 1, 2, ..., got labels up to {highest}. Renumber the labels."
+            )
         self.classes = [str(c) for c in classes] if classes is not None else _numbers(max(highest + 1, 1))
         self.images = images
         self.labels = labels
@@ -56,12 +61,12 @@ class ImagePool:
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= self.num_classes:
             raise InputError(
-                f"labels run from {low} to {high}; wanted "
+                "`labels` must be "
                 + (f"0..{self.num_classes - 1} for {self.num_classes} classes" if low >= 0 else "numbers from 0 on")
-                + ". Renumber the labels or correct the class names"
+                + f", got labels from {low} to {high}. Renumber the labels or correct the class names."
             )
         self.counts = torch.bincount(self.labels, minlength=self.num_classes)
-        # The images stay where they are; this lists the positions of class 0, then of class 1, ...
+        # The images are not moved; this lists the positions of class 0, then those of class 1, and so on.
         self._order = self.labels.argsort(stable=True)
         self._starts = self.counts.cumsum(0) - self.counts
 
@@ -70,16 +75,16 @@ class ImagePool:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """The number of classes K."""
         return len(self.classes)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """The shape (C, H, W) of an image."""
         return tuple(self.images.shape[1:])  # type: ignore[return-value]
 
     def name_classes(self, classes: Sequence[str]) -> None:
-        """Gives the classes names, and so K.
+        """Sets the names of the classes, and with them K.
 
         Raises:
             InputError: If a label lies outside 0..K-1.
@@ -88,12 +93,12 @@ class ImagePool:
         self._sort()
 
     def adopt_class_names(self, classes: Sequence[str] | None, num_classes: int, owner: str) -> None:
-        """Takes over the classes of ``owner`` if the pool's are but numbers; else they must be the same, in order.
+        """Adopts the class names of ``owner`` if the pool's are only numbers; else they must be the same, in order.
 
         Args:
             classes: The owner's names, or ``None``.
-            num_classes: K of the owner.
-            owner: What has them (a trajectory, a file), to be named in the error.
+            num_classes: The number of classes of the owner.
+            owner: The trajectory or file that has them, for an error message.
 
         Raises:
             InputError: If names or their order differ, or a label lies outside 0..K-1.
@@ -106,19 +111,19 @@ class ImagePool:
             self.name_classes(known)
         elif known != numbers:
             raise InputError(
-                f"the real images' classes are {', '.join(self.classes[:12])}; {owner} has {', '.join(known[:12])}. "
-                f"Give the same data, with its labels in the same order"
+                f"The classes of the real images must be those of {owner}, {', '.join(known[:12])}, got "
+                f"{', '.join(self.classes[:12])}. Give the same data, with its labels in the same order."
             )
 
     def fingerprint(self) -> str:
-        """SHA-256 of the labels and of up to 4,096 images, evenly spaced: tells other images, cheaply."""
+        """Returns the SHA-256 of the labels and of up to 4,096 evenly spaced images: a cheap test for other images."""
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         spaced = torch.linspace(0, len(self) - 1, min(len(self), 4096)).long()
         digest.update(self.take(spaced).cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> ImagePool:
-        """Moves the images to a device if they fit in half of what is free there; else they stay in (mapped) memory."""
+        """Moves the images to a device if they fit in half of its free memory; else they stay in (mapped) memory."""
         device = torch.device(device)
         if device.type == "cuda" and self.images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
             return self
@@ -132,9 +137,9 @@ class ImagePool:
 
         Args:
             classes: Class ids ``(k,)``, on the CPU.
-            count: m, how many of each.
-            generator: On the CPU.
-            purpose: What for, to be named in the error.
+            count: The number m of images of each class.
+            generator: The source of randomness, on the CPU.
+            purpose: What they are drawn for, for an error message.
 
         Returns:
             Positions in the pool, ``(k, m)``, on the CPU.
@@ -147,18 +152,19 @@ class ImagePool:
             have = int(self.counts[label])
             if have < count:
                 raise InputError(
-                    f"class {label} ('{self.classes[label]}') has {have} real images, {count} were asked for "
-                    f"{purpose}; ask for at most {have}, or add images of that class"
+                    f"Class {label} ('{self.classes[label]}') has {have} real images, {count} were asked for "
+                    f"{purpose}. "
+                    f"Ask for at most {have}, or add images of that class."
                 )
             rows.append(self._order[self._starts[label] + torch.randperm(have, generator=generator)[:count]])
         return torch.stack(rows)
 
     def take(self, index: torch.Tensor) -> torch.Tensor:
-        """uint8 images at positions ``index`` of any shape: ``(*index.shape, C, H, W)``, where the pool lies."""
+        """Returns the uint8 images at positions ``index`` of any shape, ``(*index.shape, C, H, W)``."""
         return self.images[index.to(self.images.device)]
 
     def subset(self, index: torch.Tensor) -> ImagePool:
-        """A pool of the images at positions ``index`` ``(n,)``, copied."""
+        """Returns a pool of copies of the images at positions ``index`` ``(n,)``."""
         if self.images.is_cuda:
             return ImagePool(self.take(index), self.labels[index.cpu()], self.classes)
         images = allocate((len(index), *self.shape))  # a large pool's copy is large, too
@@ -167,7 +173,7 @@ class ImagePool:
         return ImagePool(images, self.labels[index], self.classes)
 
     def split(self, fraction: float, generator: torch.Generator) -> tuple[ImagePool, ImagePool]:
-        """Two disjoint pools: ``1 - fraction`` and ``fraction`` of every class, drawn at random.
+        """Splits the pool at random into two: ``1 - fraction`` and ``fraction`` of every class.
 
         Raises:
             InputError: If one of them would be empty.
@@ -182,13 +188,13 @@ class ImagePool:
         pools = torch.cat(kept), torch.cat(held)
         if not len(pools[0]) or not len(pools[1]):
             raise InputError(
-                f"a share of {fraction} of {len(self)} images in {self.num_classes} classes leaves {len(pools[0])} and "
-                f"{len(pools[1])} images; choose a share that leaves some in both parts"
+                f"A share of {fraction} of {len(self)} images in {self.num_classes} classes leaves {len(pools[0])} and "
+                f"{len(pools[1])} images. Choose a share that leaves some in both parts."
             )
         return self.subset(pools[0]), self.subset(pools[1])
 
     def statistics(self) -> tuple[list[float], list[float]]:
-        """Per-channel mean and standard deviation of the pixels in [0, 1]."""
+        """Returns the per-channel mean and standard deviation of the pixels in [0, 1]."""
         total = torch.zeros(self.images.shape[1], dtype=torch.float64)
         squares = total.clone()
         for block in self.images.split(4096):
@@ -206,40 +212,42 @@ class ImagePool:
         """Reads any map-style data set of (image, int) pairs, once.
 
         Args:
-            dataset: With ``__len__`` and ``__getitem__``; an image may be PIL, a uint8 array ``(H, W)`` or
-                ``(H, W, C)``, or a tensor ``(C, H, W)``, uint8 or floating point in [0, 1]. It should not normalise or
-                augment: distillation does both.
-            classes: Names of the classes. Default: the data set's ``classes`` if it has any, else numbers.
+            dataset: A data set with ``__len__`` and ``__getitem__``; an image may be PIL, a uint8 array ``(H, W)`` or
+                ``(H, W, C)``, or a tensor ``(C, H, W)``, uint8 or floating point in [0, 1]. It should not normalize
+                or augment: distillation does both.
+            classes: Names of the classes. Default: the data set's ``classes`` if it has them, else numbers.
             progress: Whether to show a progress bar.
 
         Raises:
-            InputError: If an item is no such pair, sizes differ, values leave [0, 1], or a label is out of range.
+            InputError: If an item is not such a pair, sizes differ, values leave [0, 1], or a label is out of range.
         """
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise InputError(
-                f"the images came as a {type(dataset).__name__}; wanted a map-style data set (one with len() and "
-                f"dataset[i]), such as the one behind a loader"
+                f"The images must be a map-style data set, with len() and dataset[i], got a {type(dataset).__name__}. "
+                f"Give "
+                f"the data set itself, such as that of a loader."
             )
         count = len(dataset)
         if count == 0:
-            raise InputError(f"the data set {type(dataset).__name__} is empty; wanted at least one (image, label) pair")
+            raise InputError(f"The data set {type(dataset).__name__} is empty. Give at least one (image, label) pair.")
         hidden = None if progress else True  # with None, tqdm draws on a terminal and not into a file
         labels = torch.empty(count, dtype=torch.int64)
         images: torch.Tensor | None = None
         for i in tqdm(range(count), desc="reading images", unit="img", disable=hidden, leave=False):
             try:
                 item = dataset[i]
-            except Exception as error:  # files and code of the user's can fail in any way
+            except Exception as error:  # the user's files and code can fail in any way
                 raise InputError(
-                    f"item {i} of the data set cannot be read ({brief(error)}); mend or remove it"
+                    f"Item {i} of the data set cannot be read ({brief(error)}). Fix or remove it."
                 ) from error
             image, labels[i] = to_pair(item, i)
             if images is None:
                 images = allocate((count, *image.shape))
             if image.shape != images.shape[1:]:
                 raise InputError(
-                    f"image {i} is {_size(image)}, the first is {_size(images[0])}; give all the same, for example "
-                    f"with torchvision's Resize and CenterCrop (image_size in a recipe)"
+                    f"All images must have one size, got image {i} of {_size(image)} and the first of "
+                    f"{_size(images[0])}. Use, for example, torchvision's Resize and CenterCrop (image_size in a "
+                    f"recipe)."
                 )
             images[i] = image
         assert images is not None
@@ -251,19 +259,20 @@ def _numbers(count: int) -> list[str]:
 
 
 def allocate(shape: tuple[int, ...]) -> torch.Tensor:
-    """An empty uint8 tensor, beyond :data:`MEMORY_LIMIT` mapped from a temporary file."""
+    """Returns an uninitialised uint8 tensor, memory-mapped from a temporary file beyond :data:`MEMORY_LIMIT`."""
     size = int(np.prod(shape))
     if size <= MEMORY_LIMIT:
         return torch.empty(shape, dtype=torch.uint8)
-    # The file is unlinked at once: the mapping keeps it alive, and nothing is left behind whatever happens.
+    # The file is unlinked at once: the mapping keeps it alive, and nothing is ever left behind.
     with tempfile.NamedTemporaryFile(prefix="tgdd-pool-") as file:
-        # Taken now, a full disk is an error; found out at a write into the mapping, it would kill the process.
+        # Allocated now, a full disk is an error; at a write into the mapping, it would kill the process.
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             raise InputError(
-                f"{size / 2**30:.1f} GiB of images do not fit in '{tempfile.gettempdir()}' ({error.strerror}); point "
-                f"TMPDIR to a folder with room, or use fewer or smaller images"
+                f"{size / 2**30:.1f} GiB of images do not fit in '{tempfile.gettempdir()}' ({error.strerror}). Set "
+                f"TMPDIR "
+                f"to a folder with more space, or use fewer or smaller images."
             ) from error
         return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
 

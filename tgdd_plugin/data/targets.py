@@ -1,4 +1,4 @@
-"""Targets of a training batch, as class ids or as shares of the classes."""
+"""The targets of a training batch: class ids, or shares of the classes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
 TOLERANCE = 1e-6
-"""Up to which shares of a soft label count as equal."""
+"""The largest difference at which shares of a soft label count as equal."""
 
 
 def single_class_targets(
     targets: Shaped[Tensor, "N *_"], num_classes: int
 ) -> tuple[Int64[Tensor, "N"], Bool[Tensor, "N"]]:
-    """The class of each image, and whether the image is of that one class alone.
+    """Returns the class of each image, and whether the image belongs to that class alone.
 
-    A soft label is of one class if all its shares but the largest are equal: one-hot, or smoothed. Of two classes, only
-    one-hot is: a smoothed label might as well be a mixed one. A class outside 0..K-1, such as -100, is none.
+    A soft label is of a single class if all its shares but the largest are equal: one-hot, or smoothed. With two
+    classes, only a one-hot label is: a smoothed one could also be a mixed one. A class outside 0..K-1, such as -100,
+    counts as no class.
 
     Args:
         targets: Class ids ``(N,)`` or ``(N, 1)``, or shares ``(N, K)`` with K at least 2.
-        num_classes: K.
+        num_classes: The number of classes K.
 
     Returns:
-        Class ids in 0..K-1, int64 of shape ``(N,)``, and bools of shape ``(N,)``, both where the targets are.
+        Class ids in 0..K-1, int64 of shape ``(N,)``, and bools of shape ``(N,)``, both on the device of the targets.
 
     Example:
         >>> ids, single = single_class_targets(torch.tensor([[0.1, 0.8, 0.1], [0.5, 0.5, 0.0]]), 3)

@@ -1,4 +1,4 @@
-"""Training and scoring networks, by a Composer Trainer, in the field's usual way."""
+"""Training and scoring of networks by a Composer Trainer, in the way that is usual in dataset distillation."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def train(
     """Trains ``network`` in place.
 
     Args:
-        network: Freshly initialised.
-        loader: Its data; the order of its batches is the loader's own affair.
-        num_classes: K.
-        settings: See :class:`TrainSettings`.
-        seed: Of the augmentation and CutMix. Default: ``0``.
-        metrics: Whether the Trainer computes training accuracy. Default: ``False``.
-        replay: Mixes a memory into each batch, before it is augmented. Default: ``None``.
-        options: ``device``: ``'cpu'`` or ``'gpu'``, by default a GPU if there is one. ``title``: of a progress bar, by
-            default none. More arguments for Composer's ``Trainer``: ``callbacks`` are added to ours, all else
-            overrides ours.
+        network: A freshly initialised network.
+        loader: The batches to train on, in the loader's own order.
+        num_classes: The number of classes K.
+        settings: How to train; see :class:`TrainSettings`.
+        seed: The seed of the augmentation and CutMix. Default: ``0``.
+        metrics: Whether the Trainer computes the training accuracy. Default: ``False``.
+        replay: An algorithm that mixes a memory into each batch, before it is augmented. Default: ``None``.
+        options: ``device``, ``'cpu'`` or ``'gpu'``, by default a GPU if there is one. ``title``, that of a progress
+            bar, by default none. Other arguments go to Composer's ``Trainer``: ``callbacks`` are added to ours, all
+            others override ours.
 
     Returns:
         The network, on the device.
@@ -88,23 +88,24 @@ def train_each(
     """Trains several networks of one architecture in place, each as :func:`train` would, up to rounding.
 
     Args:
-        networks: E of them, freshly initialised.
-        loaders: One for each, of equal length.
-        num_classes: K.
-        settings: See :class:`TrainSettings`.
-        seeds: One for each.
-        at_once: Whether they are trained all at once (:mod:`tgdd_plugin.training.vectorized`) or one after another. Default:
-            ``None``, what is found to be faster in a few steps of each way; under several ranks, one after another.
-        title: Of the progress bars; ``None`` for none.
+        networks: E freshly initialised networks.
+        loaders: A loader for each network, all of equal length.
+        num_classes: The number of classes K.
+        settings: How to train; see :class:`TrainSettings`.
+        seeds: A seed for each network.
+        at_once: Whether they are trained all at once (:mod:`tgdd_plugin.training.vectorized`) or one after another.
+            Default: ``None``, whichever is faster in a few steps of each; with several ranks, one after another.
+        title: The title of the progress bars; ``None`` for no bars.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         options: More arguments for the ``Trainer`` of each training, as in :func:`train`.
 
     Returns:
-        Seconds of each network's training, set-up of the Trainer included; of those trained at once, equal shares.
+        The seconds of each network's training, including the set-up of the Trainer; for networks that are trained at
+        once, equal shares of the whole.
     """
     together = PopulationLoader(loaders)
     if at_once is None:
-        # A short training is over before the two ways are compared, and several ranks might not find the same.
+        # A short training ends before the two ways are compared, and several ranks might disagree.
         compare = len(networks) > 1 and dist.get_world_size() == 1 and settings.epochs * len(together) > 10 * TRIALS
         at_once = compare and vectorizing_is_faster(networks, together)
     if not at_once:
@@ -154,11 +155,11 @@ def _fit(
     )
     try:
         with warnings.catch_warnings():
-            # Composer says so of every last batch that is smaller than the others.
+            # Composer warns of every last batch that is smaller than the others.
             warnings.filterwarnings("ignore", message="Cannot split tensor of length")
-            # And this when the two shares of a CutMix label add up to 0.9999999.
+            # It also warns when the two shares of a CutMix label add up to 0.9999999.
             warnings.filterwarnings("ignore", message="Some targets have less than 1 total probability")
-            # A short epoch may have mixed batches only; distilling from no other stages is refused in a clear line.
+            # A short epoch may have only mixed batches; distillation refuses a run with no other stages.
             warnings.filterwarnings("ignore", message="no class statistics.*mix every batch")
             warnings.filterwarnings("ignore", message=SLOWER)
             trainer.fit()
@@ -167,18 +168,18 @@ def _fit(
 
 
 def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_classes: int) -> str:
-    """Builds a network, and sees whether it takes images of ``shape`` (C, H, W) and has an output for each class.
+    """Builds a network and checks that it takes images of ``shape`` (C, H, W) and has an output for each class.
 
     Returns:
         The name of its class.
 
     Raises:
-        InputError: If not.
+        InputError: If it does not, or ``build`` is a network instead of a function.
     """
     if isinstance(build, nn.Module):
         raise InputError(
-            f"network is a {type(build).__name__}; wanted a function that builds a fresh one for each seed, such as "
-            f"lambda: {type(build).__name__}(...)"
+            f"`network` must be a function that builds a fresh one for each seed, got a {type(build).__name__}. Give, "
+            f"for example, lambda: {type(build).__name__}(...)."
         )
     with torch.random.fork_rng(), torch.no_grad():
         network = build()
@@ -188,19 +189,19 @@ def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_clas
             came = f"an error ({brief(error)})"
     if came != (2, num_classes):
         raise InputError(
-            f"the network {type(network).__name__} makes {came} of 2 images of {list(shape)}; wanted "
-            f"{(2, num_classes)}. Build it for as many channels, pixels and classes"
+            f"`network` must return logits of shape {(2, num_classes)} for 2 images of {list(shape)}, got {came} from "
+            f"{type(network).__name__}. Build it for as many channels, pixels and classes."
         )
     return type(network).__name__
 
 
 @torch.no_grad()
 def accuracy(network: nn.Module, pool: ImagePool, normalization: Normalization) -> float:
-    """Share of the pool's images that the network classifies rightly, in evaluation mode, from 0 to 1."""
+    """Returns the share of the pool's images that the network classifies correctly in evaluation mode, from 0 to 1."""
     network.eval()
     device = next(network.parameters()).device
     right = 0
-    # Not by a DeviceLoader: under several ranks it has only a share of the images.
+    # Not by a DeviceLoader: with several ranks it has only a share of the images.
     for index in torch.arange(len(pool)).split(512):
         images = normalization(pool.take(index).to(device))
         right += int((network(images).argmax(1).cpu() == pool.labels[index]).sum())

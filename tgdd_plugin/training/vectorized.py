@@ -1,7 +1,7 @@
-"""Several networks of one architecture trained at once, each exactly as it would be alone.
+"""Several networks of one architecture trained at once, each as it would be alone.
 
-Their weights are stacked on a first dimension E and called by ``vmap``; batches carry that dimension, too. On small
-networks and batches most of a step is overhead, which is then paid once for all.
+Their weights are stacked along a first dimension E and called by ``vmap``; batches have that dimension, too. With small
+networks and batches most of a step is overhead, which then occurs once for all networks.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from tgdd_plugin.augmentation.dsa import augment, draw_augmentation
 from tgdd_plugin.data.device_loader import DeviceLoader
 
 TRIALS = 10
-"""Most timed steps of each side when the two ways are compared."""
-
+"""The most timed steps of each way when the two are compared."""
 
 SLOWER = "There is a performance drop because we have not yet implemented the batching rule"
-"""How torch's warning begins of an operation that ``vmap`` makes one network at a time: right, and it is timed."""
+"""The start of torch's warning of an operation that ``vmap`` runs one network at a time. The result is correct, and the
+time is measured."""
 
 
 class Population(ComposerModel):
     """E networks as one Composer model: images ``(E, N, C, H, W)`` in, logits ``(E, N, K)`` out.
 
-    Its loss is the sum of the networks' mean losses, so each gets its own gradient and no other's. Random layers draw
-    for each network apart. Buffers must be changed in place: what a forward pass assigns anew is lost.
+    Its loss is the sum of the networks' mean losses, so each gets its own gradient only. Random layers draw
+    separately for each network. Buffers must be changed in place: what a forward pass reassigns is lost.
 
     Args:
-        networks: Of one architecture. Their weights are copied; :meth:`release` puts them back.
+        networks: Networks of one architecture. Their weights are copied; :meth:`release` copies them back.
     """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
-        # In lists, so that torch does not take them for parts of this one. A copy is called, as a module with two names
-        # comes out of functional_call with weights of the call.
+        # In lists, so that torch does not register them as submodules. A copy is called, as functional_call leaves its
+        # own weights in a module that has two names.
         self.networks, self.called = list(networks), [copy.deepcopy(networks[0])]
         parameters, buffers = stack_module_state(self.networks)
         self.names = list(parameters), list(buffers)
-        # Built here, as a ParameterList would have frozen weights trained.
+        # Built here, as a ParameterList would make frozen weights trainable.
         self.stacked = nn.ParameterList(nn.Parameter(weights, weights.requires_grad) for weights in parameters.values())
         for number, buffer in enumerate(buffers.values()):
             self.register_buffer(f"buffer{number}", buffer)
@@ -72,12 +72,12 @@ class Population(ComposerModel):
         )
 
     def loss(self, outputs: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """The sum over networks of the mean cross-entropy, of class ids ``(E, N)`` or shares ``(E, N, K)``."""
+        """Returns the sum over networks of the mean cross-entropy, for class ids ``(E, N)`` or shares ``(E, N, K)``."""
         return F.cross_entropy(outputs.flatten(0, 1), batch[1].flatten(0, 1)) * len(outputs)
 
     @torch.no_grad()
     def release(self) -> None:
-        """Puts the weights, as they are now, into the networks, on this model's device."""
+        """Copies the present weights back into the networks, on this model's device."""
         parameters, buffers = self._weights()
         for number, network in enumerate(self.networks):
             network.to(self.stacked[0].device)
@@ -89,12 +89,12 @@ class PopulationLoader:
     """The batches of several loaders of equal length side by side: images ``(E, N, C, H, W)``, labels ``(E, N, ...)``.
 
     Args:
-        loaders: One for each network.
+        loaders: A loader for each network.
     """
 
     def __init__(self, loaders: Sequence[DeviceLoader]) -> None:
         self.loaders = loaders
-        self.batch_size = loaders[0].batch_size  # Composer wants to know it
+        self.batch_size = loaders[0].batch_size  # Composer asks for it
 
     def __len__(self) -> int:
         return len(self.loaders[0])
@@ -108,10 +108,10 @@ class PopulationAugmentation(Algorithm):
     """Gives every network's images what :class:`SiameseAugmentation` and :class:`RandomCutMix` would give them.
 
     Args:
-        strategy: Of the augmentation, or ``'none'``.
-        cutmix: Share of batches under CutMix.
-        num_classes: K.
-        seeds: Of the networks.
+        strategy: The strategy of the augmentation, or ``'none'``.
+        cutmix: The share of batches that CutMix mixes.
+        num_classes: The number of classes K.
+        seeds: The seeds of the networks.
     """
 
     def __init__(self, strategy: str, cutmix: float, num_classes: int, seeds: Sequence[int]) -> None:
@@ -147,10 +147,10 @@ class PopulationAugmentation(Algorithm):
 
 
 def vectorizing_is_faster(networks: Sequence[nn.Module], loader: PopulationLoader) -> bool:
-    """Whether a training step of all networks at once takes less time here than their steps one after another.
+    """Measures whether a training step of all networks at once is faster than their steps one after another.
 
-    Both are made a few times, with copies of the networks and their first batch; where all at once do not fit in
-    memory, or an operation cannot be stacked, the answer is no.
+    Both are run a few times, with copies of the networks and their first batch. If all networks do not fit in memory at
+    once, or an operation cannot be vectorized, the answer is no.
     """
     images, labels = next(iter(PopulationLoader([copy.copy(one) for one in loader.loaders])))
     alone = copy.deepcopy(networks[0])
@@ -160,7 +160,7 @@ def vectorizing_is_faster(networks: Sequence[nn.Module], loader: PopulationLoade
         buffers = list(alone.buffers())
         alone(images[0])
         if any(now is not before for now, before in zip(alone.buffers(), buffers, strict=True)):
-            return False  # assigned anew, not changed in place: see Population
+            return False  # reassigned, not changed in place: see Population
         batch = images, labels
         try:
             together = Population(networks)
@@ -171,7 +171,7 @@ def vectorizing_is_faster(networks: Sequence[nn.Module], loader: PopulationLoade
 
 
 def _step_seconds(model: nn.Module, loss: Callable[[], torch.Tensor], device: torch.device) -> float:
-    """The fastest of ten steps, or of those that half a second has room for, but at least of two."""
+    """Returns the seconds of the fastest of ten steps, or of as many as fit in half a second, but at least two."""
     optimizer = torch.optim.SGD(model.to(device).train().parameters(), lr=0.0, momentum=0.9)
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < TRIALS and sum(seconds) < 0.5):
