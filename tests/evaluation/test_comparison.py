@@ -570,8 +570,8 @@ def headless():
             {"test": ImagePool(TEST.images[:, :, :6], TEST.labels)},
             r"The test images must be .* got 3 classes of \[1, 6, 8\]",
         ),
-        ({"test": []}, "the data set list is empty"),
-        ({"real": []}, "the data set list is empty"),
+        ({"test": []}, "The data set list is empty"),
+        ({"real": []}, "The data set list is empty"),
         (
             {"network": convnet(K, 1, 8, **ARGUMENTS)},
             "must be a function that builds a fresh one for each seed, got a ConvNet",

@@ -629,7 +629,7 @@ def test_tasks_that_do_not_fit_each_other(tmp_path: Path, change: Callable[[list
     ("factory", "pattern"),
     [
         (lambda classes: build(3), r"logits of shape \(2, 1\) for 2 images of \[1, 8, 8\], got \(2, 3\)"),
-        (lambda classes: convnet(classes, 3, 8, depth=1, width=4), "makes an error .*wanted"),
+        (lambda classes: convnet(classes, 3, 8, depth=1, width=4), "must return logits .*, got an error .* from "),
         (
             lambda classes: convnet(classes, 1, 8, depth=1, width=4 * classes),
             "networks that differ in their outputs alone",
