@@ -238,7 +238,6 @@ def test_cutmix_mixes_pixels_and_labels_in_the_same_share():
     assert len(shares) > 5
 
 
-@pytest.mark.filterwarnings("ignore:Some targets have less than 1 total probability")
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("size", [(8, 8), (5, 16)])
 def test_mixed_labels_are_shares_of_pixels(soft, size, monkeypatch):

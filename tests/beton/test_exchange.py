@@ -122,7 +122,8 @@ def test_an_image_folder_has_the_same_pixels_and_class_ids(tmp_path, beton, chan
     read = ImageFolder(folder, transform=PILToTensor())
     assert read.targets == labels.tolist()
     assert torch.equal(torch.stack([image for image, _ in read]), images.expand(-1, 3, -1, -1))
-    assert Image.open(folder / "00000/00000.png").mode == ("L" if channels == 1 else "RGB")
+    with Image.open(folder / "00000/00000.png") as image:
+        assert image.mode == ("L" if channels == 1 else "RGB")
     assert yaml.safe_load((folder / "card.yaml").read_text())["classes"] == card().classes
 
 
@@ -431,6 +432,7 @@ class Payload:
 
 @pytest.mark.parametrize("where", ["alone", "in the list", "among the accuracies", "a plain pickle"])
 @pytest.mark.parametrize("how", ["os.system", "open", "Path.touch"])
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # pickle's own payload, which opens and is gone
 def test_no_file_runs_code(tmp_path, where, how):
     """Each payload would create a file, and does under pickle; here it is refused by name and nothing happens."""
     mark = tmp_path / "ran"

@@ -88,6 +88,7 @@ def fit(folder: Path, crash: int | None = None) -> None:
 
 def rounding() -> str:
     """A hash of what a training without any of our code ends with here: equal where equal bytes can be expected."""
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(4, 4), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64, 3)

@@ -30,8 +30,8 @@ from tgdd_plugin.trajectory.store import Trajectory
 HERE = Path(__file__).parent
 EXPECTED: dict[str, Any] = json.loads((HERE / "expected.json").read_text())
 
-# The recipes and folders have the keys of then, which are deprecated.
-pytestmark = [pytest.mark.numerical, pytest.mark.filterwarnings("ignore::DeprecationWarning:tgdd_plugin")]
+# The recipes have the keys of then, which are deprecated.
+pytestmark = [pytest.mark.numerical, pytest.mark.filterwarnings("ignore:.*is now called:FutureWarning")]
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +190,7 @@ def test_a_search_goes_on_with_its_other_candidates(here):
     assert all(kept[each["name"]] == each for each in first), "times included: they were not tried again"
 
 
+@pytest.mark.filterwarnings("ignore:fewer than exemplars=2")  # its normalization is not known
 def test_a_training_goes_on_from_its_checkpoint(here, steps, compare):
     """With the callback's state: the stages are those of an uninterrupted run."""
     data.fit(Path("composer"))

@@ -3,6 +3,7 @@
 import gc
 import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,7 +244,7 @@ def test_a_large_pool_is_mapped_and_leaves_nothing_behind(monkeypatch, tmp_path)
     in_memory = ImagePool.from_dataset(items)
     monkeypatch.setattr(pool_module, "MEMORY_LIMIT", 1000)
     mapped = ImagePool.from_dataset(items)
-    (mapping,) = [line for line in open("/proc/self/maps") if f"{tmp_path}/tgdd-pool-" in line]
+    (mapping,) = [line for line in Path("/proc/self/maps").read_text().splitlines() if f"{tmp_path}/tgdd-pool-" in line]
     assert mapping.split()[1] == "rw-s"  # it is mapped, so that pages can go back to the disk ...
     assert os.listdir(tmp_path) == []  # ... from a file that has no name any more
     assert torch.equal(mapped.images, in_memory.images) and mapped.statistics() == in_memory.statistics()
@@ -252,7 +253,7 @@ def test_a_large_pool_is_mapped_and_leaves_nothing_behind(monkeypatch, tmp_path)
     assert os.listdir(tmp_path) == []
     del mapped, parts
     gc.collect()
-    assert f"{tmp_path}/tgdd-pool-" not in open("/proc/self/maps").read()
+    assert f"{tmp_path}/tgdd-pool-" not in Path("/proc/self/maps").read_text()
 
 
 def test_a_disk_too_small_for_the_mapping_is_one_line(monkeypatch):

@@ -37,14 +37,16 @@ def test_grid_has_a_row_a_class(channels, per_class):
 def test_picture_is_the_grid_enlarged_by_a_whole_factor(tmp_path):
     grid = image_grid(made(3), torch.arange(14) % 2, per_class=3)
     path = write_picture(tmp_path / "new/folder/a.png", grid, min_side=100)
-    picture = np.asarray(Image.open(path))
+    with Image.open(path) as image:
+        picture = np.asarray(image)
     factor = picture.shape[0] // grid.shape[1]
     assert factor > 1 and picture.shape == (grid.shape[1] * factor, grid.shape[2] * factor, 3)
     for i in range(factor):
         for j in range(factor):
             np.testing.assert_array_equal(picture[i::factor, j::factor], grid.permute(1, 2, 0).numpy())
     large = write_picture(tmp_path / "large.png", grid, min_side=10)
-    assert Image.open(large).size == (grid.shape[2], grid.shape[1])  # never made smaller
+    with Image.open(large) as image:
+        assert image.size == (grid.shape[2], grid.shape[1])  # never made smaller
 
 
 def test_a_card_in_words(tmp_path):

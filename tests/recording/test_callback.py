@@ -432,7 +432,8 @@ def test_plain_inputs_have_mean_0_and_std_1(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("transform", [lambda image: image - 0.3, lambda image: image * 0.1, lambda image: image * 4])
 def test_unknown_normalisation(tmp_path: Path, transform: Any) -> None:
-    record(tmp_path, None, {"dataset": Pictures(transform=transform), "max_duration": "1ep"})
+    with pytest.warns(UserWarning, match="fewer than exemplars=40 .*normalization is not known"):
+        record(tmp_path, None, {"dataset": Pictures(transform=transform), "max_duration": "1ep"})
     noted = manifest(tmp_path / "run")
     assert (noted["mean"], noted["std"]) == (None, None)
     assert noted["input"] is not None
@@ -462,7 +463,11 @@ def test_images_that_are_no_tensor_batch(tmp_path: Path) -> None:
             return self.not_a_tensor(outputs, batch["label"])
 
     loader = DataLoader([{"image": image, "label": label} for image, label in Pictures()], batch_size=8)
-    record(tmp_path, FromMapping(tiny_network()), {"train_dataloader": loader})
+    with (
+        pytest.warns(UserWarning, match="no class statistics in the stage"),
+        pytest.warns(UserWarning, match="exemplars"),
+    ):
+        record(tmp_path, FromMapping(tiny_network()), {"train_dataloader": loader})
     assert manifest(tmp_path / "run")["input"] is None
     assert list(recorded(tmp_path / "run")) == [0, 4, 8, 12]
 

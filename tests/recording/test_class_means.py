@@ -336,6 +336,7 @@ def mapping() -> dict[str, Any]:
         (lambda: {"network": Unused()}, "the head was not seen once for each batch"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:fewer than exemplars")
 def test_what_does_not_fit(tmp_path: Path, made: Callable[[], dict[str, Any]], reason: str) -> None:
     options = made()
     network = options.pop("network")

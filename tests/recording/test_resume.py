@@ -245,7 +245,8 @@ def test_folder_lost_between(tmp_path: Path) -> None:
 def test_new_start_after_a_crash_keeps_nothing(tmp_path: Path) -> None:
     """Without autoresume the run starts anew, perhaps from another seed."""
     crash(tmp_path, 7, autoresume=False, tgdd={"interval": "1ba"})
-    probe = train(tmp_path, autoresume=False, save_overwrite=True, start=1)
+    with pytest.warns(UserWarning, match="run 'run' begins anew: its 8 stages"):
+        probe = train(tmp_path, autoresume=False, save_overwrite=True, start=1)
     assert_same(recorded(tmp_path / "trajectory/run"), {batch: probe.weights[batch] for batch in (0, 4, 8, 12)})
     assert len(contents(tmp_path)) == 6
 

@@ -231,7 +231,6 @@ MIXERS: dict[str, Callable[[], Algorithm]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Some targets have less than 1 total probability")
 @pytest.mark.parametrize("soft", [False, True], ids=["ids", "shares"])
 @pytest.mark.parametrize("first", [False, True], ids=["after it", "before it"])
 @pytest.mark.parametrize("microbatch", [None, 3])
@@ -370,7 +369,6 @@ def test_an_empty_memory_changes_nothing() -> None:
     assert differ(weights([DistilledReplay(memory())])[12], weights([])[12])
 
 
-@pytest.mark.filterwarnings("ignore:SAM has known issues")
 @pytest.mark.parametrize("beside", [lambda: SAM(), lambda: EMA(half_life="2ba")], ids=["SAM", "EMA"])
 def test_beside_sam_and_ema(beside: Callable[[], Algorithm]) -> None:
     """SAM goes through a batch twice: with the same images, and the model has its own loss back in the end."""
