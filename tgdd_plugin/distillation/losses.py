@@ -18,6 +18,7 @@ def stage_matching(real: Float[Tensor, "k m D"], synthetic: Float[Tensor, "k n D
         The sum over the k classes, a scalar in float32.
 
     Example:
+        >>> import torch
         >>> real, synthetic = torch.tensor([[[1.0, 2.0], [3.0, 2.0]]]), torch.tensor([[[0.0, 1.0]]])
         >>> stage_matching(real, synthetic)  # (2 - 0)² + (2 - 1)²
         tensor(5.)
@@ -36,6 +37,7 @@ def distribution_constraint(logits: Float[Tensor, "k n K"], classes: Int64[Tenso
         The sum over the k classes, a scalar in float32.
 
     Example:
+        >>> import torch
         >>> logits, classes = torch.zeros(2, 5, 4), torch.tensor([1, 3])
         >>> distribution_constraint(logits, classes)  # twice the logarithm of 4
         tensor(2.7726)
