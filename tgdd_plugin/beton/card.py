@@ -24,7 +24,7 @@ PACKED_FORMAT = 2
 
 
 MEMORY = "replay memory"
-"""Name of the method in the card of a saved :class:`tgdd_plugin.replay.memory.ReplayMemory`."""
+"""The name of the method in the card of a saved :class:`tgdd_plugin.replay.memory.ReplayMemory`."""
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Card:
         return self.factor**2 if self.packed else 1
 
     def text(self) -> str:
-        """The card as YAML."""
+        """Returns the card as YAML."""
         content = {"format": PACKED_FORMAT if self.packed else FORMAT, **asdict(self)}
         return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110)
 
@@ -86,7 +86,7 @@ class Card:
 
 
 def card_path(beton: str | Path) -> Path:
-    """``name.beton.yaml`` beside ``name.beton``."""
+    """Returns the path of the card of ``beton``, ``name.beton.yaml`` beside ``name.beton``."""
     return Path(f"{beton}.yaml")
 
 

@@ -85,7 +85,7 @@ def write_beton(
 def _checked_arrays(
     images: torch.Tensor, labels: torch.Tensor, card: Card, soft_labels: torch.Tensor | None
 ) -> list[np.ndarray]:
-    """The fields of the file as arrays, checked against each other and the card, whose counts are filled in."""
+    """Returns the fields of the file as arrays, checked against each other and the card, whose counts are filled in."""
     arrays = [_rgb(images), labels.cpu().numpy().astype(np.int64)]
     if len(images) == 0 or labels.shape != (len(images),) or labels.is_floating_point():
         shape = tuple(labels.shape)
@@ -176,7 +176,7 @@ def read_beton(path: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def read_stored(path: str | Path) -> tuple[torch.Tensor, torch.Tensor, Card | None]:
-    """:func:`read_beton` without the decoding: of a packed file the stored images; and the card, if there is one."""
+    """Reads as :func:`read_beton`, but a packed file's images as stored, and the card, if there is one."""
     if not Path(path).is_file():
         raise InputError(f"There is no file '{path}'. Name a .beton.")
     # Before FFCV parses a byte: it believes whatever a file says.

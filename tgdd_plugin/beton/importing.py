@@ -124,7 +124,7 @@ def _check_images(images: torch.Tensor, named: str) -> None:
 
 
 def _count_per_class(labels: torch.Tensor, num_classes: int, named: str) -> int:
-    """The number of images of each class, which must be the same for all."""
+    """Returns the number of images of each class, which must be the same for all."""
     counts = torch.bincount(labels, minlength=num_classes)
     if counts.min() != counts.max():
         few, many = int(counts.argmin()), int(counts.argmax())
@@ -138,7 +138,7 @@ def _count_per_class(labels: torch.Tensor, num_classes: int, named: str) -> int:
 def _to_pixels(
     images: torch.Tensor, normalization: Normalization, normalised: bool | None, named: str
 ) -> tuple[torch.Tensor, bool]:
-    """Float32 pixels, 0 for black and 1 for white, not clamped, and whether the images were normalized."""
+    """Returns float32 pixels, 0 for black and 1 for white, not clamped, and whether the images were normalized."""
     if images.dtype == torch.uint8:
         if normalised:
             raise InputError(
@@ -163,8 +163,8 @@ class _Clamping:
     """What clamping to [0, 1] changes.
 
     Args:
-        words: Which values, and by how much; empty if none.
-        change: By how much on average over all values.
+        words: Which values it changes and by how much, in words; empty if none.
+        change: The mean change over all values.
     """
 
     words: str

@@ -1,4 +1,4 @@
-"""Loaders of a ``.beton``: the whole set resident on a device, or FFCV's. Never an empty epoch."""
+"""Loaders of a ``.beton``: the whole set resident on a device, or FFCV's. No epoch is ever empty."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def beton_loader(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Any:
-    """Yields batches of (normalized images, labels) from a ``.beton`` and its card, for any training loop or Trainer.
+    """Returns batches of (normalized images, labels) from a ``.beton`` and its card, for any training loop or Trainer.
 
     Args:
         path: The file; its card must lie beside it.
@@ -64,7 +64,7 @@ def beton_loader(
 
 
 class _FFCVLoader:
-    """``ffcv.Loader`` that leaves the process' thread numbers alone, and no thread behind after an early stop."""
+    """An ``ffcv.Loader`` that keeps the process' thread numbers, and leaves no thread behind after an early stop."""
 
     def __init__(self, path: Path, card: Card, batch_size: int, shuffle: bool, seed: int, device: torch.device) -> None:
         fields = check_beton(path, card).fields
@@ -113,7 +113,7 @@ class _FFCVLoader:
             batch = next(batches, None)
         try:
             while batch is not None:
-                yield batch[::-1] if self.swapped else batch  # they come in the order of the file
+                yield batch[::-1] if self.swapped else batch  # fields come in the order of the file
                 batch = next(batches, None)
         finally:
             batches.close()

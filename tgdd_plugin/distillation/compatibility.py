@@ -124,7 +124,7 @@ def _name(network: nn.Module) -> str:
 
 
 def _fits(network: nn.Module, run: Run, weights: dict[str, torch.Tensor]) -> bool:
-    """Whether the weights, and the manifest where it says how the network was built, are of this network."""
+    """Returns whether the weights, and the manifest where it says how the network was built, are of this network."""
     own: Any = getattr(network, "tgdd_network", {})
     for key in ("factory", "arguments"):
         if run.network.get(key) and own.get(key):

@@ -29,7 +29,7 @@ from tgdd_plugin.distillation.execution import RunOptions, fit_halving, trainer_
 from tgdd_plugin.distillation.frozen_networks import FrozenNetworks, freeze_networks
 from tgdd_plugin.distillation.inputs import Inputs, resolve_inputs, resolve_settings
 from tgdd_plugin.distillation.model import DistillationModel
-from tgdd_plugin.distillation.monitoring import NotFinite, estimate
+from tgdd_plugin.distillation.monitoring import NonFiniteLoss, estimate
 from tgdd_plugin.distillation.result import method_of, result_card, write_result
 from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.settings import DistillSettings
@@ -125,7 +125,7 @@ def distill(
     card = result_card(inputs)
     try:
         fit_halving(arguments, chunk, synthetic)
-    except NotFinite as error:
+    except NonFiniteLoss as error:
         kept = _keep_last_finite(output, synthetic, card, error.step)
         raise InputError(f"{error} The images before that step are in '{kept}'.") from None
     if dist.get_global_rank() == 0:
@@ -136,7 +136,7 @@ def distill(
 
 
 def _start(inputs: Inputs, frozen: FrozenNetworks) -> torch.Tensor:
-    """The pixels that the distillation starts from, ``(K, n, C, H, W)``."""
+    """Returns the pixels that the distillation starts from, ``(K, n, C, H, W)``."""
     settings, pool = inputs.settings, inputs.start_pool
     # The start has a random stream of its own, apart from every (step, rank).
     generator = keyed_generator(settings.seed, 0, 2**31)

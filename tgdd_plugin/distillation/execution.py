@@ -18,7 +18,7 @@ from composer.utils import dist
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.progress_bar import ProgressBar
 from tgdd_plugin.distillation.model import DistillationModel
-from tgdd_plugin.distillation.monitoring import Watch
+from tgdd_plugin.distillation.monitoring import DistillationMonitor
 from tgdd_plugin.distillation.sampling import Draws, Steps
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 
@@ -75,9 +75,9 @@ def trainer_arguments(
     optimizer.register_step_post_hook(lambda *_: synthetic.clamp_())
 
     def arguments(chunk: int) -> dict[str, Any]:
-        watchers: list[Callback] = [Watch(options.image_interval, model.bank.names, synthetic)]
+        monitors: list[Callback] = [DistillationMonitor(options.image_interval, model.bank.names, synthetic)]
         if options.progress_bar:
-            watchers.append(ProgressBar("distilling"))
+            monitors.append(ProgressBar("distilling"))
         return {
             "model": model,
             "train_dataloader": DataSpec(
@@ -88,7 +88,7 @@ def trainer_arguments(
             "max_duration": f"{settings.steps}ba",
             "optimizers": optimizer,
             "algorithms": [EMA(half_life=settings.ema, update_interval="1ba")] if settings.ema else [],
-            "callbacks": [*watchers, *options.callbacks],
+            "callbacks": [*monitors, *options.callbacks],
             "loggers": list(options.loggers),
             "device": options.device,
             "device_train_microbatch_size": chunk,
@@ -113,7 +113,7 @@ def fit_halving(arguments: Callable[[int], dict[str, Any]], chunk: int, syntheti
     That one goes on from the last checkpoint, or from the start images if there is none yet.
 
     Args:
-        arguments: From a number of classes to the Trainer's arguments, as :func:`trainer_arguments` returns it.
+        arguments: A function from a number of classes to the Trainer's arguments; see :func:`trainer_arguments`.
         chunk: The number of classes to begin with.
         synthetic: The images that it trains.
 

@@ -36,7 +36,7 @@ class FrozenNetworks:
     first_stages: list[dict[str, torch.Tensor]]
 
     def trained(self) -> nn.Module:
-        """A copy of the first run's network with the weights of its last stage."""
+        """Returns a copy of the first run's network with the weights of its last stage."""
         network = copy.deepcopy(self.modules[0])
         network.load_state_dict(self.bank.last, strict=False)
         return network
@@ -69,7 +69,7 @@ def freeze_networks(
         inputs: What the distillation starts from.
         network: The networks that the user gave, as in :func:`tgdd_plugin.distillation.distiller.distill`.
         head: Name of their linear head; ``None`` for the recorded one.
-        device: Where they run.
+        device: The device that they run on.
 
     Raises:
         InputError: If a network does not fit its stages or the images.

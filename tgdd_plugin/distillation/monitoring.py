@@ -16,7 +16,7 @@ from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 
 
-class NotFinite(InputError):
+class NonFiniteLoss(InputError):
     """The loss of a step is not finite.
 
     Args:
@@ -29,7 +29,7 @@ class NotFinite(InputError):
         self.step = step
 
 
-class Watch(Callback):
+class DistillationMonitor(Callback):
     """Shows the images to the user's loggers, and stops a run whose loss is no longer finite, with the last good ones.
 
     Args:
@@ -52,7 +52,7 @@ class Watch(Callback):
         # The Trainer's own number, which costs no wait for the device; this step's checkpoint would come later.
         if not math.isfinite(state.total_loss_dict["loss/train/total"]):
             early, late = (self.names[state.batch[key]] for key in ("early", "late"))
-            raise NotFinite(
+            raise NonFiniteLoss(
                 f"The loss is no longer finite at step {step - 1} (early stage: {early}; late stage: {late}). Lower "
                 f"learning_rate or alpha.",
                 step - 1,

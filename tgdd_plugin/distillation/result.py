@@ -15,12 +15,12 @@ from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 
 
 def method_of(settings: DistillSettings) -> dict[str, Any]:
-    """The ``method`` of a card: the name and all settings."""
+    """Returns the ``method`` of a card: the name and all settings."""
     return {"name": "TGDD", **asdict(settings)}
 
 
 def result_card(inputs: Inputs) -> Card:
-    """The card of what is distilled from ``inputs``."""
+    """Returns the card of what is distilled from ``inputs``."""
     settings, trajectory = inputs.settings, inputs.trajectory
     return Card(
         classes=inputs.class_names,

@@ -31,7 +31,7 @@ class StageBank:
     Args:
         trajectory: The runs, R of them with S_r stages each.
         networks: The bare networks that the weights belong to, one for each of the trajectory's ``architectures``.
-        device: Where to keep them.
+        device: The device to keep them on.
         matched: The stages that features are matched under: ``'all'``, or the ``'first'`` or ``'last'`` of each run.
         recorded: Whether only stages with recorded class means are matched, and the means are kept as well.
         classes: The ids of the classes that must have means. Default: ``None``, all.
@@ -101,7 +101,7 @@ class StageBank:
         return sum(self.sizes)
 
     def __getitem__(self, position: int) -> dict[str, torch.Tensor]:
-        """The weights of one stage by name, as views."""
+        """Returns the weights of one stage by name, as views."""
         index = self._index[position]
         return {name: bank[index] for name, bank in self.stacked[self.architecture[position]].items()}
 

@@ -51,7 +51,7 @@ class Run:
         num_classes: K.
         classes: Names of the classes, if known.
         mean: Per-channel mean that the run's inputs were normalized with, if known, for pixels in [0, 1].
-        std: The same for the standard deviation.
+        std: The per-channel standard deviation, likewise.
         input: ``shape`` (C, H, W) and per-channel ``mean`` and ``std`` of the first batch, as the network got it.
         interval: How often a stage was due, as given to the callback.
         augmentation: The augmentation of the training images, if known, as a strategy of
@@ -83,7 +83,7 @@ class Run:
         return None if self.mean is None or self.std is None else Normalization(self.mean, self.std)
 
     def write(self, folder: Path) -> None:
-        """Writes ``folder/manifest.json``, whole."""
+        """Writes ``folder/manifest.json`` whole or not at all."""
         # A network may have been built with arguments that JSON lacks: their names will do, training must go on.
         content = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, default=str)
         write_whole(folder / MANIFEST, content + "\n")

@@ -125,7 +125,7 @@ class Trajectory:
         return {name: tensor for name, tensor in weights.items() if name not in (CLASS_MEANS, CLASS_COUNTS)}
 
     def has_class_means(self, run_folder: Path, stage: Stage) -> bool:
-        """Whether a stage has class means, by the header of its file.
+        """Returns whether a stage has class means, by the header of its file.
 
         Raises:
             InputError: If the file cannot be read.
@@ -158,7 +158,7 @@ class Trajectory:
         return found[0], found[1]
 
     def exemplar_count(self, run_folder: Path) -> int:
-        """The number of real images that a run kept, by the header of their file; 0 if it kept none.
+        """Returns the number of real images that a run kept, by the header of their file; 0 if it kept none.
 
         Raises:
             InputError: If the file cannot be read.
@@ -244,7 +244,7 @@ def read_exemplars(folder: Path, num_classes: int) -> tuple[torch.Tensor, torch.
 
 
 def _are_class_means(found: list[torch.Tensor], classes: int) -> bool:
-    """Whether tensors are means ``(K, D)`` and counts ``(K,)``, finite float32, no count below 0."""
+    """Returns whether tensors are means ``(K, D)`` and counts ``(K,)``, finite float32, no count below 0."""
     import torch  # here, so that a trajectory can be opened and shown without it
 
     return (
@@ -258,14 +258,14 @@ def _are_class_means(found: list[torch.Tensor], classes: int) -> bool:
 
 
 def _load_tensors(what: str, path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file by name, on the CPU."""
+    """Loads all tensors of a file by name, on the CPU."""
     with _opened(what, path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
 @contextmanager
 def _opened(what: str, path: Path, framework: str) -> Iterator[Any]:
-    """A safetensors file, whose tensors come as those of ``framework``, which only then is imported."""
+    """Opens a safetensors file, whose tensors are read as those of ``framework``, which is imported only then."""
     try:
         with safetensors.safe_open(path, framework=framework) as file:
             yield file
@@ -286,7 +286,7 @@ def _check_file(what: str, path: Path, checksum: str) -> None:
 
 
 def _shared(run: Run) -> dict[str, Any]:
-    """What the runs of one trajectory must have in common."""
+    """Returns what the runs of one trajectory must have in common."""
     return {
         "num_classes": run.num_classes,
         "classes": run.classes,
