@@ -8,9 +8,9 @@ from jaxtyping import install_import_hook
 
 # torch.compile's cache on the disk does not tell apart what ATEN_CPU_CAPABILITY says: of the code compiled for one
 # setting, a run under another does not compile or breaks off by a segmentation fault.
+CAPABILITY = torch.backends.cpu.get_cpu_capability().replace(" ", "-")
 os.environ.setdefault(
-    "TORCHINDUCTOR_CACHE_DIR",
-    str(Path(tempfile.gettempdir()) / f"tgdd-tests-{os.getuid()}-{torch.backends.cpu.get_cpu_capability()}"),
+    "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"tgdd-tests-{os.getuid()}-{CAPABILITY}")
 )
 
 # Under pytest, calls of these are checked against the shapes in their signatures.

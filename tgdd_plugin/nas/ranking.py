@@ -198,11 +198,13 @@ def table(candidates: Sequence[Candidate], cost: str = "parameters") -> str:
     front = [id(each) for each in pareto_front(candidates, cost)]
     rows = []
     for rank, each in enumerate(candidates, 1):
-        place, accuracy, mark = str(rank), each.row.spread, "*" if id(each) in front else ""
-        if each.problem:
-            place, accuracy, mark = "", f"failed: {each.problem}".replace("|", "/"), ""
+        place, mark = "", ""
+        if each.problem:  # it may have no accuracy at all
+            accuracy = f"failed: {each.problem}".replace("|", "/")
         elif each.pruned:
-            place, accuracy, mark = "", f"{each.row.spread} (given up)", ""
+            accuracy = f"{each.row.spread} (given up)"
+        else:
+            place, accuracy, mark = str(rank), each.row.spread, "*" if id(each) in front else ""
         size, delay = (f"{each.parameters:,}", f"{each.latency:.2f}") if each.parameters else ("", "")
         seconds = f"{sum(each.seconds):.1f}" if each.seconds else ""
         rows.append([place, each.name, accuracy, size, delay, seconds, mark])
