@@ -54,7 +54,7 @@ def test_the_better_comes_first_and_what_fails_last_with_its_reason(beton):
     assert [each.name for each in found] == ["tiny", "constant", "broken", "two"]
     assert found[1].row.mean == pytest.approx(100 / 3)
     assert found[2].problem == "RuntimeError: no such layer"
-    assert "wanted (2, 3)" in found[3].problem
+    assert "must return logits of shape (2, 3)" in found[3].problem and "got (2, 2)" in found[3].problem
     lines = table(found).splitlines()
     assert lines[2].startswith("| 1 | tiny |") and "failed: RuntimeError: no such layer" in lines[4]
 
