@@ -32,7 +32,7 @@ from tgdd_plugin.beton.card import card_path, read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import torch_device
-from tgdd_plugin.core.versions import versions
+from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import network_factory
@@ -43,7 +43,7 @@ from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.recording.runs import run_name
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.train import accuracy, check_network, train
+from tgdd_plugin.training.train import accuracy, check_network, train_network
 from tgdd_plugin.trajectory.manifest import MANIFEST, Run
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -130,7 +130,7 @@ class Bench:
         row.content.setdefault(column, []).append(entry)
         device = "gpu" if self.on.type == "cuda" else "cpu"
         machine = describe_machine(device, torch.get_num_threads())
-        for name, value in (("machines", machine), ("versions", versions("mosaicml", "ffcv", "numpy"))):
+        for name, value in (("machines", machine), ("versions", installed_versions("mosaicml", "ffcv", "numpy"))):
             if value not in row.content[name]:
                 row.content[name].append(value)
         row.save()
@@ -156,7 +156,7 @@ class Bench:
         pixels = images[0].to(self.on)
         loader = DeviceLoader(pixels, images[1], self.normalization, batch_size=size, seed=seed, device=self.on)
         with stopwatch(work / "seconds"):
-            train(
+            train_network(
                 network,
                 loader,
                 self.train.num_classes,

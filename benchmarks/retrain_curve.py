@@ -41,7 +41,7 @@ from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.evaluation.scorer import RANDOM, random_images
 from tgdd_plugin.networks.factory import recorded_factory
 from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.train import accuracy, train
+from tgdd_plugin.training.train import accuracy, train_network
 
 DISTILLED, FULL = "distilled", "full data"
 LEVELS = 6  # so many columns unless --levels says which
@@ -120,7 +120,9 @@ def train_with_curve(
     pixels, size = images[0].to(bench.on), settings.batch_size
     loader = DeviceLoader(pixels, images[1], card.normalization, batch_size=size, seed=seed, device=bench.on)
     curve = Curve(score, *every, bench.on)
-    train(network, loader, len(card.classes), settings, seed=seed, device=bench.recipe.device, callbacks=[curve])
+    train_network(
+        network, loader, len(card.classes), settings, seed=seed, device=bench.recipe.device, callbacks=[curve]
+    )
     return curve.points
 
 

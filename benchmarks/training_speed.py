@@ -45,12 +45,12 @@ from tgdd_plugin import Card, InputError, beton_loader, write_beton
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import torch_device
-from tgdd_plugin.core.versions import versions
+from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import build_network
 from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.train import train, train_each
+from tgdd_plugin.training.train import train_each, train_network
 from tgdd_plugin.training.vectorized import PopulationLoader, vectorizing_is_faster
 
 PARTS = ("serving", "training", "seeds")
@@ -257,7 +257,7 @@ def serving(data: Data, batch_size: int, options: argparse.Namespace) -> dict[st
         ends = EpochEnds(on)
         # Composer takes no loader whose workers are running.
         loader = build[name]() if isinstance(loaders[name], DataLoader) else loaders[name]
-        train(network, loader, CLASSES, settings, device=options.device, callbacks=[ends])
+        train_network(network, loader, CLASSES, settings, device=options.device, callbacks=[ends])
         return {FIT_SET_UP: ends.ends[0], FIT_EPOCH: ends.steady}
 
     found = take_turns({name: functools.partial(set_up, name) for name in build}, min(3, options.pairs), options)
@@ -273,11 +273,11 @@ def training(data: Data, options: argparse.Namespace) -> dict[str, dict[str, lis
     settings = TrainSettings(epochs=options.epochs)
     build = builders(data, min(settings.batch_size, len(data.labels)), options)
     del build[OWN]
-    sides = {name: functools.partial(train_network, build[name], data, settings, options) for name in build}
+    sides = {name: functools.partial(time_training, build[name], data, settings, options) for name in build}
     return take_turns(sides, options.pairs, options)
 
 
-def train_network(
+def time_training(
     build: Callable[[], Any], data: Data, settings: TrainSettings, options: argparse.Namespace
 ) -> Seconds:
     """One side's turn of :func:`training`: a fresh ConvNet, and a loader that is built within the clock."""
@@ -285,7 +285,7 @@ def train_network(
     torch.manual_seed(0)
     network = build_network("convnet", {"width": options.width}, data.images.shape[1:], CLASSES)
     ends = EpochEnds(on)
-    train(network, build(), CLASSES, settings, device=options.device, callbacks=[ends])
+    train_network(network, build(), CLASSES, settings, device=options.device, callbacks=[ends])
     return {WHOLE: now(on) - ends.began, LATER: ends.steady}
 
 
@@ -357,7 +357,7 @@ class Report:
     def __init__(self, options: argparse.Namespace) -> None:
         self.path = options.json
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-        about = versions("mosaicml", "ffcv", "numba", "torchvision", "pillow", "numpy")
+        about = installed_versions("mosaicml", "ffcv", "numba", "torchvision", "pillow", "numpy")
         machine = describe_machine(options.device, options.threads)
         self.content: dict[str, Any] = {"machine": machine, "versions": about, "settings": settings, "rows": []}
         print(machine, ", ".join(f"{name} {value}" for name, value in about.items()), sep="\n")
@@ -416,7 +416,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         expected = 0.0  # seconds of the fewest turns
         smallest = written(options.sizes[0])
         # The first Trainer of a process is slower than the others.
-        train_network(builders(smallest, 64, options)[DEVICE], smallest, TrainSettings(epochs=2), options)
+        time_training(builders(smallest, 64, options)[DEVICE], smallest, TrainSettings(epochs=2), options)
         for size, following in zip(options.sizes, [*options.sizes[1:], 0], strict=True):
             if expected > options.budget:
                 print(

@@ -147,8 +147,8 @@ def _export(options: argparse.Namespace) -> None:
 
     if options.png and (options.mean or options.std):
         raise InputError(
-            "`--mean` and `--std` must be left out with --png, whose images are not normalized, got both options. Leave "
-            "them out."
+            "`--mean` and `--std` must be left out with --png, whose images are not normalized, got both options. "
+            "Leave them out."
         )
     if options.png:
         folder = export_folder(options.path, options.folder)
@@ -190,10 +190,10 @@ def _show(options: argparse.Namespace) -> None:
         print(describe_beton(path, read_card(path)), flush=True)
         # Reading the images takes torch and FFCV seconds to load, so the words come first.
         from tgdd_plugin.beton.format import read_beton
-        from tgdd_plugin.data.image_grid import image_grid, write_picture
+        from tgdd_plugin.data.image_grid import make_image_grid, write_picture
 
         picture = Path(options.picture) if options.picture else path.with_suffix(".png")
-        print(f"\npicture     {write_picture(picture, image_grid(*read_beton(path)))}")
+        print(f"\npicture     {write_picture(picture, make_image_grid(*read_beton(path)))}")
     else:
         raise InputError(f"There is no '{path}'. Name a trajectory folder or a .beton.")
 

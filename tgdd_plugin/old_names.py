@@ -32,7 +32,7 @@ MOVED: dict[str, dict[str, str]] = {
         "evaluate": "evaluation.comparison",
         "hard_label_recovery": "evaluation.metrics",
         "improvement_over_random": "evaluation.metrics",
-        "table": "evaluation.tables:markdown_table",
+        "table": "evaluation.tables:evaluate_table",
     },
     "exchange": {
         "export_folder": "beton.exporting",
@@ -54,11 +54,11 @@ MOVED: dict[str, dict[str, str]] = {
     "retraining": {
         "RetrainSettings": "evaluation.settings",
         "retrain": "evaluation.comparison",
-        "table": "evaluation.tables:text_table",
+        "table": "evaluation.tables:retrain_table",
     },
     "search_space": {"NasSettings": "nas.settings", "SearchSpace": "nas.settings"},
     "settings": {"DistillSettings": "distillation.settings"},
-    "training": {"TrainSettings": "training.settings", "train": "training.train"},
+    "training": {"TrainSettings": "training.settings", "train": "training.train:train_network"},
     "trajectory": {"Trajectory": "trajectory.store"},
 }
 """By old module, where each of its names is now; ``module:name`` where the name changed, too."""

@@ -27,7 +27,7 @@ from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.replay import policies
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.train import train
+from tgdd_plugin.training.train import train_network
 
 ROOT = Path(__file__).parents[2]
 
@@ -140,7 +140,7 @@ def test_from_scratch_is_a_training_on_the_memory_alone(whole: Path) -> None:
             torch.manual_seed(0)
             network = convnet(count, 1, 8, depth=1, width=4)
         loader = DeviceLoader(memory.images, memory.labels, normalization, batch_size=64, device="cpu")
-        train(network, loader, count, settings, device="cpu")
+        train_network(network, loader, count, settings, device="cpu")
         found = []
         for part in (range(0, 5), range(5, 10))[: number + 1]:
             names = [memory.classes[label] for label in part]

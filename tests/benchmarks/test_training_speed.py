@@ -26,7 +26,7 @@ from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.train import train
+from tgdd_plugin.training.train import train_network
 
 ROOT = Path(__file__).parents[2]
 
@@ -230,7 +230,7 @@ def test_scoring_is_outside_of_the_clock(unit):
     settings = TrainSettings(epochs=6, augmentation="none", cutmix=0.0)
     began = time.perf_counter()
     curve = curves.Curve(score, 0.03 if unit == "s" else 2, unit, CPU)
-    train(network, loader, 2, settings, device="cpu", callbacks=[Slow(), curve])
+    train_network(network, loader, 2, settings, device="cpu", callbacks=[Slow(), curve])
     spent = time.perf_counter() - began
     seconds = [point["seconds"] for point in curve.points]
     assert len(seconds) == scored >= 3 and curve.points[-1]["batch"] == 12

@@ -11,7 +11,7 @@ from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import brief
 from tgdd_plugin.core.import_string import import_function
 from tgdd_plugin.core.seeding import keyed_generator
-from tgdd_plugin.core.versions import versions
+from tgdd_plugin.core.versions import installed_versions
 
 
 def test_the_first_difference_is_named_by_its_key() -> None:
@@ -36,7 +36,7 @@ def test_functions_are_imported_by_name() -> None:
 
 def test_devices_and_versions() -> None:
     assert torch_device("cpu") == torch.device("cpu")
-    assert versions("numpy", "no-such-package").keys() == {"tgdd_plugin", "torch", "numpy"}
+    assert installed_versions("numpy", "no-such-package").keys() == {"tgdd_plugin", "torch", "numpy"}
 
 
 def test_an_error_of_another_library_in_one_line() -> None:

@@ -13,7 +13,7 @@ from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.nas.ranking import Candidate, latency, pareto_front, rank_networks, ranked, table
-from tgdd_plugin.training.train import accuracy, train
+from tgdd_plugin.training.train import accuracy, train_network
 
 
 class Constant(nn.Module):
@@ -40,7 +40,7 @@ def test_accuracies_are_those_of_a_plain_training(beton):
     for seed in (0, 1):
         network = tiny_network(seed)
         loader = DeviceLoader(few.images, few.labels, card.normalization, batch_size=5, seed=seed)
-        train(network, loader, K, settings.training(20), seed=seed, device="cpu")
+        train_network(network, loader, K, settings.training(20), seed=seed, device="cpu")
         expected.append(accuracy(network, held_out, card.normalization))
     assert found.accuracies == expected
     assert found.parameters == 4 * 9 + 4 + 16 * K + K

@@ -7,7 +7,7 @@ from PIL import Image
 
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.beton.format import write_beton
-from tgdd_plugin.data.image_grid import image_grid, write_picture
+from tgdd_plugin.data.image_grid import make_image_grid, write_picture
 from tgdd_plugin.pipeline.show import describe_beton, describe_trajectory
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.store import Trajectory
@@ -23,7 +23,7 @@ def made(channels, count=14, side=(5, 7)):
 def test_grid_has_a_row_a_class(channels, per_class):
     images = made(channels)
     labels = torch.tensor([1, 0, 2, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 2])  # class 2 has but two
-    grid = image_grid(images, labels, per_class=per_class)
+    grid = make_image_grid(images, labels, per_class=per_class)
     columns = min(per_class, 6)
     wanted = np.full((3 * (5 + 2) + 2, columns * (7 + 2) + 2, 3), 255, np.uint8)
     for row in range(3):
@@ -35,7 +35,7 @@ def test_grid_has_a_row_a_class(channels, per_class):
 
 
 def test_picture_is_the_grid_enlarged_by_a_whole_factor(tmp_path):
-    grid = image_grid(made(3), torch.arange(14) % 2, per_class=3)
+    grid = make_image_grid(made(3), torch.arange(14) % 2, per_class=3)
     path = write_picture(tmp_path / "new/folder/a.png", grid, min_side=100)
     with Image.open(path) as image:
         picture = np.asarray(image)

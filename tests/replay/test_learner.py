@@ -33,7 +33,7 @@ from tgdd_plugin.replay.network_growth import grow
 from tgdd_plugin.replay.policies import TaskResult, distilled
 from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.tasks import Task, split_classes
-from tgdd_plugin.training.train import accuracy, train
+from tgdd_plugin.training.train import accuracy, train_network
 
 MEAN, STD = [0.4], [0.3]
 NORMALIZATION = Normalization(MEAN, STD)
@@ -97,15 +97,15 @@ def training(act: Callable[[str], dict[str, Any]]) -> Iterator[list[str]]:
 
     def spied(*arguments: Any, **options: Any) -> nn.Module:
         if "callbacks" not in options:  # tuning
-            return train(*arguments, **options)
+            return train_network(*arguments, **options)
         place = Path(options["callbacks"][0].folder).parent.name
         more = act(place)
         trained.append(place)
         options["callbacks"] = [*options["callbacks"], *more.get("callbacks", [])]
-        return train(*arguments, **options)
+        return train_network(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner, "train", spied)
+        patch.setattr(learner, "train_network", spied)
         yield trained
 
 
@@ -267,7 +267,7 @@ def test_the_first_task_is_trained_as_without_a_memory(whole: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build(1)
-    train(
+    train_network(
         network,
         DeviceLoader(pool.images, pool.labels, NORMALIZATION, batch_size=5),
         1,
@@ -349,7 +349,7 @@ def test_broken_off_anywhere_the_same_call_ends_with_the_same_files(
     ):
         policy = distilled(DISTILL, callbacks=[StopAt(3)], checkpoint_interval="2ba", **OPTIONS)
         if where == "between two tasks":
-            patch.setattr(learner, "train", stop)
+            patch.setattr(learner, "train_network", stop)
         if where == "in writing the memory":
             patch.setattr(ReplayMemory, "save", stop)
         if where == "in scoring":
@@ -375,7 +375,7 @@ def test_tuning_is_a_training_on_the_memory_alone_from_which_the_next_task_goes_
         network.load_state_dict(load_file(place / "network.safetensors"))
         memory = ReplayMemory.load(place / "memory.beton")
         loader = DeviceLoader(memory.decoded, memory.decoded_labels, NORMALIZATION, batch_size=5)
-        train(network, loader, number + 1, replace(TRAINING, epochs=3, learning_rate=0.002), device="cpu")
+        train_network(network, loader, number + 1, replace(TRAINING, epochs=3, learning_rate=0.002), device="cpu")
         tuned = load_file(place / "tuned.safetensors")
         assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in tuned.items())
         assert scores.rows[number] == [accuracy(network, task.test, NORMALIZATION) for task in three()[: number + 1]]
@@ -436,7 +436,7 @@ def test_another_job_in_the_same_folder_is_refused(
 
 def test_a_job_that_came_to_nothing_binds_nobody(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(learner, "train", stop)
+        patch.setattr(learner, "train_network", stop)
         run(tmp_path, nothing)
     assert run(tmp_path, nothing, seed=1).about["seed"] == 1
 

@@ -22,7 +22,7 @@ from tgdd_plugin.networks.factory import OWN
 from tgdd_plugin.training import train as training
 from tgdd_plugin.training import vectorized as population
 from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.train import train, train_each
+from tgdd_plugin.training.train import train_each, train_network
 from tgdd_plugin.training.vectorized import Population, PopulationLoader, vectorizing_is_faster
 
 pytestmark = pytest.mark.numerical
@@ -96,7 +96,7 @@ def test_each_ends_as_it_does_alone(kind, augmentation, cutmix, soft):
     networks, wanted = ([make(kind, seed) for seed in SEEDS] for _ in range(2))
     objects = [list(network.parameters()) for network in networks]
     for network, loader, seed in zip(wanted, loaders(soft), SEEDS, strict=True):
-        train(network, loader, K, settings, seed=seed, device="cpu")
+        train_network(network, loader, K, settings, seed=seed, device="cpu")
     train_each(networks, loaders(soft), K, settings, seeds=SEEDS, at_once=True, device="cpu")
     assert_close(networks, wanted)
     # The same objects as before, trained, and each differently.
@@ -231,7 +231,7 @@ class Tied(nn.Module):
 def test_tied_frozen_and_unused_weights():
     networks, wanted = ([in_double(Tied(seed)) for seed in SEEDS] for _ in range(2))
     for network, loader, seed in zip(wanted, loaders(), SEEDS, strict=True):
-        train(network, loader, K, SETTINGS, seed=seed, device="cpu")
+        train_network(network, loader, K, SETTINGS, seed=seed, device="cpu")
     train_each(networks, loaders(), K, SETTINGS, seeds=SEEDS, at_once=True, device="cpu")
     assert_close(networks, wanted)
     for network, seed in zip(networks, SEEDS, strict=True):
@@ -291,7 +291,7 @@ def test_what_cannot_be_stacked_is_trained_in_turn(what, long, monkeypatch):
     networks, wanted = ([Awkward(what, seed) for seed in SEEDS] for _ in range(2))
     assert not vectorizing_is_faster(networks, PopulationLoader(loaders()))
     for network, loader, seed in zip(wanted, loaders(), SEEDS, strict=True):
-        train(network, loader, K, SETTINGS, seed=seed, device="cpu")
+        train_network(network, loader, K, SETTINGS, seed=seed, device="cpu")
     train_each(networks, loaders(), K, SETTINGS, seeds=SEEDS, device="cpu")
     assert_close(networks, wanted, rtol=0, atol=0)
 
@@ -428,7 +428,7 @@ def test_a_row_is_the_same_either_way_and_of_fresh_networks():
     for seed, network in zip(SEEDS, networks[0], strict=True):
         alone = make("instance norm", seed)
         loader = DeviceLoader(*sets[seed], Normalization([0.5], [0.3]), batch_size=BATCH, seed=seed)
-        assert_close([train(alone, loader, K, SETTINGS, seed=seed, device="cpu")], [network])
+        assert_close([train_network(alone, loader, K, SETTINGS, seed=seed, device="cpu")], [network])
         right = alone.eval()((test.images / 255 - 0.5) / 0.3).argmax(1) == test.labels
         wanted.append(float(right.double().mean()))
     for row in rows:

@@ -27,7 +27,7 @@ from tgdd_plugin.beton.multi_formation import check_factor, decode
 from tgdd_plugin.beton.pt_reader import read_labels, read_pair
 from tgdd_plugin.core.atomic_files import check_writable
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.versions import versions
+from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
 
 TOLERANCE = 0.1
@@ -108,7 +108,7 @@ def import_tensors(
         std=list(normalization.std),
         factor=factor,
         method=method | {"normalised": was_normalized, "clamped": clamping.words or "nothing", **labels.note},
-        versions=versions("ffcv", "numpy"),
+        versions=installed_versions("ffcv", "numpy"),
     )
     order = order.repeat_interleave(factor**2)
     soft = None if labels.soft is None else labels.soft[order]

@@ -31,7 +31,7 @@ CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstring
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
-def settings(cls: Class) -> Class:
+def settings_class(cls: Class) -> Class:
     """Decorator: makes a frozen pydantic dataclass whose constructor raises an :class:`InputError` in one line. A key
     by its old name (see :mod:`tgdd_plugin.core.renamed_keys`) is taken with a ``FutureWarning``. A class may change its
     JSON schema by a static method ``change_schema``."""
@@ -54,7 +54,7 @@ def settings(cls: Class) -> Class:
 
 
 def _complete_schema(cls: Any, schema: dict[str, Any]) -> None:
-    """Adds what pydantic leaves out of a class' JSON schema: descriptions of inherited keys, and defaults that are made."""
+    """Adds what pydantic leaves out of a JSON schema: descriptions of inherited keys, and defaults that are made."""
     for base in cls.__mro__:
         for name, field in getattr(base, "__pydantic_fields__", {}).items():
             if field.description:

@@ -11,7 +11,7 @@ from torchvision.utils import make_grid
 from tgdd_plugin.core.atomic_files import whole_file
 
 
-def image_grid(images: torch.Tensor, labels: torch.Tensor, per_class: int = 10) -> torch.Tensor:
+def make_image_grid(images: torch.Tensor, labels: torch.Tensor, per_class: int = 10) -> torch.Tensor:
     """Arranges images in a grid with a row for each class, of its first ``per_class`` images.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.settings import Count, Flag, Holdout, Number, settings
+from tgdd_plugin.core.settings import Count, Flag, Holdout, Number, settings_class
 
 TORCHVISION = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn")
 NAMES = ("digits", *TORCHVISION, "image_folder", "beton")
@@ -17,7 +17,7 @@ _TAKERS = {
 }
 
 
-@settings
+@settings_class
 class DataSettings:
     """Which images, for training and for testing.
 

@@ -10,7 +10,7 @@ import torch
 from composer import Callback, Logger, State
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.data.image_grid import image_grid
+from tgdd_plugin.data.image_grid import make_image_grid
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
@@ -58,7 +58,7 @@ class DistillationMonitor(Callback):
                 step - 1,
             )
         if self.interval and step % self.interval == 0:
-            logger.log_images(image_grid(*self.synthetic.to_uint8()), name="tgdd/synthetic")
+            logger.log_images(make_image_grid(*self.synthetic.to_uint8()), name="tgdd/synthetic")
 
 
 def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, device: torch.device) -> str:

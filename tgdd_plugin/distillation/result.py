@@ -8,7 +8,7 @@ from typing import Any
 
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.beton.format import write_beton
-from tgdd_plugin.core.versions import versions
+from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.distillation.inputs import Inputs
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
@@ -39,7 +39,7 @@ def result_card(inputs: Inputs) -> Card:
             "stages": trajectory.checksums,
             "networks": [run.network for run in trajectory.representative_runs.values()],
         },
-        versions=versions("mosaicml", "ffcv", "numpy"),
+        versions=installed_versions("mosaicml", "ffcv", "numpy"),
     )
 
 

@@ -9,13 +9,13 @@ from pydantic import Field
 
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.settings import Count, Flag, NonNegative, Seed, check_once, check_time, settings
+from tgdd_plugin.core.settings import Count, Flag, NonNegative, Seed, check_once, check_time, settings_class
 
 Start = Literal["real", "mix", "herding", "noise"]
 STARTS: tuple[Start, ...] = get_args(Start)
 
 
-@settings
+@settings_class
 class DistillSettings:
     """What a distillation does. Defaults are the paper's (arXiv 2512.02469) unless they say otherwise.
 

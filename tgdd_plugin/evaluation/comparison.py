@@ -22,7 +22,7 @@ from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.baselines import Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.results import add_to_card, describe_comparison, read_results, write_results
-from tgdd_plugin.evaluation.row_jobs import RowJob, row_jobs
+from tgdd_plugin.evaluation.row_jobs import RowJob, plan_rows
 from tgdd_plugin.evaluation.scorer import FULL_DATA, Key, Row, Scorer
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
 from tgdd_plugin.evaluation.tables import evaluate_table
@@ -59,7 +59,7 @@ def retrain(
         results: A JSON file to write. Default: none.
         progress_bar: Whether to show progress bars. Default: ``True``.
         trainer_options: More arguments for the Composer ``Trainer`` of each training, such as ``loggers``,
-            ``callbacks`` or ``precision``; see :func:`tgdd_plugin.training.train.train`. Default: none.
+            ``callbacks`` or ``precision``; see :func:`tgdd_plugin.training.train.train_network`. Default: none.
 
     Returns:
         Rows for ``distilled``, ``random`` (as many stored images), with a factor ``random, decoded number`` (as many
@@ -76,7 +76,7 @@ def retrain(
     baselines = None
     if real is not None:
         baselines = Baselines(compact, real, _usual_results(file).with_suffix(""), device, progress_bar)
-    jobs = row_jobs(compact, baselines, RETRAIN_ROWS, settings, seed=seed)
+    jobs = plan_rows(compact, baselines, RETRAIN_ROWS, settings, seed=seed)
     scorer = _scorer(compact, test, settings, seed, device, progress_bar, trainer_options)
     about = describe_comparison(file, compact, scorer, real, settings)
     rows = _score(jobs, scorer)
@@ -147,7 +147,7 @@ def evaluate(
     if settings.learning_rates:
         real, held_out = real.split(0.1, torch.Generator().manual_seed(1))
     baselines = Baselines(compact, real, results.with_suffix(""), device, progress_bar)
-    jobs = row_jobs(compact, baselines, settings, training, softened, seed)
+    jobs = plan_rows(compact, baselines, settings, training, softened, seed)
     done = read_results(check_writable(results), about)
 
     def keep(row: Row, networks: list[nn.Module]) -> None:

@@ -13,7 +13,7 @@ from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.versions import versions
+from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.scorer import PROTOCOL, Key, Row, Scorer
@@ -104,4 +104,4 @@ def add_to_card(file: str | Path, card: Card, about: dict[str, Any], rows: Seque
 
 
 def _origin(scorer: Scorer) -> dict[str, Any]:
-    return {"device": scorer.where(), "versions": versions("mosaicml", "ffcv", "numpy")}
+    return {"device": scorer.where(), "versions": installed_versions("mosaicml", "ffcv", "numpy")}

@@ -35,7 +35,7 @@ class RowJob:
     settings: TrainSettings
 
 
-def row_jobs(
+def plan_rows(
     compact: CompactSet,
     baselines: Baselines | None,
     settings: EvaluateSettings,

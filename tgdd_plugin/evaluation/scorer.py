@@ -101,7 +101,7 @@ class Scorer:
         at_once: Whether networks are trained at once, see :func:`tgdd_plugin.training.train.train_each`.
         progress_bar: Whether to show a progress bar for each training.
         trainer_options: More arguments for the Composer ``Trainer`` of each training, see
-            :func:`tgdd_plugin.training.train.train`. Default: none.
+            :func:`tgdd_plugin.training.train.train_network`. Default: none.
     """
 
     test: ImagePool

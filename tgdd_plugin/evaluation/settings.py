@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from tgdd_plugin.core.settings import Count, Flag, NonNegativeInt, Positive, check_once, settings
+from tgdd_plugin.core.settings import Count, Flag, NonNegativeInt, Positive, check_once, settings_class
 from tgdd_plugin.training.settings import TrainSettings
 
 Selection = Literal["herding", "k-center"]
@@ -16,7 +16,7 @@ Baseline = Literal["random", "herding", "k-center", "distribution matching"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
-@settings
+@settings_class
 class RetrainSettings(TrainSettings):
     """How networks are trained on a compact set, and what stands beside them.
 
@@ -40,7 +40,7 @@ class RetrainSettings(TrainSettings):
         return TrainSettings(**{**{name: getattr(self, name) for name in names}, "epochs": epochs})
 
 
-@settings
+@settings_class
 class EvaluateSettings:
     """What stands beside a compact set; networks are trained as :class:`RetrainSettings` says.
 

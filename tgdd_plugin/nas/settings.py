@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.settings import Count, Flag, Plain, ProperShare, settings
+from tgdd_plugin.core.settings import Count, Flag, Plain, ProperShare, settings_class
 
 CONVNETS: dict[str, list[Any]] = {
     "depth": [1, 2, 3, 4],
@@ -26,7 +26,7 @@ CONVNETS: dict[str, list[Any]] = {
 Arguments = dict[str, Any]
 
 
-@settings
+@settings_class
 class SearchSpace:
     """A space of networks: a factory, and the values its arguments may have.
 
@@ -107,7 +107,7 @@ class SearchSpace:
         return dict(reversed(found))
 
 
-@settings
+@settings_class
 class NasSettings(SearchSpace):
     """What is searched, and how.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pydantic
 
-from tgdd_plugin.core.settings import settings
+from tgdd_plugin.core.settings import settings_class
 
 
 def _free_keys(schema: dict[str, Any]) -> None:
@@ -16,7 +16,7 @@ def _free_keys(schema: dict[str, Any]) -> None:
     schema["additionalProperties"] = True
 
 
-@settings
+@settings_class
 class NetworkSettings:
     """Which network. In a recipe the arguments stand beside the name: ``{name: convnet, width: 64}``.
 

@@ -6,7 +6,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
-from tgdd_plugin.core.settings import Seed, settings
+from tgdd_plugin.core.settings import Seed, settings_class
 from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
@@ -16,7 +16,7 @@ from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.replay.settings import ReplaySettings
 
 
-@settings
+@settings_class
 class Recipe:
     """A job: its files, and a section of settings for each part.
 

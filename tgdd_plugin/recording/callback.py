@@ -11,7 +11,7 @@ from composer.loggers import Logger
 from composer.utils import create_interval_scheduler, format_name_with_dist
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.versions import versions
+from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.recording.introspection import (
     bare_network,
@@ -121,8 +121,8 @@ class TGDDCallback(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         if state.fsdp_enabled and state.fsdp_state_dict_type != "full":
             raise InputError(
-                f"`parallelism_config['fsdp']['state_dict_type']` must be 'full', got '{state.fsdp_state_dict_type}', under "
-                f"which no rank holds the whole weights. Set it to 'full'."
+                f"`parallelism_config['fsdp']['state_dict_type']` must be 'full', got "
+                f"'{state.fsdp_state_dict_type}', under which no rank holds the whole weights. Set it to 'full'."
             )
         head, layer = find_head_layer(state, self.head)
         run = self._describe(state, head, layer.out_features)
@@ -143,8 +143,8 @@ class TGDDCallback(Callback):
         self.recorder.features.begin_pass()
 
     def before_loss(self, state: State, logger: Logger) -> None:
-        # By now the algorithms have mixed or smoothed the labels, so what they did can be seen. Images that an algorithm
-        # added come after the loader's own.
+        # By now the algorithms have mixed or smoothed the labels, so what they did can be seen. Images that an
+        # algorithm added come after the loader's own.
         if self.recorder.run is not None:
             own, mixed = own_images(state.algorithms), is_mixed(state.algorithms)
             self.recorder.features.add(_pair(state.batch)[1], own, counted=not mixed)
@@ -212,7 +212,7 @@ class TGDDCallback(Callback):
             std=std,
             interval=self.interval,
             augmentation=find_augmentation(state.train_dataloader, state.algorithms),
-            versions=versions("mosaicml"),
+            versions=installed_versions("mosaicml"),
         )
 
 

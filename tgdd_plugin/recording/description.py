@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.versions import versions
+from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import class_name
 from tgdd_plugin.networks.feature_network import find_head
@@ -58,10 +58,10 @@ def describe_run(
         num_classes: K.
         head: Name of the linear layer whose input is matched. Default: the last ``nn.Linear`` with K outputs.
         classes: Class names. Default: ``None``, numbers.
-        mean, std: Per-channel normalization of the inputs, for pixels in [0, 1]. Default: not known, and then to be given
-            when distilling; without it no exemplars are kept.
-        augmentation: The augmentation of the training images as a strategy, such as ``'color_crop_flip'`` or ``'none'``.
-            Distillation gives the synthetic images the same. Default: ``None``, not known.
+        mean, std: Per-channel normalization of the inputs, for pixels in [0, 1]. Default: not known, and then to be
+            given when distilling; without it no exemplars are kept.
+        augmentation: The augmentation of the training images as a strategy, such as ``'color_crop_flip'`` or
+            ``'none'``. Distillation gives the synthetic images the same. Default: ``None``, not known.
         interval: How often a stage is recorded, in words, as a note. Default: ``'1ep'``.
 
     Raises:
@@ -83,7 +83,7 @@ def describe_run(
         std=list(normalization.std) if normalization else None,
         interval=interval,
         augmentation=augmentation,
-        versions=versions(),
+        versions=installed_versions(),
     )
 
 

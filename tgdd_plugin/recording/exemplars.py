@@ -47,7 +47,8 @@ class Exemplars:
 
         Args:
             images: Normalized floating-point images, ``(N, C, H, W)``.
-            targets: See :func:`tgdd_plugin.data.targets.single_class_targets`; images that are not of one class are passed over.
+            targets: See :func:`tgdd_plugin.data.targets.single_class_targets`; images that are not of one class are
+                passed over.
             normalization: What the images were normalized with; ``None`` if it is not known.
 
         Returns:

@@ -46,9 +46,11 @@ class HeadStatistics:
         """A forward pass was made in training mode: adds up the features that reached the head.
 
         Args:
-            targets: Class ids ``(N,)``, or shares of the classes ``(N, K)``, of which only those of a single class count.
+            targets: Class ids ``(N,)``, or shares of the classes ``(N, K)``, of which only those of a single class
+                count.
             own: How many of the images count, the first ones. Default: ``None``, all.
-            counted: Whether they count at all; images that were mixed behind the targets' back do not. Default: ``True``.
+            counted: Whether they count at all; images that were mixed behind the targets' back do not. Default:
+                ``True``.
         """
         if not self.enabled:
             return

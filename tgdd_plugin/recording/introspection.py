@@ -110,8 +110,8 @@ def find_augmentation(loader: Any, algorithms: Iterable[Algorithm]) -> str | Non
     it. Strengths are not compared, and MixUp and CutMix do not count: they mix images.
 
     Returns:
-        Operations joined by ``_`` in the order of :data:`tgdd_plugin.augmentation.strategy.OPERATIONS`; ``'none'`` if there are
-        none; ``None`` if that cannot be told, or if there is one that this package does not have.
+        Operations joined by ``_`` in the order of :data:`tgdd_plugin.augmentation.strategy.OPERATIONS`; ``'none'`` if
+        there are none; ``None`` if that cannot be told, or if there is one that this package does not have.
     """
     found = [_operations(algorithm) for algorithm in algorithms]
     # This package's own loaders do not augment. Others may anywhere, and a function that collates batches, too.

@@ -42,12 +42,12 @@ class TrajectoryRecorder:
     than the checkpoint are dropped and made again.
 
     Args:
-        folder: The trajectory folder. The run's stages lie in ``folder/<name>/``, so several runs recorded into one folder
-            become several trajectories of it.
+        folder: The trajectory folder. The run's stages lie in ``folder/<name>/``, so several runs recorded into one
+            folder become several trajectories of it.
         max_stages: Thin evenly to at most so many stages while training goes on, keeping the first and the last (see
             :func:`tgdd_plugin.trajectory.writing.thin`). Default: ``None``, keep all.
-        dtype: ``'float32'``, ``'float16'`` or ``'bfloat16'``: how floating-point weights are stored. What is too large for
-            ``'float16'`` stays ``'float32'``. Default: ``'float32'``.
+        dtype: ``'float32'``, ``'float16'`` or ``'bfloat16'``: how floating-point weights are stored. What is too large
+            for ``'float16'`` stays ``'float32'``. Default: ``'float32'``.
         statistics: Whether to record class means of the head's input, so that distillation needs no real image.
             Default: ``True``.
         exemplars: How many real images of each class to keep, for distillation to start from; 0 for none. They are the
@@ -127,8 +127,8 @@ class TrajectoryRecorder:
                     f" (the checkpoint's stages are in '{self._restored_folder}')" if self._restored_folder else ""
                 )
                 warnings.warn(
-                    f"training resumes at batch {self.batches} but '{self.run_folder}' has no stage from before; recording "
-                    f"starts here{earlier}",
+                    f"training resumes at batch {self.batches} but '{self.run_folder}' has no stage from before; "
+                    f"recording starts here{earlier}",
                     stacklevel=3,
                 )
             self.stage(0, weights=weights)
@@ -197,8 +197,8 @@ class TrajectoryRecorder:
         """Training came to its end: notes that the recording is complete.
 
         Args:
-            epoch: Epochs completed, to record a last stage if there was a batch since the last one. Default: ``None``, no
-                such stage.
+            epoch: Epochs completed, to record a last stage if there was a batch since the last one. Default: ``None``,
+                no such stage.
 
         Raises:
             InputError: If the folder cannot be written.
@@ -222,7 +222,7 @@ class TrajectoryRecorder:
         self.features.detach()
 
     def look_at(self, images: Any, targets: Any) -> None:
-        """Looks at a batch before it is trained on: notes what the inputs are like, and keeps exemplars. On rank 0 only."""
+        """Looks at a batch before it is trained on, on rank 0: notes what the inputs are like, and keeps exemplars."""
         run = self.run
         if run is None or rank() != 0:
             return
@@ -237,16 +237,16 @@ class TrajectoryRecorder:
             if problem:
                 self._warn(
                     "exemplars",
-                    f"fewer than exemplars={self.options.exemplars} real images of each class are kept, or none: {problem}. To "
-                    f"distill without the data set, take start='noise' or fewer images per class",
+                    f"fewer than exemplars={self.options.exemplars} real images of each class are kept, or none: "
+                    f"{problem}. To distill without the data set, take start='noise' or fewer images per class",
                 )
             self._exemplars.keep(self.run_folder, run)
 
     def end_batch(self, metrics: Mapping[str, Any], batches: int) -> None:
         """The batch is over, and trained on: what :meth:`batch` does, for loops that split it.
 
-        Such a loop calls :meth:`look_at` with the whole batch, ``features.begin_pass()``, ``features.add(targets)`` after
-        each forward pass, ``features.end_pass()``, and then this.
+        Such a loop calls :meth:`look_at` with the whole batch, ``features.begin_pass()``, ``features.add(targets)``
+        after each forward pass, ``features.end_pass()``, and then this.
 
         Args:
             metrics: As in :meth:`batch`.

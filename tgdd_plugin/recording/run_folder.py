@@ -50,8 +50,8 @@ def take_over(
         folder: The run's folder.
         run: The manifest of the run as it begins or goes on, which gets the earlier stages.
         batch: Batches trained on before.
-        position: Where a checkpoint says that the run stood: the batch of the last stage (-1: none), and how many stages
-            were due.
+        position: Where a checkpoint says that the run stood: the batch of the last stage (-1: none), and how many
+            stages were due.
         keep_exemplars: Whether exemplars are kept.
         overwrite: Whether a complete recording of the same run is replaced.
 
@@ -65,8 +65,8 @@ def take_over(
         earlier = Run.read(folder)
         if batch == 0 and earlier.complete:
             raise InputError(
-                f"Run '{run.name}' is already recorded in '{folder}'. Give the run another name (run_name), record into "
-                f"another folder, or set overwrite=True."
+                f"Run '{run.name}' is already recorded in '{folder}'. Give the run another name (run_name), record "
+                f"into another folder, or set overwrite=True."
             )
         if batch == 0 and len(earlier.stages) > 1:
             warnings.warn(

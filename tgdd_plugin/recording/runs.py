@@ -23,7 +23,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.feature_network import find_head
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings
-from tgdd_plugin.training.train import check_network, train
+from tgdd_plugin.training.train import check_network, train_network
 from tgdd_plugin.trajectory.manifest import MANIFEST, Run
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -52,8 +52,8 @@ def record(
     Args:
         folder: The trajectory folder.
         real: The training images.
-        network: A function that builds a fresh network; or several such functions, one for each architecture. The runs of
-            the first are named ``seed0``, ..., those of the second ``seed0-network2``, ...
+        network: A function that builds a fresh network; or several such functions, one for each architecture. The runs
+            of the first are named ``seed0``, ..., those of the second ``seed0-network2``, ...
         settings: How the networks are trained and recorded. Default: ``RecordSettings()``.
         head: The name of the networks' linear head, see :class:`TGDDCallback`.
         mean, std: Per-channel normalization of the inputs, for pixels in [0, 1]. Default: the images' own.
@@ -62,7 +62,7 @@ def record(
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         progress_bar: Whether to show one. Default: ``True``.
         trainer_options: More arguments for the Composer ``Trainer`` of each run, such as ``loggers``, ``callbacks`` or
-            ``precision``; see :func:`tgdd_plugin.training.train.train`. Default: none.
+            ``precision``; see :func:`tgdd_plugin.training.train.train_network`. Default: none.
 
     Raises:
         InputError: If the folder holds runs of another job.
@@ -89,7 +89,7 @@ def record(
         with torch.random.fork_rng():
             torch.manual_seed(run_seed)
             fresh = build()
-        train(
+        train_network(
             fresh,
             DeviceLoader(
                 pool.images, pool.labels, normalization, batch_size=settings.batch_size, seed=run_seed, device=on
@@ -134,9 +134,10 @@ def _check_kinds(builders: Sequence[Callable[[], nn.Module]], num_classes: int, 
         known.append((type(network), size, getattr(network, "tgdd_network", None)))
         if (first := known.index(known[-1]) + 1) < number:
             raise InputError(
-                f"`network` must be architectures that can be told apart, got networks {first} and {number}, which are both "
-                f"{type(network).__qualname__} of {size:,} parameters. Leave one out or, if they differ, decorate the "
-                f"function that builds them with tgdd_plugin.networks.described, which notes its arguments."
+                f"`network` must be architectures that can be told apart, got networks {first} and {number}, which "
+                f"are both {type(network).__qualname__} of {size:,} parameters. Leave one out or, if they differ, "
+                f"decorate the function that builds them with tgdd_plugin.networks.described, which notes its "
+                f"arguments."
             )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict
 
-from tgdd_plugin.core.settings import Count, Flag, NonNegativeInt, check_time, settings
+from tgdd_plugin.core.settings import Count, Flag, NonNegativeInt, check_time, settings_class
 from tgdd_plugin.training.settings import TrainSettings
 
 StageCount = Annotated[int, Strict(), Field(ge=2)]
@@ -14,7 +14,7 @@ StageCount = Annotated[int, Strict(), Field(ge=2)]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 
-@settings
+@settings_class
 class StageSettings:
     """What a stage holds and which stages are kept: the options of a recorder, checked.
 
@@ -34,7 +34,7 @@ class StageSettings:
     """Replace a complete recording of the same run."""
 
 
-@settings
+@settings_class
 class RecordSettings(TrainSettings):
     """How runs are trained and recorded: the training of :class:`TrainSettings`, with the callback's options.
 

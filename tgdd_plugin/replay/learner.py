@@ -35,7 +35,7 @@ from tgdd_plugin.replay.network_growth import grow, load_network, save_network
 from tgdd_plugin.replay.policies import Policy, TaskResult
 from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.tasks import Task, check_tasks
-from tgdd_plugin.training.train import accuracy, check_network, train
+from tgdd_plugin.training.train import accuracy, check_network, train_network
 
 NETWORK, MEMORY, FINETUNED = "network.safetensors", "memory.beton", "tuned.safetensors"
 """The files in the folder of a task."""
@@ -161,7 +161,7 @@ class _Learner:
         if path.is_file():
             return load_network(grown, path).to(on)
         pool, settings = self.tasks[number].train.to(on), self.settings
-        network = train(
+        network = train_network(
             grown,
             self._loader(pool.images, pool.labels),
             pool.num_classes,
@@ -198,7 +198,7 @@ class _Learner:
         if not self.settings.finetune_epochs or not len(memory):
             return network
         rate = self.training.learning_rate / 10
-        network = train(
+        network = train_network(
             network,
             self._loader(memory.decoded, memory.decoded_labels),
             self.tasks[number].train.num_classes,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tgdd_plugin.core.settings import Count, NonNegativeInt, Positive, Seed, Share, settings
+from tgdd_plugin.core.settings import Count, NonNegativeInt, Positive, Seed, Share, settings_class
 
 PolicyName = Literal["random", "reservoir", "herding", "distilled"]
 
 
-@settings
+@settings_class
 class ReplaySettings:
     """How tasks are made and old ones replayed.
 

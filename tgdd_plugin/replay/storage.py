@@ -11,7 +11,7 @@ import torch
 from tgdd_plugin.beton.card import MEMORY, Card
 from tgdd_plugin.beton.format import read_stored, write_beton
 from tgdd_plugin.core.errors import InputError, brief
-from tgdd_plugin.core.versions import versions
+from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.budget import KINDS
 
@@ -61,7 +61,7 @@ def write_memory(memory: SavedMemory, path: str | Path) -> Path:
         factor=memory.factor,
         packed=memory.factor > 1,
         method={"name": MEMORY, kind: amount, "growing": memory.growing, "tasks": tasks},
-        versions=versions("ffcv", "numpy"),
+        versions=installed_versions("ffcv", "numpy"),
     )
     return write_beton(path, memory.images, memory.labels, card)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tgdd_plugin.augmentation.strategy import parse_augmentation
-from tgdd_plugin.core.settings import Count, NonNegative, Share, settings
+from tgdd_plugin.core.settings import Count, NonNegative, Share, settings_class
 
 
-@settings
+@settings_class
 class TrainSettings:
     """How a network is trained: SGD with DSA and CutMix, as dataset-distillation papers do (IDC, DANCE, TGDD).
 

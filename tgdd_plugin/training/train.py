@@ -33,7 +33,7 @@ from tgdd_plugin.training.vectorized import (
 )
 
 
-def train(
+def train_network(
     network: nn.Module,
     loader: DeviceLoader,
     num_classes: int,
@@ -85,7 +85,7 @@ def train_each(
     device: str | None = None,
     **options: Any,
 ) -> list[float]:
-    """Trains several networks of one architecture in place, each as :func:`train` would, up to rounding.
+    """Trains several networks of one architecture in place, each as :func:`train_network` would, up to rounding.
 
     Args:
         networks: E freshly initialised networks.
@@ -97,7 +97,7 @@ def train_each(
             Default: ``None``, whichever is faster in a few steps of each; with several ranks, one after another.
         title: The title of the progress bars; ``None`` for no bars.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
-        options: More arguments for the ``Trainer`` of each training, as in :func:`train`.
+        options: More arguments for the ``Trainer`` of each training, as in :func:`train_network`.
 
     Returns:
         The seconds of each network's training, including the set-up of the Trainer; for networks that are trained at
@@ -113,7 +113,7 @@ def train_each(
         for network, loader, seed in zip(networks, loaders, seeds, strict=True):
             began = time.perf_counter()
             named = title and f"{title}, seed {seed}"
-            train(network, loader, num_classes, settings, seed=seed, title=named, device=device, **options)
+            train_network(network, loader, num_classes, settings, seed=seed, title=named, device=device, **options)
             seconds.append(time.perf_counter() - began)
         return seconds
     began = time.perf_counter()
