@@ -58,7 +58,7 @@ MOVED: dict[str, dict[str, str]] = {
     },
     "search_space": {"NasSettings": "nas.settings", "SearchSpace": "nas.settings"},
     "settings": {"DistillSettings": "distillation.settings"},
-    "training": {"TrainSettings": "training.settings", "train": "training.train:train_network"},
+    "training": {"TrainSettings": "training.settings"},
     "trajectory": {"Trajectory": "trajectory.store"},
 }
 """By old module, where each of its names is now; ``module:name`` where the name changed, too."""

@@ -183,7 +183,7 @@ def test_bad_input_ends_in_one_line(whole, tmp_path, capsys):
     assert "--networks is 0" in refused(accuracy, RECIPE, "--networks", "0")
     assert "--minutes is -1.0" in refused(one_run, RECIPE, "--minutes", "-1")
     assert "names no stages" in refused(one_run, RECIPE, "--stages", "every0")
-    assert "did you mean" in refused(accuracy, RECIPE, "--", "distil.steps=3")
+    assert "Did you mean" in refused(accuracy, RECIPE, "--", "distil.steps=3")
     output = ["--output", str(tmp_path)]
     many = ["--", "distill.images_per_class=50", "data.per_class=60"]
     assert "give record.exemplars=50" in refused(one_run, RECIPE, "--runs", "1", *output, *many)

@@ -64,7 +64,7 @@ def test_the_judging_images_are_in_no_set(whole: Path) -> None:
 
 def test_the_same_command_trains_nothing_and_parts_make_the_same_rows(whole: Path, tmp_path: Path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("benchmarks.harness.train", lambda *_, **__: pytest.fail("trained again"))
+        patch.setattr("benchmarks.harness.train_network", lambda *_, **__: pytest.fail("trained again"))
         assert run(whole) == 0
     assert run(tmp_path, "--part", "1/2") == 2  # no set yet
     assert run(tmp_path, "--part", "0/2") == 0

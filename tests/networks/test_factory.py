@@ -12,8 +12,9 @@ from torchvision import models
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.networks.convnets import ACTIVATIONS, NORMS, POOLINGS, convnet
 from tgdd_plugin.networks.densenets import densenet121
-from tgdd_plugin.networks.factory import OWN, build_recorded, class_name
+from tgdd_plugin.networks.factory import OWN, build_recorded
 from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head
+from tgdd_plugin.networks.noted_class import class_name
 from tgdd_plugin.networks.resnet_ap import BasicBlockAP, resnet_ap10
 from tgdd_plugin.networks.resnets import RESNET_NORMS, resnet10, resnet18
 from tgdd_plugin.networks.vision_transformers import vit

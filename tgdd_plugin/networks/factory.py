@@ -22,12 +22,6 @@ from tgdd_plugin.networks.settings import NetworkSettings
 PACKAGE = "tgdd_plugin.networks"
 """The prefix of this package's networks in manifests and cards."""
 
-NOTED_CLASSES = {
-    "tgdd_plugin.networks.convnets:ConvNet": "tgdd_plugin.networks.convnet:ConvNet",
-    "tgdd_plugin.networks.resnets:ResNet": "tgdd_plugin.networks.resnet:ResNet",
-}
-"""This package's classes under the names that manifests have had for them since the first release."""
-
 
 def described(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Decorator of a module-level network factory: notes on the network how it was built.
@@ -68,12 +62,6 @@ OWN = {
     "densenet121": densenet121,
     "vit": vit,
 }
-
-
-def class_name(network: nn.Module) -> str:
-    """Returns the class of a network as a manifest notes it, ``'module:class'``."""
-    name = f"{type(network).__module__}:{type(network).__qualname__}"
-    return NOTED_CLASSES.get(name, name)
 
 
 def find_factory(name: str) -> Callable[..., nn.Module]:

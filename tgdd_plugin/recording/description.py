@@ -11,8 +11,8 @@ from torch import nn
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.networks.factory import class_name
 from tgdd_plugin.networks.feature_network import find_head
+from tgdd_plugin.networks.noted_class import class_name
 from tgdd_plugin.trajectory.manifest import Run
 
 
