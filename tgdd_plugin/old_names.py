@@ -12,56 +12,58 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-MOVED: dict[str, dict[str, str]] = {
-    "algorithms": {"RandomCutMix": "augmentation.algorithms", "SiameseAugmentation": "augmentation.algorithms"},
-    "beton": {"read_beton": "beton.format", "write_beton": "beton.format"},
-    "callback": {"TGDDCallback": "recording.callback"},
-    "card": {"Card": "beton.card", "read_card": "beton.card"},
-    "continual": {
-        "ReplaySettings": "replay.settings",
-        "Task": "replay.tasks",
-        "distilled": "replay.policies",
-        "learn": "replay.learner",
-        "split_classes": "replay.tasks",
-    },
-    "data": {"DataSettings": "data.settings", "load_data": "pipeline.datasets"},
-    "distillation": {"distill": "distillation.distiller"},
-    "errors": {"InputError": "core.errors"},
-    "evaluation": {
-        "EvaluateSettings": "evaluation.settings",
-        "evaluate": "evaluation.comparison",
-        "hard_label_recovery": "evaluation.metrics",
-        "improvement_over_random": "evaluation.metrics",
-        "table": "evaluation.tables:evaluate_table",
-    },
-    "exchange": {
-        "export_folder": "beton.exporting",
-        "export_tensors": "beton.exporting",
-        "import_tensors": "beton.importing",
-    },
-    "loader": {"DeviceLoader": "data.device_loader", "beton_loader": "beton.loader"},
-    "memory": {"ReplayMemory": "replay.memory"},
-    "nas": {"search": "nas.optuna_search", "train_best": "nas.final_training"},
-    "pool": {"ImagePool": "data.image_pool"},
-    "ranking": {"rank_networks": "nas.ranking"},
-    "recipe": {
-        "NetworkSettings": "networks.settings",
-        "Recipe": "pipeline.settings",
-        "read_recipe": "pipeline.recipe",
-    },
-    "recording": {"RecordSettings": "recording.settings", "record": "recording.runs"},
-    "replay": {"DistilledReplay": "replay.algorithm"},
-    "retraining": {
-        "RetrainSettings": "evaluation.settings",
-        "retrain": "evaluation.comparison",
-        "table": "evaluation.tables:retrain_table",
-    },
-    "search_space": {"NasSettings": "nas.settings", "SearchSpace": "nas.settings"},
-    "settings": {"DistillSettings": "distillation.settings"},
-    "training": {"TrainSettings": "training.settings"},
-    "trajectory": {"Trajectory": "trajectory.store"},
-}
-"""By old module, where each of its names is now; ``module:name`` where the name changed, too."""
+_TABLE = """
+algorithms.RandomCutMix augmentation.algorithms
+algorithms.SiameseAugmentation augmentation.algorithms
+beton.read_beton beton.format
+beton.write_beton beton.format
+callback.TGDDCallback recording.callback
+card.Card beton.card
+card.read_card beton.card
+continual.ReplaySettings replay.settings
+continual.Task replay.tasks
+continual.distilled replay.policies
+continual.learn replay.learner
+continual.split_classes replay.tasks
+data.DataSettings data.settings
+data.load_data pipeline.datasets
+distillation.distill distillation.distiller
+errors.InputError core.errors
+evaluation.EvaluateSettings evaluation.settings
+evaluation.evaluate evaluation.comparison
+evaluation.hard_label_recovery evaluation.metrics
+evaluation.improvement_over_random evaluation.metrics
+evaluation.table evaluation.tables:evaluate_table
+exchange.export_folder beton.exporting
+exchange.export_tensors beton.exporting
+exchange.import_tensors beton.importing
+loader.DeviceLoader data.device_loader
+loader.beton_loader beton.loader
+memory.ReplayMemory replay.memory
+nas.search nas.optuna_search
+nas.train_best nas.final_training
+pool.ImagePool data.image_pool
+ranking.rank_networks nas.ranking
+recipe.NetworkSettings networks.settings
+recipe.Recipe pipeline.settings
+recipe.read_recipe pipeline.recipe
+recording.RecordSettings recording.settings
+recording.record recording.runs
+replay.DistilledReplay replay.algorithm
+retraining.RetrainSettings evaluation.settings
+retraining.retrain evaluation.comparison
+retraining.table evaluation.tables:retrain_table
+search_space.NasSettings nas.settings
+search_space.SearchSpace nas.settings
+settings.DistillSettings distillation.settings
+training.TrainSettings training.settings
+trajectory.Trajectory trajectory.store
+"""
+# By old module, where each of its names is now; ``module:name`` where the name changed, too.
+MOVED: dict[str, dict[str, str]] = {}
+for _row in _TABLE.split("\n")[1:-1]:
+    _old, _home = _row.split()
+    MOVED.setdefault(_old.partition(".")[0], {})[_old.partition(".")[2]] = _home
 
 
 def forward(module: str) -> Callable[[str], Any]:

@@ -194,6 +194,9 @@ def test_a_run_that_is_recorded_is_not_replaced_unless_asked(tmp_path):
 def test_unusable_options_are_refused(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
         TrajectoryRecorder(tmp_path, **options)
+    for call in (TrajectoryRecorder(tmp_path).finish, lambda: TrajectoryRecorder(tmp_path).stage(1)):
+        with pytest.raises(InputError, match=r"Call start\(\) first"):
+            call()
     network = tiny_network()
     with pytest.raises(InputError, match="`classes` must be 3 names, one for each output of the network, got 2"):
         describe_run("run", network, CLASSES, classes=["a", "b"])

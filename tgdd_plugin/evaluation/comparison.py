@@ -39,9 +39,9 @@ def retrain(
     *,
     real: Any = None,
     network: Callable[[], nn.Module] | None = None,
+    results: str | Path | None = None,
     device: str | None = None,
     seed: int = 0,
-    results: str | Path | None = None,
     progress_bar: bool = True,
     trainer_options: Mapping[str, Any] | None = None,
 ) -> list[Row]:

@@ -69,9 +69,9 @@ def rank_networks(
     settings: RetrainSettings | None = None,
     *,
     device: str | None = None,
+    trainer_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress_bar: bool = True,
-    trainer_options: Mapping[str, Any] | None = None,
 ) -> list[Candidate]:
     """Trains each network on a ``.beton`` and ranks them by their accuracy on validation images.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pydantic
 
-from tgdd_plugin.core.settings import expected
+from tgdd_plugin.core.setting_errors import expected
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.settings import Recipe
 

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.settings import nearest, unknown_key, validate
+from tgdd_plugin.core.setting_errors import nearest, unknown_key
+from tgdd_plugin.core.settings import validate
 from tgdd_plugin.networks.factory import find_factory
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.settings import Recipe

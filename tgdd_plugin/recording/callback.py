@@ -26,6 +26,7 @@ from tgdd_plugin.recording.introspection import (
     training_weights,
 )
 from tgdd_plugin.recording.recorder import TrajectoryRecorder
+from tgdd_plugin.recording.run_folder import run_folder_of
 from tgdd_plugin.recording.settings import Dtype
 from tgdd_plugin.trajectory.manifest import Run
 
@@ -116,7 +117,7 @@ class TGDDCallback(Callback):
         if getattr(state, "deepspeed_enabled", False):
             raise InputError("TGDDCallback cannot record under DeepSpeed, which shards the weights. Use DDP or FSDP.")
         self.recorder = TrajectoryRecorder(format_name_with_dist(self.folder, state.run_name), **self._options)
-        self.recorder.run_folder = self.recorder.run_folder_of(state.run_name)
+        self.recorder.run_folder = run_folder_of(self.recorder.folder, state.run_name)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if state.fsdp_enabled and state.fsdp_state_dict_type != "full":

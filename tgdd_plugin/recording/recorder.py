@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.recording.description import note_input
 from tgdd_plugin.recording.exemplars import Exemplars
 from tgdd_plugin.recording.head_statistics import HeadStatistics
 from tgdd_plugin.recording.metric_means import MetricMeans
-from tgdd_plugin.recording.run_folder import on_rank_0, stored_tensor, take_over
+from tgdd_plugin.recording.run_folder import on_rank_0, run_folder_of, stored_tensor, take_over, warn_of_missing_stages
 from tgdd_plugin.recording.settings import Dtype, StageSettings
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.writing import add_stage
@@ -44,14 +45,11 @@ class TrajectoryRecorder:
     Args:
         folder: The trajectory folder. The run's stages lie in ``folder/<name>/``, so several runs recorded into one
             folder become several trajectories of it.
-        max_stages: Thin evenly to at most so many stages while training goes on, keeping the first and the last (see
-            :func:`tgdd_plugin.trajectory.writing.thin`). Default: ``None``, keep all.
-        dtype: ``'float32'``, ``'float16'`` or ``'bfloat16'``: how floating-point weights are stored. What is too large
-            for ``'float16'`` stays ``'float32'``. Default: ``'float32'``.
-        statistics: Whether to record class means of the head's input, so that distillation needs no real image.
-            Default: ``True``.
-        exemplars: How many real images of each class to keep, for distillation to start from; 0 for none. They are the
-            first of the first epoch. Default: ``40``.
+        max_stages: Thin evenly to at most so many stages, keeping the first and the last. Default: ``None``, keep all.
+        dtype: How floating-point weights are stored: ``'float32'``, ``'float16'`` (what is too large for it stays
+            float32) or ``'bfloat16'``. Default: ``'float32'``.
+        statistics: Whether to record class means of the head's input, for distilling without images. Default: ``True``.
+        exemplars: Real images of each class to keep, the first of the first epoch; 0 for none. Default: ``40``.
         overwrite: Whether to replace a complete recording of the same run. Default: ``False``.
 
     Raises:
@@ -108,7 +106,7 @@ class TrajectoryRecorder:
         """
         self.network = network
         self.batches = self.batches if batches is None else batches
-        self.run_folder = self.run_folder_of(run.name)
+        self.run_folder = run_folder_of(self.folder, run.name)
         if self._restored_folder not in (None, str(self.run_folder)):
             # A checkpoint of a run that was recorded elsewhere says nothing of this one's stages.
             self.last_batch, self._due_so_far = -1, 0
@@ -123,14 +121,7 @@ class TrajectoryRecorder:
             self._exemplars = Exemplars(run.num_classes, 0 if run.exemplars else self.options.exemplars)
         if self.last_batch < 0:
             if self.batches > 0:
-                earlier = (
-                    f" (the checkpoint's stages are in '{self._restored_folder}')" if self._restored_folder else ""
-                )
-                warnings.warn(
-                    f"training resumes at batch {self.batches} but '{self.run_folder}' has no stage from before; "
-                    f"recording starts here{earlier}",
-                    stacklevel=3,
-                )
+                warn_of_missing_stages(self.run_folder, self.batches, self._restored_folder)
             self.stage(0, weights=weights)
 
     def batch(self, images: torch.Tensor, targets: torch.Tensor, metrics: Mapping[str, Any] | None = None) -> None:
@@ -161,12 +152,16 @@ class TrajectoryRecorder:
         Raises:
             InputError: If the folder cannot be written.
         """
-        assert self.run is not None and self.network is not None, "start() comes first"
+        run, network = self._started()
         if epoch > 0:
             self.end_epoch()
         index, self._due_so_far = self._due_so_far, self._due_so_far + 1
         self.last_batch = self.batches
-        when = {"epoch": epoch, "batch": self.batches, "sample": self.samples if sample is None else sample}
+        when: dict[str, Any] = {
+            "epoch": epoch,
+            "batch": self.batches,
+            "sample": self.samples if sample is None else sample,
+        }
         metrics, class_means = self._metrics.take(), self.features.take()
         if self.features.problem:
             self._warn(
@@ -174,22 +169,13 @@ class TrajectoryRecorder:
                 f"no class statistics in the stage at batch {self.last_batch} ({self.features.problem}); "
                 f"distillation needs the real images there",
             )
-        state = self.network.state_dict() if weights is None else weights
-        run = self.run
+        state = network.state_dict() if weights is None else weights
+        when |= {"class_means": class_means, "index": index, "metrics": metrics}
 
         def write() -> None:
             self._exemplars.write_if_done(self.run_folder, run)
             stored = {name: stored_tensor(tensor, getattr(torch, self.options.dtype)) for name, tensor in state.items()}
-            add_stage(
-                self.run_folder,
-                run,
-                stored,
-                self.options.max_stages,
-                class_means=class_means,
-                index=index,
-                metrics=metrics,
-                **when,
-            )
+            add_stage(self.run_folder, run, stored, self.options.max_stages, **when)
 
         on_rank_0(self.run_folder, write)
 
@@ -203,12 +189,11 @@ class TrajectoryRecorder:
         Raises:
             InputError: If the folder cannot be written.
         """
-        assert self.run is not None, "start() comes first"
+        run, _ = self._started()
         if epoch is not None and self.batches != self.last_batch:
             self.stage(epoch)
         self.detach()
         self._exemplars.done = True
-        run = self.run
         run.complete = True
 
         def write() -> None:
@@ -284,29 +269,22 @@ class TrajectoryRecorder:
         if "class_means" in state:  # checkpoints of the first version have none
             self.features.load_state_dict(state["class_means"])
 
-    def run_folder_of(self, name: str) -> Path:
-        """The folder of a run's stages."""
-        # A slash in the name would hide the run one folder deeper than Trajectory.open() looks.
-        return self.folder / name.replace("/", "-")
-
     def _resume(self, run: Run) -> None:
         """Takes over what an earlier part of the same run left in the folder."""
-        batches, position = self.batches, (self.last_batch, self._due_so_far)
+        position, options = (self.last_batch, self._due_so_far), self.options
         found = on_rank_0(
             self.run_folder,
-            lambda: take_over(
-                self.run_folder,
-                run,
-                batches,
-                position,
-                keep_exemplars=self.options.exemplars > 0,
-                overwrite=self.options.overwrite,
-            ),
+            lambda: take_over(self.run_folder, run, self.batches, position, options.exemplars > 0, options.overwrite),
         )
         self.run = run
         if found[0] != self.last_batch:
             self._drop_sums()  # what the checkpoint had added up is part of the last stage, or of none that is kept
         self.last_batch, self._due_so_far = found
+
+    def _started(self) -> tuple[Run, nn.Module]:
+        if self.run is None or self.network is None:
+            raise InputError("A recording must be started before a stage is recorded. Call start() first.")
+        return self.run, self.network
 
     def _drop_sums(self) -> None:
         self._metrics.take()

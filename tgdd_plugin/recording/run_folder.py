@@ -16,6 +16,12 @@ from tgdd_plugin.trajectory.store import EXEMPLARS
 from tgdd_plugin.trajectory.writing import write_manifest_and_prune
 
 
+def run_folder_of(folder: Path, name: str) -> Path:
+    """The folder of a run's stages in a trajectory folder."""
+    # A slash in the name would hide the run one folder deeper than Trajectory.open() looks.
+    return folder / name.replace("/", "-")
+
+
 def on_rank_0(folder: Path, work: Callable[[], Any]) -> Any:
     """What ``work`` returns on rank 0, on every rank; or, if the folder does not take it, an error on every rank.
 
@@ -42,7 +48,7 @@ def on_rank_0(folder: Path, work: Callable[[], Any]) -> Any:
 
 
 def take_over(
-    folder: Path, run: Run, batch: int, position: tuple[int, int], *, keep_exemplars: bool, overwrite: bool
+    folder: Path, run: Run, batch: int, position: tuple[int, int], keep_exemplars: bool, overwrite: bool
 ) -> tuple[int, int]:
     """Takes over what an earlier part of the same run left in its folder, up to ``batch``; removes what came later.
 
@@ -90,6 +96,21 @@ def take_over(
         # The checkpoint was loaded without callbacks, or saved before the stage of the same moment was recorded.
         return last.batch, last.index + 1
     return position
+
+
+def warn_of_missing_stages(folder: Path, batches: int, restored: str | None) -> None:
+    """Warns that training resumes where its folder has no stage from before.
+
+    Args:
+        folder: The run's folder.
+        batches: Batches trained on before.
+        restored: The run's folder when the checkpoint was saved, if one was loaded.
+    """
+    earlier = f" (the checkpoint's stages are in '{restored}')" if restored else ""
+    warnings.warn(
+        f"training resumes at batch {batches} but '{folder}' has no stage from before; recording starts here{earlier}",
+        stacklevel=4,
+    )
 
 
 def stored_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
