@@ -31,7 +31,7 @@ LIMIT = 100  # seconds; a pair of processes needs 15
 def train(root: Path, name: str, **options: Any) -> Probe:
     network = tiny_network(norm=True, dropout=0.5)
     probe = Probe(network)
-    tgdd = TGDDCallback(str(root / "trajectory"), interval="2ba", max_stages=5)
+    tgdd = TGDDCallback(str(root / "trajectory"), interval="2ba", max_stages=5, on_error="raise")
     options = {
         "save_folder": str(root / f"checkpoints-{name}"),
         "save_interval": "1ep",

@@ -196,7 +196,7 @@ def test_full_disk_waits_for_the_stage(tmp_path: Path, monkeypatch: pytest.Monke
 
     with monkeypatch.context() as patch, pytest.raises(InputError, match="Cannot record in .* Make room"):
         patch.setattr(os, "replace", full)
-        record(tmp_path, 2, tgdd={"interval": "4ba"})
+        record(tmp_path, 2, tgdd={"interval": "4ba", "on_error": "raise"})
     noted = manifest(tmp_path / "run")
     assert [stage["batch"] for stage in noted["stages"]] == [0] and noted["exemplars"] is None
 

@@ -264,7 +264,7 @@ def test_recording_that_failed_is_taken_up(tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(InputError, match=r"Cannot record in .* \(No space left on device\). Make room, or"):
-            train(tmp_path / "crashed")
+            train(tmp_path / "crashed", tgdd={"on_error": "raise"})
     assert [stage.batch for stage in Trajectory.open(tmp_path / "crashed/trajectory").run.stages] == [0, 4]
     train(tmp_path / "crashed")
     assert contents(tmp_path / "crashed") == contents(tmp_path / "whole")

@@ -80,6 +80,7 @@ def describe_trajectory(trajectory: Trajectory) -> str:
             "",
             f"run         {run.name}: {len(run.stages)} stages, {size:.1f} MiB, {state}",
             f"statistics  {_statistics(trajectory, folder, run)}",
+            *(f"gap         epoch {gap['epoch']}, batch {gap['batch']}: {gap['reason']}" for gap in run.gaps),
             _stage_table(run),
         ]
     return "\n".join(lines)

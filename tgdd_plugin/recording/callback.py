@@ -27,7 +27,7 @@ from tgdd_plugin.recording.introspection import (
 )
 from tgdd_plugin.recording.recorder import TrajectoryRecorder
 from tgdd_plugin.recording.run_folder import run_folder_of
-from tgdd_plugin.recording.settings import Dtype
+from tgdd_plugin.recording.settings import Dtype, OnError
 from tgdd_plugin.trajectory.manifest import Run
 
 
@@ -69,6 +69,9 @@ class TGDDCallback(Callback):
             ``CutOut``. 256 MiB of them at most. Default: ``40``, enough for 10 images per class at factor 2.
         overwrite (bool): Whether to replace a complete recording of the same run name; one that was cut short is
             replaced with a warning when its run begins anew. Default: ``False``.
+        on_error (str): What an error of the recording does once training has begun, such as a full disk. ``'warn'``:
+            a write is tried again after a short pause; then there is one warning, training goes on, later stages are
+            tried again, and the manifest notes the gap. ``'raise'``: training ends. Default: ``'warn'``.
 
     Raises:
         InputError: From the constructor for an unusable argument; at the start of training for what it cannot record: a
@@ -94,8 +97,10 @@ class TGDDCallback(Callback):
         statistics: bool = True,
         exemplars: int = 40,
         overwrite: bool = False,
+        on_error: OnError = "warn",
     ) -> None:
         self._due, self.interval = _schedule(interval)
+        self._is_due = False
         self.folder = folder
         self.head = head
         self.classes = [str(name) for name in classes] if classes is not None else None
@@ -106,6 +111,7 @@ class TGDDCallback(Callback):
             "statistics": statistics,
             "exemplars": exemplars,
             "overwrite": overwrite,
+            "on_error": on_error,
         }
         self.recorder = TrajectoryRecorder(folder, **self._options)
 
@@ -118,6 +124,16 @@ class TGDDCallback(Callback):
             raise InputError("TGDDCallback cannot record under DeepSpeed, which shards the weights. Use DDP or FSDP.")
         self.recorder = TrajectoryRecorder(format_name_with_dist(self.folder, state.run_name), **self._options)
         self.recorder.run_folder = run_folder_of(self.recorder.folder, state.run_name)
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        # Asked first: an error of an interval function of the user's is theirs.
+        self._is_due = event in (Event.BATCH_END, Event.EPOCH_END) and self._due(state, event)
+        try:
+            super().run_event(event, state, logger)
+        except Exception as error:
+            if event in (Event.INIT, Event.FIT_START):  # nothing is lost yet
+                raise
+            self.recorder.safeguard.handle(f"recording at {event.value}", error)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if state.fsdp_enabled and state.fsdp_state_dict_type != "full":
@@ -156,11 +172,11 @@ class TGDDCallback(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         metrics = {**state.total_loss_dict, **state.train_metric_values}
         self.recorder.end_batch(metrics, state.timestamp.batch.value)
-        self._record_if_due(state, Event.BATCH_END)
+        self._record_if_due(state)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         self.recorder.end_epoch()
-        self._record_if_due(state, Event.EPOCH_END)
+        self._record_if_due(state)
 
     def fit_end(self, state: State, logger: Logger) -> None:
         # Missed so far if training was stopped by a callback after this one, or by an evaluation.
@@ -179,9 +195,9 @@ class TGDDCallback(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.recorder.load_state_dict(state)
 
-    def _record_if_due(self, state: State, event: Event) -> None:
+    def _record_if_due(self, state: State) -> None:
         # A stage may fall due twice at one batch, at its end and at its epoch's.
-        if self._due(state, event) and state.timestamp.batch.value != self.recorder.last_batch:
+        if self._is_due and state.timestamp.batch.value != self.recorder.last_batch:
             self._record(state)
 
     def _record(self, state: State) -> None:

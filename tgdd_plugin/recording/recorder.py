@@ -18,7 +18,8 @@ from tgdd_plugin.recording.exemplars import Exemplars
 from tgdd_plugin.recording.head_statistics import HeadStatistics
 from tgdd_plugin.recording.metric_means import MetricMeans
 from tgdd_plugin.recording.run_folder import on_rank_0, run_folder_of, stored_tensor, take_over, warn_of_missing_stages
-from tgdd_plugin.recording.settings import Dtype, StageSettings
+from tgdd_plugin.recording.safeguard import Safeguard
+from tgdd_plugin.recording.settings import Dtype, OnError, StageSettings
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.writing import add_stage
 
@@ -51,6 +52,8 @@ class TrajectoryRecorder:
         statistics: Whether to record class means of the head's input, for distilling without images. Default: ``True``.
         exemplars: Real images of each class to keep, the first of the first epoch; 0 for none. Default: ``40``.
         overwrite: Whether to replace a complete recording of the same run. Default: ``False``.
+        on_error: What an error of the recording does after the start: ``'warn'``, one warning, and training goes on,
+            later stages are tried again, and the manifest notes the gap; or ``'raise'``. Default: ``'warn'``.
 
     Raises:
         InputError: For an argument that is out of range.
@@ -65,9 +68,10 @@ class TrajectoryRecorder:
         statistics: bool = True,
         exemplars: int = 40,
         overwrite: bool = False,
+        on_error: OnError = "warn",
     ) -> None:
         self.folder = Path(folder)
-        self.options = StageSettings(max_stages, dtype, statistics, exemplars, overwrite)
+        self.options = StageSettings(max_stages, dtype, statistics, exemplars, overwrite, on_error)
         self.run: Run | None = None
         self.run_folder = self.folder
         self.network: nn.Module | None = None
@@ -80,6 +84,7 @@ class TrajectoryRecorder:
         """Adds up the class means; a loop that splits its batches calls it itself, see :meth:`end_batch`."""
         self._exemplars = Exemplars(0, 0)
         self._warned: set[str] = set()
+        self.safeguard = Safeguard(on_error)
 
     def start(
         self,
@@ -132,11 +137,14 @@ class TrajectoryRecorder:
             targets: Class ids ``(N,)``, or shares of the classes ``(N, K)``; images of mixed classes do not count.
             metrics: Numbers to average over the batches of a stage, such as the loss. Default: none.
         """
-        self.look_at(images, targets)
-        self.features.begin_pass()
-        self.features.add(targets)
-        self.features.end_pass()
         self.samples += len(images)
+        try:
+            self.look_at(images, targets)
+            self.features.begin_pass()
+            self.features.add(targets)
+            self.features.end_pass()
+        except Exception as error:
+            self.safeguard.handle(f"looking at batch {self.batches}", error)
         self.end_batch(metrics or {}, self.batches + 1)
 
     def stage(
@@ -150,18 +158,23 @@ class TrajectoryRecorder:
             weights: Default: ``None``, the network's ``state_dict()``.
 
         Raises:
-            InputError: If the folder cannot be written.
+            InputError: With ``on_error='raise'``, if the folder cannot be written.
         """
+        run, _ = self._started()
+        self.last_batch = self.batches
+        failures = len(self.safeguard.failures)
+        try:
+            self._stage(epoch, self.samples if sample is None else sample, weights)
+        except Exception as error:
+            self.safeguard.handle(f"the stage at epoch {epoch}, batch {self.batches}", error)
+        for reason in self.safeguard.failures[failures:]:
+            run.gaps.append({"epoch": epoch, "batch": self.batches, "reason": reason})
+
+    def _stage(self, epoch: int, sample: int, weights: Mapping[str, torch.Tensor] | None) -> None:
         run, network = self._started()
         if epoch > 0:
             self.end_epoch()
         index, self._due_so_far = self._due_so_far, self._due_so_far + 1
-        self.last_batch = self.batches
-        when: dict[str, Any] = {
-            "epoch": epoch,
-            "batch": self.batches,
-            "sample": self.samples if sample is None else sample,
-        }
         metrics, class_means = self._metrics.take(), self.features.take()
         if self.features.problem:
             self._warn(
@@ -170,37 +183,28 @@ class TrajectoryRecorder:
                 f"distillation needs the real images there",
             )
         state = network.state_dict() if weights is None else weights
-        when |= {"class_means": class_means, "index": index, "metrics": metrics}
+        when = {"epoch": epoch, "batch": self.batches, "sample": sample, "metrics": metrics}
 
         def write() -> None:
-            self._exemplars.write_if_done(self.run_folder, run)
             stored = {name: stored_tensor(tensor, getattr(torch, self.options.dtype)) for name, tensor in state.items()}
-            add_stage(self.run_folder, run, stored, self.options.max_stages, **when)
+            add_stage(
+                self.run_folder, run, stored, self.options.max_stages, class_means=class_means, index=index, **when
+            )
 
-        on_rank_0(self.run_folder, write)
+        self.safeguard.write(self.run_folder, run, self._exemplars, write)
 
     def finish(self, epoch: int | None = None) -> None:
         """Training came to its end: notes that the recording is complete.
 
         Args:
-            epoch: Epochs completed, to record a last stage if there was a batch since the last one. Default: ``None``,
-                no such stage.
-
-        Raises:
-            InputError: If the folder cannot be written.
+            epoch: Epochs completed, to record a last stage if there was a batch since. Default: no such stage.
         """
         run, _ = self._started()
         if epoch is not None and self.batches != self.last_batch:
             self.stage(epoch)
         self.detach()
         self._exemplars.done = True
-        run.complete = True
-
-        def write() -> None:
-            self._exemplars.write_if_done(self.run_folder, run)
-            run.write(self.run_folder)
-
-        on_rank_0(self.run_folder, write)
+        self.safeguard.write_end(self.run_folder, run, self._exemplars)
 
     def detach(self) -> None:
         """Leaves the network as it was, without the hook on its head."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.ranks import rank, share_from_rank_0
 from tgdd_plugin.trajectory.manifest import MANIFEST, Run
 from tgdd_plugin.trajectory.store import EXEMPLARS
@@ -36,11 +36,9 @@ def on_rank_0(folder: Path, work: Callable[[], Any]) -> Any:
             outcome[0] = work()
         except InputError as error:
             outcome[1] = str(error)
-        except OSError as error:
-            outcome[1] = (
-                f"Cannot record in '{folder}' ({error.strerror or error}). Make room, or record into a folder you may "
-                f"write to."
-            )
+        except Exception as error:  # of any kind, since the other ranks wait
+            reason = (error.strerror if isinstance(error, OSError) else None) or brief(error)
+            outcome[1] = f"Cannot record in '{folder}' ({reason}). Make room, or record into a folder you may write to."
     share_from_rank_0(outcome)
     if outcome[1]:
         raise InputError(outcome[1])
@@ -84,6 +82,7 @@ def take_over(
         if batch > 0:
             run.stages = [stage for stage in earlier.stages if stage.batch <= batch]
             run.input = earlier.input
+            run.gaps = [gap for gap in earlier.gaps if gap["batch"] <= batch]
             if keep_exemplars and (folder / EXEMPLARS).is_file():
                 run.exemplars = earlier.exemplars
             if run.mean is None:

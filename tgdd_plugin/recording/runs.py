@@ -120,6 +120,7 @@ def _recorder(
         mean=list(normalization.mean),
         std=list(normalization.std),
         exemplars=settings.exemplars,
+        on_error="raise",  # a training that is made to be recorded
     )
 
 

@@ -12,6 +12,7 @@ from tgdd_plugin.training.settings import TrainSettings
 StageCount = Annotated[int, Strict(), Field(ge=2)]
 """TGDD needs at least two stages."""
 Dtype = Literal["float32", "float16", "bfloat16"]
+OnError = Literal["warn", "raise"]
 
 
 @settings_class
@@ -32,6 +33,8 @@ class StageSettings:
     """Real images of each class kept beside the stages; 0 keeps none."""
     overwrite: Flag = False
     """Replace a complete recording of the same run."""
+    on_error: OnError = "warn"
+    """What an error of the recording does while training goes on: a warning, or the end of training."""
 
 
 @settings_class

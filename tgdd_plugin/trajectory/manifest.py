@@ -57,9 +57,10 @@ class Run:
         augmentation: The augmentation of the training images, if known, as a strategy of
             :mod:`tgdd_plugin.augmentation.dsa` in the order of its operations; ``'none'`` if there was none.
         exemplars: SHA-256 of ``exemplars.safetensors`` beside the manifest; ``None`` if no real images are kept.
-        complete: Whether ``fit()`` came to its end.
+        complete: Whether ``fit()`` came to its end, and nothing that was recorded was lost meanwhile.
         stages: The stages, in the order of training.
         versions: The versions of the packages that recorded it.
+        gaps: What could not be recorded while training went on: ``epoch``, ``batch`` and the ``reason`` of each.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Run:
     complete: bool = False
     stages: list[Stage] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    gaps: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def normalization(self) -> Normalization | None:
@@ -85,7 +87,10 @@ class Run:
     def write(self, folder: Path) -> None:
         """Writes ``folder/manifest.json`` whole or not at all."""
         # A network may have been built with arguments that JSON lacks: their names will do, training must go on.
-        content = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, default=str)
+        fields = asdict(self)
+        if not self.gaps:
+            del fields["gaps"]
+        content = json.dumps({"format": FORMAT, **fields}, indent=1, default=str)
         write_whole(folder / MANIFEST, content + "\n")
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,17 @@ def add_stage(
     write_whole(folder / name, content)
     if index is None:
         index = run.stages[-1].index + 1 if run.stages else 0
-    run.stages.append(Stage(file=name, index=index, sha256=hashlib.sha256(content).hexdigest(), **when))
-    kept = thin(run.stages, max_stages)
-    dropped = {stage.file for stage in run.stages} - {stage.file for stage in kept}
-    run.stages = kept
-    run.write(folder)
-    for file in dropped:
-        (folder / file).unlink(missing_ok=True)
+    before = run.stages
+    stages = [*before, Stage(file=name, index=index, sha256=hashlib.sha256(content).hexdigest(), **when)]
+    run.stages = thin(stages, max_stages)
+    try:
+        run.write(folder)
+    except BaseException:
+        run.stages = before  # as the manifest on disk has them
+        raise
+    for file in {stage.file for stage in stages} - {stage.file for stage in run.stages}:
+        with suppress(OSError):  # what is left over is removed when the run starts or goes on
+            (folder / file).unlink(missing_ok=True)
 
 
 def write_manifest_and_prune(folder: Path, run: Run) -> None:

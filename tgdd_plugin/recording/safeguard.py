@@ -1,0 +1,115 @@
+"""Errors of the recording, kept away from the training that it watches."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.ranks import rank
+from tgdd_plugin.recording.exemplars import Exemplars
+from tgdd_plugin.recording.run_folder import on_rank_0
+from tgdd_plugin.recording.settings import OnError
+from tgdd_plugin.trajectory.manifest import MANIFEST, Run
+from tgdd_plugin.trajectory.store import EXEMPLARS
+
+PAUSES = (0.05, 0.25)
+"""Seconds before a write that failed is tried again, the first and the second time."""
+
+
+class Safeguard:
+    """Decides what an error of the recording does: a warning, after which training goes on, or the end of training.
+
+    Args:
+        on_error: ``'warn'`` or ``'raise'``.
+    """
+
+    def __init__(self, on_error: OnError) -> None:
+        self.on_error = on_error
+        self.failures: list[str] = []
+        """What failed so far, in words."""
+        self.lost = False
+        """Whether files that were recorded are gone."""
+
+    def handle(self, what: str, error: Exception) -> None:
+        """Raises the error again with ``'raise'``; else notes it, and warns of the first one."""
+        if self.on_error == "raise":
+            raise error
+        reason = str(error).rstrip(".") if isinstance(error, InputError) else brief(error)
+        self.note(f"{what} failed: {reason}")
+
+    def note(self, failure: str) -> None:
+        """Notes a failure, and warns of the first one."""
+        self.failures.append(failure)
+        if len(self.failures) == 1 and rank() == 0:
+            warnings.warn(
+                f"RECORDING FAILED, training goes on: {failure}. Later stages are tried again, and the manifest "
+                f"notes what is missing",
+                stacklevel=3,
+            )
+
+    def write(self, folder: Path, run: Run, exemplars: Exemplars, write: Callable[[], None]) -> None:
+        """Writes into a run's folder on rank 0: exemplars that are whole first, then what ``write`` writes.
+
+        With ``'warn'``, a write that fails is tried again after a short pause. Recorded files that are gone are told.
+
+        Raises:
+            InputError: On every rank, if the folder cannot be written.
+        """
+
+        def work() -> None:
+            exemplars.write_if_done(folder, run)
+            write()
+
+        if lost := on_rank_0(folder, lambda: drop_lost_files(folder, run)):
+            self.lost = True
+            self.note(f"recorded files are gone from '{folder}' ({', '.join(lost[:3])})")
+        on_rank_0(folder, lambda: self._retry(work))
+
+    def write_end(self, folder: Path, run: Run, exemplars: Exemplars) -> None:
+        """Notes that a run is complete, unless recorded files are gone, and says once more what is missing.
+
+        Raises:
+            InputError: On every rank, with ``'raise'``, if the folder cannot be written.
+        """
+
+        def write() -> None:
+            run.complete = not self.lost
+            run.write(folder)
+
+        try:
+            self.write(folder, run, exemplars, write)
+        except Exception as error:
+            self.handle("the end of the recording", error)
+        if self.failures and rank() == 0:
+            warnings.warn(
+                f"the recording of run '{run.name}' is not whole: {len(self.failures)} part(s) of it failed while "
+                f"training went on, the first of them: {self.failures[0]}",
+                stacklevel=3,
+            )
+
+    def _retry(self, work: Callable[[], None]) -> None:
+        for pause in PAUSES if self.on_error == "warn" else ():
+            try:
+                return work()
+            except OSError:
+                time.sleep(pause)
+        work()
+
+
+def drop_lost_files(folder: Path, run: Run) -> list[str]:
+    """Takes out of a manifest what it names and is no longer there, as when somebody deleted it while training.
+
+    Returns:
+        The names of the lost files.
+    """
+    lost = [stage.file for stage in run.stages if not (folder / stage.file).is_file()]
+    run.stages = [stage for stage in run.stages if stage.file not in lost]
+    if run.exemplars is not None and not (folder / EXEMPLARS).is_file():
+        run.exemplars = None
+        lost.append(EXEMPLARS)
+    if run.stages and not (folder / MANIFEST).is_file():
+        lost.append(MANIFEST)
+    return lost
