@@ -72,7 +72,7 @@ class PublishedLoop:
         settings: See above.
         network_factory: Builds the trajectory's network, whose parameter names are the recorded ones. Initial weights
             come from torch's global generator and are overwritten.
-        mean, std: Per-channel normalisation for pixels in [0, 1].
+        mean, std: Per-channel normalization for pixels in [0, 1].
         device: Default: ``'cpu'``.
 
     Attributes:

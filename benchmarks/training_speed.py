@@ -90,7 +90,7 @@ def stock_ffcv(path: Path, batch_size: int, workers: int, on: torch.device, by_t
         path: The file.
         batch_size, workers: Of the loader.
         on: Where batches are wanted.
-        by_torch: Whether torch normalises them there, as in FFCV's CIFAR-10 example: on a GPU FFCV's own operation
+        by_torch: Whether torch normalizes them there, as in FFCV's CIFAR-10 example: on a GPU FFCV's own operation
             wants cupy.
     """
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
@@ -168,7 +168,7 @@ def check_same(name: str, loader: Any, data: Data) -> None:
     for images, labels in loader:
         pixels = (images.cpu() * std + mean) * 255
         if not (pixels - pixels.round()).abs().max() < 0.01:
-            raise RuntimeError(f"{name} does not serve pixels normalised as wanted")
+            raise RuntimeError(f"{name} does not serve pixels normalized as wanted")
         came += _count(pixels.round().to(torch.uint8), labels.cpu())
     if came != _count(data.images, data.labels):
         raise RuntimeError(f"{name} does not serve the {len(data.labels)} images that were written, each once")
@@ -495,7 +495,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             run(options, Path(folder))
     except (InputError, OSError) as error:
-        print(f"retrain.py: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"training_speed: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -23,11 +23,11 @@ parser.add_argument("--width", type=int, default=128)
 parser.add_argument("--run-name", default="cifar10")
 options = parser.parse_args()
 
-normalise = transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+normalize = transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 augment = transforms.Compose(
-    [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalise]
+    [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor(), normalize]
 )
-plain = transforms.Compose([transforms.ToTensor(), normalise])
+plain = transforms.Compose([transforms.ToTensor(), normalize])
 train_set = CIFAR10(options.data, train=True, transform=augment, download=True)
 test_set = CIFAR10(options.data, train=False, transform=plain, download=True)
 
