@@ -39,8 +39,8 @@ NOTES = [
     "Pixels: C · H · W bytes an image, as float32 four times as many. Packed and decoded float32 are the same images: "
     "one row of networks stands in both lines. FFCV's image field takes no float32.",
     f"❗ A .beton has a floor of {2 * MIN_PAGE // 2**20} MiB, whatever it holds (two of FFCV's pages), and holds "
-    "grayscale values three times: on disk, small sets are all of one size. Zipped (zlib, level 9), it shows what is in it, and "
-    "4 KiB of zeros.",
+    "grayscale values three times: on disk, small sets are all of one size. Zipped (zlib, level 9), it shows what is "
+    "in it, and 4 KiB of zeros.",
 ]
 
 
