@@ -149,7 +149,7 @@ class TGDDCallback(Callback):
                 bare_network(state.model)[0],
                 layer=layer,
                 device=state.device.tensor_to_device(torch.empty(0)).device,
-                weights=network_weights(state),  # collective under FSDP, so on every rank
+                weights=lambda: network_weights(state),  # collective under FSDP, so on every rank
                 batches=state.timestamp.batch.value,
             )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class TrajectoryRecorder:
         *,
         layer: nn.Linear | None = None,
         device: torch.device | str | None = None,
-        weights: Mapping[str, torch.Tensor] | None = None,
+        weights: Callable[[], Mapping[str, torch.Tensor]] | None = None,
         batches: int | None = None,
     ) -> None:
         """Begins to record, or goes on after :meth:`load_state_dict`; the initial weights become stage 0.
@@ -103,7 +103,7 @@ class TrajectoryRecorder:
             network: The network that is trained, with its weights as they are before the next batch.
             layer: Its linear head. Default: the one that ``run`` names.
             device: Where class means are added up. Default: where the head's weights are.
-            weights: The network's weights, where its ``state_dict()`` is not what is to be recorded. Default: ``None``.
+            weights: Returns the weights to record, where it is not the network's ``state_dict()``. Default: ``None``.
             batches: Batches trained on before. Default: as loaded, else 0.
 
         Raises:
@@ -127,7 +127,7 @@ class TrajectoryRecorder:
         if self.last_batch < 0:
             if self.batches > 0:
                 warn_of_missing_stages(self.run_folder, self.batches, self._restored_folder)
-            self.stage(0, weights=weights)
+            self.stage(0, weights=weights() if weights else None)
 
     def batch(self, images: torch.Tensor, targets: torch.Tensor, metrics: Mapping[str, Any] | None = None) -> None:
         """One batch was trained on: to be called after each optimizer step.
