@@ -168,7 +168,7 @@ def check_same(name: str, loader: Any, data: Data) -> None:
     for images, labels in loader:
         pixels = (images.cpu() * std + mean) * 255
         if not (pixels - pixels.round()).abs().max() < 0.01:
-            raise RuntimeError(f"{name} does not serve pixels normalized as wanted")
+            raise RuntimeError(f"{name} does not serve pixels normalized as they should be")
         came += _count(pixels.round().to(torch.uint8), labels.cpu())
     if came != _count(data.images, data.labels):
         raise RuntimeError(f"{name} does not serve the {len(data.labels)} images that were written, each once")

@@ -71,7 +71,7 @@ def test_a_loader_of_other_images_is_refused(data):
     for pair in wrong:
         with pytest.raises(RuntimeError, match="wrong does not serve the 11 images that were written, each once"):
             speed.check_same("wrong", loader(*pair), data)
-    with pytest.raises(RuntimeError, match="normalised"):
+    with pytest.raises(RuntimeError, match="normalized"):
         speed.check_same("wrong", loader(images, labels, mean=0.501), data)
 
 
