@@ -16,6 +16,7 @@ from tests.common import CLASSES, fit, make_trainer, manifest, tiny_network
 from tgdd_plugin import TGDDCallback, Trajectory, TrajectoryRecorder, describe_run
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.pipeline.show import describe_trajectory
+from tgdd_plugin.recording import callback as callback_module
 from tgdd_plugin.recording import safeguard
 from tgdd_plugin.trajectory import writing
 from tgdd_plugin.trajectory.manifest import Run
@@ -180,6 +181,24 @@ def test_an_error_while_looking_at_a_batch_is_covered_too(tmp_path, monkeypatch)
         assert_trained_alike(train(tmp_path / "gap"), whole)
     assert "recording at before_loss failed: ZeroDivisionError" in str(told[0].message)
     assert epochs_of(tmp_path / "gap") == [0, 1, 2, 3, 4]
+
+
+def test_weights_that_cannot_be_gathered_are_a_gap_too(tmp_path, monkeypatch):
+    whole = train(tmp_path / "whole")
+    gather, calls = callback_module.network_weights, []
+
+    def fails(state: State) -> Any:
+        calls.append(state.timestamp.epoch.value)
+        if len(calls) == 3:
+            raise MemoryError("no room for a copy")
+        return gather(state)
+
+    monkeypatch.setattr(callback_module, "network_weights", fails)
+    with pytest.warns(UserWarning) as told:
+        assert_trained_alike(train(tmp_path / "gap"), whole)
+    assert "the stage at epoch 2, batch 8 failed: MemoryError: no room for a copy" in str(told[0].message)
+    noted = manifest(tmp_path / "gap" / "run")
+    assert epochs_of(tmp_path / "gap") == [0, 1, 3, 4] and noted["complete"] and noted["gaps"][0]["epoch"] == 2
 
 
 def test_a_plain_loop_goes_on_too(tmp_path, monkeypatch):

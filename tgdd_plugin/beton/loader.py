@@ -15,7 +15,7 @@ from tgdd_plugin.beton.ffcv_tables import check_beton
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.data.device_loader import DeviceLoader, _check
+from tgdd_plugin.data.device_loader import DeviceLoader, check_batches
 from tgdd_plugin.data.normalization import Normalization
 
 
@@ -59,7 +59,7 @@ def beton_loader(
             f"`backend` must be 'device' for '{path}', which is packed, and which FFCV cannot decode, got 'ffcv'. "
             f"Choose backend='device', or write the file unpacked (tgdd_plugin.beton.format says how)."
         )
-    _check(batch_size, seed)
+    check_batches(batch_size, seed)
     return _FFCVLoader(Path(path), card, batch_size, shuffle, seed, torch.device(device))
 
 

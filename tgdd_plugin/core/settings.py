@@ -31,9 +31,11 @@ CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstring
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
 def settings_class(cls: Class) -> Class:
-    """Decorator: makes a frozen pydantic dataclass whose constructor raises an :class:`InputError` in one line. A key
-    by its old name (see :mod:`tgdd_plugin.core.renamed_keys`) is taken with a ``FutureWarning``. A class may change its
-    JSON schema by a static method ``change_schema``."""
+    """Decorator: makes a frozen pydantic dataclass whose constructor raises an :class:`InputError` in one line.
+
+    A key by its old name (see :mod:`tgdd_plugin.core.renamed_keys`) is taken with a ``FutureWarning``. A class may
+    change its JSON schema by a static method ``change_schema``.
+    """
     made: Any = cls
     take_old_names: Any = classmethod(_take_old_names)
     made.take_old_names = pydantic.model_validator(mode="before")(take_old_names)

@@ -42,7 +42,7 @@ class DeviceLoader:
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
-        _check(batch_size, seed)
+        check_batches(batch_size, seed)
         self.device = torch.device(device) if device is not None else images.device
         self.images = images
         self.labels = labels.to(self.device)
@@ -80,7 +80,7 @@ class DeviceLoader:
             yield images, self.labels.index_select(0, there)
 
 
-def _check(batch_size: int, seed: int) -> None:
+def check_batches(batch_size: int, seed: int) -> None:
     for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
         if value < least:
             raise InputError(f"`{name}` must be at least {least}, got {value}. Give a larger number.")

@@ -13,6 +13,7 @@ from composer.utils import create_interval_scheduler, format_name_with_dist
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.recording.description import check_class_names
 from tgdd_plugin.recording.introspection import (
     bare_network,
     describe_network,
@@ -205,16 +206,12 @@ class TGDDCallback(Callback):
             self.recorder.stage(
                 state.timestamp.epoch.value,
                 sample=state.timestamp.sample.value,
-                weights=network_weights(state),  # collective under FSDP, so on every rank
+                weights=lambda: network_weights(state),  # collective under FSDP, so on every rank
             )
 
     def _describe(self, state: State, head: str, num_classes: int) -> Run:
         """The manifest's head, read from the Trainer's state, with no stage yet."""
-        if self.classes is not None and len(self.classes) != num_classes:
-            raise InputError(
-                f"`classes` must be {num_classes} names, one for each output of the head '{head}', got "
-                f"{len(self.classes)}. Name each class once."
-            )
+        check_class_names(self.classes, num_classes, f"the head '{head}'")
         if self.normalization is None:
             mean, std = find_normalization(state.train_dataloader)
         else:

@@ -67,11 +67,7 @@ def describe_run(
     Raises:
         InputError: If the network has no such head, or an argument does not fit.
     """
-    if classes is not None and len(classes) != num_classes:
-        raise InputError(
-            f"`classes` must be {num_classes} names, one for each output of the network, got {len(classes)}. Name each "
-            f"class once."
-        )
+    check_class_names(classes, num_classes, "the network")
     normalization = Normalization.of(mean, std)
     return Run(
         name=name,
@@ -85,6 +81,15 @@ def describe_run(
         augmentation=augmentation,
         versions=installed_versions(),
     )
+
+
+def check_class_names(classes: Sequence[str] | None, num_classes: int, owner: str) -> None:
+    """Raises an InputError if there are class names, and not one for each output of ``owner``."""
+    if classes is not None and len(classes) != num_classes:
+        raise InputError(
+            f"`classes` must be {num_classes} names, one for each output of {owner}, got {len(classes)}. Name each "
+            f"class once."
+        )
 
 
 def note_input(run: Run, values: torch.Tensor) -> None:

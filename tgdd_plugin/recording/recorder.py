@@ -127,7 +127,7 @@ class TrajectoryRecorder:
         if self.last_batch < 0:
             if self.batches > 0:
                 warn_of_missing_stages(self.run_folder, self.batches, self._restored_folder)
-            self.stage(0, weights=weights() if weights else None)
+            self.stage(0, weights=weights)
 
     def batch(self, images: torch.Tensor, targets: torch.Tensor, metrics: Mapping[str, Any] | None = None) -> None:
         """One batch was trained on: to be called after each optimizer step.
@@ -148,14 +148,14 @@ class TrajectoryRecorder:
         self.end_batch(metrics or {}, self.batches + 1)
 
     def stage(
-        self, epoch: int, *, sample: int | None = None, weights: Mapping[str, torch.Tensor] | None = None
+        self, epoch: int, *, sample: int | None = None, weights: Callable[[], Mapping[str, torch.Tensor]] | None = None
     ) -> None:
         """Records the weights as they are now. Collective where training is distributed.
 
         Args:
             epoch: Epochs completed.
             sample: Samples seen. Default: as counted by :meth:`batch`.
-            weights: Default: ``None``, the network's ``state_dict()``.
+            weights: As in :meth:`start`.
 
         Raises:
             InputError: With ``on_error='raise'``, if the folder cannot be written.
@@ -170,7 +170,7 @@ class TrajectoryRecorder:
         for reason in self.safeguard.failures[failures:]:
             run.gaps.append({"epoch": epoch, "batch": self.batches, "reason": reason})
 
-    def _stage(self, epoch: int, sample: int, weights: Mapping[str, torch.Tensor] | None) -> None:
+    def _stage(self, epoch: int, sample: int, weights: Callable[[], Mapping[str, torch.Tensor]] | None) -> None:
         run, network = self._started()
         if epoch > 0:
             self.end_epoch()
@@ -182,7 +182,7 @@ class TrajectoryRecorder:
                 f"no class statistics in the stage at batch {self.last_batch} ({self.features.problem}); "
                 f"distillation needs the real images there",
             )
-        state = network.state_dict() if weights is None else weights
+        state = (weights or network.state_dict)()
         when = {"epoch": epoch, "batch": self.batches, "sample": sample, "metrics": metrics}
 
         def write() -> None:
