@@ -229,3 +229,33 @@ def test_the_recipe_records_a_run(tmp_path, monkeypatch):
     trajectory = Trajectory.open(tmp_path / "plain" / "trajectory")
     assert [stage.epoch for stage in trajectory.run.stages] == [0, 1, 2] and trajectory.run.complete
     assert trajectory.exemplars() is not None
+
+
+# A training that diverges.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_training_that_diverges_is_recorded_and_told_once(tmp_path, monkeypatch, dtype):
+    with monkeypatch.context() as patch, pytest.warns(UserWarning) as told:
+        patch.setitem(globals(), "RATE", 3e38)
+        plain_loop(tmp_path, dtype=dtype)
+    assert [str(each.message) for each in told] == [
+        "the training diverged at epoch 1 (run 'run'): its stages from batch 5 on hold values that are not finite. "
+        "Distilling leaves them out; train again at a lower learning rate"
+    ]
+    assert [stage.get("finite", True) for stage in manifest(tmp_path / "run")["stages"]] == [True, False, False, False]
+    # Nothing is called damaged: there are no class means that are not finite.
+    trajectory = Trajectory.open(tmp_path)
+    for stage in trajectory.run.stages:
+        means = trajectory.class_means(tmp_path / "run", stage)
+        assert means is None or means[0].isfinite().all()
+
+
+def test_the_callback_notes_it_too(tmp_path, monkeypatch):
+    with (
+        monkeypatch.context() as patch,
+        pytest.warns(UserWarning, match="diverged at epoch 1 .* at a lower learning rate"),
+    ):
+        patch.setitem(globals(), "RATE", 3e38)
+        composer_run(tmp_path)
+    assert [stage.get("finite", True) for stage in manifest(tmp_path / "run")["stages"]] == [True, False, False, False]

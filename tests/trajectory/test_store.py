@@ -473,3 +473,22 @@ def test_a_class_that_moved_is_the_same_architecture(
         run.network = {**run.network, **network}
         run.write(tmp_path / name)
     assert list(Trajectory.open(tmp_path).architectures.values()) == ([0, 0] if same else [0, 1])
+
+
+# Weights that are not finite.
+
+
+@pytest.mark.parametrize(
+    ("value", "finite"),
+    [(1e38, True), (float("nan"), False), (float("inf"), False), (float("-inf"), True)],  # -inf: an attention mask
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_stage_with_weights_that_are_not_finite_is_noted_as_such(tmp_path, value, finite, dtype):
+    run = write_run(tmp_path, 2)
+    bad = {**weights(2), "steps": torch.tensor(2), "none": torch.empty(0), "bias": torch.ones(5, dtype=dtype)}
+    bad["bias"][3] = min(value, torch.finfo(dtype).max) if finite else value
+    add_stage(tmp_path / "run", run, bad, None, epoch=2, batch=8, sample=64)
+    written = manifest(tmp_path / "run")["stages"]
+    # Healthy stages say nothing, so that their manifest stays as it was.
+    assert [stage.get("finite") for stage in written] == [None, None, None if finite else False]
+    assert [stage.finite for stage in Trajectory.open(tmp_path).run.stages] == [True, True, finite]

@@ -1,4 +1,4 @@
-"""The content of a file of network weights."""
+"""Network weights: the content of their file, and whether they are finite."""
 
 from __future__ import annotations
 
@@ -17,3 +17,16 @@ def weights_content(state: Mapping[str, torch.Tensor], about: dict[str, str] | N
         about: Notes for the file's header. Default: none.
     """
     return safetensors.torch.save({name: t.detach().cpu().clone().contiguous() for name, t in state.items()}, about)
+
+
+def are_finite(state: Mapping[str, torch.Tensor]) -> bool:
+    """Returns whether weights are those of a training that has not diverged: no value is NaN or positive infinity.
+
+    Negative infinity alone is not counted, as attention masks among a network's buffers are made of it.
+
+    Args:
+        state: The weights by name, on any device.
+    """
+    # The largest value is NaN if any is: one pass, without a copy.
+    floating = (t.detach() for t in state.values() if t.is_floating_point() and t.element_size() > 1 and t.numel())
+    return all(bool(t.max() < torch.inf) for t in floating)

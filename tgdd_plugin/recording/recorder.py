@@ -21,6 +21,7 @@ from tgdd_plugin.recording.run_folder import on_rank_0, run_folder_of, stored_te
 from tgdd_plugin.recording.safeguard import Safeguard
 from tgdd_plugin.recording.settings import Dtype, OnError, StageSettings
 from tgdd_plugin.trajectory.manifest import Run
+from tgdd_plugin.trajectory.shortcomings import diverged
 from tgdd_plugin.trajectory.writing import add_stage
 
 
@@ -176,12 +177,6 @@ class TrajectoryRecorder:
             self.end_epoch()
         index, self._due_so_far = self._due_so_far, self._due_so_far + 1
         metrics, class_means = self._metrics.take(), self.features.take()
-        if self.features.problem:
-            self._warn(
-                "statistics",
-                f"no class statistics in the stage at batch {self.last_batch} ({self.features.problem}); "
-                f"distillation needs the real images there",
-            )
         state = (weights or network.state_dict)()
         when = {"epoch": epoch, "batch": self.batches, "sample": sample, "metrics": metrics}
 
@@ -192,6 +187,11 @@ class TrajectoryRecorder:
             )
 
         self.safeguard.write(self.run_folder, run, self._exemplars, write)
+        if run.stages and not run.stages[-1].finite:  # on rank 0, which has the manifest
+            self._warn("finite", f"{diverged(run)}. Distilling leaves them out; train again at a lower learning rate")
+        elif self.features.problem:
+            problem = f"no class statistics in the stage at batch {self.last_batch} ({self.features.problem})"
+            self._warn("statistics", f"{problem}; distillation needs the real images there")
 
     def finish(self, epoch: int | None = None) -> None:
         """Training came to its end: notes that the recording is complete.
@@ -217,8 +217,7 @@ class TrajectoryRecorder:
             return
         if run.input is None and isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point():
             note_input(run, images.float())
-            # At once: a run that crashes before its next stage would note another batch when it is resumed. Should the
-            # disk be full, that stage will say so, on all ranks.
+            # At once, as a resumed run would note another batch. If the disk is full, the next stage will say so.
             with suppress(OSError):
                 run.write(self.run_folder)
         if not self._exemplars.done:

@@ -28,6 +28,7 @@ class Stage:
         sample: Samples seen.
         sha256: Checksum of the file.
         metrics: Training loss and metrics by name, means over the batches since the stage before.
+        finite: Whether no weight is NaN or positive infinity; written only if not. Earlier versions did not look.
     """
 
     file: str
@@ -37,6 +38,7 @@ class Stage:
     sample: int
     sha256: str
     metrics: dict[str, float] = field(default_factory=dict)
+    finite: bool = True
 
 
 @dataclass
@@ -90,6 +92,9 @@ class Run:
         fields = asdict(self)
         if not self.gaps:
             del fields["gaps"]
+        for stage in fields["stages"]:
+            if stage["finite"]:
+                del stage["finite"]
         content = json.dumps({"format": FORMAT, **fields}, indent=1, default=str)
         write_whole(folder / MANIFEST, content + "\n")
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tgdd_plugin.core.atomic_files import write_whole
-from tgdd_plugin.core.weights import weights_content
+from tgdd_plugin.core.weights import are_finite, weights_content
 from tgdd_plugin.trajectory.manifest import Run, Stage
 from tgdd_plugin.trajectory.store import CLASS_COUNTS, CLASS_MEANS, EXEMPLARS
 
@@ -54,6 +54,7 @@ def add_stage(
         index: See :class:`Stage`. Default: one more than the last stage's.
         when: ``epoch``, ``batch``, ``sample`` and ``metrics`` of the stage.
     """
+    finite = are_finite(state)
     if class_means is not None:
         state = {**state, CLASS_MEANS: class_means[0], CLASS_COUNTS: class_means[1]}
     content = weights_content(state)
@@ -62,7 +63,8 @@ def add_stage(
     if index is None:
         index = run.stages[-1].index + 1 if run.stages else 0
     before = run.stages
-    stages = [*before, Stage(file=name, index=index, sha256=hashlib.sha256(content).hexdigest(), **when)]
+    checksum = hashlib.sha256(content).hexdigest()
+    stages = [*before, Stage(file=name, index=index, sha256=checksum, finite=finite, **when)]
     run.stages = thin(stages, max_stages)
     try:
         run.write(folder)
