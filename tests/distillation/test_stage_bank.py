@@ -20,7 +20,7 @@ def bank_of(*sizes: int) -> tuple[StageBank, list[nn.Module]]:
         network.running_mean.normal_()
     runs, position = {}, 0
     for number, size in enumerate(sizes):
-        stages = [SimpleNamespace(epoch=i, batch=i, file=str(position + i)) for i in range(size)]
+        stages = [SimpleNamespace(epoch=i, batch=i, file=str(position + i), finite=True) for i in range(size)]
         runs[Path(f"run{number}")] = SimpleNamespace(name=f"run{number}", stages=stages)
         position += size
     trajectory = SimpleNamespace(

@@ -10,7 +10,7 @@ from tests.common import CLASSES, Pictures, differ, fit, manifest, recorded, tin
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.evaluation.soft_labels import predict_soft_labels
+from tgdd_plugin.evaluation.soft_labels import find_teachers, predict_soft_labels
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -88,9 +88,42 @@ def test_what_does_not_fit_is_refused(folder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="Linear does not fit stage"):
         predict_soft_labels(trajectory, [nn.Linear(2, 3)], IMAGES, Normalization(MEAN, STD))
     load = Trajectory.load
-    monkeypatch.setattr(Trajectory, "load", lambda *a: {n: t * torch.nan for n, t in load(*a).items()})
+    monkeypatch.setattr(Trajectory, "load", lambda *a: {n: t * 1e30 for n, t in load(*a).items()})
     with pytest.raises(
         InputError,
         match="The output of stage '.*' must be finite for soft labels, got infinite or undefined values. Train",
     ):
         predict_soft_labels(trajectory, [tiny_network(norm=True)], IMAGES, Normalization(MEAN, STD))
+
+
+def test_a_run_that_diverged_teaches_by_its_last_finite_stage(folder, tmp_path, monkeypatch):
+    trajectory = Trajectory.open(folder)
+    load, lost = Trajectory.load, trajectory.run.stages[-1]
+
+    def diverged(self, run_folder, stage):
+        weights = load(self, run_folder, stage)
+        return {n: t * torch.nan for n, t in weights.items()} if stage is lost else weights
+
+    monkeypatch.setattr(Trajectory, "load", diverged)
+    with pytest.warns(UserWarning, match=r"diverged at epoch 3 \(run 'a'\): its stages from batch 12 on hold") as told:
+        teachers = find_teachers(trajectory)
+    assert len(told) == 1
+    runs = list(trajectory.runs.values())
+    assert teachers == [runs[0].stages[-2], runs[1].stages[-1]]
+    labels = predict_soft_labels(trajectory, [tiny_network(norm=True)], IMAGES, Normalization(MEAN, STD))
+    monkeypatch.undo()
+    del runs[0].stages[-1]
+    wanted = predict_soft_labels(trajectory, [tiny_network(norm=True)], IMAGES, Normalization(MEAN, STD))
+    assert torch.equal(labels, wanted)
+    monkeypatch.setattr(Trajectory, "load", lambda *a: {n: t * torch.nan for n, t in load(*a).items()})
+    with pytest.raises(
+        InputError, match="weights of run 'a' must be finite, got none .* again at a lower learning rate"
+    ):
+        find_teachers(trajectory)
+
+
+def test_a_teacher_that_was_cut_short_is_told(folder):
+    trajectory = Trajectory.open(folder)
+    trajectory.run.complete = False
+    with pytest.warns(UserWarning, match="run 'a' is not complete: it was cut short after epoch 3, or is still being"):
+        find_teachers(trajectory)

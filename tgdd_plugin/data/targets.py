@@ -1,7 +1,8 @@
-"""The targets of a training batch: class ids, or shares of the classes."""
+"""The targets of a training batch: class ids, or shares of the classes; and classes by name, for messages."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,3 +50,9 @@ def are_class_targets(targets: Any, count: int, num_classes: int) -> bool:
     if targets.is_floating_point():
         return targets.shape == (count, num_classes) and num_classes > 1
     return targets.shape in ((count,), (count, 1))
+
+
+def named_classes(names: Sequence[str], most: int = 10) -> str:
+    """Returns ``class 'a'`` or ``classes 'a', 'b', ...``, to be named in a message."""
+    listed = ", ".join(f"'{name}'" for name in names[:most]) + (", ..." if len(names) > most else "")
+    return f"class {listed}" if len(names) == 1 else f"classes {listed}"

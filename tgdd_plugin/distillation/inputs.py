@@ -12,6 +12,7 @@ from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import agreed_normalization, check_pool, input_shape
 from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.trajectory.shortcomings import check_left, warn_of_incomplete
 from tgdd_plugin.trajectory.store import Trajectory
 
 
@@ -75,6 +76,9 @@ def resolve_inputs(
     Raises:
         InputError: If they contradict each other, or something is missing.
     """
+    for each in trajectory.runs.values():
+        check_left(each, [stage for stage in each.stages if not stage.finite])
+    warn_of_incomplete(trajectory)
     run = trajectory.run
     pool = None
     if real is not None:

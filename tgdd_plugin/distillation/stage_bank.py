@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,11 @@ import torch
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.weights import are_finite
+from tgdd_plugin.data.targets import named_classes
 from tgdd_plugin.networks.feature_network import fit_names
 from tgdd_plugin.trajectory.manifest import Stage
+from tgdd_plugin.trajectory.shortcomings import check_left, warn_of_diverged
 from tgdd_plugin.trajectory.store import Trajectory
 
 
@@ -25,6 +29,8 @@ class StagePair:
 
 class StageBank:
     """Every stage of every run, as one stacked tensor per parameter and buffer of a network, resident on one device.
+
+    Stages whose weights are not finite are left out, with one warning.
 
     No network is rebuilt and no file opened while distillation runs: a stage is a dictionary of views.
 
@@ -43,7 +49,8 @@ class StageBank:
             ``recorded``.
 
     Raises:
-        InputError: If a network does not fit a stage, or a run has no stage to match under.
+        InputError: If a network does not fit a stage, or a run has no stage to match under, or fewer than two that are
+            finite.
     """
 
     def __init__(
@@ -56,29 +63,13 @@ class StageBank:
         recorded: bool = False,
         classes: Sequence[int] | None = None,
     ) -> None:
-        self.sizes = [len(run.stages) for run in trajectory.runs.values()]
+        stages = self._load(trajectory, networks, device)
+        self.sizes = [sum(folder == own for own, _ in stages) for folder in trajectory.runs]
         self.names = [
-            f"run '{run.name}', epoch {stage.epoch}, batch {stage.batch}"
-            for run in trajectory.runs.values()
-            for stage in run.stages
+            f"run '{trajectory.runs[folder].name}', epoch {stage.epoch}, batch {stage.batch}"
+            for folder, stage in stages
         ]
-        stages = [(folder, stage) for folder, run in trajectory.runs.items() for stage in run.stages]
-        numbers = trajectory.architectures
-        self.runs = list(numbers.values())
-        self.architecture = [numbers[folder] for folder, _ in stages]
-        self._index = [self.architecture[:position].count(n) for position, n in enumerate(self.architecture)]
-        self.stacked = [
-            {
-                name: torch.empty((self.architecture.count(n), *tensor.shape), dtype=tensor.dtype, device=device)
-                for name, tensor in network.state_dict().items()
-            }
-            for n, network in enumerate(networks)
-        ]
-        for position, (folder, stage) in enumerate(stages):
-            weights = trajectory.load(folder, stage)
-            recorded_names = fit_names(weights, networks[numbers[folder]], f"stage '{folder / stage.file}'")
-            for name, bank in self.stacked[numbers[folder]].items():
-                bank[self._index[position]] = weights[recorded_names[name]]
+        self.runs = list(trajectory.architectures.values())
         self.means: list[torch.Tensor | None] = [None] * len(stages)
         usable = self._take_means(trajectory, stages, classes, device) if recorded else list(range(len(stages)))
         early = {"all": slice(None), "first": slice(1), "last": slice(-1, None)}[matched]
@@ -90,12 +81,7 @@ class StageBank:
             self._ends.append(start + size)
             self._early.append([position for position in usable if start <= position < start + size][early])
             if not self._early[-1]:
-                raise InputError(
-                    f"The run in '{folder}' has no stage with means of all "
-                    f"{len(classes or range(trajectory.run.num_classes))} classes. TGDDCallback records them, unless "
-                    f"statistics=False, from images of one class each (mixed ones do not count). Give the real images "
-                    f"(source 'sampled'), or record again, with longer intervals for rare classes."
-                )
+                raise _no_means(trajectory, folder, classes)
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -109,6 +95,43 @@ class StageBank:
     def last(self) -> dict[str, torch.Tensor]:
         """The weights of the first run's last stage by name, as views."""
         return self[self._ends[0] - 1]
+
+    def _load(
+        self, trajectory: Trajectory, networks: Sequence[nn.Module], device: torch.device | str
+    ) -> list[tuple[Path, Stage]]:
+        """Fills ``stacked`` with the stages that are finite, and returns those."""
+        numbers = trajectory.architectures
+        noted = [(folder, stage) for folder, run in trajectory.runs.items() for stage in run.stages if stage.finite]
+        room = Counter(numbers[folder] for folder, _ in noted)
+        self.stacked = [
+            {
+                name: torch.empty((room[n], *tensor.shape), dtype=tensor.dtype, device=device)
+                for name, tensor in network.state_dict().items()
+            }
+            for n, network in enumerate(networks)
+        ]
+        stages, used = [], [0] * len(networks)
+        self.architecture: list[int] = []
+        self._index: list[int] = []
+        for folder, stage in noted:
+            n = numbers[folder]
+            weights = trajectory.load(folder, stage)
+            if not are_finite(weights):  # as recorded by a version that did not look
+                continue
+            recorded_names = fit_names(weights, networks[n], f"stage '{folder / stage.file}'")
+            for name, bank in self.stacked[n].items():
+                bank[used[n]] = weights[recorded_names[name]]
+            self.architecture.append(n)
+            self._index.append(used[n])
+            used[n] += 1
+            stages.append((folder, stage))
+        found, kept = [], {(folder, stage.file) for folder, stage in stages}
+        for folder, run in trajectory.runs.items():
+            if lost := [stage for stage in run.stages if (folder, stage.file) not in kept]:
+                check_left(run, lost)
+                found.append((run, lost))
+        warn_of_diverged(found)
+        return stages
 
     def _take_means(
         self,
@@ -142,3 +165,24 @@ class StageBank:
         run = uniform(len(self._early))
         early = self._early[run][uniform(len(self._early[run]))]
         return StagePair(early, early + uniform(min(max_gap, self._ends[run] - early)))
+
+
+def _no_means(trajectory: Trajectory, folder: Path, classes: Sequence[int] | None) -> InputError:
+    """Returns the error of a run that has no stage with means of all classes that are distilled."""
+    run = trajectory.runs[folder]
+    wanted = list(range(run.num_classes)) if classes is None else list(classes)
+    found = [means for stage in run.stages if (means := trajectory.class_means(folder, stage)) is not None]
+    seen = [label for label in wanted if any(counts[label] > 0 for _, counts in found)]
+    if not seen or len(seen) == len(wanted):
+        return InputError(
+            f"The run in '{folder}' has no stage with means of all {len(wanted)} classes. TGDDCallback records them, "
+            f"unless statistics=False, from images of one class each (mixed ones do not count). Give the real images "
+            f"(source 'sampled'), or record again, with longer intervals for rare classes."
+        )
+    names = run.classes or [str(number) for number in range(run.num_classes)]
+    missing = [names[label] for label in wanted if label not in seen]
+    return InputError(
+        f"The {named_classes(missing)} must have recorded means to be distilled, got none in the run in '{folder}', "
+        f"which trained on no image of such a class alone. Leave it out by `classes`, record again with images of it, "
+        f"or give the real images (source 'sampled')."
+    )

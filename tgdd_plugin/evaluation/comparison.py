@@ -25,6 +25,7 @@ from tgdd_plugin.evaluation.results import add_to_card, describe_comparison, rea
 from tgdd_plugin.evaluation.row_jobs import RowJob, plan_rows
 from tgdd_plugin.evaluation.scorer import FULL_DATA, Key, Row, Scorer
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
+from tgdd_plugin.evaluation.soft_labels import find_teachers
 from tgdd_plugin.evaluation.tables import evaluate_table
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -142,7 +143,7 @@ def evaluate(
     scorer = _scorer(compact, test, training, seed, device, progress_bar, trainer_options)
     about = describe_comparison(file, compact, scorer, real, replace(training, at_once=None))  # it changes no result
     about["learning_rates"] = settings.learning_rates and list(settings.learning_rates)
-    about["teachers"] = teacher and [run.stages[-1].sha256 for run in teacher.runs.values()]
+    about["teachers"] = teacher and [stage.sha256 for stage in find_teachers(teacher)]
     held_out = None
     if settings.learning_rates:
         real, held_out = real.split(0.1, torch.Generator().manual_seed(1))

@@ -11,7 +11,26 @@ from torch import nn
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.feature_network import fit_names
+from tgdd_plugin.trajectory.manifest import Stage
+from tgdd_plugin.trajectory.shortcomings import last_finite, warn_of_diverged, warn_of_incomplete
 from tgdd_plugin.trajectory.store import Trajectory
+
+
+def find_teachers(trajectory: Trajectory) -> list[Stage]:
+    """Returns the stages that :func:`predict_soft_labels` uses, one of each run, with a warning of what runs lack.
+
+    Raises:
+        InputError: If no stage of a run is finite.
+    """
+    warn_of_incomplete(trajectory)
+    teachers, diverged = [], []
+    for folder, run in trajectory.runs.items():
+        teacher, _ = last_finite(trajectory, folder)
+        teachers.append(teacher)
+        if lost := [stage for stage in run.stages if stage.batch > teacher.batch]:
+            diverged.append((run, lost))
+    warn_of_diverged(diverged)
+    return teachers
 
 
 @torch.no_grad()
@@ -22,7 +41,7 @@ def predict_soft_labels(
     normalization: Normalization,
     batch_size: int = 512,
 ) -> torch.Tensor:
-    """Predicts class probabilities of images by the last stage of every run, averaged over the runs.
+    """Predicts class probabilities of images by the last finite stage of every run, averaged over the runs.
 
     Each image gets one fixed label, that of the image without augmentation (DD-Ranking calls it a single soft label).
 
@@ -38,15 +57,15 @@ def predict_soft_labels(
         float32 of shape ``(N, K)``, on the CPU, in rows that sum to 1.
 
     Raises:
-        InputError: If a network does not fit the trajectory, or a stage's output is not finite.
+        InputError: If a network does not fit the trajectory, no stage of a run is finite, or its output is not.
     """
     device = images.device
     teachers = [copy.deepcopy(network).to(device).eval() for network in networks]
     numbers = trajectory.architectures
     answers = []
-    for folder, run in trajectory.runs.items():
-        where, teacher = f"stage '{folder / run.stages[-1].file}'", teachers[numbers[folder]]
-        weights = trajectory.load(folder, run.stages[-1])
+    for folder in trajectory.runs:
+        stage, weights = last_finite(trajectory, folder)
+        where, teacher = f"stage '{folder / stage.file}'", teachers[numbers[folder]]
         teacher.load_state_dict({name: weights[spelt] for name, spelt in fit_names(weights, teacher, where).items()})
         parts = [teacher(normalization(part)).softmax(1) for part in images.split(batch_size)]
         answers.append(torch.cat(parts).float().cpu())

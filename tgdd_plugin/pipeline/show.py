@@ -105,8 +105,11 @@ def _normalization(mean: list[float] | None, std: list[float] | None) -> str:
 
 def _stage_table(run: Run) -> str:
     metrics = list(dict.fromkeys(name for stage in run.stages for name in stage.metrics))
+    diverged = ["weights"] if any(not stage.finite for stage in run.stages) else []
     rows = []
     for stage in run.stages:
         values = [f"{stage.metrics[name]:.4f}" if name in stage.metrics else "-" for name in metrics]
+        values += [("finite" if stage.finite else "not finite") for _ in diverged]
         rows.append([stage.epoch, stage.batch, *values])
-    return text_table(["epoch", "batch", *metrics], rows, align="r" * (2 + len(metrics)))
+    headers = ["epoch", "batch", *metrics, *diverged]
+    return text_table(headers, rows, align="r" * len(headers))

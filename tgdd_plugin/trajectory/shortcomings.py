@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
+
+import torch
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import rank
+from tgdd_plugin.core.weights import are_finite
 from tgdd_plugin.trajectory.manifest import Run, Stage
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -31,24 +35,44 @@ def diverged(run: Run, stages: list[Stage] | None = None) -> str:
     )
 
 
+def check_left(run: Run, stages: list[Stage]) -> None:
+    """Checks that enough stages of a run are left without some that are not finite.
+
+    Raises:
+        InputError: If there are fewer than two.
+    """
+    if stages and (left := len(run.stages) - len(stages)) < 2:
+        raise InputError(
+            f"The training of run '{run.name}' diverged at epoch {stages[0].epoch}: {left} of its {len(run.stages)} "
+            f"stages hold(s) finite values only, and TGDD needs at least 2. Train it again at a lower learning rate, "
+            f"or record stages more often before that."
+        )
+
+
 def warn_of_diverged(found: list[tuple[Run, list[Stage]]]) -> None:
     """Warns, once for all runs, of stages that are left out, on rank 0.
 
     Args:
         found: The runs with stages that are not finite, and those stages.
-
-    Raises:
-        InputError: If fewer than two stages of a run are left.
     """
-    for run, stages in found:
-        if (left := len(run.stages) - len(stages)) < 2:
-            raise InputError(
-                f"The training of run '{run.name}' diverged at epoch {stages[0].epoch}: of its {len(run.stages)} "
-                f"stages, {left} hold(s) finite values, and TGDD needs at least 2. Train it again at a lower learning "
-                f"rate."
-            )
     if found and rank() == 0:
         warnings.warn(_joined([f"{diverged(run, stages)} and are left out" for run, stages in found]), stacklevel=3)
+
+
+def last_finite(trajectory: Trajectory, folder: Path) -> tuple[Stage, dict[str, torch.Tensor]]:
+    """Returns the last stage of a run whose weights are finite, and its weights by name, on the CPU.
+
+    Raises:
+        InputError: If there is none, or a file cannot be read.
+    """
+    run = trajectory.runs[folder]
+    for stage in reversed(run.stages):
+        if stage.finite and are_finite(weights := trajectory.load(folder, stage)):
+            return stage, weights
+    raise InputError(
+        f"The weights of run '{run.name}' must be finite, got none that are in {len(run.stages)} stages. Train it "
+        f"again at a lower learning rate."
+    )
 
 
 def warn_of_incomplete(trajectory: Trajectory) -> None:
