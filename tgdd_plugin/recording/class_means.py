@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tgdd_plugin.core.ranks import add_over_ranks, rank
+from tgdd_plugin.core.ranks import add_over_ranks, on_all_ranks, rank
 from tgdd_plugin.data.targets import are_class_targets, single_class_targets
 
 POWER = 2.0
@@ -136,11 +136,16 @@ class ClassMeans:
             float32 on the CPU. ``None`` if no batch came since the last stage, or if there are no means for the reason
             that :attr:`problem` then gives.
         """
-        if self.batches == 0:
-            return None
+        # In place and whatever this rank has, so that nothing can fail, or be left out, while the others wait for it.
+        _add_up(self._sums, self._counts)
+        batches = self.batches
         problem = self.problem or "no image of a single class was trained on, as when MixUp or CutMix mix every batch"
-        sums, counts = (tensor.cpu() for tensor in self._total())
-        self.reset()
+        try:
+            sums, counts = self._sums.cpu().clone(), self._counts.cpu().clone()
+        finally:
+            self.reset()
+        if batches == 0:
+            return None
         if not counts.any():
             self.problem = problem
             return None
@@ -152,10 +157,11 @@ class ClassMeans:
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers and tensors alone, the sums of all ranks. Collective, as Composer's saving of a checkpoint is."""
+        sums, counts = on_all_ranks(lambda: (self._sums.clone(), self._counts.clone()))
+        _add_up(sums, counts)
         if self.batches == 0:
             return {"batches": 0}
-        sums, counts = (tensor.cpu() for tensor in self._total())
-        return {"batches": self.batches, "sums": sums, "counts": counts}
+        return {"batches": self.batches, "sums": sums.cpu(), "counts": counts.cpu()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from :meth:`state_dict`, on any number of ranks: the first one takes over the sums of all."""
@@ -164,8 +170,8 @@ class ClassMeans:
             share = float(rank() == 0)
             self._sums, self._counts = state["sums"].clone() * share, state["counts"].clone() * share
 
-    def _total(self) -> tuple[torch.Tensor, torch.Tensor]:
-        total = self._sums.clone(), self._counts.clone()
-        for tensor in total:
+
+def _add_up(*tensors: torch.Tensor) -> None:
+    for tensor in tensors:
+        if tensor.numel():  # on every rank alike: they are empty before the first fit(), and without statistics
             add_over_ranks(tensor)
-        return total

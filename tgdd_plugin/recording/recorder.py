@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.ranks import rank
+from tgdd_plugin.core.ranks import on_all_ranks, rank
 from tgdd_plugin.recording.description import note_input
 from tgdd_plugin.recording.exemplars import Exemplars
 from tgdd_plugin.recording.head_statistics import HeadStatistics
@@ -139,13 +139,11 @@ class TrajectoryRecorder:
             metrics: Numbers to average over the batches of a stage, such as the loss. Default: none.
         """
         self.samples += len(images)
-        try:
+        with self.safeguard.covers("looking at a batch"):
             self.look_at(images, targets)
             self.features.begin_pass()
             self.features.add(targets)
             self.features.end_pass()
-        except Exception as error:
-            self.safeguard.handle(f"looking at batch {self.batches}", error)
         self.end_batch(metrics or {}, self.batches + 1)
 
     def stage(
@@ -163,21 +161,17 @@ class TrajectoryRecorder:
         """
         run, _ = self._started()
         self.last_batch = self.batches
-        failures = len(self.safeguard.failures)
-        try:
+        with self.safeguard.stage(run, epoch, self.batches):
             self._stage(epoch, self.samples if sample is None else sample, weights)
-        except Exception as error:
-            self.safeguard.handle(f"the stage at epoch {epoch}, batch {self.batches}", error)
-        for reason in self.safeguard.failures[failures:]:
-            run.gaps.append({"epoch": epoch, "batch": self.batches, "reason": reason})
 
     def _stage(self, epoch: int, sample: int, weights: Callable[[], Mapping[str, torch.Tensor]] | None) -> None:
         run, network = self._started()
         if epoch > 0:
             self.end_epoch()
         index, self._due_so_far = self._due_so_far, self._due_so_far + 1
-        metrics, class_means = self._metrics.take(), self.features.take()
-        state = (weights or network.state_dict)()
+        # A rank that fails must not leave the others waiting: all go on, or none.
+        metrics, class_means = on_all_ranks(self._metrics.take), on_all_ranks(self.features.take)
+        state = on_all_ranks(weights or network.state_dict)
         when = {"epoch": epoch, "batch": self.batches, "sample": sample, "metrics": metrics}
 
         def write() -> None:
@@ -240,18 +234,24 @@ class TrajectoryRecorder:
             metrics: As in :meth:`batch`.
             batches: Batches trained on so far.
         """
-        self._metrics.add(metrics)
         self.batches = batches
-        self.features.commit()
+        with self.safeguard.covers("adding up a batch"):
+            self.features.commit()
+            self._metrics.add(metrics)
 
     def end_epoch(self) -> None:
         """An epoch is over: from here on images come again."""
         self._exemplars.done = True
         if self.run is not None:
-            self._exemplars.keep(self.run_folder, self.run)
+            with self.safeguard.covers("keeping the exemplars"):
+                self._exemplars.keep(self.run_folder, self.run)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: plain values and tensors; the stages are on disk. Collective."""
+        sums: dict[str, Any] = {"metrics": {}, "class_means": {"batches": 0}}
+        with self.safeguard.covers("saving the sums since the last stage in a checkpoint"):
+            sums["class_means"] = self.features.state_dict()
+            sums["metrics"] = self._metrics.state_dict()
         return {
             "version": 1,
             "folder": str(self.run_folder),
@@ -259,8 +259,7 @@ class TrajectoryRecorder:
             "samples": self.samples,
             "last_batch": self.last_batch,
             "due_so_far": self._due_so_far,
-            "metrics": self._metrics.state_dict(),
-            "class_means": self.features.state_dict(),
+            **sums,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tgdd_plugin.core.errors import InputError, brief
-from tgdd_plugin.core.ranks import rank
+from tgdd_plugin.core.ranks import LostRankError, gather_over_ranks, rank
 from tgdd_plugin.recording.exemplars import Exemplars
 from tgdd_plugin.recording.run_folder import on_rank_0
 from tgdd_plugin.recording.settings import OnError
@@ -29,19 +30,48 @@ class Safeguard:
     def __init__(self, on_error: OnError) -> None:
         self.on_error = on_error
         self.failures: list[str] = []
-        """What failed so far, in words."""
+        """What failed so far, in words, each once."""
+        self.shared = 0
+        """How many of the failures every rank knows of."""
         self.lost = False
         """Whether files that were recorded are gone."""
 
     def handle(self, what: str, error: Exception) -> None:
-        """Raises the error again with ``'raise'``; else notes it, and warns of the first one."""
-        if self.on_error == "raise":
+        """Raises the error again with ``'raise'``, or if a rank is lost; else notes it, and warns of the first one."""
+        if self.on_error == "raise" or isinstance(error, LostRankError):
             raise error
         reason = str(error).rstrip(".") if isinstance(error, InputError) else brief(error)
         self.note(f"{what} failed: {reason}")
 
+    @contextmanager
+    def covers(self, what: str) -> Iterator[None]:
+        """Handles an error of the block, after which this rank goes on as the others do."""
+        try:
+            yield
+        except Exception as error:
+            self.handle(what, error)
+
+    @contextmanager
+    def stage(self, run: Run, epoch: int, batch: int) -> Iterator[None]:
+        """Covers a stage, and notes in the manifest what failed since the one before, on any rank. Collective."""
+        known = self.shared
+        self.share()
+        with self.covers(f"the stage at epoch {epoch}, batch {batch}"):
+            yield
+        run.gaps += [{"epoch": epoch, "batch": batch, "reason": reason} for reason in self.failures[known:]]
+        self.shared = len(self.failures)  # of what fails within a stage, every rank is told
+
+    def share(self) -> None:
+        """Tells every rank what failed on the others since the last call. Collective."""
+        for number, failures in enumerate(gather_over_ranks(self.failures[self.shared :])):
+            for failure in failures if number != rank() else ():
+                self.note(f"{failure} (rank {number})")
+        self.shared = len(self.failures)
+
     def note(self, failure: str) -> None:
         """Notes a failure, and warns of the first one."""
+        if failure in self.failures:  # as when each batch fails
+            return
         self.failures.append(failure)
         if len(self.failures) == 1 and rank() == 0:
             warnings.warn(
@@ -79,10 +109,9 @@ class Safeguard:
             run.complete = not self.lost
             run.write(folder)
 
-        try:
+        with self.covers("the end of the recording"):
+            self.share()
             self.write(folder, run, exemplars, write)
-        except Exception as error:
-            self.handle("the end of the recording", error)
         if self.failures and rank() == 0:
             warnings.warn(
                 f"the recording of run '{run.name}' is not whole: {len(self.failures)} part(s) of it failed while "
