@@ -169,16 +169,17 @@ class TrajectoryRecorder:
         if epoch > 0:
             self.end_epoch()
         index, self._due_so_far = self._due_so_far, self._due_so_far + 1
-        # A rank that fails must not leave the others waiting: all go on, or none.
-        metrics, class_means = on_all_ranks(self._metrics.take), on_all_ranks(self.features.take)
+        metrics, class_means = {}, None
+        with self.safeguard.covers(f"what the stage at batch {self.batches} has beside weights"):
+            # A rank that fails must not leave the others waiting: all go on, or none.
+            class_means, metrics = on_all_ranks(self.features.take), on_all_ranks(self._metrics.take)
         state = on_all_ranks(weights or network.state_dict)
         when = {"epoch": epoch, "batch": self.batches, "sample": sample, "metrics": metrics}
 
         def write() -> None:
             stored = {name: stored_tensor(tensor, getattr(torch, self.options.dtype)) for name, tensor in state.items()}
-            add_stage(
-                self.run_folder, run, stored, self.options.max_stages, class_means=class_means, index=index, **when
-            )
+            most = self.options.max_stages
+            add_stage(self.run_folder, run, stored, most, class_means=class_means, index=index, **when)
 
         self.safeguard.write(self.run_folder, run, self._exemplars, write)
         if run.stages and not run.stages[-1].finite:  # on rank 0, which has the manifest

@@ -88,15 +88,12 @@ class Safeguard:
         Raises:
             InputError: On every rank, if the folder cannot be written.
         """
-
-        def work() -> None:
-            exemplars.write_if_done(folder, run)
-            write()
-
         if lost := on_rank_0(folder, lambda: drop_lost_files(folder, run)):
             self.lost = True
             self.note(f"recorded files are gone from '{folder}' ({', '.join(lost[:3])})")
-        on_rank_0(folder, lambda: self._retry(work))
+        with self.covers("keeping the exemplars"):  # they are no reason to lose a stage
+            on_rank_0(folder, lambda: self._retry(lambda: exemplars.write_if_done(folder, run)))
+        on_rank_0(folder, lambda: self._retry(write))
 
     def write_end(self, folder: Path, run: Run, exemplars: Exemplars) -> None:
         """Notes that a run is complete, unless recorded files are gone, and says once more what is missing.
