@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,10 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from tests.common import Probe, Weights, assert_same, fit, manifest, recorded, statistics, tiny_network
+from tests.distributed.launching import launch
 from tgdd_plugin import TGDDCallback
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.recording.class_means import ClassMeans
-
-LIMIT = 100  # seconds; a pair of processes needs 15
-
 
 # The pair of processes.
 
@@ -151,28 +147,6 @@ def second_launch(root: Path) -> None:
 # The tests.
 
 
-def launch(root: Path, what: str) -> tuple[int, list[str]]:
-    """Runs this file's ``what`` on two ranks.
-
-    Returns:
-        The launcher's status and what each rank wrote to stderr.
-    """
-    command = [
-        *(sys.executable, "-m", "composer.cli.launcher", "-n", "2"),
-        *("--stdout", str(root / f"{what}-{{rank}}.out"), "--stderr", str(root / f"{what}-{{rank}}.err")),
-        *(__file__, what, str(root)),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with (root / f"{what}-0.err").open("w") as errors:  # the launcher passes the first rank's on as its own
-        launcher = subprocess.Popen(command, cwd=root, env=environment, stderr=errors, start_new_session=True)
-        try:
-            status = launcher.wait(LIMIT)
-        except subprocess.TimeoutExpired:
-            os.killpg(launcher.pid, signal.SIGKILL)  # the ranks too
-            pytest.fail(f"two ranks still hang after {LIMIT} s")
-    return status, [(root / f"{what}-{rank}.err").read_text() for rank in (0, 1)]
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("ddp")
@@ -180,12 +154,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(root: Path) -> tuple[int, list[str]]:
-    return launch(root, "first_launch")
+    return launch(__file__, "first_launch", root)
 
 
 @pytest.fixture(scope="module")
 def second(root: Path, first: tuple[int, list[str]]) -> tuple[int, list[str]]:
-    return launch(root, "second_launch")
+    return launch(__file__, "second_launch", root)
 
 
 def run(root: Path, name: str) -> Path:
