@@ -161,8 +161,13 @@ class Crash(Callback):
 
 
 def manifest(run_folder: Path) -> dict[str, Any]:
-    """A run's manifest, parsed."""
-    return json.loads((run_folder / "manifest.json").read_text())
+    """A run's manifest, parsed; of a run in progress with the stages of its journal."""
+    content = json.loads((run_folder / "manifest.json").read_text())
+    if "journal" in content:
+        *whole_lines, _ = (run_folder / content["journal"]).read_text().split("\n")
+        for entry in map(json.loads, whole_lines):
+            content["stages"] = [s for s in content["stages"] if s["file"] not in entry["drop"]] + [entry["stage"]]
+    return content
 
 
 def recorded(run_folder: Path) -> dict[int, Weights]:

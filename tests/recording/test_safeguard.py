@@ -19,6 +19,7 @@ from tgdd_plugin.pipeline.show import describe_trajectory
 from tgdd_plugin.recording import callback as callback_module
 from tgdd_plugin.recording import safeguard
 from tgdd_plugin.trajectory import writing
+from tgdd_plugin.trajectory.journal import Journal
 from tgdd_plugin.trajectory.manifest import Run
 
 ENOSPC, EIO, EROFS, ESTALE = 28, 5, 30, 116
@@ -116,20 +117,29 @@ def test_a_disk_that_is_full_from_the_first_epoch_on_ends_no_training(tmp_path, 
 
 
 def test_a_manifest_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
-    write, failed = Run.write, []
+    """Neither by a line of its journal nor whole."""
+    append, write, failed = Journal.append, Run.write, []
 
-    def fails(run: Run, folder: Path) -> None:
+    def half(journal: Journal, stage: dict[str, Any], dropped: list[str]) -> None:
+        if stage["epoch"] == 2:
+            failed.append("line")
+            journal.path.write_text(journal.path.read_text() + '{"stage": {"file": "stage-ep2')
+            raise OSError(ENOSPC, "No space left on device")
+        append(journal, stage, dropped)
+
+    def fails(run: Run, folder: Path, **options: Any) -> None:
         if run.stages and run.stages[-1].epoch == 2:
-            failed.append(len(run.stages))
-            raise OSError(EIO, "Input/output error")
-        write(run, folder)
+            failed.append("whole")
+            raise OSError(ENOSPC, "No space left on device")
+        write(run, folder, **options)
 
+    monkeypatch.setattr(Journal, "append", half)
     monkeypatch.setattr(Run, "write", fails)
     with pytest.warns(UserWarning) as told:
         train(tmp_path)
     assert len(told) == 2 and "the stage at epoch 2" in str(told[0].message)
     Trajectory.open(tmp_path)  # what the manifest names is there, and whole
-    assert epochs_of(tmp_path) == [0, 1, 3, 4] and failed == [3, 3, 3]
+    assert epochs_of(tmp_path) == [0, 1, 3, 4] and failed == ["line", "whole", "whole"]
 
 
 def test_raise_ends_training_at_once(tmp_path, monkeypatch):

@@ -36,6 +36,7 @@ def write_run(folder: Path, stages: int = 3, max_stages: int | None = None, name
     write_manifest_and_prune(folder / name, run)
     for number in range(stages):
         add_stage(folder / name, run, weights(number), max_stages, epoch=number, batch=4 * number, sample=32 * number)
+    run.write(folder / name)  # as a recording ends
     return run
 
 
@@ -292,9 +293,9 @@ def test_manifest_that_is_not_text(tmp_path: Path) -> None:
 
 def test_manifest_of_a_later_format(tmp_path: Path) -> None:
     write_run(tmp_path)
-    content = {**manifest(tmp_path / "run"), "format": 2}
+    content = {**manifest(tmp_path / "run"), "format": 3}
     (tmp_path / "run/manifest.json").write_text(json.dumps(content))
-    assert "manifest.json' must be of format 1, got 2. Update tgdd_plugin to open it." in refusal(tmp_path)
+    assert "manifest.json' must be of format 1 or 2, got 3. Update tgdd_plugin to open it." in refusal(tmp_path)
 
 
 def put(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
@@ -416,6 +417,7 @@ def test_crash_while_a_stage_is_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "manifest.json",
         *(f"stage-ep{number}-ba{4 * number}.safetensors" for number in range(3)),
+        again.journal.path.name,
     ]
     add_stage(tmp_path / "run", again, weights(3), None, epoch=3, batch=12, sample=96)
     assert_same(recorded(tmp_path / "run"), {4 * number: weights(number) for number in range(4)})
@@ -430,6 +432,7 @@ def test_pruning_leaves_other_files_alone(tmp_path: Path) -> None:
         "manifest.json",
         "notes.txt",
         "stage-ep0-ba0.safetensors",
+        "stages-1.jsonl",
     ]
 
 

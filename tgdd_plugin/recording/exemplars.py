@@ -14,8 +14,7 @@ import torch
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.targets import are_class_targets, single_class_targets
-from tgdd_plugin.trajectory.manifest import Run
-from tgdd_plugin.trajectory.store import EXEMPLARS
+from tgdd_plugin.trajectory.manifest import EXEMPLARS, Run
 
 LIMIT = 256 * 2**20
 """Most bytes of pixels that are kept."""
@@ -88,7 +87,7 @@ class Exemplars:
         if self.done and len(self):
             with suppress(OSError):
                 self.write_if_done(folder, run)
-                run.write(folder)
+                run.write(folder, ongoing=True)
 
     def write_if_done(self, folder: Path, run: Run) -> None:
         """Writes the exemplars before the manifest that names them, if there will be no more of them."""

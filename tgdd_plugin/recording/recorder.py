@@ -214,7 +214,7 @@ class TrajectoryRecorder:
             note_input(run, images.float())
             # At once, as a resumed run would note another batch. If the disk is full, the next stage will say so.
             with suppress(OSError):
-                run.write(self.run_folder)
+                run.write(self.run_folder, ongoing=True)
         if not self._exemplars.done:
             problem = self._exemplars.add(images, targets, run.normalization)
             if problem:

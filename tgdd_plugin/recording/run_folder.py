@@ -11,8 +11,7 @@ import torch
 
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.ranks import rank, share_from_rank_0
-from tgdd_plugin.trajectory.manifest import MANIFEST, Run
-from tgdd_plugin.trajectory.store import EXEMPLARS
+from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run
 from tgdd_plugin.trajectory.writing import write_manifest_and_prune
 
 

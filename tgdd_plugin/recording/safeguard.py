@@ -13,8 +13,7 @@ from tgdd_plugin.core.ranks import LostRankError, gather_over_ranks, rank
 from tgdd_plugin.recording.exemplars import Exemplars
 from tgdd_plugin.recording.run_folder import on_rank_0
 from tgdd_plugin.recording.settings import OnError
-from tgdd_plugin.trajectory.manifest import MANIFEST, Run
-from tgdd_plugin.trajectory.store import EXEMPLARS
+from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run
 
 PAUSES = (0.05, 0.25)
 """Seconds before a write that failed is tried again, the first and the second time."""
@@ -35,6 +34,8 @@ class Safeguard:
         """How many of the failures every rank knows of."""
         self.lost = False
         """Whether files that were recorded are gone."""
+        self._modified: int | None = None
+        """When the run's folder was modified last, right after it was last written to."""
 
     def handle(self, what: str, error: Exception) -> None:
         """Raises the error again with ``'raise'``, or if a rank is lost; else notes it, and warns of the first one."""
@@ -88,12 +89,13 @@ class Safeguard:
         Raises:
             InputError: On every rank, if the folder cannot be written.
         """
-        if lost := on_rank_0(folder, lambda: drop_lost_files(folder, run)):
+        if lost := on_rank_0(folder, lambda: self._drop_lost_files(folder, run)):
             self.lost = True
             self.note(f"recorded files are gone from '{folder}' ({', '.join(lost[:3])})")
         with self.covers("keeping the exemplars"):  # they are no reason to lose a stage
             on_rank_0(folder, lambda: self._retry(lambda: exemplars.write_if_done(folder, run)))
         on_rank_0(folder, lambda: self._retry(write))
+        self._modified = _modified(folder)
 
     def write_end(self, folder: Path, run: Run, exemplars: Exemplars) -> None:
         """Notes that a run is complete, unless recorded files are gone, and says once more what is missing.
@@ -106,6 +108,7 @@ class Safeguard:
             run.complete = not self.lost
             run.write(folder)
 
+        self._modified = None
         with self.covers("the end of the recording"):
             self.share()
             self.write(folder, run, exemplars, write)
@@ -115,6 +118,12 @@ class Safeguard:
                 f"training went on, the first of them: {self.failures[0]}",
                 stacklevel=3,
             )
+
+    def _drop_lost_files(self, folder: Path, run: Run) -> list[str]:
+        # To look at every file at every stage would cost more with each. Nothing can go without the folder's changing.
+        if self._modified is not None and self._modified == _modified(folder):
+            return []
+        return drop_lost_files(folder, run)
 
     def _retry(self, work: Callable[[], None]) -> None:
         for pause in PAUSES if self.on_error == "warn" else ():
@@ -132,10 +141,22 @@ def drop_lost_files(folder: Path, run: Run) -> list[str]:
         The names of the lost files.
     """
     lost = [stage.file for stage in run.stages if not (folder / stage.file).is_file()]
-    run.stages = [stage for stage in run.stages if stage.file not in lost]
+    if lost:
+        run.stages = [stage for stage in run.stages if stage.file not in lost]
     if run.exemplars is not None and not (folder / EXEMPLARS).is_file():
         run.exemplars = None
         lost.append(EXEMPLARS)
-    if run.stages and not (folder / MANIFEST).is_file():
-        lost.append(MANIFEST)
+    needed = [folder / MANIFEST] if run.stages else []
+    needed += [run.journal.path] if run.journal else []
+    lost += [path.name for path in needed if not path.is_file()]
+    if lost:
+        run.journal = None  # the manifest is to be written whole
     return lost
+
+
+def _modified(folder: Path) -> int | None:
+    """When a name in a folder came, went or changed last, in nanoseconds; ``None`` if that cannot be told."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return None

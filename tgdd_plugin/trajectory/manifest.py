@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,16 @@ from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.trajectory.journal import Journal, remove_journals, with_journal
 
 MANIFEST = "manifest.json"
+EXEMPLARS = "exemplars.safetensors"
 FORMAT = 1
+
+ONGOING_FORMAT = 2
+"""The format of a manifest with a journal: an earlier version, which would miss the journal's stages, refuses it."""
+
+_READINGS = 100  # of a manifest that is being rewritten again and again
 
 
 @dataclass(frozen=True)
@@ -86,23 +93,63 @@ class Run:
         """What the run's inputs were normalized with, if known."""
         return None if self.mean is None or self.std is None else Normalization(self.mean, self.std)
 
-    def write(self, folder: Path) -> None:
-        """Writes ``folder/manifest.json`` whole or not at all."""
-        # A network may have been built with arguments that JSON lacks: their names will do, training must go on.
-        fields = asdict(self)
+    def __post_init__(self) -> None:
+        # Not a field: it says what of this run is on the disk, and is not part of what the run is.
+        self.journal: Journal | None = None
+
+    def write(self, folder: Path, *, ongoing: bool = False) -> None:
+        """Writes ``folder/manifest.json`` whole or not at all.
+
+        Args:
+            folder: The run's folder.
+            ongoing: Whether :meth:`write_stage` is to follow, for which the manifest names a journal. Default:
+                ``False``.
+        """
+        self.journal = None  # until all is written, what is on the disk is not known
+        journal = Journal(folder, self._about(), len(self.stages)) if ongoing else None
+        content = {"format": FORMAT} if journal is None else {"format": ONGOING_FORMAT, "journal": journal.path.name}
+        content |= {**self._fields(), "stages": [_stage_fields(stage) for stage in self.stages]}
         if not self.gaps:
-            del fields["gaps"]
-        for stage in fields["stages"]:
-            if stage["finite"]:
-                del stage["finite"]
-        content = json.dumps({"format": FORMAT, **fields}, indent=1, default=str)
-        write_whole(folder / MANIFEST, content + "\n")
+            del content["gaps"]
+        # A network may have been built with arguments that JSON lacks: their names will do, training must go on.
+        write_whole(folder / MANIFEST, json.dumps(content, indent=1, default=str) + "\n")
+        self.journal = journal
+        remove_journals(folder, keep=journal)
+
+    def write_stage(self, folder: Path, dropped: list[str]) -> None:
+        """Writes the last stage, at a cost that does not grow with the number of stages.
+
+        Only its line in the journal is written, unless anything else has changed since the manifest was.
+
+        Args:
+            folder: The run's folder.
+            dropped: The files of stages that were in the manifest and are not any more.
+        """
+        journal = self.journal
+        if (
+            journal is None
+            or journal.path.parent != folder
+            or journal.count + 1 - len(dropped) != len(self.stages)
+            or journal.about != self._about()
+        ):
+            return self.write(folder, ongoing=True)
+        self.journal = None  # after an error, the next stage rewrites the manifest
+        journal.append(_stage_fields(self.stages[-1]), dropped)
+        self.journal = journal
+
+    def _fields(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def _about(self) -> str:
+        """What the manifest says beside its stages, to be compared."""
+        return json.dumps({**self._fields(), "stages": None}, default=str)
 
     @classmethod
     def read(cls, folder: Path) -> Run:
         """Reads ``folder/manifest.json``.
 
-        The folder may come from anywhere, so nothing in it is believed unchecked.
+        The folder may come from anywhere, so nothing in it is believed unchecked. The run may be recorded meanwhile:
+        what is read is the run as it was at one moment.
 
         Raises:
             InputError: If it is missing, not JSON, of a later format, lacks a field, holds a value of the wrong type,
@@ -110,8 +157,8 @@ class Run:
         """
         path = folder / MANIFEST
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] == FORMAT:
+            content = _read_content(path)
+            if content["format"] in (FORMAT, ONGOING_FORMAT):
                 return cls._checked(content)
         except FileNotFoundError:
             raise InputError(
@@ -128,7 +175,8 @@ class Run:
                 f"again."
             ) from error
         raise InputError(
-            f"The file '{path}' must be of format {FORMAT}, got {content['format']!r}. Update tgdd_plugin to open it."
+            f"The file '{path}' must be of format {FORMAT} or {ONGOING_FORMAT}, got {content['format']!r}. Update "
+            f"tgdd_plugin to open it."
         )
 
     @classmethod
@@ -146,3 +194,26 @@ class Run:
             if earlier and not (earlier.batch < stage.batch and earlier.index < stage.index):
                 raise ValueError(f"stage '{stage.file}' comes after '{earlier.file}' but is not later")
         return run
+
+
+def _stage_fields(stage: Stage) -> dict[str, Any]:
+    content = asdict(stage)
+    if stage.finite:
+        del content["finite"]
+    return content
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    """Reads a manifest, with the stages of its journal if it names one."""
+    text = ""
+    for _ in range(_READINGS):
+        earlier, text = text, path.read_text(encoding="utf-8")
+        content: dict[str, Any] = json.loads(text)
+        if content["format"] != ONGOING_FORMAT:
+            break
+        try:
+            return with_journal(path.parent, content)
+        except FileNotFoundError:
+            if text == earlier:
+                raise ValueError(f"its journal '{content['journal']}' is missing") from None
+    return content

@@ -5,13 +5,15 @@
     trajectory/
       <run name>/                     one training run; several runs in one folder are several trajectories
         manifest.json                 what was trained, on what, and its stages with their checksums
+        stages-1.jsonl                the latest of those stages, while the run is being recorded
         stage-ep0-ba0.safetensors     the weights at one moment, buffers included
         stage-ep1-ba782.safetensors   the same, with the class means of the features since the stage before
         ...
         exemplars.safetensors         a few real images of each class
 
-Stages are safetensors and the manifest is JSON, so nothing in the folder is ever unpickled. Both are written whole
-(``os.replace``), the stage before the manifest that names it: a crash leaves at most a file that no manifest names.
+Stages are safetensors and the manifest is JSON, so nothing in the folder is ever unpickled. A stage is on the disk
+before the manifest names it, and the manifest no longer names it when it is removed. So a crash leaves at most a file
+that no manifest names, and a run can be opened while it is recorded and thinned.
 Importing this module does not import torch, so that ``tgdd show`` answers at once.
 """
 
@@ -26,9 +28,9 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 
-from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.trajectory.manifest import MANIFEST, Run, Stage
+from tgdd_plugin.trajectory.checking import was_dropped, with_checked_files
+from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run, Stage
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 
 # Names in a stage's file that are not weights.
 CLASS_MEANS, CLASS_COUNTS = "tgdd/class_means", "tgdd/class_counts"
-
-EXEMPLARS = "exemplars.safetensors"
 
 
 class Trajectory:
@@ -55,7 +55,7 @@ class Trajectory:
 
     @classmethod
     def open(cls, folder: str | Path, *, check: bool = True) -> Trajectory:
-        """Opens a trajectory folder, or the folder of a single run in it.
+        """Opens a trajectory folder, or the folder of a single run in it, also while runs are recorded into it.
 
         Args:
             folder: The folder that the callback recorded into, for example ``my-run/trajectory``.
@@ -207,11 +207,8 @@ class Trajectory:
                     )
 
     def _check_files(self) -> None:
-        for folder, run in self.runs.items():
-            for stage in run.stages:
-                _check_file("stage", folder / stage.file, stage.sha256)
-            if run.exemplars is not None:
-                _check_file("exemplars", folder / EXEMPLARS, run.exemplars)
+        self.runs = {folder: with_checked_files(folder, run) for folder, run in self.runs.items()}
+        self._check_runs()
 
 
 def read_exemplars(folder: Path, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -270,19 +267,14 @@ def _opened(what: str, path: Path, framework: str) -> Iterator[Any]:
         with safetensors.safe_open(path, framework=framework) as file:
             yield file
     except (OSError, safetensors.SafetensorError) as error:
+        if isinstance(error, FileNotFoundError) and what == "stage" and was_dropped(path):
+            raise InputError(
+                f"The stage file '{path}' is gone since the folder was opened: its run is being recorded, and thinned, "
+                f"at the same time. Open the folder again, best when the run has ended."
+            ) from None
         raise InputError(
             f"The {what} file '{path}' cannot be read: {error}. Copy the folder again or record the run again."
         ) from error
-
-
-def _check_file(what: str, path: Path, checksum: str) -> None:
-    if not path.is_file():
-        raise InputError(f"The {what} file '{path}' is missing. Copy the whole folder or record the run again.")
-    if sha256(path) != checksum:
-        raise InputError(
-            f"The {what} file '{path}' is damaged: its checksum differs from the manifest's. Copy the folder again or "
-            f"record the run again."
-        )
 
 
 def _shared(run: Run) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.atomic_files import sweep, write_whole
 from tgdd_plugin.core.weights import are_finite, weights_content
-from tgdd_plugin.trajectory.manifest import Run, Stage
-from tgdd_plugin.trajectory.store import CLASS_COUNTS, CLASS_MEANS, EXEMPLARS
+from tgdd_plugin.trajectory.manifest import EXEMPLARS, Run, Stage
+from tgdd_plugin.trajectory.store import CLASS_COUNTS, CLASS_MEANS
 
 
 def thin(stages: list[Stage], max_stages: int | None) -> list[Stage]:
@@ -42,7 +42,9 @@ def add_stage(
     index: int | None = None,
     **when: Any,
 ) -> None:
-    """Writes a stage file, then the manifest that names it, then removes the files that thinning dropped.
+    """Writes a stage file, then its line in the manifest's journal, then removes the files that thinning dropped.
+
+    What it costs does not grow with the number of stages.
 
     Args:
         folder: The run's folder.
@@ -66,12 +68,16 @@ def add_stage(
     checksum = hashlib.sha256(content).hexdigest()
     stages = [*before, Stage(file=name, index=index, sha256=checksum, finite=finite, **when)]
     run.stages = thin(stages, max_stages)
+    dropped: list[str] = []
+    if run.stages is not stages:
+        kept = {stage.file for stage in run.stages}
+        dropped = [stage.file for stage in stages if stage.file not in kept]
     try:
-        run.write(folder)
+        run.write_stage(folder, dropped)
     except BaseException:
         run.stages = before  # as the manifest on disk has them
         raise
-    for file in {stage.file for stage in stages} - {stage.file for stage in run.stages}:
+    for file in dropped:
         with suppress(OSError):  # what is left over is removed when the run starts or goes on
             (folder / file).unlink(missing_ok=True)
 
@@ -81,8 +87,9 @@ def write_manifest_and_prune(folder: Path, run: Run) -> None:
 
     Those come from the future of a crashed run, which will write them again, or from a crash while writing.
     """
-    run.write(folder)
+    run.write(folder, ongoing=True)
     named = {stage.file for stage in run.stages} | ({EXEMPLARS} if run.exemplars else set())
-    for path in [*folder.glob("stage-*.safetensors"), folder / EXEMPLARS, *folder.glob(".*.tmp")]:
+    for path in [*folder.glob("stage-*.safetensors"), folder / EXEMPLARS]:
         if path.name not in named:
             path.unlink(missing_ok=True)
+    sweep(folder)
