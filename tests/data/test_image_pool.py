@@ -199,7 +199,7 @@ def test_too_few_images_say_which_class_and_what_to_do():
     ):
         pool.draw(torch.tensor([1, 0]), 5, seeded(), "the trial")
     absent = ImagePool(pool.images, pool.labels, ["a", "b", "c"])
-    with pytest.raises(InputError, match=r"Class 2 \('c'\) has 0 real images"):
+    with pytest.raises(InputError, match=r"Class 2 \('c'\) has no real images, 1 were"):
         absent.draw(torch.arange(3), 1, seeded())
 
 
@@ -264,3 +264,22 @@ def test_a_disk_too_small_for_the_mapping_is_one_line(monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(InputError, match="No space left on device.*TMPDIR"):
         ImagePool.from_dataset([(GRAYSCALE, 0)])
+
+
+def test_a_class_with_fewer_images_may_repeat_them_all_equally_often():
+    pool = numbered_pool([3, 8])
+    drawn = pool.draw(torch.tensor([0, 1]), 7, seeded(5), repeat=True)
+    assert sorted(pool.take(drawn[0])[:, 0, 0, 0].unique(return_counts=True)[1].tolist()) == [2, 2, 3]
+    assert len(set(drawn[1].tolist())) == 7, "the other class has enough, and repeats none"
+    # Where every class has enough, nothing is drawn differently.
+    assert torch.equal(
+        pool.draw(torch.tensor([0, 1]), 3, seeded(5), repeat=True), pool.draw(torch.tensor([0, 1]), 3, seeded(5))
+    )
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_a_class_without_images_is_named(repeat):
+    pool = ImagePool(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 2]), ["cat", "dog", "owl"])
+    with pytest.raises(InputError, match=r"Class 1 \('dog'\) has no real images, 5 .* or leave it out") as error:
+        pool.draw(torch.tensor([1]), 5, seeded(), repeat=repeat)
+    assert "at most 0" not in str(error.value)

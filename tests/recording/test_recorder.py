@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from composer import Trainer
 from composer.models import ComposerClassifier
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
 
 from tests.common import CLASSES, Pictures, manifest, tiny_network
 from tgdd_plugin import DistillSettings, TGDDCallback, Trajectory, TrajectoryRecorder, describe_run, distill, read_card
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.recording.head_statistics import HeadStatistics
 
 ROOT = Path(__file__).parents[2]
 RATE, EPOCHS, BATCH = 0.1, 3, 8
@@ -259,3 +262,80 @@ def test_the_callback_notes_it_too(tmp_path, monkeypatch):
         patch.setitem(globals(), "RATE", 3e38)
         composer_run(tmp_path)
     assert [stage.get("finite", True) for stage in manifest(tmp_path / "run")["stages"]] == [True, False, False, False]
+
+
+# Labels outside 0..K-1.
+
+
+@pytest.mark.parametrize("ignored", [-100, -1, 255])
+@pytest.mark.parametrize("composer", [False, True])
+def test_images_whose_labels_are_ignored_count_nowhere(tmp_path, ignored, composer):
+    """As ignore_index has them: training goes on, and they are in no class mean and no exemplar."""
+
+    class Ignoring(Pictures):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image, (ignored if index % 4 == 1 else label)
+
+    def train(folder):
+        losses = {"loss_fn": partial(F.cross_entropy, ignore_index=ignored)}
+        network = tiny_network()
+        data = DataLoader(Ignoring(36), batch_size=BATCH)
+        optimizer = optimizer_of(network)
+        if composer:
+            none = MetricCollection([])  # torchmetrics takes no label outside
+            model = ComposerClassifier(network, CLASSES, train_metrics=none, val_metrics=none, **losses)
+            options = {"optimizers": optimizer, "device": "cpu", "progress_bar": False, "run_name": "run"}
+            callback = TGDDCallback(str(folder), mean=[0.0], std=[1.0])
+            trainer = Trainer(model=model, train_dataloader=data, max_duration="2ep", callbacks=[callback], **options)
+            trainer.fit()
+            trainer.close()
+            return
+        recorder = TrajectoryRecorder(folder)
+        recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0]), network)
+        for epoch in (1, 2):
+            for images, labels in data:
+                loss = losses["loss_fn"](network(images), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                recorder.batch(images, labels, {})
+            recorder.stage(epoch)
+        recorder.finish()
+
+    if ignored > 0:
+        with pytest.warns(UserWarning) as told:
+            train(tmp_path)
+        assert sum("there are labels up to 255 for 3 classes" in str(each.message) for each in told) == 1
+    else:
+        train(tmp_path)  # warnings are errors
+    run = manifest(tmp_path / "run")
+    assert run["complete"] and "gaps" not in run and len(run["stages"]) == 3
+    kept = load_file(tmp_path / "run" / "exemplars.safetensors")
+    data = Pictures(36)
+    own = [i for i in range(36) if i % 4 != 1]
+    assert kept["labels"].bincount().tolist() == data.labels[own].bincount().tolist()
+    shown = {(data.images[i] * 255).round().to(torch.uint8).numpy().tobytes() for i in own}
+    assert {image.numpy().tobytes() for image in kept["images"]} == shown
+    # A batch counts by the square of its number, see ClassMeans.
+    counts = load_file(tmp_path / "run" / run["stages"][1]["file"])["tgdd/class_counts"]
+    wanted = torch.zeros(CLASSES)
+    for i in own:
+        wanted[data.labels[i]] += ((i // BATCH + 1) / 5) ** 2
+    torch.testing.assert_close(counts, wanted)
+
+
+def test_their_means_are_those_of_the_other_images_alone():
+    means = HeadStatistics()
+    head = torch.nn.Linear(2, 3)
+    means.attach(head, 3, "cpu")
+    features = torch.randn(6, 2)
+    means.begin_pass()
+    head(features)
+    means.add(torch.tensor([0, -100, 1, 7, 2, -1]))
+    means.end_pass()
+    means.commit()
+    with pytest.warns(UserWarning, match="labels up to 7 for 3 classes: images with a label of 3 or more count in no"):
+        found, counts = means.take()
+    torch.testing.assert_close(found, features[[0, 2, 4]])
+    assert counts.tolist() == [1, 1, 1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
@@ -22,6 +24,8 @@ def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImageP
         InputError: If they do not.
     """
     pool = images if isinstance(images, ImagePool) else ImagePool.from_dataset(images)
+    if pool.num_classes > len(card.classes):
+        pool = _without_empty_classes(pool, card.classes)
     if list(pool.shape) != card.shape or pool.num_classes > len(card.classes):
         raise InputError(
             f"The {name} images must be of at most {len(card.classes)} classes and shape {card.shape}, as in '{file}', "
@@ -29,3 +33,13 @@ def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImageP
         )
     pool.adopt_class_names(card.classes, len(card.classes), f"'{file}'")
     return pool
+
+
+def _without_empty_classes(pool: ImagePool, classes: list[str]) -> ImagePool:
+    """Returns the images with the classes of a set that was distilled without those that have no image."""
+    present = pool.counts.nonzero().flatten()
+    if not set(pool.names_of(present)) <= set(classes) <= set(pool.classes):
+        return pool
+    ids = torch.zeros(pool.num_classes, dtype=torch.int64)
+    ids[present] = torch.tensor([classes.index(name) for name in pool.names_of(present)])
+    return ImagePool(pool.images, ids[pool.labels], classes)

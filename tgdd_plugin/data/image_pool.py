@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -131,7 +132,13 @@ class ImagePool:
         return self
 
     def draw(
-        self, classes: torch.Tensor, count: int, generator: torch.Generator, purpose: str = "a step"
+        self,
+        classes: torch.Tensor,
+        count: int,
+        generator: torch.Generator,
+        purpose: str = "a step",
+        *,
+        repeat: bool = False,
     ) -> torch.Tensor:
         """Draws ``count`` images of each class without replacement.
 
@@ -140,24 +147,33 @@ class ImagePool:
             count: The number m of images of each class.
             generator: The source of randomness, on the CPU.
             purpose: What they are drawn for, for an error message.
+            repeat: Whether a class with fewer images gives each of them equally often, but for one time. Default:
+                ``False``, it is an error.
 
         Returns:
             Positions in the pool, ``(k, m)``, on the CPU.
 
         Raises:
-            InputError: If a class has fewer images.
+            InputError: If a class has fewer images, with ``repeat`` none.
         """
         rows = []
         for label in classes.tolist():
             have = int(self.counts[label])
-            if have < count:
+            if have < count and (have == 0 or not repeat):
+                remedy = f"Ask for at most {have}, or add images of that class."
+                if have == 0:
+                    remedy = "Add images of that class, or leave it out (distill.classes names those to distill)."
                 raise InputError(
-                    f"Class {label} ('{self.classes[label]}') has {have} real images, {count} were asked for "
-                    f"{purpose}. "
-                    f"Ask for at most {have}, or add images of that class."
+                    f"Class {label} ('{self.classes[label]}') has {have or 'no'} real images, {count} were asked for "
+                    f"{purpose}. {remedy}"
                 )
-            rows.append(self._order[self._starts[label] + torch.randperm(have, generator=generator)[:count]])
+            orders = [torch.randperm(have, generator=generator) for _ in range(max(1, math.ceil(count / max(have, 1))))]
+            rows.append(self._order[self._starts[label] + torch.cat(orders)[:count]])
         return torch.stack(rows)
+
+    def names_of(self, labels: torch.Tensor) -> list[str]:
+        """Returns the names of classes, by their ids ``(k,)``."""
+        return [self.classes[label] for label in labels.tolist()]
 
     def take(self, index: torch.Tensor) -> torch.Tensor:
         """Returns the uint8 images at positions ``index`` of any shape, ``(*index.shape, C, H, W)``."""

@@ -11,6 +11,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import agreed_normalization, check_pool, input_shape
+from tgdd_plugin.distillation.rare_classes import check_class_counts
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.trajectory.shortcomings import check_left, warn_of_incomplete
 from tgdd_plugin.trajectory.store import Trajectory
@@ -93,10 +94,12 @@ def resolve_inputs(
     normalization = agreed_normalization(given, run, shape[0], statistics)
     names = run.classes or [str(number) for number in range(run.num_classes)]
     class_ids = _class_ids(settings.classes, names)
+    sampled = None if settings.source == "recorded" else pool
+    check_class_counts(settings, sampled, start_pool, class_ids)
     return Inputs(
         trajectory=trajectory,
         settings=settings,
-        pool=None if settings.source == "recorded" else pool,
+        pool=sampled,
         start_pool=start_pool,
         shape=shape,
         normalization=normalization,

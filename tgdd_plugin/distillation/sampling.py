@@ -52,7 +52,13 @@ class Draws:
         decoded = self.synthetic.decoded_per_class
         groups = min(decoded, s.max_decoded)
         if self.pool is not None:
-            batch["real"] = self.pool.draw(classes, s.real_per_class, generator, "each step (real_per_class)")
+            batch["real"] = self.pool.draw(
+                classes,
+                s.real_per_class,
+                generator,
+                "each step (real_per_class)",
+                repeat=bool((self.pool.counts[classes] >= s.real_per_class).any()),  # a rare class rules no other one
+            )
             groups = 1
         draw = draw_augmentation(s.augmentation, count * groups, (height, width), generator)
         if draw:  # an empty mapping is one that Composer cannot split into microbatches

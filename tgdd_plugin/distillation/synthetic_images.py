@@ -94,7 +94,7 @@ def start_pixels(
         ids: The classes' ids in the pool, ``(K,)``. Default: ``None``, 0, 1, 2, ...
 
     Raises:
-        InputError: If ``start`` is unknown, or a class has too few real images.
+        InputError: If ``start`` is unknown, or no class has enough real images.
     """
     if start not in STARTS:
         raise InputError(f"`start` must be one of {', '.join(STARTS)}, got '{start}'. Choose one of these.")
@@ -109,23 +109,40 @@ def start_pixels(
         )
     parts = 1 if start == "real" else factor**2
     pool_ids = torch.arange(classes) if ids is None else torch.tensor(ids)
-    fewest = int(pool.counts[pool_ids].min())
-    if fewest < count * parts:
-        many = " · factor²" if parts > 1 else ""
-        rarest = pool.classes[int(pool_ids[pool.counts[pool_ids].argmin()])]
-        raise InputError(
-            f"`images_per_class` must be at most {fewest // parts} for class '{rarest}', which has {fewest} real "
-            f"images to start from, got {count}: start '{start}' takes images_per_class{many} = {count * parts} of "
-            f"each. Lower images_per_class to {fewest // parts}"
-            + (", or choose start 'real' or factor 1" if parts > 1 else "")
-            + ", or choose start 'noise'."
-        )
-    index = pool.draw(pool_ids, count * parts, generator, "to start from")
-    images = pool.take(index).float() / 255
+    have = pool.counts[pool_ids].clamp(max=count * parts)
+    if int(have.max()) < count * parts:
+        raise _too_few(pool, pool_ids, start, count, parts)
+    rows = [
+        F.pad(pool.draw(label[None], int(n), generator, "to start from")[0], (0, count * parts - int(n)))
+        for label, n in zip(pool_ids, have, strict=True)
+    ]
+    images = pool.take(torch.stack(rows)).float() / 255
     if parts == 1:
-        return images
+        return _fill_with_noise(images, have, generator)
     small = F.interpolate(
         images.flatten(0, 1), size=(height // factor, width // factor), mode="bilinear", antialias=True
     )
+    small = _fill_with_noise(small.unflatten(0, (classes, count * parts)), have, generator)
     grid = small.view(classes, count, factor, factor, channels, height // factor, width // factor)
     return grid.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape).clamp(0, 1)
+
+
+def _fill_with_noise(images: torch.Tensor, have: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Replaces what a class has no real images for: copies of one image would have one gradient, and stay copies."""
+    for own, count in zip(images, have.tolist(), strict=True):
+        if count < len(own):
+            own[count:] = torch.rand(own[count:].shape, generator=generator).to(own)
+    return images
+
+
+def _too_few(pool: ImagePool, ids: torch.Tensor, start: str, count: int, parts: int) -> InputError:
+    """Returns the error of a start that takes more real images than any class has."""
+    label = int(ids[pool.counts[ids].argmax()])
+    most = int(pool.counts[label])
+    many = " · factor²" if parts > 1 else ""
+    lower = f"Lower images_per_class to {most // parts}" if most >= parts else "Add real images"
+    return InputError(
+        f"`images_per_class` must be at most {most // parts} for class '{pool.classes[label]}', which has {most} real "
+        f"images to start from, got {count}: start '{start}' takes images_per_class{many} = {count * parts} of each. "
+        f"{lower}" + (", or choose start 'real' or factor 1" if parts > 1 else "") + ", or choose start 'noise'."
+    )

@@ -118,7 +118,7 @@ class Baselines:
         """Returns the settings of :meth:`matched`: those of the distilled set, as far as its card has them."""
         own = {key: value for key, value in self.card.method.items() if key in DistillSettings.__dataclass_fields__}
         settings = DistillSettings(**{**own, "images_per_class": self.card.images_per_class})
-        return replace(settings, real_per_class=min(settings.real_per_class, int(self.real.counts.min())))
+        return replace(settings, real_per_class=min(settings.real_per_class, int(self.real.counts.max())))
 
     def check_features(self) -> None:
         """Checks that the network has the features that images are chosen and matched by.

@@ -48,7 +48,10 @@ class CompactSet:
             InputError: If the file or its card cannot be read, or the network does not fit them.
         """
         card, images = read_card(file), read_beton(file)
-        build = network or (lambda: build_recorded(card.network, card.shape, len(card.classes)))
+        record, arguments = card.network, card.network.get("arguments") or {}
+        if "num_classes" in arguments:  # fewer, if the set is of some of the classes alone
+            record = {**record, "arguments": {**arguments, "num_classes": len(card.classes)}}
+        build = network or (lambda: build_recorded(record, card.shape, len(card.classes)))
         return cls(card, images, build, check_network(build, card.shape, len(card.classes)))
 
     def distilled(self, seed: int) -> Images:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -201,5 +202,12 @@ def random_images(real: ImagePool, per_class: int, seed: int) -> Images:
         InputError: If a class has too few images.
     """
     generator = torch.Generator().manual_seed(seed)
+    if (fewest := int(real.counts.min())) < per_class:
+        label = int(real.counts.argmin())
+        raise InputError(
+            f"Class {label} ('{real.classes[label]}') has {fewest or 'no'} real images, {per_class} were asked for the "
+            f"random baseline, which repeats none. Add images of that class, or distill "
+            + (f"at most images_per_class={fewest}." if fewest else "without it (distill.classes).")
+        )
     index = real.draw(torch.arange(real.num_classes), per_class, generator, "the random baseline").flatten()
     return real.take(index), real.labels[index]

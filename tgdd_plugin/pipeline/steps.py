@@ -168,7 +168,8 @@ def _evaluate(recipe: Recipe, data: Data) -> None:
 
 def _network(recipe: Recipe, real: ImagePool) -> Callable[[], nn.Module] | None:
     """Returns a function that builds the recipe's network, if the recipe names one."""
-    return network_factory(recipe.network, real.shape, real.num_classes) if recipe.network else None
+    classes = len(read_card(recipe.beton).classes)  # perhaps fewer than the data have, see distill.classes
+    return network_factory(recipe.network, real.shape, classes) if recipe.network else None
 
 
 def _extra_networks(recipe: Recipe, real: ImagePool) -> list[Callable[[], nn.Module]]:

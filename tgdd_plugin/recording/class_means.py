@@ -68,6 +68,7 @@ class ClassMeans:
         self.problem: str | None = None
         self._sums = torch.zeros(0, 0)
         self._counts = torch.zeros(0)
+        self._highest = torch.tensor(-1)
         self._pending_sums, self._pending_counts = self._sums, self._counts
         self._whole = False
 
@@ -77,6 +78,7 @@ class ClassMeans:
             self.batches = 0
             self._sums, self._counts = torch.zeros(num_classes, num_features), torch.zeros(num_classes)
         self._sums, self._counts = self._sums.to(device), self._counts.to(device)
+        self._highest = self._highest.to(device)
         self._pending_sums, self._pending_counts = torch.zeros_like(self._sums), torch.zeros_like(self._counts)
         self._whole = False
 
@@ -113,6 +115,8 @@ class ClassMeans:
             rows = features.flatten(1).to(self._sums).masked_fill(~alone[:, None], 0)
             self._pending_sums.index_add_(0, labels, rows)
             self._pending_counts.index_add_(0, labels, alone.to(self._counts.dtype))
+            if not targets.is_floating_point() and targets.numel():
+                self._highest = self._highest.maximum(targets.amax().to(self._highest))
 
     def commit(self) -> None:
         """The batch is over, and trained on."""
@@ -122,9 +126,15 @@ class ClassMeans:
         self._counts.mul_(older).add_(self._pending_counts)
         self._whole = False
 
+    @property
+    def highest_label(self) -> int:
+        """The highest class id of the interval on this rank, also outside 0..K-1; -1 if there was none. Waits."""
+        return int(self._highest)
+
     def reset(self) -> None:
         """Begins a new interval."""
         self.batches, self.problem = 0, None
+        self._highest.fill_(-1)
         self._sums.zero_()
         self._counts.zero_()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
+from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.recording.class_means import ClassMeans, HeadInput
 
 
@@ -21,6 +23,8 @@ class HeadStatistics:
         self.enabled = enabled
         self._means = ClassMeans()
         self._input = HeadInput()
+        self._num_classes = 0
+        self._told = False
 
     @property
     def problem(self) -> str | None:
@@ -29,6 +33,7 @@ class HeadStatistics:
 
     def attach(self, layer: nn.Linear, num_classes: int, device: torch.device | str) -> None:
         """Watches a head from now on; sums so far are kept if they are of its shape."""
+        self._num_classes = num_classes
         if self.enabled:
             self._means.prepare(num_classes, layer.in_features, device)
             self._input.attach(layer)
@@ -72,7 +77,17 @@ class HeadStatistics:
             self._input.take()  # activation checkpointing has filled it once more, in the backward pass
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Means and counts since the last call, see :meth:`ClassMeans.take`. Collective."""
+        """Means and counts since the last call, see :meth:`ClassMeans.take`. Collective.
+
+        Warns once, on rank 0, if labels were too high for the classes. Negative ones mean that an image is ignored.
+        """
+        if not self._told and rank() == 0 and (highest := self._means.highest_label) >= self._num_classes > 0:
+            self._told = True
+            warnings.warn(
+                f"there are labels up to {highest} for {self._num_classes} classes: images with a label of "
+                f"{self._num_classes} or more count in no class mean and are not kept",
+                stacklevel=5,
+            )
         return self._means.take()
 
     def forget(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from tgdd_plugin.core.renamed_keys import with_current_keys
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.data.targets import named_classes
 from tgdd_plugin.networks.feature_network import find_head
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings
@@ -68,6 +70,12 @@ def record(
         InputError: If the folder holds runs of another job.
     """
     settings = settings or RecordSettings()
+    if empty := real.names_of((real.counts == 0).nonzero().flatten()):
+        warnings.warn(
+            f"{named_classes(empty)}: no training image, so that no class means are recorded; distill the "
+            f"other classes alone (distill.classes)",
+            stacklevel=2,
+        )
     folder = check_writable(Path(folder) / JOB).parent
     builders = list(network) if isinstance(network, Sequence) else [network]
     for build in builders:
