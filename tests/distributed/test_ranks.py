@@ -211,7 +211,7 @@ def nth(original: Callable[..., Any], fails: Callable[[int], bool], after: bool 
 Fault = tuple[int, Any, str, Callable[[int], bool], bool]
 FAULTS: dict[str, Fault] = {
     "a stage's file": (0, writing, "write_whole", lambda call: call == 3, False),
-    "the manifest": (0, Run, "write", lambda call: call == 5, False),
+    "the manifest": (0, Run, "write_stage", lambda call: call == 2, False),
     "exemplars, each time": (0, Exemplars, "write", lambda call: True, False),
     "looking for exemplars": (0, Exemplars, "add", lambda call: call == 2, False),
     "adding up a batch's features": (1, ClassMeans, "add", lambda call: True, False),

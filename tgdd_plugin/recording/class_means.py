@@ -128,13 +128,12 @@ class ClassMeans:
 
     @property
     def highest_label(self) -> int:
-        """The highest class id of the interval on this rank, also outside 0..K-1; -1 if there was none. Waits."""
+        """The highest class id so far on this rank, also outside 0..K-1; -1 if there was none. Waits for the device."""
         return int(self._highest)
 
     def reset(self) -> None:
         """Begins a new interval."""
         self.batches, self.problem = 0, None
-        self._highest.fill_(-1)
         self._sums.zero_()
         self._counts.zero_()
 

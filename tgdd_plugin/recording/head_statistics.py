@@ -81,6 +81,7 @@ class HeadStatistics:
 
         Warns once, on rank 0, if labels were too high for the classes. Negative ones mean that an image is ignored.
         """
+        means = self._means.take()  # first of all, since the other ranks wait for it
         if not self._told and rank() == 0 and (highest := self._means.highest_label) >= self._num_classes > 0:
             self._told = True
             warnings.warn(
@@ -88,7 +89,7 @@ class HeadStatistics:
                 f"{self._num_classes} or more count in no class mean and are not kept",
                 stacklevel=5,
             )
-        return self._means.take()
+        return means
 
     def forget(self) -> None:
         """Drops what was added up."""

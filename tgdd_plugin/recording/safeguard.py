@@ -32,6 +32,7 @@ class Safeguard:
         """What failed so far, in words, each once."""
         self.shared = 0
         """How many of the failures every rank knows of."""
+        self._told, self._withheld = False, False
         self.lost = False
         """Whether files that were recorded are gone."""
         self._modified: int | None = None
@@ -55,12 +56,14 @@ class Safeguard:
     @contextmanager
     def stage(self, run: Run, epoch: int, batch: int) -> Iterator[None]:
         """Covers a stage, and notes in the manifest what failed since the one before, on any rank. Collective."""
-        known = self.shared
+        known, self._withheld = self.shared, True
         self.share()
         with self.covers(f"the stage at epoch {epoch}, batch {batch}"):
             yield
         run.gaps += [{"epoch": epoch, "batch": batch, "reason": reason} for reason in self.failures[known:]]
         self.shared = len(self.failures)  # of what fails within a stage, every rank is told
+        self._withheld = False
+        self._tell()
 
     def share(self) -> None:
         """Tells every rank what failed on the others since the last call. Collective."""
@@ -74,10 +77,15 @@ class Safeguard:
         if failure in self.failures:  # as when each batch fails
             return
         self.failures.append(failure)
-        if len(self.failures) == 1 and rank() == 0:
+        self._tell()
+
+    def _tell(self) -> None:
+        # Not while the other ranks wait: where warnings are errors, it is the last that this one does.
+        if self.failures and not self._told and not self._withheld and rank() == 0:
+            self._told = True
             warnings.warn(
-                f"RECORDING FAILED, training goes on: {failure}. Later stages are tried again, and the manifest "
-                f"notes what is missing",
+                f"RECORDING FAILED, training goes on: {self.failures[0]}. Later stages are tried again, and the "
+                f"manifest notes what is missing",
                 stacklevel=3,
             )
 
@@ -108,10 +116,12 @@ class Safeguard:
             run.complete = not self.lost
             run.write(folder)
 
-        self._modified = None
+        self._modified, self._withheld = None, True
         with self.covers("the end of the recording"):
             self.share()
             self.write(folder, run, exemplars, write)
+        self._withheld = False
+        self._tell()
         if self.failures and rank() == 0:
             warnings.warn(
                 f"the recording of run '{run.name}' is not whole: {len(self.failures)} part(s) of it failed while "
