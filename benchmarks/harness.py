@@ -28,7 +28,7 @@ from torch import nn
 from benchmarks.machine import describe_machine
 from benchmarks.results import TIME_UP, Parser, Row, key_of, open_row, seconds, stopwatch
 from tgdd_plugin import DistillSettings, InputError, TGDDCallback, distill
-from tgdd_plugin.beton.card import card_path, read_card
+from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import torch_device
@@ -239,7 +239,7 @@ class Bench:
     ) -> Images:
         """The images that ship; distilled now, unless they are there. ``settings`` are resolved ones."""
         beton = row.work / "distilled.beton"
-        if not card_path(beton).is_file():
+        if not beton.is_file():
             with stopwatch(row.work / "seconds"):
                 distill(
                     trajectory,
@@ -249,6 +249,7 @@ class Bench:
                     network=self.builds,
                     head=self.recipe.head,
                     device=self.recipe.device,
+                    overwrite=True,
                     callbacks=[self.deadline, *callbacks],
                     trainer_options={"save_interval": self.deadline.due(Event.BATCH_CHECKPOINT)},
                 )

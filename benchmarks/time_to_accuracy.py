@@ -66,6 +66,7 @@ def distilled(bench: Bench, name: str, trajectory: Trajectory, settings: Distill
     snapshots = Snapshots(folder, steps)
     if name in ENGINE:
         real = bench.train if settings.source == "sampled" else None
+        (folder / "last.beton").unlink(missing_ok=True)  # finished, it would not be made again
         distill(
             trajectory,
             real,

@@ -82,14 +82,15 @@ def test_a_job_from_start_to_end(job):
     out = folder / "out"
     written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     stages = {f"trajectory/seed0/stage-ep{i}-ba{i}.safetensors" for i in range(3)}  # 60 images are one batch
-    wanted = {"sets-ipc2.beton", "sets-ipc2.beton.yaml", "results.json", "recipe.yaml", "trajectory/job.json"}
+    wanted = {"sets-ipc2.beton", "sets-ipc2.beton.yaml", "trajectory/job.json"}
+    wanted |= {"sets-ipc2-retrain.json", "sets-ipc2-recipe.yaml"}
     recorded = {f"trajectory/seed0/{name}" for name in ("manifest.json", "exemplars.safetensors")}
     assert written == wanted | stages | recorded  # and no checkpoint, no temporary file
     lines = done.stdout.splitlines()
     assert lines[0] == "recorded  out/trajectory: 1 run(s), 3 stages" and lines[1] == "distilled out/sets-ipc2.beton"
-    assert lines[-1] == "results   out/results.json"
+    assert lines[-1] == "results   out/sets-ipc2-retrain.json"
     rows = {line[:22].strip(): line[22:].split() for line in lines[5:9]}
-    content = json.loads((out / "results.json").read_text())
+    content = json.loads((out / "sets-ipc2-retrain.json").read_text())
     assert {r["name"]: [str(r["images"]), str(r["epochs"])] for r in content["rows"]} == {
         name: cells[:2] for name, cells in rows.items()
     }
@@ -134,20 +135,108 @@ def test_a_trajectory_that_lacks_its_normalisation_can_be_distilled(here, capfd)
     assert Path("given.beton").read_bytes() == (here / "out/sets-ipc2.beton").read_bytes()
 
 
-def test_a_job_given_again_keeps_what_is_finished(here, capfd):
-    """And distills anew what another setting asks for."""
-    file = here / "out/sets-ipc2.beton"
-    before = file.stat().st_mtime_ns
-    settings = ["retrain.epochs=1", "retrain.seeds=1", "retrain.full_epochs=0"]
-    assert cli.main(["run", "recipe.yaml", *settings]) == 0
-    assert "kept, it is of this job" in capfd.readouterr().out
-    assert file.stat().st_mtime_ns == before
-    assert cli.main(["run", "recipe.yaml", *settings, "distill.alpha=0.25", "file=other.beton"]) == 0
-    shutil.copy("other.beton", file)
-    shutil.copy("other.beton.yaml", f"{file}.yaml")
-    assert cli.main(["run", "recipe.yaml", *settings]) == 0
-    assert "kept" not in capfd.readouterr().out
-    assert read_card(file).method["alpha"] == 2.5
+def test_a_finished_job_given_again_repeats_and_replaces_nothing(here, capfd):
+    """Every step says so; the files stay byte for byte, the seconds of the trainings included."""
+    before = snapshot(here)
+    table = (here / "out/sets-ipc2-retrain.json").read_text()
+    assert cli.main(["run", "recipe.yaml", "retrain.epochs=3"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == "recorded  out/trajectory: already done, 1 run(s), 3 stages"
+    assert lines[1] == "distilled out/sets-ipc2.beton: already done, and kept as it is"
+    assert [line.split()[0] for line in lines[5:9]] == ["distilled", "random", "random,", "full"]
+    assert lines[-1] == "results   out/sets-ipc2-retrain.json: already done"
+    for step, last in (("record", lines[0]), ("distill", lines[1]), ("retrain", lines[-1])):
+        assert cli.main([step, "recipe.yaml", "retrain.epochs=3"]) == 0
+        assert capfd.readouterr().out.splitlines()[-1] == last
+    assert snapshot(here) == before and len(read_card("out/sets-ipc2.beton").accuracy) == 1
+    # A call that was killed before its last rows goes on with them; the card gets no second entry.
+    content = json.loads(table)
+    Path("out/sets-ipc2-retrain.json").write_text(json.dumps({**content, "rows": content["rows"][:2]}))
+    assert cli.main(["retrain", "recipe.yaml", "retrain.epochs=3"]) == 0
+    assert capfd.readouterr().out.splitlines()[-1] == "results   out/sets-ipc2-retrain.json"
+    rows = json.loads(Path("out/sets-ipc2-retrain.json").read_text())["rows"]
+    assert rows[:2] == content["rows"][:2]
+    assert [row["accuracies"] for row in rows] == [row["accuracies"] for row in content["rows"]]
+    assert rows[2:] != content["rows"][2:], "the seconds of another training"
+    assert len(read_card("out/sets-ipc2.beton").accuracy) == 1
+
+
+def test_another_job_replaces_nothing_unasked(here, capfd):
+    steps = ["recipe.yaml", "distill.steps=5"]
+    for step in ("run", "distill"):
+        refusal = refused(capfd, here, step, *steps)
+        assert "'out/sets-ipc2.beton' is of another job (method.steps was 3 and is now 5). Choose another" in refusal
+    changed = refused(capfd, here, "retrain", "recipe.yaml", "retrain.epochs=4")
+    assert "'out/sets-ipc2-retrain.json' is of another evaluation (settings.epochs was 3 and is now 4)" in changed
+    # Under another name it is a job beside the first one.
+    before = snapshot(here / "out")
+    quick = ["retrain.epochs=1", "retrain.seeds=1", "retrain.full_epochs=0"]
+    assert cli.main(["run", *steps, *quick, "file=out/five.beton"]) == 0
+    after = snapshot(here / "out")
+    new = {"five.beton", "five.beton.yaml", "five-retrain.json", "five-recipe.yaml"}
+    assert after.keys() - before.keys() == new and {**after, **before} == after
+    # And asked for, it takes the first one's place, its results with it; the note of the job asks for nothing.
+    assert cli.main(["run", *steps, *quick, "overwrite=true"]) == 0
+    replaced = snapshot(here / "out")
+    assert replaced["sets-ipc2.beton"] == after["five.beton"] and replaced.keys() == after.keys()
+    assert json.loads(replaced["sets-ipc2-retrain.json"])["settings"]["epochs"] == 1
+    assert len(read_card("out/sets-ipc2.beton").accuracy) == 1
+    assert yaml.safe_load(replaced["sets-ipc2-recipe.yaml"])["overwrite"] is False
+    capfd.readouterr()
+    assert cli.main(["run", "out/sets-ipc2-recipe.yaml"]) == 0
+    assert capfd.readouterr().out.count("already done") == 3 and snapshot(here / "out") == replaced
+
+
+def test_what_nothing_is_known_of_is_not_replaced(here, capfd):
+    Path("notes.txt").write_text("mine")
+    shutil.copy("out/sets-ipc2.beton", "bare.beton")
+    for file in ("notes.txt", "bare.beton"):
+        for step in ("run", "distill"):
+            message = refused(capfd, here, step, "recipe.yaml", f"file={file}")
+            assert f"'{file}' is there already, and nothing says what it is" in message and "has no card" in message
+    card = card_path("out/sets-ipc2.beton")
+    card.write_text(card.read_text().replace("sha256: ", "sha256: 0"))
+    assert "checksums differ" in refused(capfd, here, "distill", "recipe.yaml")
+    assert cli.main(["distill", "recipe.yaml", "overwrite=true"]) == 0
+    assert read_card("out/sets-ipc2.beton").accuracy == []
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "folder", "wanted"),
+    [
+        ("run/trajectory", None, "run/trajectory", "run"),
+        ("run/trajectory", None, "run/trajectory/seed0", "run"),
+        ("my run", None, "my run", "my-run"),
+        ("run/trajectory", "cifar10", "run/trajectory", "cifar10"),
+        ("run/trajectory", "my_module:my_sets", "run/trajectory/seed0", "my_sets"),
+        ("run/trajectory", "../../\x1b[31m/etc", "run/trajectory", "31m-etc"),
+        ("run/trajectory", "../..", "run/trajectory", "run"),
+        ("run/trajectory", 7, "run/trajectory", "run"),
+        ("run/trajectory", "x" * 1000, "run/trajectory", "x" * 100),
+    ],
+)
+def test_a_file_is_named_after_what_was_recorded(here, capfd, name, data, folder, wanted):
+    """And not after the default of ``data.name``, where that is left out."""
+    shutil.copytree("out/trajectory", name, ignore=shutil.ignore_patterns("job.json"))
+    if data is not None:
+        (here / name / "job.json").write_text(json.dumps({"data": {"name": data}}))
+    settings = ["distill.images_per_class=1", "distill.steps=1", "distill.augmentation=none"]
+    assert cli.main(["distill", folder, *settings]) == 0, capfd.readouterr().err
+    assert capfd.readouterr().out == f"distilled outputs/{wanted}-ipc1.beton\n"
+    assert sorted(path.name for path in Path("outputs").iterdir()) == [
+        f"{wanted}-ipc1.beton",
+        f"{wanted}-ipc1.beton.yaml",
+    ]
+
+
+def test_a_given_name_comes_first(here, capfd):
+    settings = ["distill.images_per_class=1", "distill.steps=1", "distill.real_per_class=5", "output=new"]
+    assert cli.main(["distill", "out/trajectory", "data.name=cli_test_data:sets", *settings]) == 0
+    assert Path("new/sets-ipc1.beton").is_file()
+    Path("damaged.yaml").write_text(json.dumps({"trajectory": "out/trajectory", "distill": {"source": "recorded"}}))
+    Path("out/trajectory/job.json").write_text("{")
+    assert cli.main(["distill", "damaged.yaml", *settings]) == 0
+    assert Path("new/out-ipc1.beton").is_file()
 
 
 def test_the_steps_one_by_one_and_the_shortcuts(here, capfd):
@@ -165,7 +254,7 @@ def test_the_steps_one_by_one_and_the_shortcuts(here, capfd):
     assert cli.main(["retrain", "again.beton", data, *settings]) == 0
     table = capfd.readouterr().out
     rows = [line.split()[0] for line in table.splitlines()[3:] if line]
-    assert rows == ["distilled", "random", "random,", "results"] and "results   results.json" in table
+    assert rows == ["distilled", "random", "random,", "results"] and "results   again-retrain.json" in table
     assert len(read_card("again.beton").accuracy) == 1
 
 
@@ -251,7 +340,7 @@ def test_a_job_that_does_not_fit_what_is_there(here, capfd):
     assert "network.arguments.width was 4 and is now 8" in changed
     Path("out/trajectory/job.json").write_text("{")
     assert "job.json', which says what was recorded there, is damaged" in refused(capfd, here, "record", "recipe.yaml")
-    few = refused(capfd, here, "distill", "recipe.yaml", "distill.real_per_class=500")
+    few = refused(capfd, here, "distill", "recipe.yaml", "distill.real_per_class=500", "file=few.beton")
     assert "has 20 real images, 500 were asked for" in few
     other = refused(capfd, here, "retrain", "out/sets-ipc2.beton", "data.name=digits")
     assert (

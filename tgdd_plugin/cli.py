@@ -122,6 +122,7 @@ def _add_exchange(steps: argparse._SubParsersAction[_StepParser]) -> None:
     )
     imported.add_argument("--experiment", type=int, default=-1, help="which of several sets (default: the last)")
     imported.add_argument("--tolerance", type=float, help="how much clamping to [0, 1] may change a value on average")
+    imported.add_argument("--overwrite", action="store_true", help="replace a .beton of another set")
     imported.set_defaults(call=_import)
 
 
@@ -172,6 +173,7 @@ def _import(options: argparse.Namespace) -> None:
             normalised=options.normalised,
             experiment=options.experiment,
             tolerance=TOLERANCE if options.tolerance is None else options.tolerance,
+            overwrite=options.overwrite,
         )
     print(f"imported  {path}")
     for warning in caught:

@@ -83,7 +83,7 @@ def test_tensors_there_and_back_are_the_same_bytes(tmp_path, beton, channels):
     assert sorted(os.listdir(folder)) == ["card.yaml", "data.pt", "images.pt", "labels.pt"]
     names = card().classes
     for source in (folder / "data.pt", (folder / "images.pt", str(folder / "labels.pt"))):
-        back = imported(source, tmp_path / "back.beton", channels, classes=names)
+        back = imported(source, tmp_path / "back.beton", channels, classes=names, overwrite=True)
         assert torch.equal(read_beton(back)[0], images) and torch.equal(read_beton(back)[1], labels)
         found = read_card(back)
         assert (found.classes, found.images_per_class, found.factor) == (names, PER_CLASS, 1)

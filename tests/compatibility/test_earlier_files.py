@@ -126,10 +126,10 @@ def test_a_distilled_file_is_known_to_be_of_its_job(here, capsys):
     before = Path("one/sets-ipc2.beton").read_bytes()
     tgdd("run", "one.yaml", "evaluate.baselines=[]")
     out = capsys.readouterr().out
-    assert "distilled one/sets-ipc2.beton: kept, it is of this job" in out
+    assert "distilled one/sets-ipc2.beton: already done" in out
     assert Path("one/sets-ipc2.beton").read_bytes() == before
     tgdd("run", "one.yaml", "distill.factor=2", "distill.packed=true", "file=one/packed.beton")
-    assert "distilled one/packed.beton: kept, it is of this job" in capsys.readouterr().out
+    assert "distilled one/packed.beton: already done" in capsys.readouterr().out
 
 
 def test_a_packed_file_decodes(here):

@@ -170,9 +170,9 @@ def test_another_job_does_not_resume_from_these_checkpoints(trajectory, pool, tm
     with pytest.raises(KeyboardInterrupt):
         run(trajectory, pool, path, callbacks=[Crash(8)], checkpoint_interval="5ba")
     steps = Steps()
-    run(trajectory, pool, path, replace(SETTINGS, alpha=0.1), callbacks=[steps])
+    run(trajectory, pool, path, replace(SETTINGS, alpha=0.1), callbacks=[steps], overwrite=True)
     other = ImagePool(pool.images.flip(0), pool.labels.flip(0), pool.classes).subset(torch.arange(57))
-    run(trajectory, other, path, callbacks=[steps])
+    run(trajectory, other, path, callbacks=[steps], overwrite=True)
     assert steps.seen == list(range(1, 13)) * 2
 
 
@@ -224,7 +224,7 @@ def test_bfloat16_moves_the_pixels_nearly_as_float32_does(trajectory, pool, tmp_
     for precision in ("fp32", "bf16"):
         steps = Steps()
         settings = replace(SETTINGS, steps=1, precision=precision)
-        run(trajectory, pool, tmp_path / "a.beton", settings, callbacks=[steps])
+        run(trajectory, pool, tmp_path / f"{precision}.beton", settings, callbacks=[steps])
         moved.append((steps.pixels[0] - start).flatten())
     assert not torch.equal(*moved)
     assert torch.cosine_similarity(*moved, dim=0) > 0.99
@@ -370,7 +370,7 @@ def test_what_does_not_fit_ends_in_one_line_and_loses_nothing(trajectory, pool, 
     settings = options.pop("settings", SETTINGS)
     output = tmp_path / options.pop("output", "a.beton")
     with pytest.raises(InputError, match=match) as error:
-        run(trajectory, pool, output, settings, **options)
+        run(trajectory, pool, output, settings, overwrite=True, **options)
     assert "\n" not in str(error.value)
     assert earlier.read_bytes() == b"an earlier result"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "file"]

@@ -163,7 +163,7 @@ def test_a_start_that_wants_more_images_than_were_kept(trajectory, tmp_path):
     with pytest.raises(InputError, match=r"has 16 real images to start from.*start 'noise'"):
         run(trajectory, tmp_path / "a.beton", more)
     for start in ("noise", "real"):
-        run(trajectory, tmp_path / "a.beton", replace(more, start=start, steps=1))
+        run(trajectory, tmp_path / f"{start}.beton", replace(more, start=start, steps=1))
 
 
 def test_where_no_image_may_be_kept_it_starts_from_noise(tmp_path):
@@ -203,7 +203,7 @@ def test_the_command_line_reads_no_data_set(trajectory, tmp_path, capsys):
     arguments = ["distill", str(trajectory.folder), f"output={tmp_path / 'out'}"]
     arguments += ["distill.images_per_class=1", "distill.steps=2"]
     assert main(arguments) == 0, capsys.readouterr().err
-    assert read_card(tmp_path / "out" / "digits-ipc1.beton").images == 12
+    assert read_card(tmp_path / "out" / f"{trajectory.folder.name}-ipc1.beton").images == 12
     arguments += ["data.name=cifar10", f"data.root={tmp_path / 'nowhere'}"]
     assert main(arguments) == 2, "named data is wanted for sampling"
     assert main([*arguments, "distill.source=recorded"]) == 0

@@ -339,16 +339,16 @@ def test_a_recipe_records_and_distills_several_networks(tmp_path, monkeypatch, c
     assert "out/trajectory: 2 run(s), 4 stages" in capsys.readouterr().out
     depths = [n["arguments"]["depth"] for n in read_card("out/digits-ipc1.beton").trajectory["networks"]]
     assert depths == [1, 2]
-    again = yaml.safe_load((tmp_path / "out/recipe.yaml").read_text())
+    again = yaml.safe_load((tmp_path / "out/digits-ipc1-recipe.yaml").read_text())
     assert again["extra_networks"] == [{"name": "convnet", "depth": 2, "width": 4, "norm": "batch"}]
     # The same job is kept; one of other networks is another.
     assert main(["run", "recipe.yaml"]) == 0
-    assert "kept, it is of this job" in capsys.readouterr().out
+    assert "distilled out/digits-ipc1.beton: already done" in capsys.readouterr().out
     for other in ("extra_networks=[]", "extra_networks=[{depth: 3, width: 4}]"):
         assert main(["record", "recipe.yaml", other]) == 2
         assert "was recorded by another job (extra_networks" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out/trajectory/seed0-network2")
-    assert main(["distill", "recipe.yaml"]) == 2
+    assert main(["distill", "recipe.yaml", "file=other.beton"]) == 2
     assert "runs ('seed0'), got as network 2 ConvNet, which" in capsys.readouterr().err
 
 

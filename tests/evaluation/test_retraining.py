@@ -103,10 +103,10 @@ def test_rows_table_results_and_card_agree(file, tmp_path):
         assert (noted["mean_percent"], noted["std_points"]) == (round(mean, 2), round(std, 2))
         assert line.startswith(row.name) and f"{mean:.1f} ± {std:.1f}" in line
         assert (f"{mean - full:+.1f}" in line) == (row.name != "full data")
-    # The same call gives the same figures, and its rows come after the earlier ones.
+    # The same call gives the same figures, which the card has already, if not in the same time.
     again = retrain(file, TEST, QUICK, real=REAL, seed=4, progress_bar=False)
     assert [row.accuracies for row in again] == [row.accuracies for row in rows]
-    assert [e["rows"][0]["accuracies"] for e in read_card(file).accuracy] == [rows[0].accuracies] * 2
+    assert [e["rows"][0]["accuracies"] for e in read_card(file).accuracy] == [rows[0].accuracies]
     assert read_beton(file)[0].shape == (24, 1, 8, 8)  # and the card still belongs to the file
 
 
@@ -340,8 +340,8 @@ def test_rows_that_came_meanwhile_stay_and_a_replaced_file_gets_none(file, tmp_p
     monkeypatch.setattr(scorer, "train_each", replaced)
     (tmp_path / "results.json").write_text("earlier")
     with pytest.raises(InputError, match="was replaced during training"):
-        retrain(file, TEST, one, results=tmp_path / "results.json", progress_bar=False)
-    assert read_card(file).accuracy == [] and (tmp_path / "results.json").read_text() == "earlier"
+        retrain(file, TEST, one, results=tmp_path / "results.json", progress_bar=False, overwrite=True)
+    assert read_card(file).accuracy == []
 
 
 @pytest.mark.parametrize("option", [{"seeds": 0}, {"full_epochs": -1}, {"epochs": 0}, {"cutmix": 1.5}])

@@ -13,19 +13,24 @@ Every file is read with ``torch.load(weights_only=True)``: none can run code.
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tgdd_plugin.beton.card import Card
+from tgdd_plugin.beton.existing import existing_card, is_same
 from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.beton.multi_formation import check_factor, decode
 from tgdd_plugin.beton.pt_reader import read_labels, read_pair
 from tgdd_plugin.core.atomic_files import check_writable
+from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
@@ -53,6 +58,7 @@ def import_tensors(
     normalised: bool | None = None,
     experiment: int = -1,
     tolerance: float = TOLERANCE,
+    overwrite: bool = False,
 ) -> Path:
     """Writes a distilled set of other code as a ``.beton`` and its card, sorted by class.
 
@@ -76,11 +82,13 @@ def import_tensors(
         normalised: Whether the images are normalized. Default: ``None``, as the values look, see :data:`LEEWAY`.
         experiment: Which of several sets in one file. Default: ``-1``, the last.
         tolerance: The largest change by clamping, on average. Default: :data:`TOLERANCE`.
+        overwrite: Whether an ``output`` that is there already and is not the same set is replaced. Default: ``False``.
 
     Raises:
         InputError: If a file is not such a ``.pt``, images and labels do not fit each other or ``classes``, a class has
-            more images than another, or clamping would change too much.
+            more images than another, clamping would change too much, or ``output`` is there already and another set.
     """
+    earlier = existing_card(Path(output), overwrite=overwrite)
     paths = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(path) for path in source]
     named = " and ".join(f"'{path}'" for path in paths)
     images, found, method = read_pair(paths, experiment, named)
@@ -112,7 +120,19 @@ def import_tensors(
     )
     order = order.repeat_interleave(factor**2)
     soft = None if labels.soft is None else labels.soft[order]
+    if earlier is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            write_beton(Path(folder) / "again.beton", decoded, labels.ids[order], card, soft)
+        if is_same(Path(output), first_difference(_set_of(earlier), _set_of(card)), overwrite=overwrite):
+            return Path(output)
     return write_beton(check_writable(Path(output)), decoded, labels.ids[order], card, soft)
+
+
+def _set_of(card: Card) -> dict[str, Any]:
+    """What a card says of its file, whoever wrote it and whatever it has reached since."""
+    content = {key: value for key, value in asdict(card).items() if key not in ("versions", "accuracy")}
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    return plain
 
 
 def _check_images(images: torch.Tensor, named: str) -> None:

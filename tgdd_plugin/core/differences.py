@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+LONGEST = 200
+"""The characters of a value that are shown."""
+
 
 def first_difference(earlier: Any, now: Any, where: str = "") -> str | None:
     """Returns the first difference between two nested mappings in words, or ``None``; ``where`` is the key of both."""
@@ -11,4 +14,9 @@ def first_difference(earlier: Any, now: Any, where: str = "") -> str | None:
         keys = {**earlier, **now}
         found = (first_difference(earlier.get(key), now.get(key), f"{where}.{key}".strip(".")) for key in keys)
         return next(filter(None, found), None)
-    return None if earlier == now else f"{where} was {earlier!r} and is now {now!r}"
+    return None if earlier == now else f"{where} was {_short(earlier)} and is now {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -17,7 +17,7 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 from tqdm.auto import tqdm
 
-from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin.beton.card import Card
 from tgdd_plugin.core.atomic_files import check_writable
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError
@@ -26,11 +26,12 @@ from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import NetworkOrFactory
 from tgdd_plugin.distillation.execution import RunOptions, fit_halving, trainer_arguments
+from tgdd_plugin.distillation.finished import check_settings, find_difference, free_name, is_finished
 from tgdd_plugin.distillation.frozen_networks import FrozenNetworks, freeze_networks
-from tgdd_plugin.distillation.inputs import Inputs, resolve_inputs, resolve_settings
+from tgdd_plugin.distillation.inputs import Inputs, resolve_inputs
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.monitoring import NonFiniteLoss, estimate
-from tgdd_plugin.distillation.result import method_of, result_card, write_result
+from tgdd_plugin.distillation.result import result_card, write_result
 from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
@@ -50,6 +51,7 @@ def distill(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     device: str | None = None,
+    overwrite: bool = False,
     checkpoint_interval: str = "500ba",
     image_interval: int = 1000,
     loggers: Sequence[LoggerDestination] = (),
@@ -64,7 +66,8 @@ def distill(
     take one SGD step on the pixels of all classes, then clamp them to [0, 1].
 
     Checkpoints lie in a hidden folder beside ``output`` until it is written. The same call, made again after a crash,
-    goes on from the last one and ends with the same bits (on a CPU; a GPU may add in another order).
+    goes on from the last one and ends with the same bits (on a CPU; a GPU may add in another order). Where ``output``
+    is there already and of the same job, the call returns at once and leaves it as it is.
 
     Args:
         trajectory: The folder that :class:`TGDDCallback` recorded, or an open :class:`Trajectory`.
@@ -79,6 +82,7 @@ def distill(
         head: Name of the networks' linear head. Default: as recorded.
         mean, std: Per-channel normalization for pixels in [0, 1]. Default: as recorded.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
+        overwrite: Whether an ``output`` that is there already and of another job is replaced. Default: ``False``.
         checkpoint_interval: How often to save, as a Composer time string. Default: ``'500ba'``.
         image_interval: Steps between pictures of the images sent to ``loggers``; 0 for none. Default: ``1000``.
         loggers, callbacks: The user's own loggers and callbacks, for the Trainer.
@@ -89,10 +93,11 @@ def distill(
         The path of the written file.
 
     Raises:
-        InputError: If anything given does not fit: before any step is made wherever that can be known, and otherwise
-            with the last checkpoint kept.
+        InputError: If anything given does not fit, or ``output`` is there already and of another job: before any step
+            is made wherever that can be known, and otherwise with the last checkpoint kept.
     """
     output = check_writable(Path(output))
+    check_settings(output, settings or DistillSettings(), overwrite=overwrite)
     trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
     if network is None:
         for run in trajectory.representative_runs.values():
@@ -103,6 +108,11 @@ def distill(
     )
     on = torch_device(device)
     inputs = resolve_inputs(trajectory, real, settings or DistillSettings(), given, progress_bar=progress_bar)
+    card = result_card(inputs, head)
+    if is_finished(output, card, overwrite=overwrite):
+        if progress_bar and dist.get_global_rank() == 0:
+            tqdm.write(f"'{output}' is already done: it is of this job, and kept as it is", file=sys.stderr)
+        return output
     frozen = freeze_networks(inputs, network, head, on)
     synthetic = SyntheticImages(_start(inputs, frozen), inputs.settings.factor)
     draws = Draws(inputs.settings, frozen.bank, inputs.pool, synthetic, dist.get_global_rank(), inputs.class_ids)
@@ -116,13 +126,12 @@ def distill(
         alpha=inputs.settings.alpha or 0.0,
         bf16=inputs.settings.precision == "bf16",
     )
-    run_name = f"distill-{output.stem}-{_job_hash(inputs, frozen)}"
+    run_name = f"distill-{output.stem}-{_job_hash(inputs, frozen, card)}"
     checkpoints = output.parent / f".{run_name}"
     arguments = trainer_arguments(model, draws, options, checkpoints, run_name)
     chunk = frozen.fit_memory(inputs, on)
     if progress_bar and dist.get_global_rank() == 0:
         tqdm.write(f"distilling {estimate(model, draws, chunk, inputs.settings.steps, on)}", file=sys.stderr)
-    card = result_card(inputs)
     try:
         fit_halving(arguments, chunk, synthetic)
     except NonFiniteLoss as error:
@@ -154,12 +163,12 @@ def _start(inputs: Inputs, frozen: FrozenNetworks) -> torch.Tensor:
     return start_pixels(settings.start, shape, settings.factor, pool, generator, inputs.class_ids)
 
 
-def _job_hash(inputs: Inputs, frozen: FrozenNetworks) -> str:
+def _job_hash(inputs: Inputs, frozen: FrozenNetworks, card: Card) -> str:
     """Hashes all that the pixels depend on, so that another job never resumes from these checkpoints."""
     settings = {name: value for name, value in asdict(inputs.settings).items() if name != "packed"}
     networks: Any = [type(module).__qualname__ for module in frozen.modules]
     networks = networks if len(networks) > 1 else networks[0]  # as when there was one only: its checkpoints still serve
-    key = [
+    key: list[Any] = [
         settings,
         inputs.trajectory.checksums,
         inputs.normalization.mean,
@@ -168,28 +177,33 @@ def _job_hash(inputs: Inputs, frozen: FrozenNetworks) -> str:
         inputs.fingerprint,
         networks,
     ]
+    if "head" in card.trajectory:
+        key.append(card.trajectory["head"])
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
 
 
 def _keep_last_finite(output: Path, synthetic: SyntheticImages, card: Card, step: int) -> Path:
     """Writes the images as they are after ``step`` steps, beside ``output``, and returns the file's path."""
-    kept = output.with_name(f"{output.stem}-step{step}{output.suffix}")
+    card.method["stopped_after"] = step
+    kept = free_name(output.with_name(f"{output.stem}-step{step}{output.suffix}"), card)
     if dist.get_global_rank() == 0:
-        card.method["stopped_after"] = step
         write_result(kept, synthetic, card)
     return kept
 
 
-def is_distilled(output: str | Path, trajectory: Trajectory, pool: ImagePool | None, settings: DistillSettings) -> bool:
-    """Whether ``output`` is there already, whole, from the same stages and images under the same settings."""
+def is_distilled(
+    output: str | Path,
+    trajectory: Trajectory,
+    pool: ImagePool | None,
+    settings: DistillSettings,
+    *,
+    head: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> bool:
+    """Whether ``output`` is there already, whole, of the job that :func:`distill` would do with the same arguments."""
     try:
-        card = read_card(output)
-        method = method_of(resolve_settings(settings, trajectory, pool))
+        inputs = resolve_inputs(trajectory, pool, settings, Normalization.of(mean, std))
+        return find_difference(output, result_card(inputs, head)) is None
     except InputError:
         return False
-    start_pool = trajectory.exemplars() if pool is None else pool
-    # A setting that the version which wrote it did not have yet was as its default is.
-    earlier = {**method_of(DistillSettings()), **card.method}
-    same = earlier == method and card.packed == settings.packed
-    same = same and card.trajectory.get("stages") == trajectory.checksums
-    return same and card.real.get("fingerprint") == (start_pool.fingerprint() if start_pool is not None else None)

@@ -19,9 +19,16 @@ def method_of(settings: DistillSettings) -> dict[str, Any]:
     return {"name": "TGDD", **asdict(settings)}
 
 
-def result_card(inputs: Inputs) -> Card:
-    """Returns the card of what is distilled from ``inputs``."""
+def result_card(inputs: Inputs, head: str | None = None) -> Card:
+    """Returns the card of what is distilled from ``inputs``.
+
+    Args:
+        inputs: What the distillation starts from.
+        head: Name of the networks' linear head as the user gave it. It is noted if it is not the recorded one.
+    """
     settings, trajectory = inputs.settings, inputs.trajectory
+    recorded = [run.head for run in trajectory.runs.values()]
+    other = {} if head is None or all(f".{name}".endswith(f".{head}") for name in recorded) else {"head": head}
     return Card(
         classes=inputs.class_names,
         images=0,  # write_beton() counts them
@@ -38,6 +45,7 @@ def result_card(inputs: Inputs) -> Card:
             "runs": [run.name for run in trajectory.runs.values()],
             "stages": trajectory.checksums,
             "networks": [run.network for run in trajectory.representative_runs.values()],
+            **other,
         },
         versions=installed_versions("mosaicml", "ffcv", "numpy"),
     )

@@ -43,6 +43,7 @@ def retrain(
     results: str | Path | None = None,
     device: str | None = None,
     seed: int = 0,
+    overwrite: bool = False,
     progress_bar: bool = True,
     trainer_options: Mapping[str, Any] | None = None,
 ) -> list[Row]:
@@ -57,7 +58,9 @@ def retrain(
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         seed: The first of ``settings.seeds`` seeds: of the initial weights, the order of images, the augmentation, and
             the choice of random images. Default: ``0``.
-        results: A JSON file to write. Default: none.
+        results: A JSON file that keeps every row once it is done; the same call makes only the rows that are missing.
+            Default: none, and all rows are made.
+        overwrite: Whether ``results`` of another comparison are replaced. Default: ``False``.
         progress_bar: Whether to show progress bars. Default: ``True``.
         trainer_options: More arguments for the Composer ``Trainer`` of each training, such as ``loggers``,
             ``callbacks`` or ``precision``; see :func:`tgdd_plugin.training.train.train_network`. Default: none.
@@ -67,7 +70,8 @@ def retrain(
         as the file has once decoded), and ``full data``.
 
     Raises:
-        InputError: If the file, its card, the images or the network do not fit each other.
+        InputError: If the file, its card, the images or the network do not fit each other, or ``results`` are of
+            another comparison.
     """
     settings = settings or RetrainSettings()
     compact = CompactSet.open(file, network)
@@ -79,12 +83,16 @@ def retrain(
         baselines = Baselines(compact, real, _usual_results(file).with_suffix(""), device, progress_bar)
     jobs = plan_rows(compact, baselines, RETRAIN_ROWS, settings, seed=seed)
     scorer = _scorer(compact, test, settings, seed, device, progress_bar, trainer_options)
-    about = describe_comparison(file, compact, scorer, real, settings)
-    rows = _score(jobs, scorer)
+    about = describe_comparison(file, compact, scorer, real, replace(settings, at_once=None))  # it changes no result
+    done = read_results(results, about, overwrite=overwrite) if results else {}
+
+    def keep(row: Row, networks: list[nn.Module]) -> None:
+        if results and dist.get_global_rank() == 0:
+            write_results(results, about, list(done.values()), scorer)
+
+    rows = _score(jobs, scorer, done, keep)
     if dist.get_global_rank() == 0:
         add_to_card(file, compact.card, about, rows, scorer)
-        if results:
-            write_results(results, about, rows, scorer)
     return rows
 
 
@@ -101,6 +109,7 @@ def evaluate(
     device: str | None = None,
     seed: int = 0,
     results: str | Path | None = None,
+    overwrite: bool = False,
     progress_bar: bool = True,
     trainer_options: Mapping[str, Any] | None = None,
 ) -> list[Row]:
@@ -120,6 +129,7 @@ def evaluate(
         seed: The first of ``training.seeds`` seeds, as in :func:`retrain`. Default: ``0``.
         results: The JSON file that keeps every row once it is done. A Markdown table is written beside it, and a
             folder of its name keeps what later rows need. Default: ``<name>-evaluation.json`` beside ``<name>.beton``.
+        overwrite: Whether ``results`` of another evaluation are replaced. Default: ``False``.
         progress_bar: Whether to show progress bars. Default: ``True``.
         trainer_options: As in :func:`retrain`; the results do not note them. Default: none.
 
@@ -149,7 +159,7 @@ def evaluate(
         real, held_out = real.split(0.1, torch.Generator().manual_seed(1))
     baselines = Baselines(compact, real, results.with_suffix(""), device, progress_bar)
     jobs = plan_rows(compact, baselines, settings, training, softened, seed)
-    done = read_results(check_writable(results), about)
+    done = read_results(check_writable(results), about, overwrite=overwrite)
 
     def keep(row: Row, networks: list[nn.Module]) -> None:
         if row.name == FULL_DATA:

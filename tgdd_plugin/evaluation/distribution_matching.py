@@ -18,7 +18,7 @@ from torch import nn
 
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.distillation.distiller import distill, is_distilled
+from tgdd_plugin.distillation.distiller import distill
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.networks.feature_network import find_head
 from tgdd_plugin.trajectory.manifest import Run
@@ -59,10 +59,9 @@ def match_distributions(
         fresh_networks(folder, build, real.classes, normalization, settings.seed)
     dist.barrier()
     trajectory = Trajectory.open(folder)
-    if not is_distilled(output, trajectory, real, settings):
-        distill(
-            trajectory, real, output, settings, network=build, mean=normalization.mean, std=normalization.std, **options
-        )
+    mean, std = normalization.mean, normalization.std
+    # What lies there of another job is a part of a comparison that was deleted.
+    distill(trajectory, real, output, settings, network=build, mean=mean, std=std, overwrite=True, **options)
     dist.barrier()
     if dist.get_global_rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)

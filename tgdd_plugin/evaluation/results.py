@@ -57,12 +57,13 @@ def write_results(path: Path, about: dict[str, Any], rows: Sequence[Row], scorer
     write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def read_results(path: Path, about: dict[str, Any]) -> dict[Key, Row]:
+def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) -> dict[Key, Row]:
     """Reads the finished rows of a results file; there are none if there is no file.
 
     Args:
         path: The results file.
         about: The comparison as it is now. It gets the teachers of the file if it has none.
+        overwrite: Whether a file that is damaged, or of another comparison, is passed over. Default: ``False``.
 
     Raises:
         InputError: If the file is damaged, or of another comparison.
@@ -74,10 +75,19 @@ def read_results(path: Path, about: dict[str, Any]) -> dict[Key, Row]:
         rows = [build_checked(Row, row) for row in content["rows"]]
         earlier = {key: content.get(key) for key in about}
     except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
+        if overwrite:
+            return {}
         raise InputError(f"'{path}' is damaged ({error}). Name another results file, or delete it.") from error
-    about["teachers"] = about["teachers"] or earlier["teachers"]  # a trajectory may be left out, or come later
-    if other := first_difference({**earlier, "teachers": earlier["teachers"] or about["teachers"]}, about):
-        raise InputError(f"'{path}' is of another evaluation ({other}). Name another results file, or delete it.")
+    teachers = about["teachers"] or earlier["teachers"]  # a trajectory may be left out, or come later
+    other = first_difference({**earlier, "teachers": earlier["teachers"] or teachers}, {**about, "teachers": teachers})
+    if other and overwrite:
+        return {}
+    if other:
+        raise InputError(
+            f"'{path}' is of another evaluation ({other}). Name another results file, or delete it, or give "
+            f"`overwrite` to replace it."
+        )
+    about["teachers"] = teachers
     return {row.key: row for row in rows}
 
 
@@ -98,9 +108,23 @@ def add_to_card(file: str | Path, card: Card, about: dict[str, Any], rows: Seque
     if latest.sha256 != card.sha256:
         raise InputError(f"'{file}' was replaced during training, so its card gets no accuracies. Retrain on it again.")
     entry = {key: about[key] for key in ON_CARD} | {"rows": [row.summary() for row in rows], **_origin(scorer)}
-    if entry not in latest.accuracy:  # the same evaluation, called again, has the same rows
+    if _result_of(entry) not in map(_result_of, latest.accuracy):  # the same evaluation may be called again
         latest.accuracy = [*latest.accuracy, entry]
         latest.write(Path(file))
+
+
+def _result_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of a card without the time that it took, and where: the same accuracies are not noted twice."""
+    rows = entry.get("rows")
+    timeless = (
+        [
+            {key: value for key, value in row.items() if key != "seconds"} if isinstance(row, dict) else row
+            for row in rows
+        ]
+        if isinstance(rows, list)
+        else rows
+    )
+    return {**{key: entry.get(key) for key in ON_CARD}, "rows": timeless}
 
 
 def _origin(scorer: Scorer) -> dict[str, Any]:

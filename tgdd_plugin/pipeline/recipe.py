@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from tgdd_plugin.core.setting_errors import nearest, unknown_key
 from tgdd_plugin.core.settings import validate
 from tgdd_plugin.networks.factory import find_factory
 from tgdd_plugin.networks.settings import NetworkSettings
+from tgdd_plugin.pipeline.file_names import beton_name
+from tgdd_plugin.pipeline.origin import recorded_name
 from tgdd_plugin.pipeline.settings import Recipe
 
 SECTIONS = [field.name for field in fields(Recipe) if is_dataclass(getattr(Recipe(), field.name))] + [
@@ -24,7 +26,7 @@ SECTIONS = [field.name for field in fields(Recipe) if is_dataclass(getattr(Recip
 
 
 def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe and applies overrides.
+    """Reads a recipe and applies overrides. Where it names no data, files are named after what was recorded.
 
     Args:
         path: The YAML file; ``None`` for all defaults.
@@ -47,12 +49,17 @@ def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         _check_arguments(recipe.network, "network")
     for number, network in enumerate(recipe.extra_networks):
         _check_arguments(network, f"extra_networks[{number}]")
+    # The default of data.name says nothing of what was recorded.
+    if "name" not in (given.get("data") or {}) and not recipe.file:
+        if name := recorded_name(recipe.trajectory_folder):
+            file = Path(recipe.output) / beton_name(name, recipe.distill.images_per_class)
+            recipe = replace(recipe, file=str(file))
     return recipe
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe in full as YAML text, as a note beside results."""
-    content = asdict(recipe)
+    """The recipe in full as YAML text, as a note beside results; one that is given again replaces nothing."""
+    content = asdict(recipe) | {"overwrite": False}
     if recipe.network is not None:
         content["network"] = recipe.network.section()
     content["extra_networks"] = [network.section() for network in recipe.extra_networks]

@@ -6,12 +6,13 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
-from tgdd_plugin.core.settings import Seed, settings_class
+from tgdd_plugin.core.settings import Flag, Seed, settings_class
 from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
 from tgdd_plugin.nas.settings import NasSettings
 from tgdd_plugin.networks.settings import NetworkSettings
+from tgdd_plugin.pipeline.file_names import beton_name
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.replay.settings import ReplaySettings
 
@@ -33,7 +34,9 @@ class Recipe:
     trajectory: str | None = None
     """The trajectory folder. null: <output>/trajectory. Name yours to distill a run of your own."""
     file: str | None = None
-    """The .beton. null: <output>/<data>-ipc<n>.beton."""
+    """The .beton. null: <output>/<data>-ipc<n>.beton; where data.name is left out, <data> is what was recorded."""
+    overwrite: Flag = False
+    """Replace a finished .beton of another job, and the results of another comparison."""
     head: str | None = None
     """Name of the network's linear head. null: the one recorded; for recording, the last linear layer with an output
     for each class."""
@@ -65,5 +68,5 @@ class Recipe:
     @property
     def beton(self) -> Path:
         """The ``.beton``, named or by default."""
-        name = self.data.name.rpartition(":")[2]
-        return Path(self.file) if self.file else Path(self.output) / f"{name}-ipc{self.distill.images_per_class}.beton"
+        name = beton_name(self.data.name, self.distill.images_per_class)
+        return Path(self.file) if self.file else Path(self.output) / name

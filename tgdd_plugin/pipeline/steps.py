@@ -18,18 +18,19 @@ from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import input_shape
 from tgdd_plugin.distillation.distiller import distill, is_distilled
+from tgdd_plugin.distillation.finished import check_settings
 from tgdd_plugin.evaluation import comparison, tables
-from tgdd_plugin.evaluation.scorer import Row
-from tgdd_plugin.nas import ranking
 from tgdd_plugin.networks.factory import network_factory, recorded_factory
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.datasets import load_data
+from tgdd_plugin.pipeline.finished_results import content_of, print_results
 from tgdd_plugin.pipeline.recipe import read_recipe, recipe_text
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.recording.runs import JOB, is_foreign, record
 from tgdd_plugin.replay.learner import learn
 from tgdd_plugin.replay.policies import replay_policy
 from tgdd_plugin.replay.tasks import split_classes
+from tgdd_plugin.trajectory.manifest import MANIFEST, Run
 from tgdd_plugin.trajectory.store import Trajectory
 
 Data = Callable[[], tuple[ImagePool, ImagePool]]
@@ -67,12 +68,13 @@ def _read_job(step: str, path: str, overrides: list[str]) -> Recipe:
 
 
 def _run(recipe: Recipe, data: Data) -> None:
-    check_writable(recipe.beton)  # found out now, and not after hours of work
+    # Found out now, and not after hours of work.
+    check_settings(check_writable(recipe.beton), recipe.distill, overwrite=recipe.overwrite)
     _record(recipe, data, keep=True)
-    _distill(recipe, data, keep=True)
+    _distill(recipe, data)
     _retrain(recipe, data)
     # The job as it was done, overrides included, beside its results.
-    write_whole(Path(recipe.output) / "recipe.yaml", recipe_text(recipe))
+    write_whole(recipe.beton.with_name(f"{recipe.beton.stem}-recipe.yaml"), recipe_text(recipe))
 
 
 def _record(recipe: Recipe, data: Data, keep: bool = False) -> None:
@@ -86,6 +88,7 @@ def _record(recipe: Recipe, data: Data, keep: bool = False) -> None:
     job: dict[str, Any] = {"data": asdict(recipe.data), "network": asdict(network), "head": recipe.head}
     if recipe.extra_networks:
         job["extra_networks"] = [asdict(other) for other in recipe.extra_networks]
+    before = _complete_runs(folder)
     trajectory = record(
         folder,
         real,
@@ -99,18 +102,25 @@ def _record(recipe: Recipe, data: Data, keep: bool = False) -> None:
         device=recipe.device,
     )
     stages = sum(len(run.stages) for run in trajectory.runs.values())
-    print(f"recorded  {trajectory.folder}: {len(trajectory.runs)} run(s), {stages} stages")
+    done = "already done, " if before == _complete_runs(folder) else ""
+    print(f"recorded  {trajectory.folder}: {done}{len(trajectory.runs)} run(s), {stages} stages")
 
 
-def _distill(recipe: Recipe, data: Data, keep: bool = False) -> None:
+def _complete_runs(folder: Path) -> list[Path]:
+    """The folders of the complete runs in a trajectory folder, which :func:`record` keeps."""
+    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}") if Run.read(path.parent).complete)
+
+
+def _distill(recipe: Recipe, data: Data) -> None:
     trajectory = Trajectory.open(recipe.trajectory_folder)
-    check_writable(recipe.beton)
+    check_settings(check_writable(recipe.beton), recipe.distill, overwrite=recipe.overwrite)
     if recipe.network is None and not recipe.extra_networks:
         for kind in trajectory.representative_runs.values():
             recorded_factory(kind.network)  # what cannot be built is found out before any image is read
     real = None if recipe.distill.source == "recorded" else data()[0]
-    if keep and is_distilled(recipe.beton, trajectory, real, recipe.distill):
-        print(f"distilled {recipe.beton}: kept, it is of this job")
+    mean, std = recipe.data.mean, recipe.data.std
+    if is_distilled(recipe.beton, trajectory, real, recipe.distill, head=recipe.head, mean=mean, std=std):
+        print(f"distilled {recipe.beton}: already done, and kept as it is")
         return
     shape = real.shape if real else input_shape(trajectory.run)
     given = [recipe.network, *recipe.extra_networks] if recipe.network else recipe.extra_networks
@@ -121,9 +131,10 @@ def _distill(recipe: Recipe, data: Data, keep: bool = False) -> None:
         recipe.distill,
         network=[network_factory(each, shape, trajectory.run.num_classes) for each in given] or None,
         head=recipe.head,
-        mean=recipe.data.mean,
-        std=recipe.data.std,
+        mean=mean,
+        std=std,
         device=recipe.device,
+        overwrite=recipe.overwrite,
     )
     print(f"distilled {path}")
 
@@ -131,7 +142,8 @@ def _distill(recipe: Recipe, data: Data, keep: bool = False) -> None:
 def _retrain(recipe: Recipe, data: Data) -> None:
     read_card(recipe.beton)  # found out now, and not after the images are read
     real, test = data()
-    results = recipe.beton.parent / "results.json"
+    results = recipe.beton.with_name(f"{recipe.beton.stem}-retrain.json")
+    before = content_of(results)
     rows = comparison.retrain(
         recipe.beton,
         test,
@@ -141,8 +153,10 @@ def _retrain(recipe: Recipe, data: Data) -> None:
         device=recipe.device,
         seed=recipe.seed,
         results=results,
+        overwrite=recipe.overwrite,
     )
-    print(f"\n{tables.retrain_table(rows)}\n\nresults   {results}")
+    print(f"\n{tables.retrain_table(rows)}\n")
+    print_results(results, before)
 
 
 def _evaluate(recipe: Recipe, data: Data) -> None:
@@ -150,6 +164,7 @@ def _evaluate(recipe: Recipe, data: Data) -> None:
     real, test = data()
     trajectory = Trajectory.open(recipe.trajectory) if recipe.trajectory else _own_trajectory(recipe)
     results = recipe.beton.with_name(f"{recipe.beton.stem}-evaluation.json")
+    before = content_of(results)
     rows = comparison.evaluate(
         recipe.beton,
         test,
@@ -162,8 +177,10 @@ def _evaluate(recipe: Recipe, data: Data) -> None:
         device=recipe.device,
         seed=recipe.seed,
         results=results,
+        overwrite=recipe.overwrite,
     )
-    print(f"\n{tables.evaluate_table(rows)}\n\nresults   {results}")
+    print(f"\n{tables.evaluate_table(rows)}\n")
+    print_results(results, before)
 
 
 def _network(recipe: Recipe, real: ImagePool) -> Callable[[], nn.Module] | None:
@@ -186,7 +203,8 @@ def _own_trajectory(recipe: Recipe) -> Trajectory | None:
 
 
 def _replay(recipe: Recipe, data: Data) -> None:
-    check_writable(Path(recipe.output) / "scores.json")
+    path = check_writable(Path(recipe.output) / "scores.json")
+    before = content_of(path)
     if recipe.extra_networks:
         raise InputError(
             f"`extra_networks` must be left out in a replay, whose one network goes on from task to task, got "
@@ -222,58 +240,16 @@ def _replay(recipe: Recipe, data: Data) -> None:
     )
     table = scores.table()
     write_whole(folder / "scores.md", table + "\n")
-    print(f"\n{table}\n\nresults   {folder / 'scores.json'}")
+    print(f"\n{table}\n")
+    print_results(path, before)
 
 
 def _nas(recipe: Recipe, data: Data) -> None:
     # Optuna and its database take a second that no other step needs.
-    from tgdd_plugin.nas import final_training, optuna_search
+    from tgdd_plugin.pipeline.nas_step import check_search, search_and_train
 
-    read_card(recipe.beton)
-    if recipe.nas.train_best and not recipe.retrain.full_epochs:  # found out now, and not after the search
-        raise InputError(final_training.NO_EPOCHS)
-    real, test = data()
-    results = recipe.beton.with_name(f"{recipe.beton.stem}-nas.json")
-    candidates = optuna_search.search(
-        recipe.beton,
-        real,
-        recipe.nas,
-        recipe.retrain,
-        storage=results.with_suffix(".db"),
-        device=recipe.device,
-        seed=recipe.seed,
-    )
-    table = ranking.table(candidates, recipe.nas.cost)
-    _write_candidates(results, recipe, candidates, table)
-    print(f"\n{table}\n\nresults   {results}")
-    if not recipe.nas.train_best:
-        return
-    best = final_training.train_best(
-        candidates[0],
-        recipe.nas,
-        recipe.beton,
-        real,
-        test,
-        recipe.retrain,
-        output=results.with_suffix(".safetensors"),
-        device=recipe.device,
-        seed=recipe.seed,
-    )
-    found = f"The first, trained on the full data: {best.spread} % on the test images."
-    _write_candidates(results, recipe, candidates, f"{table}\n\n{found}", best)
-    print(f"\n{found}\n\nweights   {results.with_suffix('.safetensors')}")
-
-
-def _write_candidates(
-    results: Path, recipe: Recipe, candidates: list[ranking.Candidate], text: str, best: Row | None = None
-) -> None:
-    """Writes the results of a search as JSON, and its table beside it."""
-    # The URL of a database may have a password in it.
-    settings = {name: value for name, value in asdict(recipe.nas).items() if name != "storage"}
-    content: dict[str, Any] = {"file": recipe.beton.name, "settings": settings, "retrain": asdict(recipe.retrain)}
-    content |= {"candidates": [each.summary() for each in candidates], "best": best and best.summary()}
-    write_whole(results, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    write_whole(results.with_suffix(".md"), text + "\n")
+    check_search(recipe)
+    search_and_train(recipe, *data())
 
 
 STEPS: dict[str, Callable[[Recipe, Data], None]] = {

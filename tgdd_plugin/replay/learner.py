@@ -190,7 +190,7 @@ class _Learner:
             known = [memory.classes[label] for label in set(memory.labels.tolist())]
             memory.add(selected, classes=named, domain=any(name in task.new for name in known))
         if dist.get_global_rank() == 0 and len(memory):
-            memory.save(place / MEMORY)
+            memory.save(place / MEMORY, overwrite=True)
         return memory
 
     def finetune(self, number: int, network: nn.Module, memory: ReplayMemory) -> nn.Module:

@@ -202,11 +202,15 @@ class ReplayMemory:
         index = draw(self.decoded_labels.to(generator.device), count, generator, balanced)
         return self.decoded[index.to(self.device)], self.decoded_labels[index.cpu()].to(self.device)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Writes a ``.beton`` and its card, packed if what was added is; see :mod:`tgdd_plugin.replay.storage`.
 
+        Args:
+            path: The file. This memory as it was saved there before, with fewer tasks or more, is replaced.
+            overwrite: Whether anything else is replaced, too. Default: ``False``.
+
         Raises:
-            InputError: If the memory is empty or its normalization is not known.
+            InputError: If the memory is empty, its normalization is not known, or something else is at ``path``.
         """
         if not len(self):
             raise InputError(f"The memory is empty, and is not written to '{path}'. Add a set first.")
@@ -221,7 +225,7 @@ class ReplayMemory:
             self.labels,
             self.sources,
         )
-        return write_memory(saved, path)
+        return write_memory(saved, path, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> ReplayMemory:

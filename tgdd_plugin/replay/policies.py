@@ -149,7 +149,8 @@ def distilled(settings: DistillSettings, **options: Any) -> Policy:
         path = result.folder / "distilled.beton"
         real = None if settings.source == "recorded" else result.task.train
         own = replace(settings, classes=result.task.new)
-        return distill(result.trajectory, real, path, own, network=result.network, **options)
+        # A file of another job is what a training left there whose scores were deleted since.
+        return distill(result.trajectory, real, path, own, network=result.network, overwrite=True, **options)
 
     return select_exemplars
 

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from tgdd_plugin.beton.card import MEMORY, Card
+from tgdd_plugin.beton.existing import existing_card, is_same
 from tgdd_plugin.beton.format import read_stored, write_beton
+from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
@@ -44,8 +46,11 @@ class SavedMemory:
     sources: torch.Tensor
 
 
-def write_memory(memory: SavedMemory, path: str | Path) -> Path:
+def write_memory(memory: SavedMemory, path: str | Path, *, overwrite: bool = False) -> Path:
     """Writes a memory that is not empty; see :meth:`tgdd_plugin.replay.memory.ReplayMemory.save`."""
+    earlier = existing_card(Path(path), overwrite=overwrite)
+    if earlier is not None:
+        is_same(Path(path), _difference(earlier, memory), overwrite=overwrite)
     ((kind, amount),) = memory.budget.items()
     tasks = []
     for i, task in enumerate(memory.tasks):
@@ -64,6 +69,31 @@ def write_memory(memory: SavedMemory, path: str | Path) -> Path:
         versions=installed_versions("ffcv", "numpy"),
     )
     return write_beton(path, memory.images, memory.labels, card)
+
+
+def _difference(earlier: Card, memory: SavedMemory) -> str | None:
+    """Says what in a card shows that its file is not a memory saved before, with fewer tasks and classes or more."""
+    tasks = earlier.method.get("tasks")
+    known = [task.get("name") if isinstance(task, dict) else None for task in tasks] if isinstance(tasks, list) else []
+    names, normalization = [task.name for task in memory.tasks], memory.normalization
+    several, kinds = min(len(known), len(names)), min(len(earlier.classes), len(memory.classes))
+    was: dict[str, Any] = {
+        "method": earlier.method.get("name"),
+        "factor": earlier.factor,
+        "mean": earlier.mean,
+        "std": earlier.std,
+        "tasks": known[:several],
+        "classes": earlier.classes[:kinds],
+    }
+    now: dict[str, Any] = {
+        "method": MEMORY,
+        "factor": memory.factor,
+        "mean": list(normalization.mean),
+        "std": list(normalization.std),
+        "tasks": names[:several],
+        "classes": memory.classes[:kinds],
+    }
+    return first_difference(was, now)
 
 
 def read_memory(path: str | Path) -> SavedMemory:

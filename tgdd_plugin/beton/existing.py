@@ -1,0 +1,50 @@
+"""A ``.beton`` that is there already: what it is, so that nobody's file is replaced unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin.core.errors import InputError
+
+
+def existing_card(output: Path, *, overwrite: bool) -> Card | None:
+    """Returns the card of a file that is there already; ``None`` if there is none, or none that can be read.
+
+    Args:
+        output: The file that is to be written.
+        overwrite: Whether a file without a card of its own may be replaced.
+
+    Raises:
+        InputError: If there is such a file, and it may not be replaced.
+    """
+    if not output.exists() or output.is_dir():  # a folder is refused where the file is written
+        return None
+    try:
+        return read_card(output)
+    except InputError as error:
+        if overwrite:
+            return None
+        raise InputError(
+            f"'{output}' is there already, and nothing says what it is. {error} Or choose another output file, or give "
+            f"`overwrite` to replace it."
+        ) from error
+
+
+def is_same(output: Path, difference: str | None, *, overwrite: bool) -> bool:
+    """Whether a file that is there is the one to be written; a file of something else must not be replaced unasked.
+
+    Args:
+        output: The file.
+        difference: What parts it from the one to be written, in words; ``None`` for nothing.
+        overwrite: Whether it may be replaced.
+
+    Raises:
+        InputError: If there is a difference, and it may not be replaced.
+    """
+    if difference and not overwrite:
+        raise InputError(
+            f"'{output}' is of another job ({difference}). Choose another output file, or give `overwrite` to "
+            f"replace it."
+        )
+    return difference is None

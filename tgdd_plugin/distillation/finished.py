@@ -1,0 +1,112 @@
+"""Whether a ``.beton`` is there already, and of which job: finished work is neither repeated nor replaced unasked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin.beton.existing import existing_card, is_same
+from tgdd_plugin.core.differences import first_difference
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.distillation.result import method_of
+from tgdd_plugin.distillation.settings import DistillSettings
+
+
+def find_difference(output: str | Path, job: Card) -> str | None:
+    """Says in words what parts the job that wrote a ``.beton`` from another one, or returns ``None`` for the same job.
+
+    Args:
+        output: The ``.beton``.
+        job: The card that the job would write, see :func:`tgdd_plugin.distillation.result.result_card`.
+
+    Raises:
+        InputError: If there is no such file, or its card is missing, damaged or of another file.
+    """
+    return first_difference(_job_of(read_card(output)), _job_of(job))
+
+
+def is_finished(output: Path, job: Card, *, overwrite: bool) -> bool:
+    """Whether a job's ``.beton`` is there already, whole.
+
+    Args:
+        output: The ``.beton``.
+        job: The card that the job would write.
+        overwrite: Whether the file of another job may be replaced.
+
+    Raises:
+        InputError: If what is there is of another job, or no ``.beton`` with its card, and may not be replaced.
+    """
+    earlier = existing_card(output, overwrite=overwrite)
+    if earlier is None:
+        return False
+    return is_same(output, first_difference(_job_of(earlier), _job_of(job)), overwrite=overwrite)
+
+
+def check_settings(output: Path, settings: DistillSettings, *, overwrite: bool) -> None:
+    """Refuses to replace the ``.beton`` of a job with other settings, as far as they are known without any data.
+
+    Args:
+        output: The ``.beton``, which need not be there.
+        settings: The settings as the user gave them, with defaults that are still to be filled in.
+        overwrite: Whether the file of another job may be replaced.
+
+    Raises:
+        InputError: As :func:`is_finished`.
+    """
+    card = existing_card(output, overwrite=overwrite)
+    if card is None:
+        return
+    earlier, now = _method(card), method_of(settings)
+    # What the user left out is filled in from the images and the trajectory.
+    known = {key: earlier.get(key) if value is None else value for key, value in now.items()}
+    is_same(output, first_difference({"method": earlier}, {"method": known}), overwrite=overwrite)
+
+
+def free_name(output: Path, job: Card) -> Path:
+    """Returns ``output``, or where that is a file of another job, its name with the first free number behind it."""
+    number = 1
+    path = output
+    while path.exists() and not _is_of(path, job):
+        number += 1
+        path = output.with_name(f"{output.stem}-{number}{output.suffix}")
+    return path
+
+
+def _is_of(path: Path, job: Card) -> bool:
+    try:
+        return find_difference(path, job) is None
+    except InputError:
+        return False
+
+
+def _job_of(card: Card) -> dict[str, Any]:
+    """What a card says of the job that made its file, as plain values; the plainest first."""
+    stages = card.trajectory.get("stages") or []
+    job = {
+        "method": _method(card),
+        "packed": card.packed,
+        "classes": card.classes,
+        "real": {key: card.real.get(key) for key in ("images", "fingerprint")},
+        "network": card.network,
+        "head": card.trajectory.get("head"),
+        "mean": card.mean,
+        "std": card.std,
+        "trajectory": {
+            "runs": card.trajectory.get("runs"),
+            "stages": len(stages) if isinstance(stages, list) else None,
+            "checksum": hashlib.sha256(json.dumps(stages, default=str).encode()).hexdigest()[:12],
+        },
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(job, default=str))
+    return plain
+
+
+def _method(card: Card) -> dict[str, Any]:
+    """The method of a card; a setting that the version which wrote it did not have yet was as its default is."""
+    if card.method.get("name") != "TGDD":
+        return {"name": None, **card.method}
+    return {"name": "TGDD", **asdict(DistillSettings()), **card.method}

@@ -1,0 +1,76 @@
+"""What ``tgdd nas`` does: a search, its table, and the training of the first candidate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tgdd_plugin.beton.card import read_card
+from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.evaluation.scorer import Row
+from tgdd_plugin.nas import final_training, optuna_search, ranking
+from tgdd_plugin.pipeline.finished_results import content_of, print_results
+from tgdd_plugin.pipeline.settings import Recipe
+
+
+def check_search(recipe: Recipe) -> None:
+    """Finds out before any image is read what would only be found out after the search.
+
+    Raises:
+        InputError: If the ``.beton`` cannot be used, or the first candidate could not be trained.
+    """
+    read_card(recipe.beton)
+    if recipe.nas.train_best and not recipe.retrain.full_epochs:
+        raise InputError(final_training.NO_EPOCHS)
+
+
+def search_and_train(recipe: Recipe, real: ImagePool, test: ImagePool) -> None:
+    """Searches, prints and writes the candidates, and trains the first one if the recipe says so."""
+    results = recipe.beton.with_name(f"{recipe.beton.stem}-nas.json")
+    weights, before = results.with_suffix(".safetensors"), content_of(results)
+    candidates = optuna_search.search(
+        recipe.beton,
+        real,
+        recipe.nas,
+        recipe.retrain,
+        storage=results.with_suffix(".db"),
+        device=recipe.device,
+        seed=recipe.seed,
+    )
+    table = ranking.table(candidates, recipe.nas.cost)
+    _write_candidates(results, recipe, candidates, table)
+    print(f"\n{table}\n")
+    if not recipe.nas.train_best:
+        print_results(results, before)
+        return
+    best = final_training.train_best(
+        candidates[0],
+        recipe.nas,
+        recipe.beton,
+        real,
+        test,
+        recipe.retrain,
+        output=weights,
+        device=recipe.device,
+        seed=recipe.seed,
+    )
+    found = f"The first, trained on the full data: {best.spread} % on the test images."
+    _write_candidates(results, recipe, candidates, f"{table}\n\n{found}", best)
+    print(f"{found}\n\nweights   {weights}")
+    print_results(results, before)
+
+
+def _write_candidates(
+    results: Path, recipe: Recipe, candidates: list[ranking.Candidate], text: str, best: Row | None = None
+) -> None:
+    """Writes the results of a search as JSON, and its table beside it."""
+    # The URL of a database may have a password in it.
+    settings = {name: value for name, value in asdict(recipe.nas).items() if name != "storage"}
+    content: dict[str, Any] = {"file": recipe.beton.name, "settings": settings, "retrain": asdict(recipe.retrain)}
+    content |= {"candidates": [each.summary() for each in candidates], "best": best and best.summary()}
+    write_whole(results, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_whole(results.with_suffix(".md"), text + "\n")

@@ -1,0 +1,42 @@
+"""What a trajectory was recorded of, for the names of files where a recipe names no data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tgdd_plugin.pipeline.file_names import safe_name
+from tgdd_plugin.recording.runs import JOB
+from tgdd_plugin.trajectory.manifest import MANIFEST
+
+LARGEST_JOB = 2**20
+"""The bytes of a ``job.json`` that is read."""
+
+
+def recorded_name(trajectory: Path) -> str | None:
+    """Returns what a trajectory is of: the data that its ``job.json`` names, or else its own folder's name.
+
+    Args:
+        trajectory: A trajectory folder, or the folder of a run in it.
+
+    Returns:
+        The name, safe for files; ``None`` if there is no such folder, or its name has nothing to name a file after.
+    """
+    if not trajectory.is_dir():
+        return None
+    folder = trajectory.resolve()
+    if (folder / MANIFEST).is_file():
+        folder = folder.parent
+    own = folder.parent.name if folder.name == "trajectory" else folder.name
+    return safe_name(_data_of(folder / JOB).rpartition(":")[2]) or safe_name(own) or None
+
+
+def _data_of(job: Path) -> str:
+    """The name of the data in a ``job.json``; nothing if it has none."""
+    try:
+        if not job.is_file() or job.stat().st_size > LARGEST_JOB:
+            return ""
+        name = json.loads(job.read_text())["data"]["name"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return name if isinstance(name, str) else ""
