@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tgdd_plugin import __version__
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, printable
 
 STEPS = {
     "run": "record, distill and retrain",
@@ -44,15 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 2 after one line on standard error for input that cannot be used; 130 when interrupted.
     """
     options = _parser().parse_args(arguments)
-    # Modules that recipes name as module:function may lie in the current folder.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack the letters of a class name
+            stream.reconfigure(errors="backslashreplace")
     try:
         options.call(options)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        print(f"tgdd: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"tgdd: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tgdd: interrupted; the same command keeps what is finished and the last checkpoint", file=sys.stderr)
@@ -155,7 +156,7 @@ def _export(options: argparse.Namespace) -> None:
         folder = export_folder(options.path, options.folder)
     else:
         folder = export_tensors(options.path, options.folder, mean=options.mean, std=options.std)
-    print(f"exported  {folder}: {', '.join(sorted(path.name for path in folder.iterdir())[:5])}")
+    print(f"exported  {printable(str(folder))}: {', '.join(sorted(path.name for path in folder.iterdir())[:5])}")
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -175,9 +176,9 @@ def _import(options: argparse.Namespace) -> None:
             tolerance=TOLERANCE if options.tolerance is None else options.tolerance,
             overwrite=options.overwrite,
         )
-    print(f"imported  {path}")
+    print(f"imported  {printable(str(path))}")
     for warning in caught:
-        print(f"tgdd: {warning.message}", file=sys.stderr)
+        print(f"tgdd: {printable(str(warning.message))}", file=sys.stderr)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -195,10 +196,13 @@ def _show(options: argparse.Namespace) -> None:
         from tgdd_plugin.data.image_grid import make_image_grid, write_picture
 
         picture = Path(options.picture) if options.picture else path.with_suffix(".png")
-        print(f"\npicture     {write_picture(picture, make_image_grid(*read_beton(path)))}")
+        print(f"\npicture     {printable(str(write_picture(picture, make_image_grid(*read_beton(path)))))}")
     else:
         raise InputError(f"There is no '{path}'. Name a trajectory folder or a .beton.")
 
 
 if __name__ == "__main__":
+    # For python -m, the current folder stands first: a torch.py in it would take the place of torch.
+    if sys.path[0] == os.getcwd():
+        del sys.path[0]
     sys.exit(main())

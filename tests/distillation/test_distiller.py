@@ -376,6 +376,15 @@ def test_what_does_not_fit_ends_in_one_line_and_loses_nothing(trajectory, pool, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "file"]
 
 
+def test_a_recorded_head_that_the_network_lacks_is_refused(trajectory, pool, tmp_path):
+    folder = shutil.copytree(trajectory.folder, tmp_path / "trajectory")
+    for path in folder.glob("*/manifest.json"):
+        path.write_text(path.read_text().replace('"head": "classifier"', '"head": "nope"'))
+    with pytest.raises(InputError, match=r"`head` must be given .* names 'nope', .* linear layers \['classifier'\]"):
+        run(folder, pool, tmp_path / "a.beton")
+    run(folder, pool, tmp_path / "a.beton", replace(SETTINGS, steps=1), head="classifier")
+
+
 def test_labels_beyond_the_head_are_refused(trajectory, pool, tmp_path):
     more = ImagePool(pool.images, pool.labels + 1)
     with pytest.raises(InputError, match=r"`labels` must be 0\.\.2 for 3 classes, got labels from 1 to 3"):

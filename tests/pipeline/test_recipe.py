@@ -248,7 +248,7 @@ def test_an_override_that_is_none_is_refused(tmp_path, override, pattern):
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="Recipe '.*none.yaml' cannot be read: No such file"):
         read_recipe(tmp_path / "none.yaml")
-    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+    with pytest.raises(InputError, match="must be a regular file, got a folder"):
         read_recipe(tmp_path)
     (tmp_path / "picture.yaml").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(InputError, match="cannot be read|not YAML"):

@@ -120,8 +120,8 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
     run.network |= {"factory": None, "arguments": {"width": 4}, "algorithms": ["EMA"]}
     run.classes, run.mean, run.std = ["kät", "dog", "owl"], [0.5], [0.25]
     run.input = {"shape": [1, 8, 8], "mean": [0.1], "std": [0.2]}
-    run.augmentation, run.exemplars = "color_flip", "ab"
-    run.stages = [Stage("s.safetensors", 0, 0, 0, 0, "ab", {"loss": 0.5})]
+    run.augmentation, run.exemplars = "color_flip", "ab" * 32
+    run.stages = [Stage("s.safetensors", 0, 0, 0, 0, "cd" * 32, {"loss": 0.5})]
     run.write(tmp_path)
     assert Run.read(tmp_path) == run
 
@@ -235,7 +235,10 @@ def test_missing_stage(tmp_path: Path) -> None:
         f"run again."
     )
     stage_file(tmp_path).mkdir()
-    assert "is missing" in refusal(tmp_path)
+    assert "must be a regular file, got a folder" in refusal(tmp_path)
+    stage_file(tmp_path).rmdir()
+    os.mkfifo(stage_file(tmp_path))
+    assert "must be a regular file, got a named pipe" in refusal(tmp_path)
 
 
 def test_wrong_checksum(tmp_path: Path) -> None:
@@ -312,28 +315,39 @@ def put(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (put("name", to=3), "name must be text, got 3"),
-        (put("network", to=[]), r"network must be a mapping, got \[\]"),
-        (put("network", to={"class": "m:Net"}), "'parameters' is missing"),
-        (put("head", to=None), "head must be text, got None"),
-        (put("num_classes", to="3"), "num_classes must be a whole number, got '3'"),
-        (put("num_classes", to=True), "num_classes must be a whole number, got True"),
-        (put("classes", to="abc"), r"classes must be a list \(each value text\) or null, got 'abc'"),
-        (put("classes", to=[1, 2]), r"classes must be a list \(each value text\) or null, got \[1, 2\]"),
-        (put("mean", to=0.5), r"mean must be a list \(each value a number\) or null, got 0.5"),
-        (put("mean", to=["a"]), r"mean must be a list \(each value a number\) or null, got \['a'\]"),
-        (put("input", to={"shape": 3}), "input must be a mapping .* or null, got {'shape': 3}"),
-        (put("input", to={"shape": [1, 8, 8]}), "'mean' is missing"),
-        (put("augmentation", to=["flip"]), r"augmentation must be text or null, got \['flip'\]"),
-        (put("exemplars", to=True), "exemplars must be text or null, got True"),
-        (put("complete", to="no"), "complete must be true or false, got 'no'"),
-        (put("stages", to={}), "stages must be a list .*, got {}"),
-        (put("stages", to=["a", "b"]), "'a' is not a mapping"),
-        (put("stages", 1, to=None), "None is not a mapping"),
+        (put("name", to=3), "`name` must be text, got 3"),
+        (put("network", to=[]), r"`network` must be a mapping, got \[\]"),
+        (put("network", to={"class": "m:Net"}), "`network.parameters` is missing"),
+        (put("head", to=None), "`head` must be text, got None"),
+        (put("num_classes", to="3"), "`num_classes` must be a whole number, got '3'"),
+        (put("num_classes", to=True), "`num_classes` must be a whole number, got True"),
+        (put("classes", to="abc"), "`classes` must be a list, got 'abc'"),
+        (put("classes", to=[1, 2]), r"`classes\[0\]` must be text, got 1"),
+        (put("mean", to=0.5), "`mean` must be a list, got 0.5"),
+        (put("mean", to=["a"]), r"`mean\[0\]` must be a number, got 'a'"),
+        (put("input", to={"shape": 3}), "`input.shape` must be a list, got 3"),
+        (put("input", to={"shape": [1, 8, 8]}), "`input.mean` is missing"),
+        (put("augmentation", to=["flip"]), r"`augmentation` must be text, got \['flip'\]"),
+        (put("exemplars", to=True), "`exemplars` must be text, got True"),
+        (put("num_classes", to=10**12), "`num_classes` must be less than or equal to 1000000, got 1000000000000"),
+        (put("classes", to=["a"]), "`classes` must be as many names as `num_classes` says, got 1"),
+        (put("std", to=[-1.0]), r"`std\[0\]` must be greater than 0, got -1.0"),
+        (put("mean", to=[float("nan")]), r"`mean\[0\]` must be a finite number, got nan"),
+        (put("mean", to=[0.5]), "`mean` and `std` must be equally many values"),
+        (
+            put("input", to={"shape": [1.5, 8, 8], "mean": [0], "std": [1]}),
+            r"`input.shape\[0\]` must be a multiple of 1",
+        ),
+        (put("input", to={"shape": [3, 8, 8], "mean": [0], "std": [1]}), "`input` must have a mean and std for each"),
+        (put("exemplars", to="ab"), "`exemplars` must match pattern"),
+        (put("complete", to="no"), "`complete` must be true or false, got 'no'"),
+        (put("stages", to={}), "`stages` must be a list, got {}"),
+        (put("stages", to=["a", "b"]), r"`stages\[0\]` must be a mapping, got 'a'"),
+        (put("stages", 1, to=None), r"`stages\[1\]` must be a mapping, got None"),
         (put("stages", 1, to={"file": "x"}), "missing"),
-        (put("stages", 1, "batch", to="4"), "batch must be a whole number, got '4'"),
-        (put("stages", 1, "sha256", to=None), "sha256 must be text, got None"),
-        (put("stages", 1, "metrics", to={"loss": "low"}), "metrics must be a mapping .*, got {'loss': 'low'}"),
+        (put("stages", 1, "batch", to="4"), r"`stages\[1\].batch` must be a whole number, got '4'"),
+        (put("stages", 1, "sha256", to=None), r"`stages\[1\].sha256` must be text, got None"),
+        (put("stages", 1, "metrics", to={"loss": "low"}), r"`stages\[1\].metrics.loss` must be a number, got 'low'"),
         (
             put("stages", 1, "file", to="../outside.safetensors"),
             "'../outside.safetensors' is not the name of a safetensors",
@@ -385,6 +399,7 @@ def test_unlike_runs(tmp_path: Path, edit: Callable[[dict[str, Any]], None], dif
     write_run(tmp_path, name="b")
     content = manifest(tmp_path / "b")
     edit(content)
+    content["std"] = content["mean"]
     (tmp_path / "b/manifest.json").write_text(json.dumps(content))
     with pytest.raises(
         InputError, match=f"not alike: {difference}.*[.] Keep runs that are not alike in folders of their own"

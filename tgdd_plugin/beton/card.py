@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
+from pydantic import Field, Strict, with_config
+from typing_extensions import NotRequired, TypedDict
 
 from tgdd_plugin.core.atomic_files import sha256, write_whole
-from tgdd_plugin.core.checked_json import build_checked
-from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.bounded_reading import CARD_SIZE, read_bounded
+from tgdd_plugin.core.bounded_yaml import parse_yaml
+from tgdd_plugin.core.checked_json import (
+    OPEN,
+    Count,
+    Finite,
+    Flag,
+    Positive,
+    Sha256,
+    Text,
+    Whole,
+    build_checked,
+    shaped,
+)
+from tgdd_plugin.core.errors import InputError, shown
+from tgdd_plugin.core.network_record import PartialNetworkRecord
 from tgdd_plugin.data.normalization import Normalization
 
 if TYPE_CHECKING:
@@ -25,6 +41,44 @@ PACKED_FORMAT = 2
 
 MEMORY = "replay memory"
 """The name of the method in the card of a saved :class:`tgdd_plugin.replay.memory.ReplayMemory`."""
+
+
+MOST_CLASSES = 10**6
+"""The most classes of a card or a manifest; ImageNet's whole tree has 22 thousand."""
+
+MOST_SIDE = 65_535
+"""The largest height or width that FFCV can store."""
+
+Side = Annotated[int, Strict(), Field(ge=1, le=MOST_SIDE)]
+
+
+@with_config(OPEN)
+class _Origin(TypedDict, total=False):
+    """What `tgdd show` prints of ``trajectory``."""
+
+    runs: list[Text]
+    stages: list[Text]
+    networks: list[Annotated[dict[str, Any], shaped(PartialNetworkRecord)]]
+
+
+@with_config(OPEN)
+class _Row(TypedDict):
+    """What `tgdd show` prints of a row of ``accuracy``."""
+
+    name: Text
+    images: Whole
+    epochs: Whole
+    mean_percent: Finite
+    std_points: Finite | None
+    labels: NotRequired[Text]
+
+
+@with_config(OPEN)
+class _Accuracy(TypedDict):
+    network: Text
+    seeds: list[Whole]
+    test_images: Whole
+    rows: list[_Row]
 
 
 @dataclass
@@ -49,21 +103,21 @@ class Card:
         sha256: Checksum of the ``.beton``.
     """
 
-    classes: list[str]
-    images: int
-    images_per_class: int
-    shape: list[int]
-    mean: list[float]
-    std: list[float]
-    factor: int = 1
-    packed: bool = False
-    method: dict[str, Any] = field(default_factory=dict)
-    network: dict[str, Any] = field(default_factory=dict)
-    real: dict[str, Any] = field(default_factory=dict)
-    trajectory: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    accuracy: list[dict[str, Any]] = field(default_factory=list)
-    sha256: str = ""
+    classes: Annotated[list[Text], Field(min_length=1, max_length=MOST_CLASSES)]
+    images: Count
+    images_per_class: Whole
+    shape: Annotated[list[Side], Field(min_length=3, max_length=3)]
+    mean: list[Finite]
+    std: list[Positive]
+    factor: Side = 1
+    packed: Flag = False
+    method: dict[Text, Any] = field(default_factory=dict)
+    network: Annotated[dict[str, Any], shaped(PartialNetworkRecord)] = field(default_factory=dict)
+    real: dict[Text, Any] = field(default_factory=dict)
+    trajectory: Annotated[dict[str, Any], shaped(_Origin)] = field(default_factory=dict)
+    versions: dict[Text, Text] = field(default_factory=dict)
+    accuracy: list[Annotated[dict[str, Any], shaped(_Accuracy)]] = field(default_factory=list)
+    sha256: Sha256 = ""
 
     @property
     def normalization(self) -> Normalization:
@@ -100,21 +154,29 @@ def read_card(beton: str | Path) -> Card:
     if not Path(beton).is_file():
         raise InputError(f"There is no file '{beton}'. Name a .beton that distill() or tgdd distill wrote.")
     try:
-        content = yaml.safe_load(path.read_text())
-        if not isinstance(content, dict) or "format" not in content:
-            raise InputError(f"The file '{path}' is not the card of a .beton. Copy it again, beside its file.")
-        if content["format"] not in (FORMAT, PACKED_FORMAT):
-            raise InputError(
-                f"The card '{path}' must be of format {FORMAT} or {PACKED_FORMAT}, got {content['format']!r:.40}. "
-                f"Update tgdd_plugin to open it."
-            )
-        card = build_checked(Card, content)
-        if not len(card.shape) == 3 or not len(card.mean) == len(card.std) == card.shape[0] or not len(card.classes):
-            raise TypeError("classes, shape, mean and std do not fit each other")
+        text = read_bounded(path, CARD_SIZE, "card")
     except FileNotFoundError:
         raise InputError(f"The file '{beton}' has no card '{path.name}' beside it. Copy both files together.") from None
-    except (yaml.YAMLError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"The card '{path}' is damaged ({brief(error)}). Copy it again.") from error
+    try:
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"The card '{path}' is damaged ({error}). Copy it again.") from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise InputError(f"The file '{path}' is not the card of a .beton. Copy it again, beside its file.")
+    if content["format"] not in (FORMAT, PACKED_FORMAT):
+        raise InputError(
+            f"The card '{path}' must be of format {FORMAT} or {PACKED_FORMAT}, got {shown(content['format'], 40)}. "
+            f"Update tgdd_plugin to open it."
+        )
+    try:
+        card = build_checked(Card, content)
+        if not len(card.mean) == len(card.std) == card.shape[0]:
+            raise ValueError(
+                f"`mean` and `std` must have a value for each of the {card.shape[0]} channel(s) of `shape`, got "
+                f"{len(card.mean)} and {len(card.std)}"
+            )
+    except ValueError as error:
+        raise InputError(f"The card '{path}' is damaged ({error}). Copy it again.") from None
     if card.sha256 != sha256(Path(beton)):
         raise InputError(
             f"The file '{beton}' is not the one that '{path.name}' describes (checksums differ). Copy both again."

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tgdd_plugin.core.bounded_reading import open_regular
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.locks import is_at
 
@@ -20,9 +21,9 @@ _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]+\.tmp")  # as tempfile names them
 
 
 def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    """Returns the SHA-256 of a regular file's bytes as 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -1,49 +1,81 @@
-"""Parsed JSON that is checked against a dataclass before it is used."""
+"""Parsed JSON or YAML that is checked against the fields of a dataclass before it is used, by pydantic.
+
+A field's annotation says what may stand there: types are not converted, numbers are finite, and text is bounded.
+"""
 
 from __future__ import annotations
 
-from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+import functools
+import re
+from typing import Annotated, Any, TypeVar, cast
+
+from pydantic import ConfigDict, Field, GetPydanticSchema, Strict, TypeAdapter, ValidationError
+
+from tgdd_plugin.core.errors import shown
+from tgdd_plugin.core.setting_errors import dotted
 
 Record = TypeVar("Record")
 
-_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+OPEN = ConfigDict(strict=True, extra="allow")
+"""The ``__pydantic_config__`` of a mapping that may hold more keys than those that are read."""
+
+MOST_COUNT = 2**53
+"""The largest whole number that a file may hold, which a float still holds exactly."""
+
+Text = Annotated[str, Strict(), Field(max_length=4096)]
+Whole = Annotated[int, Strict(), Field(ge=0, le=MOST_COUNT)]
+Count = Annotated[int, Strict(), Field(ge=1, le=MOST_COUNT)]
+Flag = Annotated[bool, Strict()]
+Finite = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+AnyFloat = Annotated[float, Strict(), Field(allow_inf_nan=True)]
+Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+Sha256 = Annotated[str, Strict(), Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-def build_checked(cls: type[Record], content: dict[str, Any]) -> Record:
+def shaped(kind: Any) -> Any:
+    """In ``Annotated[dict[str, Any], shaped(kind)]``: a mapping with the keys and values of a ``TypedDict``."""
+    return GetPydanticSchema(lambda _, handler: handler.generate_schema(kind))
+
+
+def build_checked(cls: type[Record], content: Any) -> Record:
     """Builds an instance of a dataclass from parsed JSON; keys that the class does not have are left out.
 
     Raises:
-        TypeError: If a field is missing or not of its annotated type.
+        ValueError: If a field is missing, or is not what its annotation says. The message is one line.
     """
-    if not isinstance(content, dict):
-        raise TypeError(f"{content!r:.40} is not a mapping")
-    hints = get_type_hints(cls)
-    for name, hint in hints.items():
-        if name in content and not _is(content[name], hint):
-            raise TypeError(f"{name} must be {_in_words(hint)}, got {content[name]!r:.40}")
-    return cls(**{name: content[name] for name in hints if name in content})
+    try:
+        built: Record = _adapter(cast(Any, cls)).validate_python(content)
+        return built
+    except ValidationError as error:
+        raise ValueError(_in_words(error)) from None
 
 
-def _is(value: Any, hint: Any) -> bool:
-    """Whether a value of parsed JSON, or a list or mapping of built instances, is of the annotated type."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is UnionType:
-        return any(_is(value, option) for option in inner)
-    if origin is list:
-        return isinstance(value, list) and all(_is(item, inner[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_is(item, inner[1]) for item in value.values())
-    if hint is float:
-        return type(value) in (int, float)
-    return hint is Any or (value is None if hint is NoneType else type(value) is hint)
+@functools.cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
 
 
-def _in_words(hint: Any) -> str:
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is UnionType:
-        return " or ".join(map(_in_words, inner))
-    if origin in (list, dict):
-        kind, value = ("a list", inner[0]) if origin is list else ("a mapping", inner[1])
-        return kind if value is Any else f"{kind} (each value {_in_words(value)})"
-    return _WORDS.get(hint, "a mapping")  # what else there is are dataclasses
+_KINDS = {
+    "bool_type": "true or false",
+    "dataclass_type": "a mapping",
+    "dict_type": "a mapping",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "string_type": "text",
+}
+
+
+def _in_words(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = shown(dotted(first["loc"]), 120)
+    if first["type"] in ("missing", "missing_argument"):
+        return f"`{key}` is missing"
+    kind = _KINDS.get(first["type"])
+    must = f"must be {kind}" if kind else re.sub(r"^\w+ should ", "must ", first["msg"])
+    return f"`{key}` {must}, got {shown(_repr(first['input']))}" if key else f"{must}, got {_repr(first['input'])}"
+
+
+def _repr(value: Any) -> str:
+    # The whole of a large value is not written out only to be cut.
+    return f"{value[:80]!r}" if isinstance(value, str | list) else f"{value!r:.80}"

@@ -1,13 +1,44 @@
-"""The error class of this package, and one-line forms of the errors of other libraries."""
+"""The error class of this package, and one-line forms of the errors of other libraries and of text from files."""
 
 from __future__ import annotations
+
+import re
+
+# What moves the cursor, speaks to the terminal, turns the direction of writing or cannot be encoded: C0, DEL and C1,
+# marks and overrides of direction, separators of lines and paragraphs, invisible tags, and lone surrogates.
+_CONTROLS = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff"
+    r"\U000e0000-\U000e007f]"
+)
+
+
+def printable(text: str) -> str:
+    r"""Returns text with every control character written as its escape, such as ``\x1b``; letters of all scripts stay.
+
+    Whatever comes from a file goes through it before it is printed: a class name can hold commands to the terminal.
+    """
+    return _CONTROLS.sub(_escape, text)
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value from a file in words: :func:`printable`, and of at most ``most`` characters."""
+    text = printable(str(value))
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 class InputError(ValueError):
     """Something that the user gave cannot be used. The message is one line: "`key` must be X, got Y. Remedy."
 
-    The command line prints the message alone and exits with status 2.
+    The command line prints it alone and exits with status 2. Its control characters are escaped, as it may quote files.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(re.sub(r"\s*\n\s*", " ", message)))
 
 
 def brief(error: Exception) -> str:

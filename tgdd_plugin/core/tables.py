@@ -7,6 +7,8 @@ from typing import Any
 
 from tabulate import DataRow, TableFormat, tabulate
 
+from tgdd_plugin.core.errors import printable
+
 _RULES = {"l": ":---", "r": "---:", "-": "---"}
 _NAMES = {"l": "left", "r": "right"}
 
@@ -31,7 +33,7 @@ def text_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], align: str
     """
     names = [_NAMES[letter] for letter in align or "l" + "r" * (len(headers) - 1)]
     # As a row like the others: tabulate makes every column two wider than a header proper.
-    cells = [list(headers), *rows]
+    cells = [[_plain(cell) for cell in row] for row in (headers, *rows)]
     lines = tabulate(cells, tablefmt="plain", disable_numparse=True, colalign=names).splitlines()
     rule = "-" * max(map(len, lines))
     return "\n".join([lines[0], rule, *lines[1:]])
@@ -58,4 +60,11 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], align:
     rule = "|" + "|".join(_RULES[letter] for letter in align or "-" * len(headers)) + "|"
     line = DataRow("|", "|", "|")
     style = TableFormat(None, lambda *_: rule, None, None, line, line, padding=1, with_header_hide=None)
-    return tabulate(rows, headers, style, disable_numparse=True, stralign=None, numalign=None)
+    cells = [[_plain(cell) for cell in row] for row in rows]
+    names = [printable(name) for name in headers]
+    return tabulate(cells, names, style, disable_numparse=True, stralign=None, numalign=None)
+
+
+def _plain(cell: Any) -> Any:
+    """A cell without control characters, which a name from a file may hold."""
+    return printable(cell) if isinstance(cell, str) else cell

@@ -12,7 +12,8 @@ import torch
 from composer.models import ComposerClassifier
 from torch import nn
 
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, shown
+from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import build_recorded, is_own
@@ -95,10 +96,9 @@ def bare_networks(
             used.add(best)
             free.discard(best)
         elif networks and not is_own(run.network):
-            arguments = run.network.get("arguments")
             raise InputError(
-                f"`network` must include the network of run '{run.name}', {run.network['class']} of "
-                f"{run.network['parameters']:,} parameters{f' built with {arguments}' if arguments else ''}, got "
+                f"`network` must include the network of run '{run.name}', {shown(run.network['class'])} of "
+                f"{run.network['parameters']:,} parameters (noted as {network_in_words(run.network)}), got "
                 f"{', '.join(map(_name, networks))}. Give it, too (in a recipe under extra_networks)."
             )
         else:
@@ -143,6 +143,17 @@ def recorded_head(network: nn.Module, recorded: str) -> str | None:
     """Returns the recorded head's name in the bare network, which may lack the prefix of the user's ComposerModel."""
     fitting = [n for n, _ in network.named_modules() if n and (recorded == n or recorded.endswith(f".{n}"))]
     return max(fitting, key=len, default=None)
+
+
+def check_recorded_head(network: nn.Module, run: Run) -> None:
+    """Raises an InputError if the recorded head is not in the network: another layer must not be matched unasked."""
+    if recorded_head(network, run.head) is None:
+        linear = [n for n, module in network.named_modules() if isinstance(module, nn.Linear)]
+        raise InputError(
+            f"`head` must be given where the recorded one is not in the network: run '{run.name}' names "
+            f"'{shown(run.head)}', and {_name(network)} has the linear layers {linear}. Name the one whose input is to "
+            f"be matched by head=."
+        )
 
 
 def agreed_normalization(

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tgdd_plugin.distillation.compatibility import NetworkOrFactory, bare_networks, recorded_head
+from tgdd_plugin.distillation.compatibility import (
+    NetworkOrFactory,
+    bare_networks,
+    check_recorded_head,
+    recorded_head,
+)
 from tgdd_plugin.distillation.inputs import Inputs
 from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.networks.chunk_size import chunk_sizes
@@ -88,6 +93,9 @@ def freeze_networks(
         recorded=inputs.pool is None,
         classes=inputs.class_ids,
     )
+    if head is None:
+        for module, run in zip(modules, trajectory.representative_runs.values(), strict=True):
+            check_recorded_head(module, run)
     passes = settings.steps * len(inputs.class_ids) * (inputs.real_per_class + 2 * inputs.synthetic_per_class)
     compiled = should_compile(settings.compile, passes // len(modules), inputs.shape[1], device, len(modules))
     functional = [

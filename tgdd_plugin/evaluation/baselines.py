@@ -14,6 +14,7 @@ from torch import nn
 
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.bounded_reading import check_tensor_file
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import weights_content
@@ -89,6 +90,7 @@ class Baselines:
     def _choose(self, seed: int) -> dict[str, torch.Tensor]:
         network = self.compact.fresh().to(torch_device(self.device))
         try:
+            check_tensor_file(self._weights(seed))
             network.load_state_dict(safetensors.torch.load_file(self._weights(seed)))
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
             raise InputError(

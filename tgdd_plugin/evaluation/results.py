@@ -10,6 +10,7 @@ from typing import Any
 
 from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
@@ -70,11 +71,12 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
     """
     if not path.is_file():
         return {}
+    text = read_bounded(path, JSON_SIZE, "results file")
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(text)
         rows = [build_checked(Row, row) for row in content["rows"]]
         earlier = {key: content.get(key) for key in about}
-    except (ValueError, TypeError, KeyError, UnicodeDecodeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         if overwrite:
             return {}
         raise InputError(f"'{path}' is damaged ({error}). Name another results file, or delete it.") from error

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tgdd_plugin.core.checked_json import Finite, Text, Whole
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader
@@ -54,14 +55,14 @@ class Row:
         learning_rate: The learning rate of the training.
     """
 
-    name: str
-    images: int = 0
-    epochs: int = 0
-    accuracies: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    network: str = ""
-    labels: str = "hard"
-    learning_rate: float = 0.01
+    name: Text
+    images: Whole = 0
+    epochs: Whole = 0
+    accuracies: list[Finite] = field(default_factory=list)
+    seconds: list[Finite] = field(default_factory=list)
+    network: Text = ""
+    labels: Text = "hard"
+    learning_rate: Finite = 0.01
 
     @property
     def key(self) -> Key:

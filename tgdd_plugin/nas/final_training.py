@@ -13,6 +13,7 @@ import safetensors
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
+from tgdd_plugin.core.bounded_reading import check_tensor_file, parse_json
 from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError
@@ -87,8 +88,9 @@ def _row_of(path: Path, key: str) -> Row | None:
     if not path.is_file():
         return None
     try:
+        check_tensor_file(path)
         with safetensors.safe_open(path, "pt") as content:
             about = content.metadata() or {}
-        return build_checked(Row, json.loads(about["row"])) if about.get("job") == key else None
+        return build_checked(Row, parse_json(about["row"])) if about.get("job") == key else None
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
         return None  # another file of that name is not ours; it is written anew

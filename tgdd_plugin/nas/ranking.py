@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Strict
 from torch import nn
 
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.core.checked_json import AnyFloat, Finite, Flag, Text, Whole
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.tables import markdown_table
@@ -43,14 +45,14 @@ class Candidate:
         pruned: Whether it was given up before all its seeds were trained.
     """
 
-    name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    parameters: int = 0
-    latency: float = 0.0
-    accuracies: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    problem: str = ""
-    pruned: bool = False
+    name: Text
+    arguments: dict[Text, Any] = field(default_factory=dict)
+    parameters: Whole = 0
+    latency: AnyFloat = 0.0
+    accuracies: list[Finite] = field(default_factory=list)
+    seconds: list[Finite] = field(default_factory=list)
+    problem: Annotated[str, Strict()] = ""
+    pruned: Flag = False
 
     @property
     def row(self) -> Row:

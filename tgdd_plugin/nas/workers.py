@@ -193,6 +193,7 @@ def run_workers(job: SearchJob, queue: Queue, bar: tqdm) -> None:
 def _environment(job: SearchJob, number: int) -> Iterator[None]:
     """Sets what a process inherits: a GPU of its own if there are several, a share of the CPU's threads, no Ctrl-C."""
     added = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // job.settings.workers))}
+    added["PYTHONSAFEPATH"] = "1"  # a new Python looks for its own modules in the current folder first, otherwise
     if torch_device(job.device).type == "cuda":
         named = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
@@ -245,7 +246,7 @@ def candidate_of(trial: FrozenTrial) -> Candidate:
     """
     try:
         return build_checked(Candidate, result_of(trial))
-    except TypeError as error:
+    except ValueError as error:
         raise InputError(
             f"Trial {trial.number} of the study has no result that can be read ({error}). Begin another study "
             f"(`nas.study`)."

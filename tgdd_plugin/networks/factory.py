@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.core.import_string import import_function
+from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.networks import convnets, densenets, resnet_ap, resnets, vision_transformers
 from tgdd_plugin.networks.settings import NetworkSettings
 
@@ -140,11 +141,11 @@ def recorded_factory(record: dict[str, Any]) -> str:
     """
     name = (record.get("factory") or "").removeprefix(f"{PACKAGE}:")
     if not is_own(record):
-        arguments = record.get("arguments") or {}
-        noted = "".join(f" network.{key}={value}" for key, value in arguments.items())
+        # What a file says must not become a command that somebody pastes: it may name any function there is.
         raise InputError(
-            f"`network` must be given, as the recorded one is not one of this package's "
-            f"({record.get('class', 'not recorded')}). Pass network=, the network or a function that builds it; on the "
-            f"command line network.name={name or 'module:function'}{noted}."
+            f"`network` must be given, as the recorded one is not one of this package's (class "
+            f"'{shown(record.get('class', 'not recorded'))}', built by '{network_in_words(record)}'; so says the file, "
+            f"unchecked). Pass network=, the network or a function that builds it; on the command line network.name="
+            f"module:function, a factory of yours."
         )
     return name

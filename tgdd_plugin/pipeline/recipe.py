@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from tgdd_plugin.core.bounded_reading import RECIPE_SIZE, read_bounded
+from tgdd_plugin.core.bounded_yaml import parse_yaml
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.setting_errors import nearest, unknown_key
 from tgdd_plugin.core.settings import validate
@@ -68,12 +70,13 @@ def recipe_text(recipe: Recipe) -> str:
 
 def _load(path: str | Path) -> dict[Any, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"Recipe '{path}' cannot be read: {reason}. Name a YAML file.") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"Recipe '{path}' is not YAML: {' '.join(str(error).split())}. Correct it there.") from error
+        text = read_bounded(path, RECIPE_SIZE, "recipe")
+    except OSError as error:
+        raise InputError(f"Recipe '{path}' cannot be read: {error.strerror or error}. Name a YAML file.") from error
+    try:
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"Recipe '{path}' is not YAML that can be used: {error}. Correct it there.") from error
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise InputError(
@@ -91,11 +94,9 @@ def _place(content: dict[str, Any], keys: list[str], value: str, override: str) 
         if not isinstance(content, dict):
             raise InputError(f"'{override}' names a key below `{key}`, which is a value. Give `{key}` alone.")
     try:
-        content[keys[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(
-            f"The value of '{override}' is not YAML: {' '.join(str(error).split())}. Put text in quotes."
-        ) from error
+        content[keys[-1]] = parse_yaml(value)
+    except ValueError as error:
+        raise InputError(f"The value of '{override}' is not YAML: {error}. Put text in quotes.") from error
 
 
 def _check_arguments(network: NetworkSettings, where: str) -> None:

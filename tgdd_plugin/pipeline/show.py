@@ -6,9 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from tgdd_plugin.beton.card import Card
+from tgdd_plugin.core.errors import printable, shown
+from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.core.tables import text_table
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.store import Trajectory
+
+MOST_NAMES = 20
+"""The most classes, runs or metrics that are printed."""
+
+MOST_ROWS = 5000
+"""The most stages of a run that are printed: of more, the first and the last."""
 
 
 def describe_beton(path: Path, card: Card) -> str:
@@ -21,7 +29,6 @@ def describe_beton(path: Path, card: Card) -> str:
     Returns:
         The lines of the description, joined.
     """
-    names = card.classes if len(card.classes) <= 20 else [*card.classes[:20], "..."]
     stages = f"{len(card.trajectory.get('stages', []))} stages"
     if (networks := len(card.trajectory.get("networks", []))) > 1:
         stages += f" of {networks} networks"
@@ -30,15 +37,18 @@ def describe_beton(path: Path, card: Card) -> str:
     lines = [
         f"file        {path}, {path.stat().st_size / 2**20:.1f} MiB, SHA-256 {card.sha256}",
         f"images      {card.images} of {shape}: {card.images_per_class} stored per class, factor {card.factor}{packed}",
-        f"classes     {len(card.classes)}: {', '.join(names)}",
+        f"classes     {len(card.classes)}: {_names(card.classes)}",
         f"normalize   {_normalization(card.mean, card.std)}",
-        f"method      {', '.join(f'{key} {value}' for key, value in card.method.items()) or 'not recorded'}",
-        f"network     {_network(card.network)}",
-        f"trajectory  {', '.join(card.trajectory.get('runs', [])) or 'not recorded'}: {stages}",
-        f"versions    {', '.join(f'{name} {number}' for name, number in card.versions.items())}",
+        f"method      {_pairs(card.method) or 'not recorded'}",
+        f"network     {network_in_words(card.network)}",
+        f"trajectory  {_names(card.trajectory.get('runs', [])) or 'not recorded'}: {stages}",
+        f"versions    {_pairs(card.versions)}",
     ]
+    lines = [printable(line) for line in lines]
     for entry in card.accuracy:
-        head = f"accuracy    {entry['network']}, seeds {entry['seeds']}, {entry['test_images']} test images"
+        head = (
+            f"accuracy    {shown(entry['network'])}, seeds {shown(entry['seeds'])}, {entry['test_images']} test images"
+        )
         lines += ["", head, _accuracy_table(entry)]
     return "\n".join(lines)
 
@@ -47,7 +57,7 @@ def _accuracy_table(entry: dict[str, Any]) -> str:
     rows = []
     for row in entry["rows"]:
         spread = "" if row["std_points"] is None else f" ± {row['std_points']:.1f}"
-        name = row["name"] + (", soft labels" if row.get("labels") == "soft" else "")
+        name = shown(row["name"]) + (", soft labels" if row.get("labels") == "soft" else "")
         rows.append([name, row["images"], row["epochs"], f"{row['mean_percent']:.1f}{spread}"])
     return text_table(["trained on", "images", "epochs", "accuracy %"], rows)
 
@@ -66,21 +76,26 @@ def describe_trajectory(trajectory: Trajectory) -> str:
     lines = [
         f"trajectory  {trajectory.folder}",
         *(
-            f"network     {_network(kind.network)}, {kind.network['parameters']:,} parameters, head {kind.head}"
+            f"network     {network_in_words(kind.network)}, {kind.network['parameters']:,} parameters, "
+            f"head {shown(kind.head)}"
             for kind in trajectory.representative_runs.values()
         ),
-        f"classes     {run.num_classes}" + (f": {', '.join(run.classes)}" if run.classes else ""),
+        f"classes     {run.num_classes}" + (f": {_names(run.classes)}" if run.classes else ""),
         f"input       {shape}, normalization {_normalization(run.mean, run.std)}",
-        f"versions    {', '.join(f'{name} {number}' for name, number in run.versions.items())}",
+        f"versions    {_pairs(run.versions)}",
     ]
+    lines = [printable(line) for line in lines]
     for folder, run in trajectory.runs.items():
         size = sum((folder / stage.file).stat().st_size for stage in run.stages) / 2**20
         state = "complete" if run.complete else "not complete"
         lines += [
             "",
-            f"run         {run.name}: {len(run.stages)} stages, {size:.1f} MiB, {state}",
+            f"run         {shown(run.name, 200)}: {len(run.stages)} stages, {size:.1f} MiB, {state}",
             f"statistics  {_statistics(trajectory, folder, run)}",
-            *(f"gap         epoch {gap['epoch']}, batch {gap['batch']}: {gap['reason']}" for gap in run.gaps),
+            *(
+                f"gap         epoch {gap['epoch']}, batch {gap['batch']}: {shown(gap['reason'], 400)}"
+                for gap in run.gaps
+            ),
             _stage_table(run),
         ]
     return "\n".join(lines)
@@ -89,12 +104,15 @@ def describe_trajectory(trajectory: Trajectory) -> str:
 def _statistics(trajectory: Trajectory, folder: Path, run: Run) -> str:
     count = sum(trajectory.has_class_means(folder, stage) for stage in run.stages)
     real = f"{trajectory.exemplar_count(folder)} real images" if run.exemplars else "no real images"
-    return f"class means in {count} stages; {real} kept; augmentation {run.augmentation or 'not known'}"
+    return f"class means in {count} stages; {real} kept; augmentation {shown(run.augmentation or 'not known')}"
 
 
-def _network(record: dict[str, Any]) -> str:
-    arguments = ", ".join(f"{key}={value}" for key, value in (record.get("arguments") or {}).items())
-    return f"{record.get('factory') or record.get('class') or 'not recorded'}({arguments})"
+def _names(names: list[str]) -> str:
+    return ", ".join([shown(name) for name in names[:MOST_NAMES]] + ["..."] * (len(names) > MOST_NAMES))
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{shown(name)} {shown(value)}" for name, value in values.items())
 
 
 def _normalization(mean: list[float] | None, std: list[float] | None) -> str:
@@ -104,12 +122,16 @@ def _normalization(mean: list[float] | None, std: list[float] | None) -> str:
 
 
 def _stage_table(run: Run) -> str:
-    metrics = list(dict.fromkeys(name for stage in run.stages for name in stage.metrics))
+    metrics = list(dict.fromkeys(name for stage in run.stages for name in stage.metrics))[:MOST_NAMES]
     diverged = ["weights"] if any(not stage.finite for stage in run.stages) else []
-    rows = []
-    for stage in run.stages:
+    headers = ["epoch", "batch", *map(shown, metrics), *diverged]
+    half = MOST_ROWS // 2
+    long = len(run.stages) > MOST_ROWS
+    rows: list[list[Any]] = []
+    for stage in [*run.stages[:half], *run.stages[-half:]] if long else run.stages:
         values = [f"{stage.metrics[name]:.4f}" if name in stage.metrics else "-" for name in metrics]
         values += [("finite" if stage.finite else "not finite") for _ in diverged]
         rows.append([stage.epoch, stage.batch, *values])
-    headers = ["epoch", "batch", *metrics, *diverged]
+    if long:
+        rows.insert(half, ["..."] * len(headers))
     return text_table(headers, rows, align="r" * len(headers))

@@ -93,12 +93,11 @@ def check_class_names(classes: Sequence[str] | None, num_classes: int, owner: st
 
 
 def note_input(run: Run, values: torch.Tensor) -> None:
-    """Notes what the first batch is like, for distillation to compare its own inputs with."""
-    run.input = {
-        "shape": [float(n) for n in values.shape[1:]],
-        "mean": values.mean((0, 2, 3)).tolist(),
-        "std": values.std((0, 2, 3)).tolist(),
-    }
+    """Notes what the first batch of finite values is like, for distillation to compare its own inputs with."""
+    mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3))
+    if not (mean.isfinite().all() and std.isfinite().all()):
+        return  # it says nothing; the next batch may
+    run.input = {"shape": [float(n) for n in values.shape[1:]], "mean": mean.tolist(), "std": std.tolist()}
     if run.mean is None and 0 <= values.min() and 0.5 < values.max() <= 1:
         run.mean = [0.0] * values.shape[1]
         run.std = [1.0] * values.shape[1]

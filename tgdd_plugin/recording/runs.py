@@ -14,6 +14,7 @@ from composer.utils import ensure_tuple
 from torch import nn
 
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
+from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
@@ -172,8 +173,9 @@ def _check_job(path: Path, depends: dict[str, Any]) -> None:
         )
     # A job that failed before it recorded anything binds nobody.
     if _has_runs(path.parent):
+        text = read_bounded(path, JSON_SIZE, "file")
         try:
-            earlier = dict(with_current_keys(json.loads(path.read_text())))
+            earlier = dict(with_current_keys(parse_json(text)))
         except (ValueError, TypeError) as error:
             raise InputError(
                 f"'{path}', which says what was recorded there, is damaged ({error}). Choose another output, or delete "

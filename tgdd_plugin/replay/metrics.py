@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tgdd_plugin.core.atomic_files import write_whole
-from tgdd_plugin.core.checked_json import build_checked
+from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
+from tgdd_plugin.core.checked_json import Finite, Text, build_checked
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.tables import markdown_table
 
@@ -22,8 +23,8 @@ class Scores:
         rows: The accuracies a_i0 to a_ii for each finished task i.
     """
 
-    about: dict[str, Any]
-    rows: list[list[float]] = field(default_factory=list)
+    about: dict[Text, Any]
+    rows: list[list[Finite]] = field(default_factory=list)
 
     def after(self, row: list[float]) -> Scores:
         """Returns the scores with one more task finished."""
@@ -75,13 +76,14 @@ class Scores:
         Raises:
             InputError: If it is damaged.
         """
+        text = read_bounded(path, JSON_SIZE, "results file")
         try:
-            scores = build_checked(cls, json.loads(path.read_text()))
+            scores = build_checked(cls, parse_json(text))
             if [len(row) for row in scores.rows] != list(range(1, len(scores.rows) + 1)):
                 raise ValueError("rows of wrong length")
             if not all(0 <= value <= 1 for row in scores.rows for value in row):
                 raise ValueError("accuracies beyond 0 to 1")
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise InputError(f"'{path}' is damaged: {error}. Delete it to learn the tasks anew.") from error
         return scores
 

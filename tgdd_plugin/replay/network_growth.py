@@ -11,6 +11,7 @@ from composer.utils import dist
 from torch import nn
 
 from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.bounded_reading import check_tensor_file
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import weights_content
 
@@ -60,6 +61,7 @@ def load_network(network: nn.Module, path: Path) -> nn.Module:
         InputError: If the file is damaged, or of another network.
     """
     try:
+        check_tensor_file(path)
         network.load_state_dict(safetensors.torch.load_file(path))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise InputError(

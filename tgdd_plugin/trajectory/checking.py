@@ -48,7 +48,7 @@ def was_dropped(path: Path) -> bool:
 def _check_file(what: str, path: Path, checksum: str) -> None:
     try:
         found = sha256(path)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"The {what} file '{path}' is missing. Copy the whole folder or record the run again."
         ) from None

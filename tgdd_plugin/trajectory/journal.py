@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tgdd_plugin.core.atomic_files import make_folder, sync
+from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 
 _NAME = re.compile(r"stages-(\d{1,9})\.jsonl")
 
@@ -65,6 +66,7 @@ def with_journal(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If the journal is gone, as when the manifest was rewritten meanwhile.
         OSError: If it cannot be read.
+        InputError: If it is not a regular file, or too large.
         ValueError: If manifest or journal are not such; the message is one line.
     """
     name = content.get("journal")
@@ -74,16 +76,16 @@ def with_journal(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         raise ValueError("stages must be a list of mappings")
     found = {str(stage.get("file")): stage for stage in stages}
-    lines = (folder / name).read_bytes().split(b"\n")[:-1]
+    lines = read_bounded(folder / name, JSON_SIZE, "journal").split(b"\n")[:-1]
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             stage = entry["stage"]
             if found.setdefault(str(stage["file"]), stage) is not stage:
                 raise ValueError("it stands there already")
             for file in entry["drop"]:
                 del found[file]
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             raise ValueError(f"line {number} of its journal '{name}' is damaged") from None
     return {**content, "stages": list(found.values())}
 

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, Strict, with_config
+from typing_extensions import TypedDict
 
 from tgdd_plugin.core.atomic_files import write_whole
-from tgdd_plugin.core.checked_json import build_checked
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
+from tgdd_plugin.core.checked_json import (
+    OPEN,
+    AnyFloat,
+    Finite,
+    Flag,
+    Positive,
+    Sha256,
+    Text,
+    Whole,
+    build_checked,
+    shaped,
+)
+from tgdd_plugin.core.errors import InputError, shown
+from tgdd_plugin.core.network_record import NetworkRecord
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.trajectory.journal import Journal, remove_journals, with_journal
 
@@ -21,6 +39,28 @@ ONGOING_FORMAT = 2
 """The format of a manifest with a journal: an earlier version, which would miss the journal's stages, refuses it."""
 
 _READINGS = 100  # of a manifest that is being rewritten again and again
+
+MOST_CLASSES = 10**6
+"""The most classes of a run; ImageNet's whole tree has 22 thousand."""
+
+Size = Annotated[float, Strict(), Field(ge=1, le=65_535, multiple_of=1)]
+_FILE_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}\.safetensors")
+
+
+@with_config(OPEN)
+class _Input(TypedDict):
+    """``shape`` is (C, H, W), in floats."""
+
+    shape: Annotated[list[Size], Field(min_length=3, max_length=3)]
+    mean: list[Finite]
+    std: list[Annotated[Finite, Field(ge=0)]]
+
+
+@with_config(OPEN)
+class _Gap(TypedDict):
+    epoch: Whole
+    batch: Whole
+    reason: Text
 
 
 @dataclass(frozen=True)
@@ -38,14 +78,14 @@ class Stage:
         finite: Whether no weight is NaN or positive infinity; written only if not. Earlier versions did not look.
     """
 
-    file: str
-    index: int
-    epoch: int
-    batch: int
-    sample: int
-    sha256: str
-    metrics: dict[str, float] = field(default_factory=dict)
-    finite: bool = True
+    file: Text
+    index: Whole
+    epoch: Whole
+    batch: Whole
+    sample: Whole
+    sha256: Sha256
+    metrics: Annotated[dict[Text, AnyFloat], Field(max_length=1000)] = field(default_factory=dict)
+    finite: Flag = True
 
 
 @dataclass
@@ -72,21 +112,21 @@ class Run:
         gaps: What could not be recorded while training went on: ``epoch``, ``batch`` and the ``reason`` of each.
     """
 
-    name: str
-    network: dict[str, Any]
-    head: str
-    num_classes: int
-    classes: list[str] | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    input: dict[str, list[float]] | None = None
-    interval: str = "1ep"
-    augmentation: str | None = None
-    exemplars: str | None = None
-    complete: bool = False
+    name: Text
+    network: Annotated[dict[str, Any], shaped(NetworkRecord)]
+    head: Text
+    num_classes: Annotated[int, Strict(), Field(ge=1, le=MOST_CLASSES)]
+    classes: list[Text] | None = None
+    mean: list[Finite] | None = None
+    std: list[Positive] | None = None
+    input: Annotated[dict[str, list[float]], shaped(_Input)] | None = None
+    interval: Text = "1ep"
+    augmentation: Text | None = None
+    exemplars: Sha256 | None = None
+    complete: Flag = False
     stages: list[Stage] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
-    gaps: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[Text, Text] = field(default_factory=dict)
+    gaps: list[Annotated[dict[str, Any], shaped(_Gap)]] = field(default_factory=list)
 
     @property
     def normalization(self) -> Normalization | None:
@@ -168,31 +208,32 @@ class Run:
             raise InputError(
                 f"The file '{path}' cannot be read ({error.strerror}). Make it readable or copy it again."
             ) from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        except InputError:  # no regular file, or too large a one
+            raise
+        except ValueError as error:
             raise InputError(
-                f"The file '{path}' is damaged ({reason}). Copy the folder again, or delete it and record the run "
-                f"again."
-            ) from error
+                f"The file '{path}' is damaged ({error}). Copy the folder again, or delete it and record the run again."
+            ) from None
         raise InputError(
-            f"The file '{path}' must be of format {FORMAT} or {ONGOING_FORMAT}, got {content['format']!r}. Update "
-            f"tgdd_plugin to open it."
+            f"The file '{path}' must be of format {FORMAT} or {ONGOING_FORMAT}, got {shown(content['format'], 40)}. "
+            f"Update tgdd_plugin to open it."
         )
 
     @classmethod
     def _checked(cls, content: dict[str, Any]) -> Run:
-        stages = content["stages"]
-        if isinstance(stages, list):
-            stages = [build_checked(Stage, stage) for stage in stages]
-        run = build_checked(cls, {**content, "stages": stages})
-        run.network["class"], run.network["parameters"]  # every reader relies on them
-        if run.input is not None:
-            run.input["shape"], run.input["mean"], run.input["std"]
-        for earlier, stage in zip([None, *run.stages], run.stages, strict=False):
-            if stage.file != Path(stage.file).name or "\\" in stage.file or not stage.file.endswith(".safetensors"):
-                raise ValueError(f"stage file '{stage.file}' is not the name of a safetensors file in this folder")
-            if earlier and not (earlier.batch < stage.batch and earlier.index < stage.index):
-                raise ValueError(f"stage '{stage.file}' comes after '{earlier.file}' but is not later")
+        if "stages" not in content:
+            raise ValueError("`stages` is missing")
+        run = build_checked(cls, content)
+        check_stages(run.stages)
+        channels = int(run.input["shape"][0]) if run.input else None
+        if run.input and not len(run.input["mean"]) == len(run.input["std"]) == channels:
+            raise ValueError(f"`input` must have a mean and std for each of the {channels} channels of its shape")
+        if (run.mean is None) != (run.std is None) or len(run.mean or ()) != len(run.std or ()) or run.mean == []:
+            raise ValueError(f"`mean` and `std` must be equally many values, got {run.mean} and {run.std}")
+        if run.mean and channels and len(run.mean) not in (1, channels):
+            raise ValueError(f"`mean` and `std` must be one value, or {channels}, got {len(run.mean)}")
+        if run.classes is not None and len(run.classes) != run.num_classes:
+            raise ValueError(f"`classes` must be as many names as `num_classes` says, got {len(run.classes)}")
         return run
 
 
@@ -205,10 +246,12 @@ def _stage_fields(stage: Stage) -> dict[str, Any]:
 
 def _read_content(path: Path) -> dict[str, Any]:
     """Reads a manifest, with the stages of its journal if it names one."""
-    text = ""
+    text = b""
     for _ in range(_READINGS):
-        earlier, text = text, path.read_text(encoding="utf-8")
-        content: dict[str, Any] = json.loads(text)
+        earlier, text = text, read_bounded(path, JSON_SIZE, "manifest")
+        content: dict[str, Any] = parse_json(text)
+        if not isinstance(content, dict) or "format" not in content:
+            raise ValueError("it is not a mapping with a `format`")
         if content["format"] != ONGOING_FORMAT:
             break
         try:
@@ -217,3 +260,18 @@ def _read_content(path: Path) -> dict[str, Any]:
             if text == earlier:
                 raise ValueError(f"its journal '{content['journal']}' is missing") from None
     return content
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Checks that stages name files in their own folder, and are in the order of training.
+
+    Raises:
+        ValueError: If not; the message is one line.
+    """
+    for earlier, stage in zip([None, *stages], stages, strict=False):
+        if not _FILE_NAME.fullmatch(stage.file):
+            raise ValueError(
+                f"stage file '{shown(stage.file, 200)}' is not the name of a safetensors file in this folder"
+            )
+        if earlier and not (earlier.batch < stage.batch and earlier.index < stage.index):
+            raise ValueError(f"stage '{stage.file}' comes after '{earlier.file}' but is not later")

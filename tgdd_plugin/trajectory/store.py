@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 
+from tgdd_plugin.core.bounded_reading import check_tensor_file
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.trajectory.checking import was_dropped, with_checked_files
 from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run, Stage
@@ -264,6 +265,7 @@ def _load_tensors(what: str, path: Path) -> dict[str, torch.Tensor]:
 def _opened(what: str, path: Path, framework: str) -> Iterator[Any]:
     """Opens a safetensors file, whose tensors are read as those of ``framework``, which is imported only then."""
     try:
+        check_tensor_file(path)
         with safetensors.safe_open(path, framework=framework) as file:
             yield file
     except (OSError, safetensors.SafetensorError) as error:

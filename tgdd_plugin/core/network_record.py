@@ -1,0 +1,38 @@
+"""What a manifest and a card say of a network, as their readers may rely on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import with_config
+from typing_extensions import TypedDict
+
+from tgdd_plugin.core.checked_json import OPEN, Text, Whole
+from tgdd_plugin.core.errors import shown
+
+
+@with_config(OPEN)
+class _Built(TypedDict, total=False):
+    factory: Text | None
+    arguments: dict[Text, Any] | None
+    algorithms: list[Text]
+
+
+_NAMED: Any = {"class": Text, "parameters": Whole}
+
+
+class NetworkRecord(_Built, TypedDict("_Named", _NAMED)):  # type: ignore[misc]
+    """``class`` (``module:name``) and number of ``parameters``; what may be missing are ``factory``
+    (``module:function``), its ``arguments``, and ``algorithms`` that may have changed the network. Nothing of it is
+    imported or called unchecked."""
+
+
+class PartialNetworkRecord(_Built, TypedDict("_MaybeNamed", _NAMED, total=False)):  # type: ignore[misc]
+    """The same of a card, where all may be missing."""
+
+
+def network_in_words(record: dict[str, Any]) -> str:
+    """A recorded network as text for people, ``factory(argument=value)``, escaped and cut."""
+    arguments = ", ".join(f"{shown(key)}={shown(value)}" for key, value in (record.get("arguments") or {}).items())
+    name = record.get("factory") or record.get("class") or "not recorded"
+    return f"{shown(name, 120)}({shown(arguments, 400)})"
