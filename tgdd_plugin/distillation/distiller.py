@@ -69,6 +69,9 @@ def distill(
     goes on from the last one and ends with the same bits (on a CPU; a GPU may add in another order). Where ``output``
     is there already and of the same job, the call returns at once and leaves it as it is.
 
+    On N ranks (``composer -n N``) each draws stages, real images and augmentation of its own, and the gradients are
+    averaged. A step's expected gradient is that of one process, its variance the N-th part; so the images depend on N.
+
     Args:
         trajectory: The folder that :class:`TGDDCallback` recorded, or an open :class:`Trajectory`.
         real: The real training images: an :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset` takes.

@@ -51,8 +51,9 @@ class TGDDCallback(Callback):
             ``folder/<run_name>/``, so several runs recorded into one folder become several trajectories of it.
             Default: ``'{run_name}/trajectory'``.
         interval (str | int | Time | Callable): Composer time string (``'1ep'``, ``'50ba'``, ``'0.1dur'``), number of
-            epochs, or ``(state, event) -> bool`` asked at every ``BATCH_END`` and ``EPOCH_END``. The last moment of
-            training is always recorded, also when it is stopped early. Default: ``'1ep'``, the paper's.
+            epochs, or ``(state, event) -> bool`` asked at every ``BATCH_END`` and ``EPOCH_END``, with the same answer
+            on every rank. The last moment of training is always recorded, also when it is stopped early. Default:
+            ``'1ep'``, the paper's.
         max_stages (int, optional): Thin evenly to at most so many stages while training goes on, keeping first and
             last (see :func:`tgdd_plugin.trajectory.writing.thin`). Default: ``None``, keep all.
         dtype (str): ``'float32'``, ``'float16'`` or ``'bfloat16'``: how floating-point weights are stored. What is too
