@@ -198,7 +198,8 @@ def test_what_ships_is_the_moving_average_when_asked(trajectory, pool, tmp_path)
 
 def test_pixels_stay_between_black_and_white_after_every_step(trajectory, pool, tmp_path):
     steps = Steps()
-    run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, learning_rate=50.0), callbacks=[steps])
+    with pytest.warns(UserWarning, match="learning_rate should move the pixels within their range"):
+        run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, learning_rate=50.0), callbacks=[steps])
     for pixels in steps.pixels:
         assert pixels.min() >= 0 and pixels.max() <= 1
     assert steps.pixels[-1].min() == 0 and steps.pixels[-1].max() == 1, "the step was large enough to need the clamp"

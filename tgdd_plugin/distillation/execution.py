@@ -75,7 +75,7 @@ def trainer_arguments(
     optimizer.register_step_post_hook(lambda *_: synthetic.clamp_())
 
     def arguments(chunk: int) -> dict[str, Any]:
-        monitors: list[Callback] = [DistillationMonitor(options.image_interval, model.bank.names, synthetic)]
+        monitors: list[Callback] = [DistillationMonitor(options.image_interval, model, settings.steps)]
         if options.progress_bar:
             monitors.append(ProgressBar("distilling"))
         return {

@@ -16,10 +16,12 @@ from tgdd_plugin.distillation.compatibility import (
     recorded_head,
 )
 from tgdd_plugin.distillation.inputs import Inputs
+from tgdd_plugin.distillation.rare_classes import warn_of_rare_classes
 from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.networks.chunk_size import chunk_sizes
 from tgdd_plugin.networks.compilation import should_compile
 from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head
+from tgdd_plugin.trajectory.shortcomings import warn_of_incomplete
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ def freeze_networks(
 ) -> FrozenNetworks:
     """Finds or builds the networks of a trajectory, loads its stages, and calls each network once.
 
+    Warns of what the runs and the real images lack.
+
     Args:
         inputs: What the distillation starts from.
         network: The networks that the user gave, as in :func:`tgdd_plugin.distillation.distiller.distill`.
@@ -80,6 +84,8 @@ def freeze_networks(
         InputError: If a network does not fit its stages or the images.
     """
     trajectory, settings, classes = inputs.trajectory, inputs.settings, inputs.trajectory.run.num_classes
+    warn_of_incomplete(trajectory)
+    warn_of_rare_classes(settings, inputs.pool, inputs.start_pool, inputs.class_ids)
     modules = bare_networks(network, trajectory, inputs.shape)
     heads = [
         find_head(module, classes, head or recorded_head(module, run.head))

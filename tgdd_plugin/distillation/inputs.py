@@ -11,9 +11,9 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import agreed_normalization, check_pool, input_shape
-from tgdd_plugin.distillation.rare_classes import check_class_counts
+from tgdd_plugin.distillation.rare_classes import check_present
 from tgdd_plugin.distillation.settings import DistillSettings
-from tgdd_plugin.trajectory.shortcomings import check_left, warn_of_incomplete
+from tgdd_plugin.trajectory.shortcomings import check_left
 from tgdd_plugin.trajectory.store import Trajectory
 
 
@@ -79,7 +79,6 @@ def resolve_inputs(
     """
     for each in trajectory.runs.values():
         check_left(each, [stage for stage in each.stages if not stage.finite])
-    warn_of_incomplete(trajectory)
     run = trajectory.run
     pool = None
     if real is not None:
@@ -95,7 +94,8 @@ def resolve_inputs(
     names = run.classes or [str(number) for number in range(run.num_classes)]
     class_ids = _class_ids(settings.classes, names)
     sampled = None if settings.source == "recorded" else pool
-    check_class_counts(settings, sampled, start_pool, class_ids)
+    if sampled is not None:
+        check_present(sampled, class_ids)
     return Inputs(
         trajectory=trajectory,
         settings=settings,

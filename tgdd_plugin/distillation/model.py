@@ -87,6 +87,15 @@ class DistillationModel(ComposerModel):
         outputs = {"real": real_features, "synthetic": features.unflatten(0, shape), "classes": classes}
         return {**outputs, "logits": logits.unflatten(0, shape)} if self.alpha else outputs
 
+    @torch.no_grad()
+    def is_finite_at(self, position: int) -> bool:
+        """Returns whether the network's features and logits of a gray image are finite at a stage of the bank."""
+        gray = torch.full_like(self.synthetic.pixels[:1, 0], 0.5)
+        outputs = self.networks[self.bank.architecture[position]](
+            self.bank[position], self._prepared(gray[None], {})[0]
+        )
+        return all(bool(each.isfinite().all()) for each in outputs)
+
     def _prepared(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         """Normalizes and augments images ``(k, n, C, H, W)``; their shape stays."""
         if self.mean.device != images.device:  # once: Composer moves the pixels alone

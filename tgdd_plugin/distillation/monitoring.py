@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_grid import make_image_grid
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.sampling import Draws
-from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 
 
 class NonFiniteLoss(InputError):
@@ -30,35 +30,85 @@ class NonFiniteLoss(InputError):
 
 
 class DistillationMonitor(Callback):
-    """Shows the images to the user's loggers, and stops a run whose loss is no longer finite, with the last good ones.
+    """Shows the images to the user's loggers, and stops a run that comes to nothing.
+
+    A loss that is no longer finite ends it with the last good images. So does, without any, a gradient that is not
+    finite in any step, or a step that moves nearly all pixels across their whole range: clamped to [0, 1], they would
+    only jump between the ends. Both are looked at in steps 8, 16, 32, ... and the last, as that waits for the device.
 
     Args:
         interval: Steps between pictures; 0 for none.
-        names: The names of the stages, by their position in the bank.
-        synthetic: The synthetic images.
+        model: The model that is trained.
+        steps: The number of steps in all.
     """
 
-    def __init__(self, interval: int, names: list[str], synthetic: SyntheticImages) -> None:
+    def __init__(self, interval: int, model: DistillationModel, steps: int) -> None:
         self.interval = interval
-        self.names = names
-        self.synthetic = synthetic
+        self.model = model
+        self.synthetic = model.synthetic
+        self.steps = steps
+        self._made = 0
+        self._skipped: torch.Tensor | int = 0
+        self._jumping: torch.Tensor | None = None
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         # All gradients are there and the optimizer's step is yet to come: no hook of the optimizer's is called here.
-        self.synthetic.keep_finite_()
+        if (finite := self.synthetic.keep_finite_()) is not None:
+            self._made, self._skipped = self._made + 1, self._skipped + ~finite
+        step = state.timestamp.batch.value + 1
+        if step == self.steps or (step >= 8 and step & (step - 1) == 0):
+            self._jumping = self.synthetic.jumping(state.optimizers[0].param_groups[0]["lr"])
 
     def batch_end(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
         # The Trainer's own number, which costs no wait for the device; this step's checkpoint would come later.
         if not math.isfinite(state.total_loss_dict["loss/train/total"]):
-            early, late = (self.names[state.batch[key]] for key in ("early", "late"))
-            raise NonFiniteLoss(
-                f"The loss is no longer finite at step {step - 1} (early stage: {early}; late stage: {late}). Lower "
-                f"learning_rate or alpha.",
-                step - 1,
-            )
+            raise NonFiniteLoss(self._of_loss(step - 1, state.batch), step - 1)
+        if self._jumping is not None:
+            self._check_steps(step, float(self._jumping), int(self._skipped))
+            self._jumping = None
         if self.interval and step % self.interval == 0:
             logger.log_images(make_image_grid(*self.synthetic.to_uint8()), name="tgdd/synthetic")
+
+    def _of_loss(self, step: int, batch: dict[str, Any]) -> str:
+        names = {which: self.model.bank.names[batch[which]] for which in ("early", "late")}
+        text = (
+            f"The loss is no longer finite at step {step} (early stage: {names['early']}; late stage: {names['late']})."
+        )
+        for which, name in names.items():
+            if not self.model.is_finite_at(batch[which]):
+                return (
+                    f"{text} The training had diverged by then: the outputs of its stage at {name} are not finite for "
+                    f"a gray image. Train again at a lower learning rate."
+                )
+        return f"{text} Lower learning_rate or alpha."
+
+    def _check_steps(self, step: int, jumping: float, skipped: int) -> None:
+        """Raises an InputError if the steps so far come to nothing, and warns at the end if some did."""
+        if skipped == self._made:
+            raise InputError(
+                f"The gradient is not finite in any of {self._made} steps up to step {step}, so that no pixel moves, "
+                f"though the loss is finite. Lower alpha."
+            )
+        moves = f"it moves {100 * jumping:.0f} % of them by more than all of it"
+        if jumping > 0.9:
+            raise InputError(
+                f"`learning_rate` must move the pixels within their range [0, 1], but at step {step} {moves}. No file "
+                f"is written. Lower learning_rate or alpha."
+            )
+        if step < self.steps:
+            return
+        if jumping > 0.5:
+            warnings.warn(
+                f"learning_rate should move the pixels within their range [0, 1], but at the last step {moves}; lower "
+                f"learning_rate or alpha",
+                stacklevel=2,
+            )
+        if skipped:
+            warnings.warn(
+                f"{skipped} of {self._made} steps had a gradient that is not finite, and moved no pixel; lower alpha",
+                stacklevel=2,
+            )
 
 
 def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, device: torch.device) -> str:

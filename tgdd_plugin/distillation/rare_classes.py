@@ -14,10 +14,10 @@ from tgdd_plugin.data.targets import named_classes
 from tgdd_plugin.distillation.settings import DistillSettings
 
 
-def check_class_counts(
+def warn_of_rare_classes(
     settings: DistillSettings, pool: ImagePool | None, start_pool: ImagePool | None, ids: Sequence[int]
 ) -> None:
-    """Checks that the classes have real images where these are needed, and warns, once, of those that have too few.
+    """Warns, once and on rank 0, of classes that have fewer real images than is asked for.
 
     A class with fewer images than others must not rule the number for all: a step then repeats its images, and what it
     lacks at the start is noise. Where no class has enough, the draw itself says which number is right.
@@ -27,15 +27,10 @@ def check_class_counts(
         pool: The real images that every step draws from; ``None`` for recorded means.
         start_pool: The real images that the pixels may start from; ``None`` if there are none.
         ids: The ids of the classes to distill.
-
-    Raises:
-        InputError: If a class has no image that a step could draw.
     """
     told = []
-    if pool is not None:
-        _check_present(pool, ids)
-        if rare := _rare(pool, ids, settings.real_per_class):
-            told.append(f"{rare} than real_per_class={settings.real_per_class}: each step repeats them")
+    if pool is not None and (rare := _rare(pool, ids, settings.real_per_class)):
+        told.append(f"{rare} than real_per_class={settings.real_per_class}: each step repeats them")
     if start_pool is not None and settings.start != "noise":
         needed = settings.images_per_class * (1 if settings.start == "real" else settings.factor**2)
         if rare := _rare(start_pool, ids, needed):
@@ -44,7 +39,16 @@ def check_class_counts(
         warnings.warn("; ".join(told), stacklevel=3)
 
 
-def _check_present(pool: ImagePool, ids: Sequence[int]) -> None:
+def check_present(pool: ImagePool, ids: Sequence[int]) -> None:
+    """Checks that every class to distill has a real image.
+
+    Args:
+        pool: The real images that every step draws from.
+        ids: The ids of the classes.
+
+    Raises:
+        InputError: If one has none.
+    """
     chosen = torch.tensor(ids)
     empty = pool.names_of(chosen[pool.counts[chosen] == 0])
     if not empty:

@@ -53,10 +53,25 @@ class SyntheticImages(nn.Module):
         self.pixels.clamp_(0, 1)
 
     @torch.no_grad()
-    def keep_finite_(self) -> None:
-        """Sets the gradient to zero, in place, if any of it is not finite, without waiting for the device."""
-        if (gradient := self.pixels.grad) is not None:
-            gradient.copy_(torch.where(gradient.isfinite().all(), gradient, 0.0))
+    def keep_finite_(self) -> torch.Tensor | None:
+        """Sets the gradient to zero, in place, if any of it is not finite, without waiting for the device.
+
+        Returns:
+            Whether all of it was finite, a bool on the device; ``None`` without a gradient.
+        """
+        if (gradient := self.pixels.grad) is None:
+            return None
+        finite = gradient.isfinite().all()
+        gradient.copy_(torch.where(finite, gradient, 0.0))
+        return finite
+
+    @torch.no_grad()
+    def jumping(self, learning_rate: float) -> torch.Tensor:
+        """Returns the share of the pixels with a gradient that an SGD step would move by more than 1, on the device."""
+        if (gradient := self.pixels.grad) is None:
+            return torch.zeros(())
+        far = (gradient.double().abs() * learning_rate > 1).sum()
+        return far / gradient.count_nonzero().clamp(min=1)
 
     @torch.no_grad()
     def to_uint8(self, *, packed: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,11 +15,12 @@ from torch import nn
 from tgdd_plugin.core.checked_json import Finite, Text, Whole
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.train import accuracy, train_each
+from tgdd_plugin.training.train import accuracy, has_diverged, train_each
 
 PROTOCOL = "last epoch, decoded uint8 file; std over seeds with n - 1; nothing is chosen on the test images"
 
@@ -129,6 +131,20 @@ class Scorer:
         Returns:
             The trained networks, on the device.
         """
+        networks = self._score(row, build, images, settings)
+        lost = sum(has_diverged(network, self.test, self.normalization) for network in networks)
+        if lost and rank() == 0:
+            warnings.warn(
+                f"the training of row '{row.name}' ({row.network}) diverged for {lost} of {len(networks)} seed(s) at "
+                f"learning_rate={settings.learning_rate:g}: outputs are not finite, and the accuracy is that of "
+                f"guessing; lower retrain.learning_rate",
+                stacklevel=2,
+            )
+        return networks
+
+    def _score(
+        self, row: Row, build: Callable[[], nn.Module], images: Callable[[int], Images], settings: TrainSettings
+    ) -> list[nn.Module]:
         on = torch_device(self.device)
         networks, loaders = [], []
         for seed in self.seeds:
@@ -180,7 +196,7 @@ class Scorer:
         found: dict[float, float] = {}
         for rate in rates:
             attempt = Row(f"{row.name} at {rate:g}", network=row.network)
-            trial.score(attempt, build, images, replace(settings, learning_rate=rate))
+            trial._score(attempt, build, images, replace(settings, learning_rate=rate))
             found[rate] = attempt.accuracies[0]
         return replace(settings, learning_rate=max(found, key=found.__getitem__))
 

@@ -19,6 +19,7 @@ from torchmetrics import MetricCollection
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.progress_bar import ProgressBar
+from tgdd_plugin.core.weights import are_finite
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -206,3 +207,10 @@ def accuracy(network: nn.Module, pool: ImagePool, normalization: Normalization) 
         images = normalization(pool.take(index).to(device))
         right += int((network(images).argmax(1).cpu() == pool.labels[index]).sum())
     return right / len(pool)
+
+
+@torch.no_grad()
+def has_diverged(network: nn.Module, pool: ImagePool, normalization: Normalization) -> bool:
+    """Returns whether a network's weights, or its outputs for the pool's first image, are not finite."""
+    image = normalization(pool.take(torch.tensor([0])).to(next(network.parameters()).device))
+    return not are_finite(network.state_dict()) or not bool(network.eval()(image).isfinite().all())
