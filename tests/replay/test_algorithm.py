@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.common import CLASSES, Crash, Pictures, Probe, assert_same, differ, fit, manifest, statistics, tiny_network
+from tests.distributed.launching import launch
 from tgdd_plugin import TGDDCallback
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.core.errors import InputError
@@ -35,8 +33,6 @@ from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.trajectory.store import read_exemplars
 
 pytestmark = pytest.mark.numerical
-
-LIMIT = 100  # seconds; a pair of processes needs 15
 
 
 def memory(per_class: int = 3, shape: tuple[int, int, int] = (1, 8, 8), **options: Any) -> ReplayMemory:
@@ -616,17 +612,8 @@ def two_ranks(root: Path) -> None:
 
 def test_two_ranks(tmp_path: Path) -> None:
     """Each draws its own images; the gradient is the mean of both, and class means are of both ranks' own images."""
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", __file__, str(tmp_path)]
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": root}
-    with (tmp_path / "log").open("w") as log:
-        launcher = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        try:
-            status = launcher.wait(LIMIT)
-        except subprocess.TimeoutExpired:
-            os.killpg(launcher.pid, signal.SIGKILL)  # the ranks too
-            pytest.fail(f"two ranks still hang after {LIMIT} s")
-    assert status == 0, (tmp_path / "log").read_text()[-3000:]
+    status, texts = launch(__file__, "two_ranks", tmp_path)
+    assert status == 0, texts
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     made, sums, counts = memory(), torch.zeros(CLASSES, 16), torch.zeros(CLASSES)
     for number in range(2):
@@ -659,4 +646,4 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    two_ranks(Path(sys.argv[1]))
+    globals()[sys.argv[1]](Path(sys.argv[2]))
