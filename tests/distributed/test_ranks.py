@@ -362,7 +362,7 @@ def test_a_killed_rank_ends_the_run_within_a_minute(done: Path, name: str) -> No
     ended, died = outcome(done, f"kill_{name}"), 0 if name == "write" else 1
     (status, moment, _), (other, later, text) = ended[died], ended[1 - died]
     print(f"{name}: the other rank ended {later - moment:.2f} s after")
-    assert status == -signal.SIGKILL and other == 1, text
+    assert status == -signal.SIGKILL and other != 0, text
     assert later - moment < 60
 
 
