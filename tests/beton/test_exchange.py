@@ -18,7 +18,8 @@ from torch import nn
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose, Normalize, PILToTensor, ToTensor
 
-from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin import cli
+from tgdd_plugin.beton.card import Card, card_path, read_card
 from tgdd_plugin.beton.exporting import export_folder, export_tensors
 from tgdd_plugin.beton.format import read_beton, write_beton
 from tgdd_plugin.beton.importing import import_tensors
@@ -526,6 +527,37 @@ def test_an_export_needs_the_card(tmp_path):
     for export in (export_tensors, export_folder):
         with pytest.raises(InputError, match="has no card"):
             export(path, tmp_path / "out")
+
+
+def test_another_set_is_not_replaced_unasked(tmp_path, capfd):
+    source, output = saved(tmp_path / "x.pt", [PIXELS, LABELS]), tmp_path / "set.beton"
+    other = saved(tmp_path / "y.pt", [PIXELS.flip(-1), LABELS])
+
+    def tgdd_import(path, *options):
+        numbers = [list(map(str, values)) for values in (MEAN, STD)]
+        command = ["import", path, output, *options, "--mean", *numbers[0], "--std", *numbers[1]]
+        return cli.main(list(map(str, command))), capfd.readouterr().err
+
+    def contents():
+        return [path.read_bytes() for path in (output, card_path(output))]
+
+    assert tgdd_import(source) == (0, "")
+    scored = read_card(output)
+    scored.accuracy = [{"rows": "of a retraining"}]
+    scored.write(output)
+    before = contents()
+    assert tgdd_import(source) == (0, "") and contents() == before, "the same set stays, with what it has reached"
+    status, error = tgdd_import(other)
+    assert status == 2 and f"'{output}' is of another job (method.files was ['x.pt'] and is now ['y.pt'])" in error
+    assert error.count("\n") == 1 and contents() == before
+    os.replace(other, source)  # under the same name, other images
+    status, error = tgdd_import(source)
+    assert status == 2 and "is of another job (sha256 was" in error and contents() == before
+    card_path(output).unlink()
+    status, error = tgdd_import(source)
+    assert status == 2 and "there already, and nothing says what it is" in error and output.read_bytes() == before[0]
+    assert tgdd_import(source, "--overwrite") == (0, "") and output.read_bytes() != before[0]
+    assert read_card(output).accuracy == []
 
 
 def test_the_output_must_be_a_file(tmp_path):

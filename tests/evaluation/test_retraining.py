@@ -110,6 +110,40 @@ def test_rows_table_results_and_card_agree(file, tmp_path):
     assert read_beton(file)[0].shape == (24, 1, 8, 8)  # and the card still belongs to the file
 
 
+def test_finished_rows_are_kept_by_name_and_another_comparison_is_refused(file, tmp_path, trained):
+    results = tmp_path / "set-retrain.json"
+
+    def again(settings=QUICK, **options):
+        trained.clear()
+        options = {"real": REAL, "seed": 4, "progress_bar": False, **options}
+        return [row.name for row in retrain(file, TEST, settings, results=results, **options)], len(trained)
+
+    every = ["distilled", "random", "random, decoded number", "full data"]
+    assert again() == (every, 4 * 3)
+    before = results.read_bytes(), card_path(file).read_bytes()
+    assert again() == (every, 0)
+    assert again(replace(QUICK, at_once=False)) == (every, 0), "how networks are trained together changes no result"
+    assert (results.read_bytes(), card_path(file).read_bytes()) == before
+    for changed, words in (
+        ({"settings": replace(QUICK, epochs=3)}, "settings.epochs was 2 and is now 3"),
+        ({"seed": 0}, r"seeds was \[4, 5, 6\] and is now \[0, 1, 2\]"),
+        ({"real": REAL.subset(torch.arange(30))}, "real_fingerprint was '.*' and is now '.*'"),
+    ):
+        with pytest.raises(InputError, match=f"is of another evaluation \\({words}\\)"):
+            again(**changed)
+        assert not trained and (results.read_bytes(), card_path(file).read_bytes()) == before
+    # As a call leaves it that was killed after two rows.
+    content = json.loads(results.read_text())
+    results.write_text(json.dumps({**content, "rows": content["rows"][:2]}))
+    assert again() == (every, 2 * 3)
+    assert json.loads(results.read_text())["rows"] == content["rows"] and len(read_card(file).accuracy) == 1
+    assert again(replace(QUICK, epochs=3), overwrite=True) == (every, 4 * 3)
+    results.write_text("damaged")
+    with pytest.raises(InputError, match="is damaged"):
+        again()
+    assert again(overwrite=True) == (every, 4 * 3)
+
+
 def test_standard_deviation_is_of_a_sample():
     row = Row("x", 1, 1, [0.5, 0.7, 0.9], [1, 1, 1])
     assert (row.mean, row.std) == (pytest.approx(70), pytest.approx(20))

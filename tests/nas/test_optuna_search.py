@@ -315,6 +315,9 @@ def test_the_command_writes_table_results_and_weights(beton, tmp_path, capsys):
     assert len(content["candidates"]) == 2 and content["best"]["images"] == 60
     assert (tmp_path / "few-nas.md").read_text().startswith("| rank |")
     assert (tmp_path / "few-nas.safetensors").is_file() and (tmp_path / "few-nas.db").is_file()
+    assert printed.endswith(f"results   {tmp_path / 'few-nas.json'}\n")
+    assert cli.main(["nas", str(recipe), "nas.train_best=true"]) == 0
+    assert capsys.readouterr().out == printed.rstrip("\n") + ": already done\n"
     assert cli.main(["nas", str(recipe), "nas.choices.norm=[]"]) == 2
     assert "`nas.choices.norm` must be a non-empty list" in capsys.readouterr().err
 

@@ -557,3 +557,29 @@ def test_avalanche_replays_from_it(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert "replayed avalanche.training" in ran.stdout
+
+
+def test_a_memory_saved_again_replaces_itself_alone(tmp_path: Path) -> None:
+    path = tmp_path / "memory.beton"
+    earlier, memory = filled(), filled()
+    memory.add(pool(["tree"], 4, 5))
+    for each in (earlier, memory, earlier):  # as it grows, and from the start again
+        assert state(ReplayMemory.load(each.save(path))) == state(each)
+    before = path.read_bytes()
+    other = ReplayMemory(NAMES, total_images=11, **SCALE)
+    other.add(pool(["ship", "cat"], 4, 1), name="another")
+    darker = ReplayMemory(NAMES, total_images=11, mean=[0.1] * 3, std=[0.2] * 3)
+    darker.add((pictures(2), torch.tensor([0, 1])), name="first")
+    for each, words in ((other, r"tasks was \['first'\] and is now \['another'\]"), (darker, r"mean was .* is now .*")):
+        with pytest.raises(InputError, match=rf"'.*memory.beton' is of another job \({words}\). Choose another"):
+            each.save(path)
+    assert path.read_bytes() == before
+    assert ReplayMemory.load(other.save(path, overwrite=True)).tasks[0].name == "another"
+    set_ = beton(tmp_path / "set.beton", NAMES)
+    bare = tmp_path / "bare.beton"
+    bare.write_text("mine")
+    for file, words in ((set_, "method was None and is now 'replay memory'"), (bare, "has no card")):
+        before = file.read_bytes()
+        with pytest.raises(InputError, match=words):
+            other.save(file)
+        assert file.read_bytes() == before
