@@ -543,7 +543,7 @@ def test_another_set_is_not_replaced_unasked(tmp_path, capfd):
 
     assert tgdd_import(source) == (0, "")
     scored = read_card(output)
-    scored.accuracy = [{"rows": "of a retraining"}]
+    scored.accuracy = [{"network": "ConvNet", "seeds": [0], "test_images": 3, "rows": []}]
     scored.write(output)
     before = contents()
     assert tgdd_import(source) == (0, "") and contents() == before, "the same set stays, with what it has reached"

@@ -131,7 +131,7 @@ def import_tensors(
 def _set_of(card: Card) -> dict[str, Any]:
     """What a card says of its file, whoever wrote it and whatever it has reached since."""
     content = {key: value for key, value in asdict(card).items() if key not in ("versions", "accuracy")}
-    plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=str, skipkeys=True))
     return plain
 
 

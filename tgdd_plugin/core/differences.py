@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 LONGEST = 200
-"""The characters of a value that are shown."""
+"""The characters of a key or value that are shown: what a file from elsewhere says may be long."""
 
 
 def first_difference(earlier: Any, now: Any, where: str = "") -> str | None:
@@ -14,7 +14,7 @@ def first_difference(earlier: Any, now: Any, where: str = "") -> str | None:
         keys = {**earlier, **now}
         found = (first_difference(earlier.get(key), now.get(key), f"{where}.{key}".strip(".")) for key in keys)
         return next(filter(None, found), None)
-    return None if earlier == now else f"{where} was {_short(earlier)} and is now {_short(now)}"
+    return None if earlier == now else f"{where[:LONGEST]} was {_short(earlier)} and is now {_short(now)}"
 
 
 def _short(value: Any) -> str:

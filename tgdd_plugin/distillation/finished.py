@@ -98,10 +98,10 @@ def _job_of(card: Card) -> dict[str, Any]:
         "trajectory": {
             "runs": card.trajectory.get("runs"),
             "stages": len(stages) if isinstance(stages, list) else None,
-            "checksum": hashlib.sha256(json.dumps(stages, default=str).encode()).hexdigest()[:12],
+            "checksum": hashlib.sha256(json.dumps(stages, default=str, skipkeys=True).encode()).hexdigest()[:12],
         },
     }
-    plain: dict[str, Any] = json.loads(json.dumps(job, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(job, default=str, skipkeys=True))
     return plain
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from tgdd_plugin.core.bounded_reading import MIB, parse_json, read_bounded
 from tgdd_plugin.pipeline.file_names import safe_name
 from tgdd_plugin.recording.runs import JOB
 from tgdd_plugin.trajectory.manifest import MANIFEST
 
-LARGEST_JOB = 2**20
-"""The bytes of a ``job.json`` that is read."""
+JOB_SIZE = 1 * MIB
+"""Most bytes of a ``job.json``, which has the settings of a recording."""
 
 
 def recorded_name(trajectory: Path) -> str | None:
@@ -34,9 +34,7 @@ def recorded_name(trajectory: Path) -> str | None:
 def _data_of(job: Path) -> str:
     """The name of the data in a ``job.json``; nothing if it has none."""
     try:
-        if not job.is_file() or job.stat().st_size > LARGEST_JOB:
-            return ""
-        name = json.loads(job.read_text())["data"]["name"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        name = parse_json(read_bounded(job, JOB_SIZE, "file"))["data"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):  # an InputError is a ValueError
         return ""
     return name if isinstance(name, str) else ""
