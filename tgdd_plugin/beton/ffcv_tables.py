@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from tgdd_plugin.beton.card import Card, find_mismatch
 from tgdd_plugin.beton.ffcv_threads import restored_threads
+from tgdd_plugin.core.bounded_reading import open_regular
 from tgdd_plugin.core.errors import InputError, brief
 
 MIN_PAGE = 2**21
@@ -17,6 +19,10 @@ MIN_PAGE = 2**21
 
 RAW = 1
 """FFCV's mode of an image stored as plain pixels; 0 is JPEG."""
+
+
+MOST_EXPANSION = 100
+"""The most bytes of decoded images for each byte of JPEGs; photographs have 10 to 30. To this, 64 MiB are added."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,29 @@ class Tables:
     raw: np.ndarray
 
 
+def check_header(path: Path) -> None:
+    """Compares what the header of a ``.beton`` says with the size of the file, before FFCV allocates that much.
+
+    Raises:
+        InputError: If it cannot be, or the file is not a regular one.
+    """
+    with restored_threads():
+        from ffcv.types import ALLOC_TABLE_TYPE, FieldDescType, HeaderType
+
+    with open_regular(path) as file:
+        content = file.read(HeaderType.itemsize)
+        end = os.fstat(file.fileno()).st_size
+    if len(content) == HeaderType.itemsize:
+        header = np.frombuffer(content, HeaderType)[0]
+        tables = HeaderType.itemsize + int(header["num_fields"]) * FieldDescType.itemsize
+        tables += int(header["num_samples"]) * ALLOC_TABLE_TYPE.itemsize  # at least an image each
+        if tables > end or int(header["page_size"]) > end or int(header["alloc_table_ptr"]) > end:
+            raise InputError(
+                f"The file '{path}' is not an FFCV file, or is damaged (its header says more than it holds). Name a "
+                f".beton."
+            )
+
+
 def check_beton(path: Path, card: Card | None = None) -> Tables:
     """Parses the tables of a ``.beton`` and makes the checks that FFCV does not make: it follows any pointer.
 
@@ -54,6 +83,7 @@ def check_beton(path: Path, card: Card | None = None) -> Tables:
         from ffcv.fields import IntField, RGBImageField
         from ffcv.reader import Reader
 
+    check_header(path)
     try:
         reader = Reader(str(path))
     except Exception as error:  # bytes that are not a header can lead to anything
@@ -91,6 +121,12 @@ def check_beton(path: Path, card: Card | None = None) -> Tables:
             f"{high[0]}x{high[1]} (H x W). Write it again with resized images."
         )
     height, width = sizes.pop()
+    stored = int(table["size"].sum())
+    if not height * width or 3 * height * width * len(image) > MOST_EXPANSION * stored + 2**26:
+        raise InputError(
+            f"The file '{path}' is damaged: {stored} bytes cannot hold {len(image)} images of {height}x{width}. Copy "
+            f"or write it again."
+        )
     if card and (mismatch := find_mismatch(card, labels, height, width)):
         raise InputError(
             f"The file '{path}' and its card do not fit each other: {mismatch}. Copy both again, or undo the change to "

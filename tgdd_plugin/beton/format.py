@@ -188,8 +188,9 @@ def read_stored(path: str | Path) -> tuple[torch.Tensor, torch.Tensor, Card | No
     content = np.memmap(path, np.uint8, mode="r")
     for i, (start, size, raw) in enumerate(zip(tables.starts, tables.sizes, tables.raw, strict=True)):
         data = content[start : start + size]
-        pixels = data.reshape(tables.height, tables.width, 3) if raw else _from_jpeg(data)
-        if pixels is None or pixels.shape[:2] != (tables.height, tables.width):
+        size = tables.height, tables.width
+        pixels = data.reshape(*size, 3) if raw else _from_jpeg(data, size)
+        if pixels is None:
             raise InputError(f"Image {i} of '{path}' is damaged. Copy or write the file again.")
         if raw and rows.shape[1] == 1 and (pixels != pixels[..., :1]).any():
             raise InputError(f"Image {i} of '{path}' has colors, and its card says one channel. Correct the card.")
@@ -198,8 +199,10 @@ def read_stored(path: str | Path) -> tuple[torch.Tensor, torch.Tensor, Card | No
     return images, labels, card
 
 
-def _from_jpeg(data: np.ndarray) -> np.ndarray | None:
+def _from_jpeg(data: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
+    """Decodes a JPEG of ``size`` (H, W); ``None`` if it is damaged, or of another size, which is not decoded."""
     try:
-        return np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
-    except (OSError, ValueError, SyntaxError):
+        image = Image.open(io.BytesIO(data.tobytes()), formats=["JPEG"])
+        return np.asarray(image.convert("RGB")) if image.size == size[::-1] else None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None

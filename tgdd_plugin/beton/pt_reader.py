@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.beton.pt_checks import NotPlainError, check_memory, is_zip
+from tgdd_plugin.core.errors import InputError, shown
 
 
 class _Unread:
@@ -39,21 +40,28 @@ def _load(path: Path) -> Any:
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals(_NUMBERS)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped, so that nothing is read beyond the file, whatever it says of its size; older files cannot be.
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_zip(path))
+    except InputError:
+        raise
     except Exception as error:  # bytes that are not a .pt can lead to anything
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code or isinstance(error, NotPlainError):
             raise InputError(
-                f"The file '{path}' holds a {code[1]}, and reading such an object could run foreign code. Save tensors "
-                f"alone: where the file comes from, torch.save([images, labels], ...)."
+                f"The file '{path}' holds a {shown(code[1] if code else error)}, and reading such an object could run "
+                f"foreign code. Save tensors alone: where the file comes from, torch.save([images, labels], ...)."
             ) from None
         # torch's own message would advise reading it without weights_only.
+        reason = str(error) if type(error) is ValueError else type(error).__name__
         raise InputError(
-            f"The file '{path}' is not a .pt that torch.save wrote, or is damaged ({type(error).__name__}). Copy it "
-            f"again."
+            f"The file '{path}' is not a .pt that torch.save wrote, or is damaged ({shown(reason, 120)}). Copy "
+            f"it again."
         ) from None
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(kept)
+    check_memory(content, path)
+    return content
 
 
 def read_pair(paths: list[Path], experiment: int, named: str) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
@@ -81,7 +89,7 @@ def read_pair(paths: list[Path], experiment: int, named: str) -> tuple[torch.Ten
         content = content[0]
         if isinstance(content, dict):
             if "data" not in content:
-                keys = ", ".join(str(key) for key in list(content)[:8])
+                keys = ", ".join(shown(key, 40) for key in list(content)[:8])
                 raise InputError(
                     f"The file {named} must have the key data, or be [images, labels], got a dict of "
                     f"{keys or 'nothing'}. Save it again in one of these forms."
@@ -106,7 +114,12 @@ def read_pair(paths: list[Path], experiment: int, named: str) -> tuple[torch.Ten
 
 
 def _is_plain(tensor: Any) -> bool:
-    return isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+    )
 
 
 @dataclass(frozen=True)

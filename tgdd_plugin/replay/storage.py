@@ -17,6 +17,8 @@ from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.budget import KINDS
 
+_OTHER_TASKS = "The tasks in the card of '{}' are not those of its images. Copy both again."
+
 
 @dataclass(frozen=True)
 class MemoryTask:
@@ -108,6 +110,11 @@ def read_memory(path: str | Path) -> SavedMemory:
     try:
         tasks = [MemoryTask(str(task["name"]), task["label"]) for task in card.method["tasks"]]
         growing = bool(card.method["growing"])
+        counts = [count for task in card.method["tasks"] for count in task["images"]]
+        if any(type(count) is not int or count < 0 for count in counts):
+            raise TypeError("the numbers of a task's images must be whole numbers")
+        if sum(counts) != len(labels):
+            raise InputError(_OTHER_TASKS.format(path))
         # In the order of tgdd_plugin.replay.ordering.arrange().
         places = sorted(
             (label, rank, i)
@@ -118,7 +125,7 @@ def read_memory(path: str | Path) -> SavedMemory:
     except (KeyError, TypeError) as error:
         raise InputError(f"The card of '{path}' lacks what a memory needs ({brief(error)}). Copy it again.") from error
     if [label for label, _, _ in places] != labels.tolist():
-        raise InputError(f"The tasks in the card of '{path}' are not those of its images. Copy both again.")
+        raise InputError(_OTHER_TASKS.format(path))
     sources = torch.tensor([i for _, _, i in places])
     budget = {kind: card.method[kind] for kind in KINDS if kind in card.method}
     return SavedMemory(card.classes, growing, budget, card.normalization, card.factor, tasks, images, labels, sources)
