@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.recording.runs import record
 from tgdd_plugin.recording.settings import RecordSettings
+from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.store import Trajectory
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_a_recorded_run_broken_off_is_recorded_to_the_same_bytes(whole, tmp_path
     monkeypatch.setattr(harness.Deadline, "over", lambda self: next(asked))
     assert run(accuracy, tmp_path, "--source", "sampled") == results.TIME_UP
     (run_folder,) = (tmp_path / "work").glob("trajectory-*/seed0")
-    assert len(json.loads((run_folder / "manifest.json").read_text())["stages"]) == 3, "stopped in its second epoch"
+    assert len(Run.read(run_folder).stages) == 3, "stopped in its second epoch"
     assert run(accuracy, tmp_path, "--source", "sampled") == 0
     (other,) = (whole / "work").glob("trajectory-*/seed0")
     assert Trajectory.open(run_folder).checksums == Trajectory.open(other).checksums
