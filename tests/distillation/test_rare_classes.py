@@ -9,7 +9,7 @@ import torch
 
 from tests.common import seeded
 from tests.patterned import SETTINGS, patterned, run, tiny
-from tgdd_plugin import ImagePool, RetrainSettings, Trajectory, read_card, retrain
+from tgdd_plugin import EvaluateSettings, ImagePool, RetrainSettings, Trajectory, evaluate, read_card, retrain
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.distillation.sampling import Draws
@@ -118,9 +118,11 @@ def test_a_class_that_was_never_trained_on_has_no_means(tmp_path):
 def test_random_images_repeat_none(trajectory, tmp_path):
     path = run(trajectory, patterned(), tmp_path / "a.beton", replace(SETTINGS, steps=1))
     settings = RetrainSettings(epochs=1, seeds=1)
-    for few, match in (
-        (1, "has 1 real images, 2 were .* at most images_per_class=1"),
-        (0, "has no real images, 2 were"),
-    ):
-        with pytest.raises(InputError, match=rf"Class 2 \('chess'\) {match}"):
-            retrain(path, patterned(), settings, real=of_the_last(few), device="cpu", progress_bar=False)
+    with pytest.warns(UserWarning, match="^class 'chess': fewer than 2 real images, all of which the random baseline"):
+        rows = retrain(path, patterned(), settings, real=of_the_last(1), device="cpu", progress_bar=False)
+    assert [(row.name, row.images) for row in rows][:2] == [("distilled", 6), ("random", 5)]
+    with pytest.raises(InputError, match=r"Class 2 \('chess'\) has no real images, 2 were"):
+        retrain(path, patterned(), settings, real=of_the_last(0), device="cpu", progress_bar=False)
+    herding = EvaluateSettings(baselines=["herding"], networks=[], soft_labels=False)
+    with pytest.raises(InputError, match="class 'chess' must have at least 2 real images for baseline 'herding'"):
+        evaluate(path, patterned(), of_the_last(1), herding, settings, device="cpu", progress_bar=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import weights_content
 from tgdd_plugin.data.coresets import herding, k_center
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.targets import named_classes
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.distribution_matching import match_distributions
@@ -59,6 +61,32 @@ class Baselines:
     def random(self, per_class: int, seed: int) -> Images:
         """Returns real images of each class, drawn at random."""
         return random_images(self.real, per_class, seed)
+
+    def check_counts(self, names: Sequence[str], seed: int) -> None:
+        """Checks that there are as many real images of each class as the set stores.
+
+        Args:
+            names: The baselines.
+            seed: A seed.
+
+        Raises:
+            InputError: If a class has none, no class has as many, or a rare one has fewer and some of the baselines
+                choose among its images. With random images alone a warning says that there are fewer of that class.
+        """
+        count = self.card.images_per_class
+        self.random(count, seed)
+        rare = [name for name, have in zip(self.real.classes, self.real.counts.tolist(), strict=True) if have < count]
+        if not rare:
+            return
+        if chosen := [name for name in names if name in SELECTIONS]:
+            raise InputError(
+                f"The {named_classes(rare)} must have at least {count} real images for baseline '{chosen[0]}', got "
+                f"fewer. Add images, or leave that baseline out (evaluate.baselines)."
+            )
+        warnings.warn(
+            f"{named_classes(rare)}: fewer than {count} real images, all of which the random baseline takes",
+            stacklevel=4,
+        )
 
     def full(self, seed: int) -> Images:
         """Returns all real images."""

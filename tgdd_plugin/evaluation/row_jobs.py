@@ -57,7 +57,7 @@ def plan_rows(
         InputError: If one of the rows cannot be trained.
     """
     if baselines is not None:
-        baselines.random(compact.card.images_per_class, seed)  # every baseline needs as many images
+        baselines.check_counts(settings.baselines, seed)
     jobs = [_own_network(compact, "distilled", compact.distilled, training)]
     if baselines is not None:
         jobs += _baselines(compact, baselines, settings, training, seed)
@@ -81,7 +81,7 @@ def _baselines(
     if "random" in settings.baselines:
         stored, decoded = compact.card.images_per_class, compact.card.images // len(compact.card.classes)
         for name, count in zip(RANDOM, [stored, decoded] if decoded > stored else [stored], strict=False):
-            baselines.random(count, seed)  # too few real images are found out here
+            baselines.random(count, seed)  # far too few real images are found out here
             jobs.append(_own_network(compact, name, functools.partial(baselines.random, count), training))
     if training.full_epochs:
         row = Row(FULL_DATA, network=compact.network)

@@ -208,7 +208,7 @@ class Scorer:
 
 
 def random_images(real: ImagePool, per_class: int, seed: int) -> Images:
-    """Draws real images of each class at random, others for each seed.
+    """Draws real images of each class at random, others for each seed; of a rare class, which has fewer, all.
 
     Args:
         real: The real images.
@@ -216,15 +216,20 @@ def random_images(real: ImagePool, per_class: int, seed: int) -> Images:
         seed: The seed of the draw.
 
     Raises:
-        InputError: If a class has too few images.
+        InputError: If a class has no images, or none has as many.
     """
     generator = torch.Generator().manual_seed(seed)
-    if (fewest := int(real.counts.min())) < per_class:
+    fewest, most = int(real.counts.min()), int(real.counts.max())
+    if fewest == 0 or most < per_class:
         label = int(real.counts.argmin())
         raise InputError(
             f"Class {label} ('{real.classes[label]}') has {fewest or 'no'} real images, {per_class} were asked for the "
             f"random baseline, which repeats none. Add images of that class, or distill "
-            + (f"at most images_per_class={fewest}." if fewest else "without it (distill.classes).")
+            + (f"at most images_per_class={most}." if fewest else "without it (distill.classes).")
         )
-    index = real.draw(torch.arange(real.num_classes), per_class, generator, "the random baseline").flatten()
+    drawn = [
+        real.draw(torch.tensor([label]), min(per_class, count), generator)[0]
+        for label, count in enumerate(real.counts.tolist())
+    ]
+    index = torch.cat(drawn)
     return real.take(index), real.labels[index]
