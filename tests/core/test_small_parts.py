@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -32,6 +35,19 @@ def test_functions_are_imported_by_name() -> None:
         import_function("data", "nowhere:f")
     with pytest.raises(InputError, match="`network` must be a function, got 'sys:path', a list. Name a function"):
         import_function("network", "sys:path")
+
+
+def test_the_current_folder_is_searched_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only once a function is asked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (tmp_path / "colorsys.py").write_text("raise SystemExit('the file in the current folder')")
+    (tmp_path / "tgdd_test_mine.py").write_text("def build(): return 3")
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    assert str(tmp_path) not in sys.path
+    assert import_function("network", "colorsys:rgb_to_hsv")(1, 1, 1) == (0.0, 0.0, 1)
+    assert import_function("network", "tgdd_test_mine:build")() == 3
+    assert sys.path[-1] == str(tmp_path) and sys.path.count(str(tmp_path)) == 1
 
 
 def test_devices_and_versions() -> None:

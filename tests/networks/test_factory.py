@@ -274,3 +274,28 @@ def test_what_a_manifest_notes_of_a_convnet() -> None:
             "pooling": "avg",
         },
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("convnet", {"width": 10**9}),
+        ("convnet", {"width": 60_000}),
+        ("resnet18", {"width": 10_000}),
+        ("vit", {"depth": 10**9}),
+        ("vit", {"depth": 1000, "width": 1200}),
+    ],
+)
+def test_a_recorded_network_that_is_too_large_is_not_built(name: str, arguments: dict[str, int]) -> None:
+    record = {"class": "m:N", "parameters": 9, "factory": f"tgdd_plugin.networks:{name}", "arguments": arguments}
+    with pytest.raises(InputError, match="`network` must be given where the recorded one would have more than 200,000"):
+        build_recorded(record, (3, 32, 32), 10)
+
+
+def test_building_a_recorded_network_draws_what_its_factory_draws() -> None:
+    record = {"class": "m:N", "parameters": 9, "factory": "tgdd_plugin.networks:convnet", "arguments": {"width": 4}}
+    torch.manual_seed(3)
+    wanted = OWN["convnet"](10, 3, 32, width=4).state_dict()
+    torch.manual_seed(3)
+    found = build_recorded(record, (3, 32, 32), 10).state_dict()
+    assert all(torch.equal(tensor, found[key]) for key, tensor in wanted.items())

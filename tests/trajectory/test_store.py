@@ -227,6 +227,15 @@ def stage_file(folder: Path, number: int = 1) -> Path:
     return folder / "run" / manifest(folder / "run")["stages"][number]["file"]
 
 
+def test_classes_that_are_not_the_heads_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    content = manifest(tmp_path / "run")
+    (tmp_path / "run/manifest.json").write_text(json.dumps({**content, "num_classes": 4}))
+    assert "its manifest says 4 classes, and its head 'fc' has weights of shape [3, 4]" in refusal(tmp_path)
+    (tmp_path / "run/manifest.json").write_text(json.dumps({**content, "head": "another"}))
+    Trajectory.open(tmp_path)  # where the weights have other names, it shows when they are loaded
+
+
 def test_missing_stage(tmp_path: Path) -> None:
     write_run(tmp_path)
     stage_file(tmp_path).unlink()

@@ -14,7 +14,7 @@ from torch import nn
 
 from tgdd_plugin.core.checked_json import Finite, Text, Whole
 from tgdd_plugin.core.device import torch_device
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
@@ -166,7 +166,7 @@ class Scorer:
             settings,
             seeds=self.seeds,
             at_once=self.at_once,
-            title=f"{row.network} {row.name}".strip() if self.progress_bar else None,
+            title=printable(f"{row.network} {row.name}").strip() if self.progress_bar else None,
             device=self.device,
             **(self.trainer_options or {}),
         )

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError, shown
@@ -19,6 +20,12 @@ from tgdd_plugin.core.import_string import import_function
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.networks import convnets, densenets, resnet_ap, resnets, vision_transformers
 from tgdd_plugin.networks.settings import NetworkSettings
+
+MOST_PARAMETERS = 2 * 10**8
+"""The most parameters of a network that is built because a file says so; this package's have 25 million at most."""
+
+MOST_ARGUMENT, MOST_DEPTH = 65_536, 1000
+"""The largest number, and the largest depth, in such a network's arguments."""
 
 PACKAGE = "tgdd_plugin.networks"
 """The prefix of this package's networks in manifests and cards."""
@@ -123,9 +130,23 @@ def build_recorded(record: dict[str, Any], shape: Sequence[int], num_classes: in
         num_classes: The number of classes K.
 
     Raises:
-        InputError: If it is any other network, which the user must give, or if it cannot be built.
+        InputError: If it is any other network, which the user must give, or if it cannot be built, or is larger than
+            :data:`MOST_PARAMETERS`.
     """
-    return build_network(recorded_factory(record), record.get("arguments") or {}, shape, num_classes)
+    name, arguments = recorded_factory(record), record.get("arguments") or {}
+    sizes = [value for value in arguments.values() if isinstance(value, int | float)]
+    depth = arguments.get("depth")
+    parameters = -1
+    if max(sizes, default=0) <= MOST_ARGUMENT and not (isinstance(depth, int) and depth > MOST_DEPTH):
+        with torch.device("meta"):  # without memory; nor are random numbers drawn
+            network = build_network(name, arguments, shape, num_classes)
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+    if not 0 <= parameters <= MOST_PARAMETERS:
+        raise InputError(
+            f"`network` must be given where the recorded one would have more than {MOST_PARAMETERS:,} parameters, got "
+            f"'{network_in_words(record)}'. Pass network=, if that is what was trained."
+        )
+    return build_network(name, arguments, shape, num_classes)
 
 
 def is_own(record: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.core.weights import are_finite
 from tgdd_plugin.trajectory.manifest import Run, Stage
@@ -56,7 +56,8 @@ def warn_of_diverged(found: list[tuple[Run, list[Stage]]]) -> None:
         found: The runs with stages that are not finite, and those stages.
     """
     if found and rank() == 0:
-        warnings.warn(_joined([f"{diverged(run, stages)} and are left out" for run, stages in found]), stacklevel=3)
+        told = [f"{diverged(run, stages)} and are left out" for run, stages in found]
+        warnings.warn(printable(_joined(told)), stacklevel=3)
 
 
 def last_finite(trajectory: Trajectory, folder: Path) -> tuple[Stage, dict[str, torch.Tensor]]:
@@ -79,7 +80,7 @@ def warn_of_incomplete(trajectory: Trajectory) -> None:
     """Warns, once for all runs, of runs that did not come to their end, or have gaps, on rank 0."""
     told = [text for run in trajectory.runs.values() if (text := _incomplete(run))]
     if told and rank() == 0:
-        warnings.warn(_joined(told), stacklevel=3)
+        warnings.warn(printable(_joined(told)), stacklevel=3)
 
 
 def _incomplete(run: Run) -> str:

@@ -210,6 +210,8 @@ class Trajectory:
     def _check_files(self) -> None:
         self.runs = {folder: with_checked_files(folder, run) for folder, run in self.runs.items()}
         self._check_runs()
+        for item in self.runs.items():
+            _check_head(*item)
 
 
 def read_exemplars(folder: Path, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -268,8 +270,8 @@ def _opened(what: str, path: Path, framework: str) -> Iterator[Any]:
         check_tensor_file(path)
         with safetensors.safe_open(path, framework=framework) as file:
             yield file
-    except (OSError, safetensors.SafetensorError) as error:
-        if isinstance(error, FileNotFoundError) and what == "stage" and was_dropped(path):
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # the second is torch's
+        if not path.exists() and what == "stage" and was_dropped(path):
             raise InputError(
                 f"The stage file '{path}' is gone since the folder was opened: its run is being recorded, and thinned, "
                 f"at the same time. Open the folder again, best when the run has ended."
@@ -279,11 +281,18 @@ def _opened(what: str, path: Path, framework: str) -> Iterator[Any]:
         ) from error
 
 
+def _check_head(folder: Path, run: Run) -> None:
+    """Compares the number of classes with the head, by the header of the first stage, which is never thinned away."""
+    name = f"{run.head}.weight"
+    with _opened("stage", folder / run.stages[0].file, "numpy") as file:
+        shape = file.get_slice(name).get_shape() if name in file.keys() else [run.num_classes]
+    if shape[:1] != [run.num_classes]:
+        raise InputError(
+            f"The run in '{folder}' contradicts itself: its manifest says {run.num_classes} classes, and its head "
+            f"'{run.head}' has weights of shape {shape}. Copy the folder again, or record the run again."
+        )
+
+
 def _shared(run: Run) -> dict[str, Any]:
     """Returns what the runs of one trajectory must have in common."""
-    return {
-        "num_classes": run.num_classes,
-        "classes": run.classes,
-        "mean": run.mean,
-        "std": run.std,
-    }
+    return {"num_classes": run.num_classes, "classes": run.classes, "mean": run.mean, "std": run.std}
