@@ -9,12 +9,18 @@ Each epoch is a ``fit()`` of its own, so the callback's work at its start and en
 epoch: the overhead of a real run is less. CPU time is told beside the time on the clock, as it is disturbed less.
 
     python -m benchmarks.recording --width 64 --pairs 40
+
+With ``--indices`` it measures something else: what a stage costs late in a run, as a ratio to one at index 3. The
+stages of a long run alternate with the first ones of a fresh run, so that both meet the same disk and the same load.
+
+    python -m benchmarks.recording --indices 30 300 1000 3000 --width 16
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
 import warnings
@@ -26,11 +32,12 @@ from typing import Any
 import torch
 from composer import Trainer
 from composer.models import ComposerClassifier
+from tabulate import tabulate
 
 import tgdd_plugin.recording.recorder
 import tgdd_plugin.trajectory.writing
 from benchmarks.machine import describe_machine, print_figures, spread
-from tgdd_plugin import TGDDCallback
+from tgdd_plugin import TGDDCallback, TrajectoryRecorder, describe_run
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
@@ -164,6 +171,48 @@ def summarize(pairs: list[dict[str, Seconds]], size: float) -> dict[str, Seconds
     }
 
 
+class LongRun:
+    """A recording whose stages follow each other without training in between."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        torch.manual_seed(0)
+        self.network = convnet(10, 3, options.side, width=options.width)
+        self.recorder = TrajectoryRecorder(folder, dtype=options.dtype)
+        self.recorder.start(describe_run("run", self.network, 10, mean=[0.5], std=[0.25]), self.network)
+        self.images = torch.rand(20, 3, options.side, options.side)
+        self.index = 0
+
+    def stage(self) -> tuple[float, float]:
+        """Records the next stage; returns its time in seconds, and its CPU time."""
+        self.index += 1
+        self.recorder.batch(self.images, torch.arange(20) % 10, {"loss": torch.tensor(1.0)})
+        start, cpu = time.perf_counter(), time.process_time()
+        self.recorder.stage(self.index)
+        return time.perf_counter() - start, time.process_time() - cpu
+
+
+def measure_indices(options: argparse.Namespace, each: int = 60) -> list[dict[str, float]]:
+    """Times ``each`` stages from every index on, in turn with as many from index 3 on of a fresh run."""
+    rows = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        long = LongRun(Path(folder) / "long", options)
+        for index in options.indices:
+            while long.index < index - 1:
+                long.stage()
+            fresh = LongRun(Path(folder) / f"fresh{index}", options)
+            for _ in range(2):
+                fresh.stage()
+            late, early = zip(*((long.stage(), fresh.stage()) for _ in range(each)), strict=True)
+            row: dict[str, float] = {"index": index}
+            for name, side in (("ms", late), ("ms at index 3", early)):
+                for kind, column in (("", 0), (" CPU", 1)):
+                    row[name + kind] = 1000 * statistics.median(seconds[column] for seconds in side)
+            row["ratio"] = row["ms"] / row["ms at index 3"]
+            row["ratio CPU"] = row["ms CPU"] / row["ms at index 3 CPU"]
+            rows.append(row)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "gpu"], default="cpu")
@@ -176,6 +225,7 @@ def main() -> None:
     parser.add_argument("--interval", default="1ep", help="of the callback (default 1ep)")
     parser.add_argument("--dtype", default="float32", help="of the stages (default float32)")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU (default 1, the least disturbed)")
+    parser.add_argument("--indices", type=int, nargs="+", metavar="I", help="measure stages at these indices instead")
     parser.add_argument("--folder", help="where to record for the while (default: the system's temporary folder)")
     parser.add_argument("--json", type=Path, help="write everything measured there")
     options = parser.parse_args()
@@ -186,6 +236,13 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
 
+    if options.indices:
+        rows = measure_indices(options)
+        print(f"{describe_machine(options.device, options.threads)}; medians of 60 stages each\n")
+        print(tabulate(rows, headers="keys", floatfmt=".2f"))
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        return
     pairs, size = measure(options)
     summary = summarize(pairs, size)
     machine = describe_machine(options.device, options.threads)

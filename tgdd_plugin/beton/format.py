@@ -32,6 +32,7 @@ from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.beton.multi_formation import unpack
 from tgdd_plugin.core.atomic_files import sha256, whole_file, write_whole
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.locks import locked
 from tgdd_plugin.data.image_pool import allocate
 
 
@@ -63,7 +64,8 @@ def write_beton(
     page = MIN_PAGE
     while page < sample:  # a sample must fit in one page
         page *= 2
-    with whole_file(path) as temporary:
+    # Whoever adds accuracies to the card at the same time waits, and finds the card of the new file.
+    with locked(card_path(path), wait=60), whole_file(path) as temporary:
         # Pages of samples, one begun and two around the header, and below 100 bytes a sample in FFCV's tables.
         _check_room(path.parent, page * (3 + len(images) // (page // sample)) + 100 * len(images))
         with restored_threads():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tgdd_plugin.core.bounded_reading import open_regular
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.locks import is_at
+from tgdd_plugin.core.locks import is_at, locked
 
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]+\.tmp")  # as tempfile names them
 
@@ -55,9 +55,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder beside ``folder``, which becomes ``folder`` at the end of the block.
 
     Raises:
-        InputError: If ``folder`` has content, or is a file.
+        InputError: If ``folder`` has content, or is a file, or another process writes it.
     """
     folder = folder.resolve()
+    with locked(folder), _whole_folder(folder) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "has content" if folder.is_dir() else "is a file"
         raise InputError(f"'{folder}' {what}. Name a folder that is new or empty.")

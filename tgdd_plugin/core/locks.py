@@ -17,7 +17,7 @@ from pathlib import Path
 from tgdd_plugin.core.errors import InputError
 
 WAIT = 5.0
-"""Seconds that a second process waits by default, as long as the workers of a killed one take to notice its death."""
+"""Seconds that a second process waits if nothing else is said: what a killed one's own processes take to notice."""
 
 _PAUSE = 0.05  # seconds between two tries
 _HOLDER = re.compile(r"process \d+ on [\w.-]{1,255}")
@@ -36,7 +36,7 @@ _guard = threading.RLock()
 
 
 @contextmanager
-def locked(path: Path, *, wait: float = WAIT) -> Iterator[None]:
+def locked(path: Path, *, wait: float | None = None) -> Iterator[None]:
     """Keeps other processes from working on ``path``, a file or a folder that need not exist yet, during the block.
 
     The lock is ``fcntl.flock`` on the hidden file ``.<name>.lock`` beside it, which says who holds it and is removed at
@@ -49,13 +49,13 @@ def locked(path: Path, *, wait: float = WAIT) -> Iterator[None]:
 
     Args:
         path: What is worked on.
-        wait: Seconds to wait for another process to end. Default: ``5``.
+        wait: Seconds to wait for another process to end. Default: ``None``, which is :data:`WAIT`.
 
     Raises:
         InputError: If another process still works on it.
     """
     file = path.parent.resolve() / f".{path.name}.lock"
-    lock = _acquire(file, path, wait)
+    lock = _acquire(file, path, WAIT if wait is None else wait)
     try:
         yield
     finally:

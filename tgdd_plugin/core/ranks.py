@@ -8,13 +8,15 @@ belongs into :func:`on_all_ranks`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.locks import locked
 
 T = TypeVar("T")
 
@@ -81,3 +83,17 @@ def on_all_ranks(work: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return result
+
+
+@contextmanager
+def locked_on_rank_0(path: Path) -> Iterator[None]:
+    """Keeps other jobs from working on ``path`` during the block: rank 0 holds the lock for all ranks.
+
+    What several ranks are to find alike on the disk they read within the block, where nobody else changes it.
+
+    Raises:
+        InputError: On every rank, if another job works on it. See :func:`tgdd_plugin.core.locks.locked`.
+    """
+    with ExitStack() as held:
+        on_all_ranks(lambda: held.enter_context(locked(path)) if rank() == 0 else None)
+        yield

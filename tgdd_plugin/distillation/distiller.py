@@ -21,6 +21,7 @@ from tgdd_plugin.beton.card import Card
 from tgdd_plugin.core.atomic_files import check_writable
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -96,26 +97,42 @@ def distill(
         The path of the written file.
 
     Raises:
-        InputError: If anything given does not fit, or ``output`` is there already and of another job: before any step
-            is made wherever that can be known, and otherwise with the last checkpoint kept.
+        InputError: If anything given does not fit, ``output`` is there already and of another job, or another process
+            works on it: before any step is made wherever that can be known, and otherwise with the last checkpoint
+            kept.
     """
-    output = check_writable(Path(output))
-    check_settings(output, settings or DistillSettings(), overwrite=overwrite)
-    trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
-    if network is None:
-        for run in trajectory.representative_runs.values():
-            recorded_factory(run.network)  # what cannot be built is found out before any image is read
+    output, settings = check_writable(Path(output)), settings or DistillSettings()
     given = Normalization.of(mean, std)
     options = RunOptions(
         device, checkpoint_interval, image_interval, loggers, callbacks, progress_bar, trainer_options or {}
     )
-    on = torch_device(device)
-    inputs = resolve_inputs(trajectory, real, settings or DistillSettings(), given, progress_bar=progress_bar)
-    card = result_card(inputs, head)
-    if is_finished(output, card, overwrite=overwrite):
-        if progress_bar and dist.get_global_rank() == 0:
+    torch_device(device)  # a GPU that is not there is told first
+    dist.initialize_dist(device)
+    with locked_on_rank_0(output):
+        check_settings(output, settings, overwrite=overwrite)
+        trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
+        if network is None:
+            for run in trajectory.representative_runs.values():
+                recorded_factory(run.network)  # what cannot be built is found out before any image is read
+        inputs = resolve_inputs(trajectory, real, settings, given, progress_bar=progress_bar)
+        card = result_card(inputs, head)
+        if not is_finished(output, card, overwrite=overwrite):
+            _distill(output, inputs, card, network, head, options)
+        elif progress_bar and dist.get_global_rank() == 0:
             tqdm.write(f"'{output}' is already done: it is of this job, and kept as it is", file=sys.stderr)
-        return output
+    return output
+
+
+def _distill(
+    output: Path,
+    inputs: Inputs,
+    card: Card,
+    network: NetworkOrFactory | Sequence[NetworkOrFactory] | None,
+    head: str | None,
+    options: RunOptions,
+) -> None:
+    """Distills ``inputs`` into ``output``; the arguments are those of :func:`distill`, read and checked."""
+    on = torch_device(options.device)
     frozen = freeze_networks(inputs, network, head, on)
     synthetic = SyntheticImages(_start(inputs, frozen), inputs.settings.factor)
     draws = Draws(inputs.settings, frozen.bank, inputs.pool, synthetic, dist.get_global_rank(), inputs.class_ids)
@@ -133,7 +150,7 @@ def distill(
     checkpoints = output.parent / f".{run_name}"
     arguments = trainer_arguments(model, draws, options, checkpoints, run_name)
     chunk = frozen.fit_memory(inputs, on)
-    if progress_bar and dist.get_global_rank() == 0:
+    if options.progress_bar and dist.get_global_rank() == 0:
         tqdm.write(f"distilling {estimate(model, draws, chunk, inputs.settings.steps, on)}", file=sys.stderr)
     try:
         fit_halving(arguments, chunk, synthetic)
@@ -144,7 +161,6 @@ def distill(
         write_result(output, synthetic, card)
         shutil.rmtree(checkpoints, ignore_errors=True)
     dist.barrier()
-    return output
 
 
 def _start(inputs: Inputs, frozen: FrozenNetworks) -> torch.Tensor:

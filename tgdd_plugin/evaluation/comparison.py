@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from composer.utils import dist
 from torch import nn
 
 from tgdd_plugin.beton.compatibility import fitting_pool
-from tgdd_plugin.core.atomic_files import check_writable, write_whole
+from tgdd_plugin.core.atomic_files import check_writable, sweep, write_whole
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.baselines import Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
@@ -71,7 +73,7 @@ def retrain(
 
     Raises:
         InputError: If the file, its card, the images or the network do not fit each other, or ``results`` are of
-            another comparison.
+            another comparison, or another process works on them.
     """
     settings = settings or RetrainSettings()
     compact = CompactSet.open(file, network)
@@ -84,15 +86,17 @@ def retrain(
     jobs = plan_rows(compact, baselines, RETRAIN_ROWS, settings, seed=seed)
     scorer = _scorer(compact, test, settings, seed, device, progress_bar, trainer_options)
     about = describe_comparison(file, compact, scorer, real, replace(settings, at_once=None))  # it changes no result
-    done = read_results(results, about, overwrite=overwrite) if results else {}
+    dist.initialize_dist(device)
+    with locked_on_rank_0(results) if results else nullcontext():
+        done = read_results(results, about, overwrite=overwrite) if results else {}
 
-    def keep(row: Row, networks: list[nn.Module]) -> None:
-        if results and dist.get_global_rank() == 0:
-            write_results(results, about, list(done.values()), scorer)
+        def keep(row: Row, networks: list[nn.Module]) -> None:
+            if results and dist.get_global_rank() == 0:
+                write_results(results, about, list(done.values()), scorer)
 
-    rows = _score(jobs, scorer, done, keep)
-    if dist.get_global_rank() == 0:
-        add_to_card(file, compact.card, about, rows, scorer)
+        rows = _score(jobs, scorer, done, keep)
+        if dist.get_global_rank() == 0:
+            add_to_card(file, compact.card, about, rows, scorer)
     return rows
 
 
@@ -139,7 +143,7 @@ def evaluate(
 
     Raises:
         InputError: If the file, its card, the images or the networks do not fit each other, or ``results`` are of
-            another evaluation.
+            another evaluation, or another process works on them.
     """
     settings, training = settings or EvaluateSettings(), training or RetrainSettings()
     results = _results_file(results, file)
@@ -159,19 +163,22 @@ def evaluate(
         real, held_out = real.split(0.1, torch.Generator().manual_seed(1))
     baselines = Baselines(compact, real, results.with_suffix(""), device, progress_bar)
     jobs = plan_rows(compact, baselines, settings, training, softened, seed)
-    done = read_results(check_writable(results), about, overwrite=overwrite)
+    dist.initialize_dist(device)
+    with locked_on_rank_0(check_writable(results)):
+        sweep(results.with_suffix(""))
+        done = read_results(results, about, overwrite=overwrite)
 
-    def keep(row: Row, networks: list[nn.Module]) -> None:
-        if row.name == FULL_DATA:
-            baselines.keep(networks, scorer.seeds)
+        def keep(row: Row, networks: list[nn.Module]) -> None:
+            if row.name == FULL_DATA:
+                baselines.keep(networks, scorer.seeds)
+            if dist.get_global_rank() == 0:
+                write_results(results, about, list(done.values()), scorer)
+
+        rows = _score(jobs, scorer, done, keep, settings.learning_rates or [], held_out)
         if dist.get_global_rank() == 0:
-            write_results(results, about, list(done.values()), scorer)
-
-    rows = _score(jobs, scorer, done, keep, settings.learning_rates or [], held_out)
-    if dist.get_global_rank() == 0:
-        write_whole(results.with_suffix(".md"), evaluate_table(rows) + "\n")
-        add_to_card(file, compact.card, about, [row for row in rows if row.network == compact.network], scorer)
-    dist.barrier()
+            write_whole(results.with_suffix(".md"), evaluate_table(rows) + "\n")
+            add_to_card(file, compact.card, about, [row for row in rows if row.network == compact.network], scorer)
+        dist.barrier()
     return rows
 
 

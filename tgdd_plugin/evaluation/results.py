@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin.beton.card import Card, card_path, read_card
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.locks import locked
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.compact_set import CompactSet
@@ -106,13 +107,16 @@ def add_to_card(file: str | Path, card: Card, about: dict[str, Any], rows: Seque
     Raises:
         InputError: If the file is not the one that ``card`` was read from.
     """
-    latest = read_card(file)  # another call may have added its rows meanwhile
-    if latest.sha256 != card.sha256:
-        raise InputError(f"'{file}' was replaced during training, so its card gets no accuracies. Retrain on it again.")
-    entry = {key: about[key] for key in ON_CARD} | {"rows": [row.summary() for row in rows], **_origin(scorer)}
-    if _result_of(entry) not in map(_result_of, latest.accuracy):  # the same evaluation may be called again
-        latest.accuracy = [*latest.accuracy, entry]
-        latest.write(Path(file))
+    with locked(card_path(file), wait=60):
+        latest = read_card(file)  # another call may have added its rows meanwhile
+        if latest.sha256 != card.sha256:
+            raise InputError(
+                f"'{file}' was replaced during training, so its card gets no accuracies. Retrain on it again."
+            )
+        entry = {key: about[key] for key in ON_CARD} | {"rows": [row.summary() for row in rows], **_origin(scorer)}
+        if _result_of(entry) not in map(_result_of, latest.accuracy):  # the same evaluation may be called again
+            latest.accuracy = [*latest.accuracy, entry]
+            latest.write(Path(file))
 
 
 def _result_of(entry: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class TrajectoryRecorder:
         """Adds up the class means; a loop that splits its batches calls it itself, see :meth:`end_batch`."""
         self._exemplars = Exemplars(0, 0)
         self._warned: set[str] = set()
+        self._lock = ExitStack()  # on the run's folder, from start() to finish() or detach()
         self.safeguard = Safeguard(on_error)
 
     def start(
@@ -108,7 +109,7 @@ class TrajectoryRecorder:
             batches: Batches trained on before. Default: as loaded, else 0.
 
         Raises:
-            InputError: If the run is already recorded, or its folder cannot be written.
+            InputError: If the run is already recorded, or another process records it, or its folder cannot be written.
         """
         self.network = network
         self.batches = self.batches if batches is None else batches
@@ -197,13 +198,15 @@ class TrajectoryRecorder:
         run, _ = self._started()
         if epoch is not None and self.batches != self.last_batch:
             self.stage(epoch)
-        self.detach()
+        self.features.detach()
         self._exemplars.done = True
-        self.safeguard.write_end(self.run_folder, run, self._exemplars)
+        with self._lock:
+            self.safeguard.write_end(self.run_folder, run, self._exemplars)
 
     def detach(self) -> None:
-        """Leaves the network as it was, without the hook on its head."""
+        """Leaves the network as it was, without the hook on its head, and the run's folder to other processes."""
         self.features.detach()
+        self._lock.close()
 
     def look_at(self, images: Any, targets: Any) -> None:
         """Looks at a batch before it is trained on, on rank 0: notes what the inputs are like, and keeps exemplars."""
@@ -274,11 +277,9 @@ class TrajectoryRecorder:
 
     def _resume(self, run: Run) -> None:
         """Takes over what an earlier part of the same run left in the folder."""
-        position, options = (self.last_batch, self._due_so_far), self.options
-        found = on_rank_0(
-            self.run_folder,
-            lambda: take_over(self.run_folder, run, self.batches, position, options.exemplars > 0, options.overwrite),
-        )
+        position, kept = (self.last_batch, self._due_so_far), self.options.exemplars > 0
+        arguments = (self.batches, position, kept, self.options.overwrite)
+        found = on_rank_0(self.run_folder, lambda: take_over(self.run_folder, run, self._lock, *arguments))
         self.run = run
         if found[0] != self.last_batch:
             self._drop_sums()  # what the checkpoint had added up is part of the last stage, or of none that is kept

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.locks import locked
 from tgdd_plugin.core.ranks import rank, share_from_rank_0
 from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run
 from tgdd_plugin.trajectory.writing import write_manifest_and_prune
@@ -44,7 +46,21 @@ def on_rank_0(folder: Path, work: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-def take_over(
+def take_over(folder: Path, run: Run, lock: ExitStack, *arguments: Any) -> tuple[int, int]:
+    """Locks a run's folder for as long as ``lock`` stays open, then does what :func:`_take_over` says.
+
+    Raises:
+        InputError: If another process records into the folder, or the run is already recorded.
+    """
+    lock.close()  # of an earlier recording by the same recorder
+    with ExitStack() as held:
+        held.enter_context(locked(folder))
+        position = _take_over(folder, run, *arguments)
+        lock.push(held.pop_all())
+    return position
+
+
+def _take_over(
     folder: Path, run: Run, batch: int, position: tuple[int, int], keep_exemplars: bool, overwrite: bool
 ) -> tuple[int, int]:
     """Takes over what an earlier part of the same run left in its folder, up to ``batch``; removes what came later.

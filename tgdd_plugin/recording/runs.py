@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer.utils import ensure_tuple
+from composer.utils import dist, ensure_tuple
 from torch import nn
 
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
@@ -18,6 +18,7 @@ from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.renamed_keys import with_current_keys
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
@@ -27,6 +28,7 @@ from tgdd_plugin.networks.feature_network import find_head
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.training.train import check_network, train_network
+from tgdd_plugin.trajectory.journal import remove_journals
 from tgdd_plugin.trajectory.manifest import MANIFEST, Run
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -68,7 +70,7 @@ def record(
             ``precision``; see :func:`tgdd_plugin.training.train.train_network`. Default: none.
 
     Raises:
-        InputError: If the folder holds runs of another job.
+        InputError: If the folder holds runs of another job, or another process records into it by this function.
     """
     settings = settings or RecordSettings()
     if empty := real.names_of((real.counts == 0).nonzero().flatten()):
@@ -84,35 +86,38 @@ def record(
     if len(builders) > 1:
         _check_kinds(builders, real.num_classes, head)
     depends = {"settings": {**asdict(settings), "runs": None}, "seed": seed, **(job or {})}
-    _check_job(folder / JOB, json.loads(json.dumps(depends)))
-    normalization = Normalization.of(mean, std) or Normalization(*real.statistics())
-    options = dict(trainer_options or {})
-    callbacks = options.pop("callbacks", None)
     on = torch_device(device)
-    pool = real.to(on)
-    seeds = range(seed, seed + settings.runs)
-    runs = [(run_name(number, kind), build, number) for kind, build in enumerate(builders, 1) for number in seeds]
-    for number, (name, build, run_seed) in enumerate(runs, 1):
-        if (folder / name / MANIFEST).is_file() and Run.read(folder / name).complete:
-            continue
-        with torch.random.fork_rng():
-            torch.manual_seed(run_seed)
-            fresh = build()
-        train_network(
-            fresh,
-            DeviceLoader(
-                pool.images, pool.labels, normalization, batch_size=settings.batch_size, seed=run_seed, device=on
-            ),
-            real.num_classes,
-            settings,
-            seed=run_seed,
-            device=device,
-            title=f"recording run {number}/{len(runs)}" if progress_bar else None,
-            metrics=True,
-            callbacks=[_recorder(folder, settings, real.classes, normalization, head), *ensure_tuple(callbacks)],
-            run_name=name,
-            **options,
-        )
+    dist.initialize_dist(device)
+    with locked_on_rank_0(folder / JOB):
+        _check_job(folder / JOB, json.loads(json.dumps(depends)))
+        normalization = Normalization.of(mean, std) or Normalization(*real.statistics())
+        options = dict(trainer_options or {})
+        callbacks = options.pop("callbacks", None)
+        pool = real.to(on)
+        seeds = range(seed, seed + settings.runs)
+        runs = [(run_name(number, kind), build, number) for kind, build in enumerate(builders, 1) for number in seeds]
+        for number, (name, build, run_seed) in enumerate(runs, 1):
+            if (folder / name / MANIFEST).is_file() and Run.read(folder / name).complete:
+                remove_journals(folder / name)  # one may be left if it was killed at its very end
+                continue
+            with torch.random.fork_rng():
+                torch.manual_seed(run_seed)
+                fresh = build()
+            train_network(
+                fresh,
+                DeviceLoader(
+                    pool.images, pool.labels, normalization, batch_size=settings.batch_size, seed=run_seed, device=on
+                ),
+                real.num_classes,
+                settings,
+                seed=run_seed,
+                device=device,
+                title=f"recording run {number}/{len(runs)}" if progress_bar else None,
+                metrics=True,
+                callbacks=[_recorder(folder, settings, real.classes, normalization, head), *ensure_tuple(callbacks)],
+                run_name=name,
+                **options,
+            )
     return Trajectory.open(folder)
 
 

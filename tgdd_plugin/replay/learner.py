@@ -18,10 +18,11 @@ import torch
 from composer.utils import dist
 from torch import nn
 
-from tgdd_plugin.core.atomic_files import check_writable
+from tgdd_plugin.core.atomic_files import check_writable, sweep
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.renamed_keys import with_current_keys
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
@@ -90,40 +91,35 @@ def learn(
         The accuracy on each task after each task.
 
     Raises:
-        InputError: If tasks, network or memory do not fit each other, or ``folder`` is of another job.
+        InputError: If tasks, network or memory do not fit each other, or ``folder`` is of another job or in use.
     """
     training, settings = training or RecordSettings(), settings or ReplaySettings()
     normalization, on = Normalization(mean, std), torch_device(device)
     check_tasks(tasks)
     _check_networks(tasks, build)
     memory = ReplayMemory(tasks[-1].train.classes, images_per_class=images_per_class, mean=mean, std=std, device=on)
+    folder = Path(folder)
     learner = _Learner(
-        tasks,
-        build,
-        Path(folder),
-        select_exemplars,
-        training,
-        settings,
-        normalization,
-        head,
-        seed,
-        device,
-        progress_bar,
+        tasks, build, folder, select_exemplars, training, settings, normalization, head, seed, device, progress_bar
     )
-    scores = _open_scores(learner, images_per_class, job or {})
-    network: nn.Module | None = None
-    for number in range(len(tasks)):
-        grown = learner.grown_network(number, network)
-        if number < len(scores.rows):
-            network, memory = learner.finished_task(number, grown, memory)
-            continue
-        network = learner.train_task(number, grown, memory)
-        memory = learner.add_to_memory(number, network, memory)
-        network = learner.finetune(number, network, memory)
-        scores = scores.after(learner.accuracies(number, network))
-        if dist.get_global_rank() == 0:
-            scores.write(learner.folder / "scores.json")
-        dist.barrier()
+    dist.initialize_dist(device)
+    with locked_on_rank_0(check_writable(folder / "scores.json")):
+        for place in folder.glob("task*"):
+            sweep(place)
+        scores = _open_scores(learner, images_per_class, job or {})
+        network: nn.Module | None = None
+        for number in range(len(tasks)):
+            grown = learner.grown_network(number, network)
+            if number < len(scores.rows):
+                network, memory = learner.finished_task(number, grown, memory)
+                continue
+            network = learner.train_task(number, grown, memory)
+            memory = learner.add_to_memory(number, network, memory)
+            network = learner.finetune(number, network, memory)
+            scores = scores.after(learner.accuracies(number, network))
+            if dist.get_global_rank() == 0:
+                scores.write(folder / "scores.json")
+            dist.barrier()
     return scores
 
 
@@ -280,7 +276,7 @@ def _open_scores(learner: _Learner, images_per_class: int, job: dict[str, Any]) 
         "test_images": [len(task.test) for task in learner.tasks],
     }
     about = json.loads(json.dumps(about))
-    folder, path = learner.folder, check_writable(learner.folder / "scores.json")
+    folder, path = learner.folder, learner.folder / "scores.json"
     scores = Scores.read(path) if path.is_file() else Scores({})
     earlier = {name: value for name, value in NOT_NOTED.items() if name in about} | with_current_keys(scores.about)
     other = first_difference(earlier, with_current_keys(about))
