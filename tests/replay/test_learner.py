@@ -116,8 +116,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
 
     def act(place: str) -> dict[str, Any]:
-        # Without the lock of the job that is going on.
-        shutil.copytree(folder / "done", folder / place.replace("task", "before"), ignore=shutil.ignore_patterns("*.lock"))
+        copy = folder / place.replace("task", "before")
+        shutil.copytree(folder / "done", copy, ignore=shutil.ignore_patterns("*.lock"))  # which holds while it goes on
         return {}
 
     with training(act) as trained:

@@ -343,7 +343,7 @@ import torch
 from tgdd_plugin import TrajectoryRecorder, describe_run
 os.fsync = lambda handle: None  # as fast as can be
 network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
-recorder = TrajectoryRecorder(sys.argv[1], max_stages=8, exemplars=0)
+recorder = TrajectoryRecorder(sys.argv[1], max_stages=8, exemplars=0, statistics=False)
 recorder.start(describe_run("run", network, 3, mean=[0.0], std=[1.0]), network)
 epoch = 0
 while not Path(sys.argv[1], "end").exists():
