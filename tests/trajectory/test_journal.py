@@ -73,6 +73,18 @@ def test_what_else_changes_rewrites_the_manifest_and_begins_the_next_journal(tmp
     assert Run.read(tmp_path) == run and [stage.epoch for stage in run.stages] == [2, 3, 4]
 
 
+def test_the_journal_of_a_long_run_that_is_thinned_stays_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    run = begin(tmp_path)
+    begun = set()
+    for number in range(350):
+        add(tmp_path, run, number, max_stages=4)
+        (name,) = journals(tmp_path)
+        begun.add(name)
+        assert (tmp_path / name).read_bytes().count(b"\n") <= 2 * 4 + 101
+    assert len(begun) == 4 and Run.read(tmp_path) == run and [stage.index for stage in run.stages] == [0, 128, 256, 349]
+
+
 def test_a_finished_manifest_is_what_it_always_was(tmp_path: Path) -> None:
     run = begin(tmp_path)
     add(tmp_path, run, 0)

@@ -38,6 +38,7 @@ class Journal:
         self.path = folder / f"stages-{max(numbers, default=0) + 1}.jsonl"
         self.about = about
         self.count = count
+        self.lines = 0
         os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
         sync(folder)
 
@@ -56,6 +57,15 @@ class Journal:
             file.flush()
             os.fsync(handle)
         self.count += 1 - len(dropped)
+        self.lines += 1
+
+    @property
+    def is_long(self) -> bool:
+        """Whether most of its lines are of stages that are thinned away by now, so that it is to be begun anew.
+
+        Seldom enough that the cost of a stage does not depend on it, and soon enough that it is read in no time.
+        """
+        return self.lines > 2 * self.count + 100
 
 
 def with_journal(folder: Path, content: dict[str, Any]) -> dict[str, Any]:

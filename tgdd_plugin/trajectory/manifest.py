@@ -169,6 +169,7 @@ class Run:
         if (
             journal is None
             or journal.path.parent != folder
+            or journal.is_long
             or journal.count + 1 - len(dropped) != len(self.stages)
             or journal.about != self._about()
         ):
