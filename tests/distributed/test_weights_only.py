@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,6 +37,8 @@ def weights_only() -> Iterator[list[Path]]:
     load, loaded = torch.load, []
 
     def safe_load(file: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(file, io.BytesIO):  # a message between ranks, where an earlier test left a process group
+            return load(file, *arguments, **options)
         loaded.append(Path(file))
         return load(file, *arguments, **{**options, "weights_only": True})
 
