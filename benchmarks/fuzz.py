@@ -1,0 +1,358 @@
+"""Does every damaged file end in one clear error, or is it rightly accepted?
+
+Each input is a file that this package wrote, damaged at random (:mod:`benchmarks.mutations`), and given to the
+function that reads it (:mod:`benchmarks.readers`). A finding is any exception but an InputError, a message of several
+lines or with control characters in it, a crash, more than 5 s or 512 MiB, or a sign that code of the file ran: a
+process, an import of a module not loaded before, an unpickled object, a file opened for writing elsewhere. An input
+follows from the seed, the reader and its number alone; those of findings are kept in ``failures``, made smaller.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.fuzz --tries 500000 --output fuzz
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from benchmarks.forked import Tries, run_forked
+from benchmarks.machine import describe_machine
+from benchmarks.readers import Reader, readers
+from benchmarks.small_jobs import JOBS, load_everything, prepare, quiet
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.tables import markdown_table
+
+SHARES = {
+    "card": 16,
+    "manifest": 20,
+    "journal": 8,
+    "recipe": 10,
+    "override": 16,
+    "job.json": 8,
+    "results": 10,
+    "scores": 10,
+    "stage": 8,
+    "exemplars": 6,
+    ".pt": 4,
+    ".beton": 3,
+    "tgdd show": 1,
+    "memory": 4,
+}
+"""How the inputs are shared out among the readers."""
+CHUNK = 500
+"""Inputs of one child process."""
+SECONDS, MEMORY = 5.0, 512
+"""What no input may exceed; memory in MiB."""
+
+
+class Canary:
+    """Notes what a file must not cause.
+
+    Args:
+        work: The folder that may be written to.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.work = str(work)
+        self.armed = self.may_import = False
+        self.seen: list[str] = []
+        self.loaded = {name.partition(".")[0] for name in sys.modules} | {"encodings"}
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, args: tuple[Any, ...]) -> None:
+        if not self.armed:
+            return
+        if event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "pickle.find_class"):
+            self.seen.append(f"{event} {args[:2]!r:.100}")
+        elif event == "socket.connect":
+            self.seen.append(event)
+        elif event == "import" and not self.may_import and args[0].partition(".")[0] not in self.loaded:
+            self.seen.append(f"import {args[0]}")
+        elif event == "open" and isinstance(args[0], str) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            if not os.path.abspath(args[0]).startswith(self.work) and not args[0].startswith(("/dev/null", "/tmp")):
+                self.seen.append(f"open for writing {args[0]!r:.100}")
+
+
+def examine(reader: Reader, data: bytes, canary: Canary) -> tuple[bool, str, str]:
+    """Gives one input to a reader.
+
+    Returns:
+        Whether it was accepted, what is wrong (empty if nothing), and the traceback of an exception.
+    """
+    canary.seen.clear()
+    canary.may_import, canary.armed = reader.may_import, True
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    accepted, problem, trace = False, "", ""
+    signal.setitimer(signal.ITIMER_REAL, 4 * SECONDS)
+    try:
+        text = reader.read(data)
+        accepted = True
+        if text and any(ord(c) < 32 and c not in "\n" or 127 <= ord(c) < 160 for c in text):
+            problem = "control characters in the description"
+    except InputError as error:
+        message = str(error)
+        if "\n" in message or any(ord(c) < 32 or 127 <= ord(c) < 160 for c in message):
+            problem, trace = f"message: {message!r:.300}", traceback.format_exc()
+        elif len(message) > 5000:
+            problem, trace = f"long message, {len(message)} characters", traceback.format_exc()
+    except TimeoutError:
+        problem, trace = "too slow", traceback.format_exc()
+    except BaseException as error:  # every other one is a finding
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(last.filename).name}:{last.name}"
+        problem, trace = (
+            f"{type(error).__name__} in {place}: {str(error).splitlines()[:1]!r:.200}",
+            traceback.format_exc(),
+        )
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        canary.armed = False
+    seconds = time.perf_counter() - start
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    if canary.seen:
+        problem = f"code: {canary.seen[0]}"
+    elif seconds > SECONDS:
+        problem = problem or f"too slow: {seconds:.1f} s"
+    elif grown > MEMORY:
+        problem = problem or f"too much memory: {grown:.0f} MiB"
+    return accepted, problem, trace
+
+
+def make_input(reader: Reader, seed: int, name: str, number: int) -> bytes:
+    """The input of a number, always the same."""
+    return reader.make(random.Random(f"{seed}/{name}/{number}"))
+
+
+class Campaign:
+    """All inputs.
+
+    Args:
+        folder: Where everything lies.
+        seed: Of the inputs.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        load_everything()
+        self.folder, self.seed = folder.resolve(), seed
+        self.made, self.log = self.folder / "made", self.folder / "log.txt"
+        memory = Path("/dev/shm")  # files of four MiB, many times a second
+        base = memory if os.access(memory, os.W_OK) else None
+        self.place = Path(tempfile.mkdtemp(prefix="tgdd-fuzz-", dir=base))
+        if not (self.made / "out" / "scores.json").is_file():
+            prepare("recorder", self.made, self.made)
+            for job in ("recorder", "distill", "evaluate", "run", "replay"):
+                ended = run_forked(_job(job), self.made, self.log)
+                if ended.how != "done":
+                    raise RuntimeError(f"{job} {ended.how}: {ended.output}")
+
+    def close(self) -> None:
+        """Removes the folder of the damaged files."""
+        shutil.rmtree(self.place, ignore_errors=True)
+
+    def names(self) -> list[str]:
+        """The readers that there are."""
+        work = self.place / "names"
+        work.mkdir()
+        return list(readers(self.made, work))
+
+    def chunk(self, name: str, first: int, last: int) -> dict[str, Any]:
+        """Examines the inputs of a reader from one number to another; a crash only ends the child that did."""
+        row: dict[str, Any] = {"try": [name, first], "inputs": 0, "accepted": 0, "slowest": 0.0, "findings": []}
+        start = time.monotonic()
+        while first < last:
+            at = mmap.mmap(-1, 16)
+            report = self.folder / "report.json"
+            report.unlink(missing_ok=True)
+            work = Path(tempfile.mkdtemp(dir=self.place))
+            ended = run_forked(self._examined(name, first, last, work, at, report), work, self.log, limit=600)
+            shutil.rmtree(work, ignore_errors=True)
+            got = int.from_bytes(at[:8], "little")
+            if report.is_file():
+                part = json.loads(report.read_text())
+                row["inputs"] += part["inputs"]
+                row["accepted"] += part["accepted"]
+                row["slowest"] = max(row["slowest"], part["slowest"])
+                row["findings"] += part["findings"]
+                first += part["inputs"]
+            else:
+                row["inputs"] += got + 1 - first
+                finding = {"number": got, "problem": f"the process {ended.how}: {ended.output[-300:]}", "trace": ""}
+                row["findings"].append(finding)
+                first = got + 1
+        row["seconds"] = time.monotonic() - start
+        return row
+
+    def _examined(
+        self, name: str, first: int, last: int, work: Path, at: mmap.mmap, report: Path
+    ) -> Callable[[], None]:
+        def child() -> None:
+            quiet()
+            signal.signal(signal.SIGALRM, _too_late)
+            reader = readers(self.made, work)[name]
+            _warm_up(reader, self.seed, name)
+            canary = Canary(work)
+            found: dict[str, Any] = {"inputs": 0, "accepted": 0, "slowest": 0.0, "findings": []}
+            for number in range(first, last):
+                at[:8] = number.to_bytes(8, "little")
+                data = make_input(reader, self.seed, name, number)
+                start = time.perf_counter()
+                accepted, problem, trace = examine(reader, data, canary)
+                found["slowest"] = max(found["slowest"], time.perf_counter() - start)
+                found["inputs"] += 1
+                found["accepted"] += accepted
+                if problem:
+                    found["findings"].append({"number": number, "problem": problem, "trace": trace[-3000:]})
+                    if "memory" in problem:  # the peak hides the next one
+                        break
+            report.write_text(json.dumps(found))
+
+        return child
+
+    def keep(self, name: str, finding: dict[str, Any]) -> None:
+        """Keeps the input of a finding, as it is and made smaller."""
+        place = self.folder / "failures" / f"{name.replace(' ', '-').strip('.')}-{finding['number']}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "problem.txt").write_text(f"{finding['problem']}\n\n{finding['trace']}")
+        work = Path(tempfile.mkdtemp(dir=self.place))
+
+        def child() -> None:
+            quiet()
+            signal.signal(signal.SIGALRM, _too_late)
+            reader = readers(self.made, work)[name]
+            data = make_input(reader, self.seed, name, finding["number"])
+            (place / "input").write_bytes(data)
+            canary = Canary(work)
+            kind = finding["problem"].split(":")[0]
+
+            def fails(smaller: bytes) -> bool:
+                return examine(reader, smaller, canary)[1].split(":")[0] == kind
+
+            if len(data) < 100_000 and "process" not in kind:
+                (place / "smaller").write_bytes(minimize(data, fails))
+
+        run_forked(child, work, self.log, limit=120)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def minimize(data: bytes, fails: Callable[[bytes], bool], tries: int = 400) -> bytes:
+    """Leaves out what can be left out while it fails, first by halves, then by smaller parts."""
+    size = len(data) // 2
+    while size >= 1 and tries > 0:
+        at = 0
+        while at < len(data) and tries > 0:
+            tries -= 1
+            smaller = data[:at] + data[at + size :]
+            if fails(smaller):
+                data = smaller
+            else:
+                at += size
+        size //= 2
+    return data
+
+
+def _job(name: str) -> Callable[[], None]:
+    def work() -> None:
+        quiet()
+        JOBS[name]()
+
+    return work
+
+
+def _warm_up(reader: Reader, seed: int, name: str) -> None:
+    """Has everything imported that reading imports, so that what comes later stands out."""
+    for number in range(20):
+        with suppress(Exception):
+            reader.read(make_input(reader, seed, name, 10**9 + number))
+
+
+def _too_late(*_: Any) -> None:
+    raise TimeoutError
+
+
+def summarize(rows: list[dict[str, Any]]) -> str:
+    """A table of all inputs."""
+    lines = []
+    for name in [*SHARES, "all"]:
+        own = [row for row in rows if name in (row["try"][0], "all")]
+        if not own:
+            continue
+        problems = [finding["problem"] for row in own for finding in row["findings"]]
+        slow = sum("slow" in problem for problem in problems)
+        large = sum("memory" in problem for problem in problems)
+        code = sum(problem.startswith("code") for problem in problems)
+        inputs, accepted = (sum(row[key] for row in own) for key in ("inputs", "accepted"))
+        refused = inputs - accepted
+        other = len(problems) - slow - large - code
+        slowest = max(row["slowest"] for row in own)
+        lines.append(
+            [name, f"{inputs:,}", f"{refused:,}", f"{accepted:,}", other, f"{slow} ({slowest:.2f} s)", large, code]
+        )
+    headers = [
+        "file",
+        "inputs",
+        "refused",
+        "accepted",
+        "other exceptions",
+        "over 5 s (slowest)",
+        "over 512 MiB",
+        "code",
+    ]
+    return markdown_table(headers, lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tries", type=int, default=500_000, help="inputs of all readers together (default 500000)")
+    parser.add_argument("--readers", nargs="+", choices=list(SHARES), default=list(SHARES), help="(default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs (default 0)")
+    parser.add_argument("--output", type=Path, default=Path("fuzz"), help="folder; the same command goes on there")
+    options = parser.parse_args(arguments)
+    quiet()
+    warnings.simplefilter("ignore")
+    campaign = Campaign(options.output, options.seed)
+    try:
+        rows = _run(campaign, options)
+    finally:
+        campaign.close()
+    print(f"{describe_machine('cpu', 1)}\n\n{summarize(rows)}")
+    return 1 if any(row["findings"] for row in rows) else 0
+
+
+def _run(campaign: Campaign, options: argparse.Namespace) -> list[dict[str, Any]]:
+    tries = Tries(campaign.folder / "tries.jsonl")
+    names = [name for name in campaign.names() if name in options.readers]
+    total, kept = sum(SHARES[name] for name in names), {}
+    wanted = {}
+    for name in names:
+        count = -(-options.tries * SHARES[name] // total)
+        for first in range(0, count, CHUNK):
+            wanted[json.dumps([name, first])] = min(first + CHUNK, count)
+    order = sorted(wanted, key=lambda key: json.loads(key)[1] / SHARES[json.loads(key)[0]])  # all readers side by side
+    for name, first in tries.missing("try", [json.loads(key) for key in order]):
+        row = campaign.chunk(name, first, wanted[json.dumps([name, first])])
+        tries.add(row)
+        for finding in row["findings"]:
+            kind = f"{name}: {finding['problem'].split(':')[0]}"
+            kept[kind] = kept.get(kind, 0) + 1
+            if kept[kind] <= 3:
+                campaign.keep(name, finding)
+                print(f"{name} {finding['number']}: {finding['problem']}", flush=True)
+    return [row for row in tries.rows if json.dumps(row["try"]) in wanted]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

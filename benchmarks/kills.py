@@ -1,0 +1,324 @@
+"""Does a job that was killed at any moment end, when it is given again, with the bytes of an undisturbed one?
+
+Each try kills a job by SIGKILL, half of them at a random moment, half just before, within or just after one of its
+operations on files: a rename, a removal, a new folder, an fsync, the half of a write. Then the same job runs again
+(every fourth time it is killed once more) until it comes to its end. Looked at are: files that are not whole after a
+kill, and, in the end, every file's content beside the undisturbed job's, files that should not be there, and rows that
+stand twice. The undisturbed job ran in a process of its own, not a forked one.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.kills --tries 500 --output kills
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import yaml
+
+from benchmarks.forked import Tries, run_forked
+from benchmarks.machine import describe_machine
+from benchmarks.operations import watch_operations
+from benchmarks.small_jobs import JOBS, load_everything, prepare, quiet
+from tgdd_plugin.beton.ffcv_tables import check_beton
+from tgdd_plugin.core.tables import markdown_table
+from tgdd_plugin.trajectory.manifest import Run
+
+WEIGHTS = {"recorder": 5, "callback": 4, "distill": 4, "run": 3, "retrain": 2, "evaluate": 2, "replay": 3, "search": 2}
+"""How many of 25 tries a job gets."""
+CALLS = ("replace", "rename", "link", "unlink", "remove", "rmdir", "mkdir", "fsync", "truncate", "rmtree")
+"""The functions of ``os`` and ``shutil`` that are watched."""
+NOT_COMPARED = ("checkpoints",)
+"""Folders of the user's, not of this package."""
+
+
+# Killing.
+
+
+def killed_at(job: str, folder: Path, number: int) -> Callable[[], None]:
+    """The job, which kills itself at one of its operations on files, counted from 0."""
+
+    def work() -> None:
+        count = 0
+
+        def at(_: str) -> None:
+            nonlocal count
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            count += 1
+
+        quiet()
+        watch_operations(folder, at, CALLS)
+        JOBS[job]()
+
+    return work
+
+
+def listing(job: str, folder: Path, path: Path) -> Callable[[], None]:
+    """The job, which lists its operations on files."""
+
+    def work() -> None:
+        found: list[str] = []
+        quiet()
+        watch_operations(folder, found.append, CALLS)
+        JOBS[job]()
+        os.write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), json.dumps(found).encode())
+
+    return work
+
+
+def undisturbed(job: str) -> Callable[[], None]:
+    """The job as it is."""
+
+    def work() -> None:
+        quiet()
+        JOBS[job]()
+
+    return work
+
+
+# Looking.
+
+
+def outcome(folder: Path) -> dict[str, str]:
+    """The content of each file by its name, without seconds; the empty text for what does not repeat."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if name.parts[0] in NOT_COMPARED or "__pycache__" in name.parts:
+            continue
+        if path.is_dir():
+            found[f"{name}/"] = ""
+        elif path.name == "manifest.json":
+            found[str(name)] = _digest(asdict(Run.read(path.parent)))
+        elif path.suffix == ".json":
+            found[str(name)] = _digest(_timeless(json.loads(path.read_text())))
+        elif path.suffix == ".yaml":
+            found[str(name)] = _digest(_timeless(yaml.safe_load(path.read_text())))
+        elif path.suffix in (".db", ".md"):
+            found[str(name)] = ""
+        else:
+            found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(inner) for key, inner in value.items() if key not in ("seconds", "latency")}
+    return [_timeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def half_files(folder: Path) -> list[str]:
+    """The files under their final names that are not whole."""
+    found = []
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if not path.is_file() or path.name.startswith(".") or any(part.startswith(".") for part in Path(name).parts):
+            continue
+        if Path(name).parts[0] in NOT_COMPARED:
+            continue
+        try:
+            if path.suffix == ".safetensors":
+                with safetensors.safe_open(path, "numpy") as file:
+                    [file.get_tensor(key) for key in file.keys()]
+            elif path.suffix == ".json":
+                json.loads(path.read_text())
+            elif path.suffix == ".yaml":
+                assert isinstance(yaml.safe_load(path.read_text()), dict)
+            elif path.suffix == ".beton":
+                check_beton(path)
+            if path.name == "manifest.json":
+                for stage in Run.read(path.parent).stages:
+                    assert hashlib.sha256((path.parent / stage.file).read_bytes()).hexdigest() == stage.sha256
+        except Exception as error:
+            found.append(f"{name} ({type(error).__name__}: {error})")
+    return found
+
+
+def repeated_rows(folder: Path) -> list[str]:
+    """The rows that stand twice in a card or in results."""
+    found = []
+    for path in [*folder.rglob("*.json"), *folder.rglob("*.beton.yaml")]:
+        content = yaml.safe_load(path.read_text()) if path.suffix == ".yaml" else json.loads(path.read_text())
+        if not isinstance(content, dict):
+            continue
+        lists = [content.get("rows"), content.get("candidates")]
+        for entry in content.get("accuracy") or []:
+            lists.append(entry["rows"])
+        lists.append([row for entry in content.get("accuracy") or [] for row in entry["rows"]])
+        for rows in lists:
+            rows = [row for row in rows or [] if isinstance(row, dict)]
+            keys = Counter(json.dumps([row.get("network"), row.get("name"), row.get("labels")]) for row in rows)
+            found += [f"{path.name}: {key}" for key, count in keys.items() if count > 1]
+    return found
+
+
+# The tries.
+
+
+class Campaign:
+    """The tries of all jobs.
+
+    Args:
+        folder: Where everything lies.
+        seed: Of the moments.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        load_everything()
+        self.folder, self.seed = folder.resolve(), seed
+        self.log = self.folder / "log.txt"
+        self.made = self.folder / "made"
+        self.known: dict[str, tuple[dict[str, str], list[str], float]] = {}
+        if not (self.made / "set.beton.yaml").is_file():
+            prepare("recorder", self.made, self.made)
+            for job in ("recorder", "distill"):
+                self._expect_done(undisturbed(job), self.made)
+
+    def reference(self, job: str) -> tuple[dict[str, str], list[str], float]:
+        """The outcome of an undisturbed job in a process of its own, its operations on files, and its seconds.
+
+        Raises:
+            RuntimeError: If it fails, or a forked child comes to another outcome.
+        """
+        if job in self.known:
+            return self.known[job]
+        place = prepare(job, self.folder / "fresh", self.made)
+        command = [sys.executable, "-m", "benchmarks.small_jobs", job]
+        path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{job} fails undisturbed: {done.stderr[-3000:]}")
+        wanted = outcome(place)
+        place = prepare(job, self.folder / "try", self.made)
+        self._expect_done(listing(job, place, self.folder / "operations.json"), place)
+        if (found := outcome(place)) != wanted:
+            raise RuntimeError(f"{job} ends otherwise in a forked child: {differences(wanted, found)}")
+        prepare(job, place, self.made)
+        seconds = self._expect_done(undisturbed(job), place)
+        self.known[job] = wanted, json.loads((self.folder / "operations.json").read_text()), seconds
+        return self.known[job]
+
+    def _expect_done(self, work: Callable[[], None], place: Path) -> float:
+        ended = run_forked(work, place, self.log)
+        if ended.how != "done":
+            raise RuntimeError(f"an undisturbed job {ended.how}: {ended.output}")
+        return ended.seconds
+
+    def attempt(self, job: str, number: int) -> dict[str, Any]:
+        """One try: kills the job, gives it again until it ends, and looks."""
+        wanted, operations, seconds = self.reference(job)
+        rng = random.Random(f"{self.seed}/{job}/{number}")
+        order = random.Random(f"{self.seed}/{job}").sample(range(len(operations)), len(operations))
+        row: dict[str, Any] = {"try": [job, number], "kills": [], "problems": []}
+        place = prepare(job, self.folder / "try", self.made)
+        again = 1 + (rng.random() < 0.25)
+        while again:
+            at_operation = number % 2 == 0 and not row["kills"]
+            if at_operation:
+                operation = order[number // 2 % len(order)]
+                moment = operations[operation]
+                ended = run_forked(killed_at(job, place, operation), place, self.log)
+            else:
+                after = seconds * rng.random()
+                moment = f"after {after:.3f} s"
+                ended = run_forked(undisturbed(job), place, self.log, kill_after=after)
+            if ended.how == "done" and not row["kills"]:
+                prepare(job, place, self.made)  # faster than before: it was not killed
+                continue
+            if ended.how != "killed":
+                break
+            row["kills"].append(moment)
+            row["problems"] += [f"half file: {name}" for name in half_files(place)]
+            again -= 1
+        if again == 0:
+            ended = run_forked(undisturbed(job), place, self.log)
+        if ended.how != "done":
+            row["problems"].append(f"the job given again {ended.how}: {_last_line(ended.output)}")
+        else:
+            row["problems"] += differences(wanted, outcome(place))
+            row["problems"] += [f"repeated row: {each}" for each in repeated_rows(place)]
+        if ended.orphans:
+            row["problems"].append("left a process behind")
+        if row["problems"]:
+            kept = self.folder / "failures" / f"{job}-{number}"
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(place, kept, symlinks=True)
+            shutil.copy(self.log, kept / "log.txt")
+        return row
+
+
+def differences(wanted: dict[str, str], found: dict[str, str]) -> list[str]:
+    """In words, what two outcomes do not share."""
+    words = [f"leftover: {name}" for name in found.keys() - wanted.keys()]
+    words += [f"missing: {name}" for name in wanted.keys() - found.keys()]
+    return words + [f"other content: {name}" for name in wanted.keys() & found.keys() if wanted[name] != found[name]]
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""
+
+
+def summarize(rows: list[dict[str, Any]]) -> str:
+    """A table of all tries."""
+
+    def count(rows: list[dict[str, Any]], word: str) -> int:
+        return sum(any(problem.startswith(word) for problem in row["problems"]) for row in rows)
+
+    lines = []
+    for job in [*JOBS, "all"]:
+        own = [row for row in rows if job in (row["try"][0], "all")]
+        if own:
+            same = sum(not row["problems"] for row in own)
+            counts = [count(own, word) for word in ("half file", "leftover", "repeated row")]
+            lines.append([job, sum(len(row["kills"]) for row in own), f"{same} of {len(own)}", *counts])
+    headers = ["job", "kills", "same bytes in the end", "half files", "leftovers", "rows repeated"]
+    kinds = Counter(re.sub(r"after \d.*", "a random moment", kill) for row in rows for kill in row["kills"])
+    moments = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common())
+    return f"{markdown_table(headers, lines)}\n\nmoments: {moments}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tries", type=int, default=500, help="of all jobs together (default 500)")
+    parser.add_argument("--jobs", nargs="+", choices=list(JOBS), default=list(JOBS), help="(default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    parser.add_argument("--output", type=Path, default=Path("kills"), help="folder; the same command goes on there")
+    options = parser.parse_args(arguments)
+    quiet()
+    campaign = Campaign(options.output, options.seed)
+    tries = Tries(campaign.folder / "tries.jsonl")
+    weight = sum(WEIGHTS[job] for job in options.jobs)
+    wanted = [[job, number] for job in options.jobs for number in range(-(-options.tries * WEIGHTS[job] // weight))]
+    for job, number in tries.missing("try", wanted):
+        row = campaign.attempt(job, number)
+        tries.add(row)
+        if row["problems"]:
+            print(f"{job} {number}: killed {row['kills']}: {'; '.join(row['problems'])}", flush=True)
+    rows = [row for row in tries.rows if row["try"] in wanted]
+    print(f"{describe_machine('cpu', 1)}\n\n{summarize(rows)}")
+    return 1 if any(row["problems"] for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
