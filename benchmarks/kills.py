@@ -40,7 +40,7 @@ from tgdd_plugin.trajectory.manifest import Run
 
 WEIGHTS = {"recorder": 5, "callback": 4, "distill": 4, "run": 3, "retrain": 2, "evaluate": 2, "replay": 3, "search": 2}
 """How many of 25 tries a job gets."""
-CALLS = ("replace", "rename", "link", "unlink", "remove", "rmdir", "mkdir", "fsync", "truncate", "rmtree")
+CALLS = ("replace", "rename", "link", "unlink", "remove", "rmdir", "mkdir", "fsync", "truncate", "open", "rmtree")
 """The functions of ``os`` and ``shutil`` that are watched."""
 NOT_COMPARED = ("checkpoints",)
 """Folders of the user's, not of this package."""
@@ -55,8 +55,10 @@ def killed_at(job: str, folder: Path, number: int) -> Callable[[], None]:
     def work() -> None:
         count = 0
 
-        def at(_: str) -> None:
+        def at(moment: str) -> None:
             nonlocal count
+            if moment == "before reading":
+                return
             if count == number:
                 os.kill(os.getpid(), signal.SIGKILL)
             count += 1
@@ -76,6 +78,7 @@ def listing(job: str, folder: Path, path: Path) -> Callable[[], None]:
         quiet()
         watch_operations(folder, found.append, CALLS)
         JOBS[job]()
+        found = [moment for moment in found if moment != "before reading"]
         os.write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), json.dumps(found).encode())
 
     return work

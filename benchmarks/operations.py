@@ -18,8 +18,9 @@ At = Callable[[str], None]
 def watch_operations(folder: Path, at: At, calls: Sequence[str]) -> None:
     """Has ``at`` called for this process' operations on files below a folder, until it ends.
 
-    Each of ``calls`` is told before and after. Of what is written to a file, the moment is told when half of it is
-    written. What a library does in C++ or Rust is not seen.
+    Each of ``calls`` is told before and after, and so is ``open()``, as ``'before open'`` for writing and
+    ``'before reading'``. Of what is written to a file, the moment is told when half of it is written. What a library
+    does in C++ or Rust is not seen.
 
     Args:
         folder: The folder, absolute.
@@ -44,11 +45,11 @@ def watch_operations(folder: Path, at: At, calls: Sequence[str]) -> None:
     plain = io.open
 
     def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        inside = not isinstance(file, int) and _is_below(folder, file)
-        if inside and "open" in calls:
-            at("before open")
+        inside, writes = _is_below(folder, file), bool(set(mode) & set("wax+"))
+        if inside and not isinstance(file, int):
+            at("before open" if writes else "before reading")
         stream = plain(file, mode, *args, **kwargs)
-        if inside and set(mode) & set("wax+"):
+        if inside and writes:
             stream.write = _in_halves(stream, stream.write, at)
         return stream
 

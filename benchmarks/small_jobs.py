@@ -155,8 +155,6 @@ def record_with_recorder() -> None:
 def distill_with_checkpoints() -> None:
     """Twelve steps from recorded statistics, a checkpoint every third."""
     settings = DistillSettings(images_per_class=2, factor=1, steps=12, source="recorded", augmentation="none")
-    if Path("set.beton").is_file() and Path("set.beton.yaml").is_file():
-        return  # finished by the call that was killed
     distill("trajectory", None, "set.beton", settings, device="cpu", checkpoint_interval="3ba", progress_bar=False)
 
 
