@@ -102,7 +102,7 @@ def _be_the_child(work: Callable[[], Any], folder: Path, log: Path) -> None:
         status = 0
     except BaseException:
         with suppress(BaseException):
-            traceback.print_exc()
+            os.write(2, traceback.format_exc().encode())
     finally:
         with suppress(BaseException):
             sys.stdout.flush()

@@ -186,11 +186,14 @@ class Campaign:
     """
 
     def __init__(self, folder: Path, seed: int) -> None:
-        load_everything()
         self.folder, self.seed = folder.resolve(), seed
         self.log = self.folder / "log.txt"
         self.made = self.folder / "made"
         self.known: dict[str, tuple[dict[str, str], list[str], float]] = {}
+
+    def _make(self) -> None:
+        """Makes what jobs need that go on with what others made."""
+        load_everything()
         if not (self.made / "set.beton.yaml").is_file():
             prepare("recorder", self.made, self.made)
             for job in ("recorder", "distill"):
@@ -204,6 +207,8 @@ class Campaign:
         """
         if job in self.known:
             return self.known[job]
+        if job not in ("recorder", "callback"):
+            self._make()
         place = prepare(job, self.folder / "fresh", self.made)
         command = [sys.executable, "-m", "benchmarks.small_jobs", job]
         path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])

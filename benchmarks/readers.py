@@ -16,11 +16,13 @@ import torch
 import yaml
 
 from benchmarks.mutations import ESCAPES, TEXTS, mutate_bytes, mutate_document, mutate_text, mutate_tree
-from tgdd_plugin import cli
+from benchmarks.small_jobs import CLASSES, MEAN, STD, loader, small_network
+from tgdd_plugin import TrajectoryRecorder, cli, describe_run
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.beton.importing import import_tensors
 from tgdd_plugin.core.atomic_files import sha256
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.evaluation.results import read_results
 from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.pipeline.show import describe_beton, describe_trajectory
@@ -124,32 +126,43 @@ def _trajectories(made: Path, work: Path) -> dict[str, Reader]:
         check_run(asdict(found))
         return describe_trajectory(Trajectory.open(run))
 
-    found = {"manifest": Reader(lambda rng: mutate_document(rng, tree, json.dumps, "json"), read)}
-    journals = [name for name in content if name.endswith((".jsonl", ".journal"))]
-    for name in journals:
-        place = _copy_run(made, work / "journal")
+    place = work / "journal" / "run"
+    record_without_end(place.parent)
+    (journal,) = place.glob("stages-*.jsonl")
+    lines = journal.read_bytes().splitlines()
 
-        def read_journal(data: bytes, place: Path = place, name: str = name) -> str:
-            (place / name).write_bytes(data)
-            check_run(asdict(Run.read(place)))
-            return describe_trajectory(Trajectory.open(place))
+    def make(rng: random.Random) -> bytes:
+        changed, at = list(lines), rng.randrange(len(lines))
+        if rng.random() < 0.7:
+            with suppress(ValueError):
+                changed[at] = json.dumps(mutate_tree(rng, json.loads(changed[at]))).encode(errors="surrogatepass")
+        elif rng.random() < 0.5:
+            other = rng.randrange(len(changed))
+            changed[at], changed[other] = changed[other], changed[at]
+        data = b"\n".join(changed) + b"\n"
+        return mutate_bytes(rng, data) if rng.random() < 0.3 else data
 
-        lines = content[name].splitlines()
+    def read_journal(data: bytes) -> str:
+        journal.write_bytes(data)
+        check_run(asdict(Run.read(place)))
+        return describe_trajectory(Trajectory.open(place))
 
-        def make(rng: random.Random, lines: list[bytes] = lines) -> bytes:
-            changed = list(lines)
-            at = rng.randrange(len(changed))
-            if rng.random() < 0.7:
-                with suppress(ValueError):
-                    changed[at] = json.dumps(mutate_tree(rng, json.loads(changed[at]))).encode(errors="surrogatepass")
-            elif rng.random() < 0.5:
-                other = rng.randrange(len(changed))
-                changed[at], changed[other] = changed[other], changed[at]
-            data = b"\n".join(changed) + b"\n"
-            return mutate_bytes(rng, data) if rng.random() < 0.3 else data
+    return {
+        "manifest": Reader(lambda rng: mutate_document(rng, tree, json.dumps, "json"), read),
+        "journal": Reader(make, read_journal),
+    }
 
-        found["journal"] = Reader(make, read_journal)
-    return found
+
+def record_without_end(folder: Path) -> None:
+    """A recording of four stages that has not come to its end, so that it has a journal."""
+    network = small_network()
+    recorder = TrajectoryRecorder(folder, exemplars=1)
+    recorder.start(describe_run("run", network, CLASSES, mean=MEAN, std=STD, augmentation="none"), network)
+    for images, labels in loader():
+        network(images)
+        recorder.batch(images, labels, {"loss": 1.0})
+        recorder.stage(0)
+    recorder.detach()
 
 
 def _recipes(work: Path) -> dict[str, Reader]:
@@ -171,7 +184,9 @@ def _recipes(work: Path) -> dict[str, Reader]:
         name = rng.choice(
             [f"{section}.{key}", section, key, f"{section}.{key}.x", rng.choice(TEXTS), "nas.choices.depth"]
         )
-        value = _dump_yaml(mutate_tree(rng, rng.choice(trees)[section] if section in trees[0] else 1)).strip()
+        value = "{a: [1, 2]}"
+        with suppress(ValueError, KeyError, yaml.YAMLError):
+            value = _dump_yaml(mutate_tree(rng, rng.choice(trees)[section])).strip()
         value = rng.choice([value, *TEXTS, *ESCAPES, "[" * rng.choice([5, 1000, 100_000]), "1" * 5000, "{a: 1, a: 2}"])
         return f"{name}{rng.choice(['=', '=', '=', ''])}{value}".encode(errors="surrogatepass")
 
@@ -325,6 +340,8 @@ def _betons(made: Path, work: Path) -> dict[str, Reader]:
         with redirect_stdout(io.StringIO()):
             status = cli.main(["show", str(place / "carded.beton"), "--picture", str(place / "picture.png")])
         assert status in (0, 2), "status"
+        if status == 2:
+            raise InputError("it printed one line")
 
     def read_memory(data: bytes) -> None:
         (place / "memory.beton.yaml").write_bytes(data)

@@ -178,11 +178,12 @@ class Folder(RuleBasedStateMachine):
         """A new process begins, or goes on from a checkpoint."""
         self.network = tiny_network()
         self.recorder = TrajectoryRecorder(self.place, max_stages=self.most, exemplars=1)
-        if checkpoint is None:
-            self.batch, self.due, self.last, self.stages, self.deleted, self.lost = 0, 0, -1, [], [], False
-        else:
+        if checkpoint is not None:
             self.batch, state, self.due, self.last = checkpoint
             self.recorder.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
+        if checkpoint is None or self.batch == 0:  # it begins anew
+            self.batch, self.due, self.last, self.stages, self.deleted, self.lost = 0, 0, -1, [], [], False
+        else:
             # Later stages are dropped; what thinning dropped meanwhile is gone, as it would be in the end.
             self.stages = [stage for stage in self.stages if stage.batch <= self.batch]
             self.deleted = [stage for stage in self.deleted if stage in self.stages]
@@ -226,8 +227,8 @@ class Folder(RuleBasedStateMachine):
 
 TestFolder = Folder.TestCase
 TestFolder.settings = settings(
-    max_examples=60,
-    stateful_step_count=30,
+    max_examples=40,
+    stateful_step_count=25,
     deadline=None,
     derandomize=True,
     database=None,
