@@ -245,6 +245,13 @@ def test_an_override_that_is_none_is_refused(tmp_path, override, pattern):
     assert pattern in refused(tmp_path, "seed: 1", override)
 
 
+@pytest.mark.parametrize("override", ["x", "x=1", "seed.x=", "distill.steps=[", "distill.x=", "distill.start="])
+def test_a_long_override_is_quoted_in_part(tmp_path, override):
+    long = "x" * 100_000
+    for text in (override + long, long + override):
+        assert len(refused(tmp_path, "seed: 1", text)) < 1200  # the known keys are listed in full
+
+
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="Recipe '.*none.yaml' cannot be read: No such file"):
         read_recipe(tmp_path / "none.yaml")

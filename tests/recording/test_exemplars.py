@@ -280,13 +280,16 @@ def test_damaged_and_missing(tmp_path: Path) -> None:
         {"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "labels": torch.zeros(2)},
         {"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "labels": torch.tensor([0, 3])},
         {"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "labels": torch.tensor([-1, 0])},
+        {"x" * 5000: torch.zeros(1)},
     ],
 )
 def test_what_are_no_exemplars(tmp_path: Path, content: dict[str, torch.Tensor]) -> None:
     """With the checksum to match."""
     (tmp_path / FILE).write_bytes(save(content))
-    with pytest.raises(InputError, match="must have images uint8 .M, C, H, W. with 1 or 3 channels, and labels int64"):
+    wanted = "must have images uint8 .M, C, H, W. with 1 or 3 channels, and labels int64"
+    with pytest.raises(InputError, match=wanted) as refused:
         read_exemplars(tmp_path, 3)
+    assert len(str(refused.value)) < 1000
     (tmp_path / FILE).write_bytes(b"\x80\x04N.")
     with pytest.raises(InputError, match="cannot be read"):
         read_exemplars(tmp_path, 3)

@@ -13,7 +13,7 @@ import pydantic
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, shown
 
 
 def explain(error: ValidationError, cls: type[Any], *, constructor: bool = False) -> str:
@@ -40,13 +40,12 @@ def explain(error: ValidationError, cls: type[Any], *, constructor: bool = False
         )
     schema, remedy = _field(cls, path)
     came = repr(first["input"])
-    shown = came if len(came) <= 80 else f"{came[:77]}..."
-    return f"`{key}` must be {expected(schema)}, got {shown}. {remedy}"
+    return f"`{key}` must be {expected(schema)}, got {shown(came)}. {remedy}"
 
 
 def unknown_key(key: str, near: str, known: Iterable[str]) -> str:
     """The message for a key that is not known."""
-    return f"Unknown key `{key}`. Did you mean `{near}`? The keys are {', '.join(known)}."
+    return f"Unknown key `{shown(key)}`. Did you mean `{near}`? The keys are {', '.join(known)}."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -106,9 +105,9 @@ def _field(cls: type[Any], path: list[Any]) -> tuple[dict[str, Any], str]:
         elif part in schema.get("properties", {}):
             schema = schema["properties"][part]
             if "default" in schema and not isinstance(schema["default"], dict):
-                shown = json.dumps(schema["default"])
+                text = json.dumps(schema["default"])
                 remedy = (
-                    f"Leave it out for the default, {shown}." if len(shown) <= 60 else "Leave it out for the default."
+                    f"Leave it out for the default, {text}." if len(text) <= 60 else "Leave it out for the default."
                 )
         else:
             extra = schema.get("additionalProperties")

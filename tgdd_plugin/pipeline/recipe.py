@@ -12,7 +12,7 @@ import yaml
 
 from tgdd_plugin.core.bounded_reading import RECIPE_SIZE, read_bounded
 from tgdd_plugin.core.bounded_yaml import parse_yaml
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.core.setting_errors import nearest, unknown_key
 from tgdd_plugin.core.settings import validate
 from tgdd_plugin.networks.factory import find_factory
@@ -42,7 +42,7 @@ def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
-            raise InputError(f"'{override}' is not an override. Write it as key=value or section.key=value.")
+            raise InputError(f"'{shown(override)}' is not an override. Write it as key=value or section.key=value.")
         _place(content, key.split("."), value, override)
     # A section with nothing in it has its defaults.
     given = {key: value for key, value in content.items() if not (key in SECTIONS and value is None)}
@@ -92,11 +92,13 @@ def _place(content: dict[str, Any], keys: list[str], value: str, override: str) 
             content[key] = {}
         content = content[key]
         if not isinstance(content, dict):
-            raise InputError(f"'{override}' names a key below `{key}`, which is a value. Give `{key}` alone.")
+            raise InputError(
+                f"'{shown(override)}' names a key below `{shown(key)}`, which is a value. Give `{shown(key)}` alone."
+            )
     try:
         content[keys[-1]] = parse_yaml(value)
     except ValueError as error:
-        raise InputError(f"The value of '{override}' is not YAML: {error}. Put text in quotes.") from error
+        raise InputError(f"The value of '{shown(override)}' is not YAML: {error}. Put text in quotes.") from error
 
 
 def _check_arguments(network: NetworkSettings, where: str) -> None:

@@ -83,6 +83,11 @@ class Scores:
                 raise ValueError("rows of wrong length")
             if not all(0 <= value <= 1 for row in scores.rows for value in row):
                 raise ValueError("accuracies beyond 0 to 1")
+            tasks = scores.about.get("tasks", [])
+            if not (isinstance(tasks, list) and all(isinstance(names, list) for names in tasks)):
+                raise ValueError("tasks must be a list of lists of class names")
+            if not all(isinstance(name, str) for names in tasks for name in names):
+                raise ValueError("class names must be text")
         except ValueError as error:
             raise InputError(f"'{path}' is damaged: {error}. Delete it to learn the tasks anew.") from error
         return scores

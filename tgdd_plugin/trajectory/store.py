@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 
 from tgdd_plugin.core.bounded_reading import check_tensor_file
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.trajectory.checking import was_dropped, with_checked_files
 from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run, Stage
 
@@ -235,7 +235,7 @@ def read_exemplars(folder: Path, num_classes: int) -> tuple[torch.Tensor, torch.
         or not (labels.dtype == torch.int64 and labels.shape == images.shape[:1])
         or not (0 <= int(labels.min()) and int(labels.max()) < num_classes)
     ):
-        held = ", ".join(f"{name} {t.dtype} {tuple(t.shape)}" for name, t in content.items())
+        held = shown(", ".join(f"{name} {t.dtype} {tuple(t.shape)}" for name, t in content.items()), 300)
         raise InputError(
             f"The exemplars file '{path}' must have images uint8 (M, C, H, W) with 1 or 3 channels, and labels int64 "
             f"(M,) below {num_classes}, got {held or 'nothing'}. Copy the folder again, or record the run again."
@@ -277,7 +277,8 @@ def _opened(what: str, path: Path, framework: str) -> Iterator[Any]:
                 f"at the same time. Open the folder again, best when the run has ended."
             ) from None
         raise InputError(
-            f"The {what} file '{path}' cannot be read: {error}. Copy the folder again or record the run again."
+            f"The {what} file '{path}' cannot be read: {shown(error, 300)}. Copy the folder again or record the run "
+            f"again."
         ) from error
 
 
