@@ -48,21 +48,15 @@ class Reader:
     may_import: bool = False
 
 
-def readers(made: Path, work: Path) -> dict[str, Reader]:
-    """The readers by name.
+def reader(name: str, made: Path, work: Path) -> Reader:
+    """One of the readers.
 
     Args:
+        name: Its name, one of :data:`GROUPS`.
         made: The folder in which jobs of :mod:`benchmarks.small_jobs` came to their end.
         work: A folder for the damaged files.
     """
-    return {
-        **_cards(made, work),
-        **_trajectories(made, work),
-        **_recipes(work),
-        **_records(made, work),
-        **_tensors(made, work),
-        **_betons(made, work),
-    }
+    return GROUPS[name](made, work)[name]
 
 
 def _dump_yaml(tree: Any) -> str:
@@ -165,7 +159,7 @@ def record_without_end(folder: Path) -> None:
     recorder.detach()
 
 
-def _recipes(work: Path) -> dict[str, Reader]:
+def _recipes(made: Path, work: Path) -> dict[str, Reader]:
     place = work / "recipe"
     place.mkdir()
     root = Path(__file__).parents[1] / "recipes"
@@ -353,3 +347,14 @@ def _betons(made: Path, work: Path) -> dict[str, Reader]:
         "tgdd show": Reader(lambda rng: mutate_bytes(rng, whole, hot), read_with_card),
         "memory": Reader(lambda rng: mutate_document(rng, memory_card, _dump_yaml, "yaml"), read_memory),
     }
+
+
+GROUPS: dict[str, Callable[[Path, Path], dict[str, Reader]]] = {
+    "card": _cards,
+    **dict.fromkeys(("manifest", "journal"), _trajectories),
+    **dict.fromkeys(("recipe", "override"), _recipes),
+    **dict.fromkeys(("job.json", "results", "scores"), _records),
+    **dict.fromkeys(("stage", "exemplars", ".pt"), _tensors),
+    **dict.fromkeys((".beton", "tgdd show", "memory"), _betons),
+}
+"""What makes each reader, by its name."""

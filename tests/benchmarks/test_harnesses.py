@@ -36,9 +36,9 @@ for name, arguments in json.loads(sys.argv[1]).items():
 print(json.dumps(ended))
 """
 CALLS = {
-    "kills": ["--tries", "24", "--jobs", "recorder", "--seed", "1", "--output", "kills"],
-    "faults": ["--tries", "24", "--seed", "1", "--output", "faults"],
-    "fuzz": ["--tries", "800", "--seed", "1", "--output", "fuzz"],
+    "kills": ["--tries", "20", "--jobs", "recorder", "--seed", "1", "--output", "kills"],
+    "faults": ["--tries", "15", "--seed", "1", "--output", "faults"],
+    "fuzz": ["--tries", "500", "--seed", "1", "--output", "fuzz"],
     "soak": ["--steps", "60", "--stages", "40", "--repeats", "2", "--json", "soak.json"],  # last: it does not fork
 }
 
@@ -67,7 +67,7 @@ def tries(ran, name):
 
 def test_killed_jobs_end_with_the_bytes_of_undisturbed_ones(ran):
     rows = tries(ran, "kills")
-    assert len(rows) == 24 and all(row["kills"] and not row["problems"] for row in rows)
+    assert len(rows) == 20 and all(row["kills"] and not row["problems"] for row in rows)
     kinds = {kill.split()[0] for row in rows for kill in row["kills"] if not kill.startswith("after 0")}
     assert kinds >= {"before", "after"}
 
@@ -120,7 +120,7 @@ def test_tries_go_on_where_they_were_broken_off(tmp_path):
 
 def test_training_goes_on_whatever_its_folder_does(ran):
     rows = tries(ran, "faults")
-    assert len(rows) == 24 and len({row["fault"] for row in rows}) >= len(faults.FAULTS) - len(faults.MOUNTED)
+    assert len(rows) == 15 and len({row["fault"] for row in rows}) >= len(faults.FAULTS) - len(faults.MOUNTED)
 
 
 def test_a_manifest_that_says_more_than_is_true_is_found(ran, tmp_path):
@@ -178,7 +178,9 @@ def test_what_is_no_clear_error_is_a_finding(canary, read, problem):
 @pytest.mark.parametrize(("message", "clear"), [("one line", True), ("two\nlines", False), ("a\x1b[0m", False)])
 def test_the_message_must_be_one_line(canary, message, clear):
     def read(data):
-        raise InputError(message)
+        error = InputError()
+        error.args = (message,)  # which its constructor would have escaped
+        raise error
 
     assert (fuzz.examine(Reader(lambda rng: b"", read), b"", canary)[1] == "") == clear
 
