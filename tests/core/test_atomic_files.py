@@ -191,6 +191,17 @@ def test_temporaries_of_killed_writers_are_swept_and_those_of_living_ones_never(
     assert names(tmp_path) == ["..tmp", ".set.beton.swp", "folder", "notes.tmp"]
 
 
+def test_a_file_that_is_written_again_takes_along_what_a_killed_writer_left_of_it(tmp_path: Path) -> None:
+    for name in (".file.abcdefgh.tmp", ".other.abcdefgh.tmp"):
+        (tmp_path / name).touch()
+    write_whole(tmp_path / "file", "a", swept=True)
+    assert names(tmp_path) == [".file.abcdefgh.tmp", ".other.abcdefgh.tmp", "file"]
+    with whole_file(tmp_path / "file"), whole_file(tmp_path / "file") as second:  # one of a living writer stays
+        second.write_text("b")
+        assert len(names(tmp_path)) == 4
+    assert names(tmp_path) == [".other.abcdefgh.tmp", "file"]
+
+
 def test_a_sweeper_never_takes_what_is_about_to_be_written(tmp_path: Path) -> None:
     """Not even between the making of a temporary and its lock."""
     code = """

@@ -30,13 +30,19 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, swept: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside ``path``, which replaces ``path`` at the end of the block.
 
     It is on the disk by then, and so is its name, also should the power fail. An exception inside the block, or an
     error in writing, leaves ``path`` as it was and removes the temporary file.
+
+    Args:
+        path: The file.
+        swept: Whether what killed writers left of it was removed before; it takes a look at every name in the folder.
     """
     make_folder(path.parent)
+    if not swept:
+        sweep(path.parent, f".{path.name}.")
     temporary, handle = _temporary(path, folder=False)
     try:
         yield temporary
@@ -84,9 +90,9 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Writes ``content`` to ``path`` in one step (``os.replace``), and to the disk."""
-    with whole_file(path) as temporary:
+def write_whole(path: Path, content: bytes | str, *, swept: bool = False) -> None:
+    """Writes ``content`` to ``path`` in one step (``os.replace``), and to the disk; as :func:`whole_file`."""
+    with whole_file(path, swept=swept) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

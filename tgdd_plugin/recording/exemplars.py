@@ -104,7 +104,7 @@ class Exemplars:
             return None
         labels, order = torch.tensor(self._labels).sort(stable=True)
         content = safetensors.torch.save({"images": torch.cat(self._images)[order], "labels": labels})
-        write_whole(folder / EXEMPLARS, content)
+        write_whole(folder / EXEMPLARS, content, swept=True)
         self._images, self._labels, self.done = [], [], True
         return hashlib.sha256(content).hexdigest()
 

@@ -152,7 +152,7 @@ class Run:
         if not self.gaps:
             del content["gaps"]
         # A network may have been built with arguments that JSON lacks: their names will do, training must go on.
-        write_whole(folder / MANIFEST, json.dumps(content, indent=1, default=str) + "\n")
+        write_whole(folder / MANIFEST, json.dumps(content, indent=1, default=str) + "\n", swept=True)
         self.journal = journal
         remove_journals(folder, keep=journal)
 

@@ -61,7 +61,7 @@ def add_stage(
         state = {**state, CLASS_MEANS: class_means[0], CLASS_COUNTS: class_means[1]}
     content = weights_content(state)
     name = f"stage-ep{when['epoch']}-ba{when['batch']}.safetensors"
-    write_whole(folder / name, content)
+    write_whole(folder / name, content, swept=True)  # as the run began
     if index is None:
         index = run.stages[-1].index + 1 if run.stages else 0
     before = run.stages
