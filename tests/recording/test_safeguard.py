@@ -38,11 +38,11 @@ class Disk:
         self.write = writing.write_whole
         monkeypatch.setattr(writing, "write_whole", self)
 
-    def __call__(self, path: Path, content: bytes) -> None:
+    def __call__(self, path: Path, content: bytes, **options: Any) -> None:
         self.calls += 1
         if self.fails(self.calls):
             raise self.error
-        self.write(path, content)
+        self.write(path, content, **options)
 
 
 def train(folder: Path, epochs: int = 4, **options: Any) -> nn.Module:
