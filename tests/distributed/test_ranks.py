@@ -127,9 +127,9 @@ def kill_batch(root: Path) -> None:
 def kill_write(root: Path) -> None:
     whole = writing.write_whole
 
-    def write(path: Path, content: bytes) -> None:
+    def write(path: Path, content: bytes, **options: Any) -> None:
         kill(0, "ba9" in path.name)  # rank 1 waits for its word
-        whole(path, content)
+        whole(path, content, **options)
 
     writing.write_whole = write
     train_to_the_end(root, "write")
