@@ -26,18 +26,20 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from composer import Callback, Logger, State
 from safetensors.torch import save_file
 
-from benchmarks.forked import Ended, Tries, run_forked
+from benchmarks.forked import Ended, Tries, keep_failure, run_forked
 from benchmarks.machine import describe_machine
 from benchmarks.operations import watch_operations
 from benchmarks.small_jobs import MEAN, STD, composer_trainer, quiet, small_network
 from tgdd_plugin import TGDDCallback
 from tgdd_plugin.core.tables import markdown_table
+from tgdd_plugin.trajectory.manifest import Run
 
 CALLS = ("open", "fsync", "replace", "rename", "unlink", "remove", "mkdir", "stat", "write")
 ERRORS = {
@@ -197,7 +199,7 @@ def look(place: Path, wanted: Path, ended: Ended) -> list[str]:
         problems.append("other weights")
     run = place / "trajectory" / "run"
     said = json.loads((place / "said.json").read_text())["warnings"]
-    recorded = _stages(run)
+    recorded = _manifest(run)
     expected = {stage["batch"]: stage["sha256"] for stage in _manifest(wanted / "trajectory" / "run")["stages"]}
     found = {stage["batch"]: stage["sha256"] for stage in recorded.get("stages", [])}
     for stage in recorded.get("stages", []):
@@ -217,21 +219,8 @@ def look(place: Path, wanted: Path, ended: Ended) -> list[str]:
     return problems
 
 
-def _stages(run: Path) -> dict[str, Any]:
-    try:
-        return _manifest(run)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-
-
 def _manifest(run: Path) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from tgdd_plugin.trajectory.manifest import Run
-
-    if not (run / "manifest.json").is_file():
-        return {}
-    return asdict(Run.read(run))
+    return asdict(Run.read(run)) if (run / "manifest.json").is_file() else {}
 
 
 class Campaign:
@@ -271,10 +260,7 @@ class Campaign:
             ended = run_forked(training(place, made), place, self.log)
             problems = look(place, self.wanted, ended)
             if problems:
-                kept = self.folder / "failures" / str(number)
-                shutil.rmtree(kept, ignore_errors=True)
-                shutil.copytree(place, kept)
-                shutil.copy(self.log, kept / "log.txt")
+                keep_failure(place, self.folder / "failures" / str(number), self.log)
         finally:
             if mounted:
                 subprocess.run(["umount", "-l", str(place / "trajectory")], check=True)

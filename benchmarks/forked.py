@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -108,6 +109,13 @@ def _be_the_child(work: Callable[[], Any], folder: Path, log: Path) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def keep_failure(place: Path, kept: Path, log: Path) -> None:
+    """Keeps the folder of a try that failed, and what its last child printed."""
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(place, kept, symlinks=True)
+    shutil.copy(log, kept / "log.txt")
 
 
 class Tries:

@@ -33,7 +33,7 @@ from typing import Any
 from benchmarks.forked import Tries, run_forked
 from benchmarks.machine import describe_machine
 from benchmarks.readers import Reader, reader
-from benchmarks.small_jobs import JOBS, load_everything, prepare, quiet
+from benchmarks.small_jobs import load_everything, prepare, quiet, undisturbed
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.tables import markdown_table
 
@@ -169,7 +169,7 @@ class Campaign:
         if not (self.made / "out" / "scores.json").is_file():
             prepare("recorder", self.made, self.made)
             for job in ("recorder", "distill", "evaluate", "run", "replay"):
-                ended = run_forked(_job(job), self.made, self.log)
+                ended = run_forked(undisturbed(job), self.made, self.log)
                 if ended.how != "done":
                     raise RuntimeError(f"{job} {ended.how}: {ended.output}")
 
@@ -270,14 +270,6 @@ def minimize(data: bytes, fails: Callable[[bytes], bool], tries: int = 400) -> b
                 at += size
         size //= 2
     return data
-
-
-def _job(name: str) -> Callable[[], None]:
-    def work() -> None:
-        quiet()
-        JOBS[name]()
-
-    return work
 
 
 def _warm_up(own: Reader, seed: int, name: str) -> None:

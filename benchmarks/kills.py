@@ -17,7 +17,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,10 +29,10 @@ from typing import Any
 import safetensors
 import yaml
 
-from benchmarks.forked import Tries, run_forked
+from benchmarks.forked import Tries, keep_failure, run_forked
 from benchmarks.machine import describe_machine
 from benchmarks.operations import watch_operations
-from benchmarks.small_jobs import JOBS, load_everything, prepare, quiet
+from benchmarks.small_jobs import JOBS, load_everything, prepare, quiet, undisturbed
 from tgdd_plugin.beton.ffcv_tables import check_beton
 from tgdd_plugin.core.tables import markdown_table
 from tgdd_plugin.trajectory.manifest import Run
@@ -80,16 +79,6 @@ def listing(job: str, folder: Path, path: Path) -> Callable[[], None]:
         JOBS[job]()
         found = [moment for moment in found if moment != "before reading"]
         os.write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), json.dumps(found).encode())
-
-    return work
-
-
-def undisturbed(job: str) -> Callable[[], None]:
-    """The job as it is."""
-
-    def work() -> None:
-        quiet()
-        JOBS[job]()
 
     return work
 
@@ -268,10 +257,7 @@ class Campaign:
         if ended.orphans:
             row["problems"].append("left a process behind")
         if row["problems"]:
-            kept = self.folder / "failures" / f"{job}-{number}"
-            shutil.rmtree(kept, ignore_errors=True)
-            shutil.copytree(place, kept, symlinks=True)
-            shutil.copy(self.log, kept / "log.txt")
+            keep_failure(place, self.folder / "failures" / f"{job}-{number}", self.log)
         return row
 
 

@@ -228,9 +228,18 @@ def quiet() -> None:
     torch.set_num_threads(1)
 
 
+def undisturbed(job: str) -> Callable[[], None]:
+    """A job as it is, for a forked child."""
+
+    def work() -> None:
+        quiet()
+        JOBS[job]()
+
+    return work
+
+
 def main() -> None:
-    quiet()
-    JOBS[sys.argv[1]]()
+    undisturbed(sys.argv[1])()
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def test_a_killed_process_binds_nobody_and_its_work_is_gone_on_with(tmp_path: Pa
 
 
 def test_several_runs_of_one_trajectory_are_recorded_at_once(tmp_path: Path) -> None:
-    """The lock is on a run's folder, and the process's own: an earlier recorder that was never finished is no other."""
+    """The lock is on a run's folder and belongs to the process: its earlier, unfinished recorder does not stop it."""
     recorders = []
     for name in ("a", "b", "a"):
         recorder, network = TrajectoryRecorder(tmp_path, exemplars=0), TinyNetwork()

@@ -108,7 +108,7 @@ PT = {
     ),
     "a command": (lambda: with_pickle(lambda _: b"\x80\x02cposix\nsystem\nX\x01\0\0\0:\x85R."), "holds a posix.system"),
     "another archive": (lambda: zipped({"a.txt": b"x"}), "must have one data.pkl"),
-    "no archive": (lambda: b"PK\x03\x04" + b"\0" * 100, "is no zip archive"),
+    "not an archive": (lambda: b"PK\x03\x04" + b"\0" * 100, "is not a zip archive"),
     "not much": (lambda: b"\x80", "not a .pt"),
 }
 

@@ -14,6 +14,8 @@ from tgdd_plugin.core.atomic_files import sha256, write_whole
 from tgdd_plugin.core.bounded_reading import CARD_SIZE, read_bounded
 from tgdd_plugin.core.bounded_yaml import parse_yaml
 from tgdd_plugin.core.checked_json import (
+    MOST_CLASSES,
+    MOST_SIDE,
     OPEN,
     Count,
     Finite,
@@ -42,12 +44,6 @@ PACKED_FORMAT = 2
 MEMORY = "replay memory"
 """The name of the method in the card of a saved :class:`tgdd_plugin.replay.memory.ReplayMemory`."""
 
-
-MOST_CLASSES = 10**6
-"""The most classes of a card or a manifest; ImageNet's whole tree has 22 thousand."""
-
-MOST_SIDE = 65_535
-"""The largest height or width that FFCV can store."""
 
 Side = Annotated[int, Strict(), Field(ge=1, le=MOST_SIDE)]
 

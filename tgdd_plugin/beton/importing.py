@@ -13,7 +13,6 @@ Every file is read with ``torch.load(weights_only=True)``: none can run code.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import warnings
@@ -30,7 +29,7 @@ from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.beton.multi_formation import check_factor, decode
 from tgdd_plugin.beton.pt_reader import read_labels, read_pair
 from tgdd_plugin.core.atomic_files import check_writable
-from tgdd_plugin.core.differences import first_difference
+from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
@@ -130,9 +129,8 @@ def import_tensors(
 
 def _set_of(card: Card) -> dict[str, Any]:
     """What a card says of its file, whoever wrote it and whatever it has reached since."""
-    content = {key: value for key, value in asdict(card).items() if key not in ("versions", "accuracy")}
-    plain: dict[str, Any] = json.loads(json.dumps(content, default=str, skipkeys=True))
-    return plain
+    plain: dict[str, Any] = as_plain(asdict(card))
+    return {key: value for key, value in plain.items() if key not in ("versions", "accuracy")}
 
 
 def _check_images(images: torch.Tensor, named: str) -> None:

@@ -35,7 +35,7 @@ _NEEDED = re.compile(
 
 
 class NotPlainError(Exception):
-    """A ``.pt`` holds an object that is none of tensors, containers and numbers; the message is its name."""
+    """A ``.pt`` holds an object that is not a tensor, a container or a number; the message is its name."""
 
 
 def is_zip(path: Path) -> bool:
@@ -45,7 +45,7 @@ def is_zip(path: Path) -> bool:
         InputError: If it is not a regular file.
         NotPlainError: If it holds other objects than tensors, containers and numbers.
         OSError: If it cannot be read.
-        ValueError: If it is no such file, or asks for more than it holds; the message is one line.
+        ValueError: If torch.save did not write it, or it asks for more than it holds; the message is one line.
     """
     with open_regular(path) as file:
         if file.read(4) == b"PK\x03\x04":
@@ -56,7 +56,7 @@ def is_zip(path: Path) -> bool:
     for number in range(5):  # a magic number, the version, the machine, the content, the keys of the storages
         first = _check_pickle(head)
         if number == 0 and first != _LEGACY:
-            raise ValueError("it is no file of torch.save")
+            raise ValueError("torch.save did not write it")
     return False
 
 
@@ -78,7 +78,7 @@ def _zip_pickle(file: BinaryIO) -> io.BytesIO:
                 raise ValueError(f"it must have one data.pkl of at most {PICKLE_SIZE // 2**10} KiB")
             return io.BytesIO(archive.read(named[0]))
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
-        raise ValueError(f"it is no zip archive: {error}") from None
+        raise ValueError(f"it is not a zip archive: {error}") from None
 
 
 def _check_pickle(stream: io.BytesIO) -> Any:

@@ -22,6 +22,12 @@ OPEN = ConfigDict(strict=True, extra="allow")
 MOST_COUNT = 2**53
 """The largest whole number that a file may hold, which a float still holds exactly."""
 
+MOST_CLASSES = 10**6
+"""The most classes of a card or a manifest; ImageNet's whole tree has 22 thousand."""
+
+MOST_SIDE = 65_535
+"""The largest height or width of an image, which is the largest that FFCV can store."""
+
 Text = Annotated[str, Strict(), Field(max_length=4096)]
 Whole = Annotated[int, Strict(), Field(ge=0, le=MOST_COUNT)]
 Count = Annotated[int, Strict(), Field(ge=1, le=MOST_COUNT)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+from tgdd_plugin.core.errors import shown
 
 LONGEST = 200
 """The characters of a key or value that are shown: what a file from elsewhere says may be long."""
@@ -14,9 +17,16 @@ def first_difference(earlier: Any, now: Any, where: str = "") -> str | None:
         keys = {**earlier, **now}
         found = (first_difference(earlier.get(key), now.get(key), f"{where}.{key}".strip(".")) for key in keys)
         return next(filter(None, found), None)
-    return None if earlier == now else f"{where[:LONGEST]} was {_short(earlier)} and is now {_short(now)}"
+    return (
+        None
+        if earlier == now
+        else (f"{shown(where, LONGEST)} was {shown(repr(earlier), LONGEST)} and is now {shown(repr(now), LONGEST)}")
+    )
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+def as_plain(content: Any) -> Any:
+    """Returns values as JSON would give them back, so that they can be compared with those of a file.
+
+    What JSON lacks becomes text, and keys that it lacks are left out.
+    """
+    return json.loads(json.dumps(content, default=str, skipkeys=True))

@@ -1,11 +1,14 @@
-"""Network weights: the content of their file, and whether they are finite."""
+"""Network weights: the content of their file, its reading, and whether they are finite."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import safetensors.torch
 import torch
+
+from tgdd_plugin.core.bounded_reading import check_tensor_file
 
 
 def weights_content(state: Mapping[str, torch.Tensor], about: dict[str, str] | None = None) -> bytes:
@@ -17,6 +20,17 @@ def weights_content(state: Mapping[str, torch.Tensor], about: dict[str, str] | N
         about: Notes for the file's header. Default: none.
     """
     return safetensors.torch.save({name: t.detach().cpu().clone().contiguous() for name, t in state.items()}, about)
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Loads the weights of a safetensors file by name, on the CPU.
+
+    Raises:
+        InputError: If it is not a regular file.
+        OSError, safetensors.SafetensorError: If it cannot be read, or is damaged.
+    """
+    check_tensor_file(path)
+    return safetensors.torch.load_file(path)
 
 
 def are_finite(state: Mapping[str, torch.Tensor]) -> bool:

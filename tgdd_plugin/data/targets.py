@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
+from tgdd_plugin.core.errors import printable
+
 TOLERANCE = 1e-6
 """The largest difference at which shares of a soft label count as equal."""
 
@@ -53,6 +55,6 @@ def are_class_targets(targets: Any, count: int, num_classes: int) -> bool:
 
 
 def named_classes(names: Sequence[str], most: int = 10) -> str:
-    """Returns ``class 'a'`` or ``classes 'a', 'b', ...``, to be named in a message."""
-    listed = ", ".join(f"'{name}'" for name in names[:most]) + (", ..." if len(names) > most else "")
+    """Returns ``class 'a'`` or ``classes 'a', 'b', ...``, to be named in a message; names may come from a file."""
+    listed = ", ".join(f"'{printable(name)}'" for name in names[:most]) + (", ..." if len(names) > most else "")
     return f"class {listed}" if len(names) == 1 else f"classes {listed}"

@@ -221,6 +221,8 @@ def is_distilled(
     std: Sequence[float] | None = None,
 ) -> bool:
     """Whether ``output`` is there already, whole, of the job that :func:`distill` would do with the same arguments."""
+    if not Path(output).is_file():  # what the images are like is then worked out once, by distill()
+        return False
     try:
         inputs = resolve_inputs(trajectory, pool, settings, Normalization.of(mean, std))
         return find_difference(output, result_card(inputs, head)) is None

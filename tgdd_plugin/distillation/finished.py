@@ -10,7 +10,7 @@ from typing import Any
 
 from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.existing import existing_card, is_same
-from tgdd_plugin.core.differences import first_difference
+from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.distillation.result import method_of
 from tgdd_plugin.distillation.settings import DistillSettings
@@ -85,7 +85,7 @@ def _is_of(path: Path, job: Card) -> bool:
 
 def _job_of(card: Card) -> dict[str, Any]:
     """What a card says of the job that made its file, as plain values; the plainest first."""
-    stages = card.trajectory.get("stages") or []
+    stages = card.trajectory.get("stages", [])
     job = {
         "method": _method(card),
         "packed": card.packed,
@@ -97,11 +97,11 @@ def _job_of(card: Card) -> dict[str, Any]:
         "std": card.std,
         "trajectory": {
             "runs": card.trajectory.get("runs"),
-            "stages": len(stages) if isinstance(stages, list) else None,
-            "checksum": hashlib.sha256(json.dumps(stages, default=str, skipkeys=True).encode()).hexdigest()[:12],
+            "stages": len(stages),
+            "checksum": hashlib.sha256(json.dumps(stages).encode()).hexdigest()[:12],
         },
     }
-    plain: dict[str, Any] = json.loads(json.dumps(job, default=str, skipkeys=True))
+    plain: dict[str, Any] = as_plain(job)
     return plain
 
 

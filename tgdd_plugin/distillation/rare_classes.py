@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tgdd_plugin.core.errors import InputError, printable
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.targets import named_classes
@@ -36,7 +36,7 @@ def warn_of_rare_classes(
         if rare := _rare(start_pool, ids, needed):
             told.append(f"{rare} than the {needed} that start '{settings.start}' takes: the others start from noise")
     if told and rank() == 0:
-        warnings.warn(printable("; ".join(told)), stacklevel=3)
+        warnings.warn("; ".join(told), stacklevel=3)
 
 
 def check_present(pool: ImagePool, ids: Sequence[int]) -> None:

@@ -8,17 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import safetensors.torch
+import safetensors
 import torch
 from composer.utils import dist
 from torch import nn
 
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.atomic_files import write_whole
-from tgdd_plugin.core.bounded_reading import check_tensor_file
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.weights import weights_content
+from tgdd_plugin.core.weights import load_weights, weights_content
 from tgdd_plugin.data.coresets import herding, k_center
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.targets import named_classes
@@ -118,8 +117,7 @@ class Baselines:
     def _choose(self, seed: int) -> dict[str, torch.Tensor]:
         network = self.compact.fresh().to(torch_device(self.device))
         try:
-            check_tensor_file(self._weights(seed))
-            network.load_state_dict(safetensors.torch.load_file(self._weights(seed)))
+            network.load_state_dict(load_weights(self._weights(seed)))
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
             raise InputError(
                 f"'{self._weights(seed)}' cannot be used ({str(error).splitlines()[0]}). Delete "

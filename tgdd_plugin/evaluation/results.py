@@ -121,16 +121,8 @@ def add_to_card(file: str | Path, card: Card, about: dict[str, Any], rows: Seque
 
 def _result_of(entry: dict[str, Any]) -> dict[str, Any]:
     """An entry of a card without the time that it took, and where: the same accuracies are not noted twice."""
-    rows = entry.get("rows")
-    timeless = (
-        [
-            {key: value for key, value in row.items() if key != "seconds"} if isinstance(row, dict) else row
-            for row in rows
-        ]
-        if isinstance(rows, list)
-        else rows
-    )
-    return {**{key: entry.get(key) for key in ON_CARD}, "rows": timeless}
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in entry["rows"]]
+    return {**{key: entry.get(key) for key in ON_CARD}, "rows": rows}
 
 
 def _origin(scorer: Scorer) -> dict[str, Any]:

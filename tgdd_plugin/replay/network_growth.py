@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 import torch
 from composer.utils import dist
 from torch import nn
 
 from tgdd_plugin.core.atomic_files import write_whole
-from tgdd_plugin.core.bounded_reading import check_tensor_file
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.weights import weights_content
+from tgdd_plugin.core.weights import load_weights, weights_content
 
 
 def grow(network: nn.Module, earlier: nn.Module | None) -> nn.Module:
@@ -61,8 +59,7 @@ def load_network(network: nn.Module, path: Path) -> nn.Module:
         InputError: If the file is damaged, or of another network.
     """
     try:
-        check_tensor_file(path)
-        network.load_state_dict(safetensors.torch.load_file(path))
+        network.load_state_dict(load_weights(path))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise InputError(
             f"'{path}' cannot be used ({str(error).splitlines()[0]}). Delete '{path.parents[1]}' to learn the tasks "

@@ -15,6 +15,8 @@ from typing_extensions import TypedDict
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.checked_json import (
+    MOST_CLASSES,
+    MOST_SIDE,
     OPEN,
     AnyFloat,
     Finite,
@@ -40,10 +42,7 @@ ONGOING_FORMAT = 2
 
 _READINGS = 100  # of a manifest that is being rewritten again and again
 
-MOST_CLASSES = 10**6
-"""The most classes of a run; ImageNet's whole tree has 22 thousand."""
-
-Size = Annotated[float, Strict(), Field(ge=1, le=65_535, multiple_of=1)]
+Size = Annotated[float, Strict(), Field(ge=1, le=MOST_SIDE, multiple_of=1)]
 _FILE_NAME = re.compile(r"[^/\\\x00-\x1f\x7f]{1,200}\.safetensors")
 
 
