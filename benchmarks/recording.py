@@ -35,6 +35,7 @@ from composer.models import ComposerClassifier
 from tabulate import tabulate
 
 import tgdd_plugin.recording.recorder
+import tgdd_plugin.trajectory.manifest
 import tgdd_plugin.trajectory.writing
 from benchmarks.machine import describe_machine, print_figures, spread
 from tgdd_plugin import TGDDCallback, TrajectoryRecorder, describe_run
@@ -112,6 +113,9 @@ def measure_epoch(trainer: Trainer, duration: str, wait: Callable[[], Any]) -> S
     whole, files, stages, hooks = Clock(wait), Clock(wait), Clock(wait), Clock()
     with (
         files.inside(tgdd_plugin.trajectory.writing, "write_whole"),
+        files.inside(tgdd_plugin.trajectory.manifest, "write_whole"),
+        files.inside(tgdd_plugin.trajectory.manifest.Journal, "__init__"),
+        files.inside(tgdd_plugin.trajectory.manifest.Journal, "append"),
         stages.inside(tgdd_plugin.recording.recorder, "add_stage"),
         hooks.inside(TGDDCallback, "run_event"),
         whole.running(),
@@ -165,7 +169,7 @@ def summarize(pairs: list[dict[str, Seconds]], size: float) -> dict[str, Seconds
         "  the same in CPU time, %": over(lambda on, off: percent(on, off, " cpu")),
         "  inside the callback's hooks, %": over(lambda on, off: 100 * (on["hooks"] - on["files"]) / off["whole"]),
         "a stage in all, ms": over(lambda on, off: 1000 * on["stages"] / on["count"]),
-        "a stage's file writing, ms": over(lambda on, off: 1000 * on["files"] / on["count"]),
+        "file writing for each stage, ms": over(lambda on, off: 1000 * on["files"] / on["count"]),
         "file writing, MiB/s": over(lambda on, off: on["count"] * size / 2**20 / on["files"]),
         "size of a stage, MiB": spread([size / 2**20] * len(pairs)),
     }
