@@ -26,8 +26,8 @@ def existing_card(output: Path, *, overwrite: bool) -> Card | None:
         if overwrite:
             return None
         raise InputError(
-            f"'{output}' is there already, and nothing says what it is. {error} Or choose another output file, or give "
-            f"`overwrite` to replace it."
+            f"'{output}' is there already, and nothing says what it is. {error} Or choose another output file, or set "
+            f"`overwrite` to true to replace it."
         ) from error
 
 
@@ -44,7 +44,7 @@ def is_same(output: Path, difference: str | None, *, overwrite: bool) -> bool:
     """
     if difference and not overwrite:
         raise InputError(
-            f"'{output}' is of another job ({difference}). Choose another output file, or give `overwrite` to "
-            f"replace it."
+            f"'{output}' is of another job ({difference}). Choose another output file, or set `overwrite` to "
+            f"true to replace it."
         )
     return difference is None

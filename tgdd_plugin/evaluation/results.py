@@ -87,8 +87,8 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
         return {}
     if other:
         raise InputError(
-            f"'{path}' is of another evaluation ({other}). Name another results file, or delete it, or give "
-            f"`overwrite` to replace it."
+            f"'{path}' is of another evaluation ({other}). Name another results file, or delete it, or set "
+            f"`overwrite` to true to replace it."
         )
     about["teachers"] = teachers
     return {row.key: row for row in rows}
