@@ -110,8 +110,9 @@ def record_with_callback() -> None:
         load_path=str(found[0]) if found else None,
     )
     try:
-        # A run that was killed after its last batch may have its end still to record.
-        trainer.fit()
+        # Composer refuses to fit a network whose last checkpoint is of the end of training.
+        if trainer.state.max_duration is None or trainer.state.timestamp < trainer.state.max_duration:
+            trainer.fit()
     finally:
         trainer.close()
     save_file(network.state_dict(), "final.safetensors")
