@@ -194,4 +194,12 @@ def test_control_characters_are_escaped_and_letters_are_not(text: str, wanted: s
 
 def test_errors_are_one_line_without_control_characters() -> None:
     assert str(InputError("The class '\x1b[2Jcat'\n   is\r no\ncat")) == r"The class '\x1b[2Jcat' is\x0d no cat"
+
+
+def test_long_message_keeps_its_ends() -> None:
+    message = str(InputError(f"`data.train` must be a path, got {'x' * 100_000}. Correct it there."))
+    assert message.startswith("`data.train` must be a path, got xxx")
+    assert message.endswith("xxx. Correct it there.")
+    assert "xxx ... xxx" in message
+    assert len(message) == 2005
     assert shown("x" * 100) == "x" * 77 + "..." and shown(["\x1b"]) == r"['\x1b']" and shown(None) == "None"

@@ -65,6 +65,33 @@ def contents(root: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((root / "trajectory/run").iterdir())}
 
 
+class CrashAtEnd(Callback):
+    """Ends the run between its last checkpoint and its last event."""
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        raise RuntimeError("crash")
+
+
+def test_killed_after_last_checkpoint_is_complete_once_loaded(tmp_path: Path) -> None:
+    train(tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tmp_path / "crashed", callbacks=[CrashAtEnd()])
+    assert not manifest(tmp_path / "crashed/trajectory/run")["complete"]
+    # Composer refuses to train what is trained to its end; that the recording is whole is noted all the same.
+    with pytest.raises(ValueError, match="No training would occur"):
+        train(tmp_path / "crashed")
+    assert manifest(tmp_path / "crashed/trajectory/run") == manifest(tmp_path / "whole/trajectory/run")
+
+
+def test_lost_stage_is_not_complete_once_loaded(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tmp_path, callbacks=[CrashAtEnd()])
+    (tmp_path / "trajectory/run" / manifest(tmp_path / "trajectory/run")["stages"][1]["file"]).unlink()
+    with pytest.raises(ValueError, match="No training would occur"):
+        train(tmp_path)
+    assert not manifest(tmp_path / "trajectory/run")["complete"]
+
+
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[int]]] = {
     "default, before the first checkpoint": ({}, {}, [1]),
     "default": ({}, {}, [5]),
@@ -267,7 +294,7 @@ def test_recording_that_failed_is_taken_up(tmp_path: Path, monkeypatch: pytest.M
             train(tmp_path / "crashed", tgdd={"on_error": "raise"})
     assert [stage.batch for stage in Trajectory.open(tmp_path / "crashed/trajectory").run.stages] == [0, 4]
     train(tmp_path / "crashed")
-    assert contents(tmp_path / "crashed") == contents(tmp_path / "whole")
+    assert manifest(tmp_path / "crashed/trajectory/run") == manifest(tmp_path / "whole/trajectory/run")
 
 
 def test_state_is_plain(tmp_path: Path) -> None:

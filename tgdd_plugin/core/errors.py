@@ -12,6 +12,10 @@ _CONTROLS = re.compile(
 )
 
 
+_LONGEST = 2000
+"""Characters of an error's message, of which one that lists all keys needs 1,000."""
+
+
 def printable(text: str) -> str:
     r"""Returns text with every control character written as its escape, such as ``\x1b``; letters of all scripts stay.
 
@@ -34,11 +38,15 @@ def _escape(found: re.Match[str]) -> str:
 class InputError(ValueError):
     """Something that the user gave cannot be used. The message is one line: "`key` must be X, got Y. Remedy."
 
-    The command line prints it alone and exits with status 2. Its control characters are escaped, as it may quote files.
+    The command line prints it alone and exits with status 2. As it may quote files, its control characters are escaped,
+    and the middle of a very long one is left out, which is a value.
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(re.sub(r"\s*\n\s*", " ", message)))
+        line = printable(re.sub(r"\s*\n\s*", " ", message))
+        if len(line) > _LONGEST:
+            line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+        super().__init__(line)
 
 
 def brief(error: Exception) -> str:

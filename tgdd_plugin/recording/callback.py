@@ -27,7 +27,7 @@ from tgdd_plugin.recording.introspection import (
     training_weights,
 )
 from tgdd_plugin.recording.recorder import TrajectoryRecorder
-from tgdd_plugin.recording.run_folder import run_folder_of
+from tgdd_plugin.recording.run_folder import complete_at_end, on_rank_0, run_folder_of
 from tgdd_plugin.recording.settings import Dtype, OnError
 from tgdd_plugin.trajectory.manifest import Run
 
@@ -136,6 +136,14 @@ class TGDDCallback(Callback):
             if event in (Event.INIT, Event.FIT_START):  # nothing is lost yet
                 raise
             self.recorder.safeguard.handle(f"recording at {event.value}", error)
+
+    def after_load(self, state: State, logger: Logger) -> None:
+        # Composer refuses to fit what is trained to its end. So no later event comes to a run that was killed between
+        # its last checkpoint and FIT_END.
+        batch, folder = state.timestamp.batch.value, self.recorder.run_folder
+        at_end = state.max_duration is not None and state.timestamp >= state.max_duration
+        if at_end and batch == self.recorder.last_batch:  # as loaded with the checkpoint
+            on_rank_0(folder, lambda: complete_at_end(folder, batch))
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if state.fsdp_enabled and state.fsdp_state_dict_type != "full":

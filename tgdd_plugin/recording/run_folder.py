@@ -112,6 +112,26 @@ def _take_over(
     return position
 
 
+def complete_at_end(folder: Path, batch: int) -> None:
+    """Notes that a run is complete whose last stage is of ``batch``, the end of its training, if nothing of it is gone.
+
+    Args:
+        folder: The run's folder.
+        batch: Batches trained on.
+
+    Raises:
+        InputError: If another process records into the folder.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    with locked(folder):
+        run = Run.read(folder)
+        whole = all((folder / stage.file).is_file() for stage in run.stages)
+        if not run.complete and whole and run.stages and run.stages[-1].batch == batch:
+            run.complete = True
+            run.write(folder)
+
+
 def warn_of_missing_stages(folder: Path, batches: int, restored: str | None) -> None:
     """Warns that training resumes where its folder has no stage from before.
 
