@@ -260,6 +260,9 @@ def test_a_damaged_memory_is_not_loaded(tmp_path: Path) -> None:
         replace(card, method={**card.method, **changes}).write(path)
         with pytest.raises(InputError, match=pattern):
             ReplayMemory.load(path)
+    replace(card, factor=5).write(path)
+    with pytest.raises(InputError, match="must say `packed: true` at factor 5"):
+        ReplayMemory.load(path)
     card_path(path).unlink()
     with pytest.raises(InputError, match="is not a saved memory"):
         ReplayMemory.load(path)

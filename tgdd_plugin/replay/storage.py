@@ -107,6 +107,11 @@ def read_memory(path: str | Path) -> SavedMemory:
     images, labels, card = read_stored(path)
     if card is None or card.method.get("name") != MEMORY:
         raise InputError(f"'{path}' is not a saved memory. Any other set can be added to a ReplayMemory with `add()`.")
+    if card.packed != (card.factor > 1):
+        raise InputError(
+            f"The card of '{path}' must say `packed: {str(card.factor > 1).lower()}` at factor {card.factor}, as a "
+            f"memory is packed from factor 2 on. Copy both files again."
+        )
     try:
         tasks = [MemoryTask(str(task["name"]), task["label"]) for task in card.method["tasks"]]
         growing = bool(card.method["growing"])
