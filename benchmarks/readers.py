@@ -88,7 +88,8 @@ def check_card(card: dict[str, Any]) -> None:
     assert len(mean) == len(std) == card["shape"][0], "channels"
     assert all(0 < value < float("inf") for value in std) and all(abs(value) < float("inf") for value in mean), "std"
     assert all(isinstance(name, str) for name in card["classes"]) and card["classes"], "classes"
-    assert all(type(card[key]) is int and card[key] > 0 for key in ("images", "images_per_class", "factor")), "counts"
+    assert all(type(card[key]) is int and card[key] > 0 for key in ("images", "factor")), "counts"
+    assert type(card["images_per_class"]) is int and card["images_per_class"] >= 0, "counts"  # 0: not a fixed number
 
 
 def check_run(run: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 from tests.patterned import SETTINGS, Crash, patterned, run, tiny
 from tgdd_plugin import ImagePool, InputError, read_card
 from tgdd_plugin.beton.card import card_path
+from tgdd_plugin.distillation.distiller import is_distilled
 from tgdd_plugin.distillation.finished import find_difference
 from tgdd_plugin.distillation.inputs import resolve_inputs
 from tgdd_plugin.distillation.result import result_card
@@ -55,6 +56,23 @@ def test_the_same_job_again_returns_at_once(trajectory, pool, file, finished, ca
         assert run(trajectory, pool, file, QUICK, callbacks=[Crash(1)], progress_bar=True, **options) == file
         assert f"'{file}' is already done: it is of this job" in capsys.readouterr().err
         assert contents(file.parent) == finished
+
+
+def test_checkpoints_that_a_kill_left_over_are_removed(
+    trajectory: Trajectory, pool: ImagePool, file: Path, finished: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only this job's: another one's may still be gone on with, under ``overwrite``."""
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectory, pool, file.with_name("b.beton"), QUICK, callbacks=[Crash(1)], checkpoint_interval="1ba")
+    (begun,) = file.parent.glob(".distill-b-*")
+    left = begun.rename(begun.with_name(begun.name.replace("-b-", "-a-")))
+    other = file.parent / ".distill-a-0123456789ab"
+    other.mkdir()
+    assert not is_distilled(file, trajectory, pool, QUICK)
+    assert run(trajectory, pool, file, QUICK) == file
+    assert not left.exists() and other.exists()
+    other.rmdir()
+    assert is_distilled(file, trajectory, pool, QUICK) and contents(file.parent) == finished
 
 
 class Untouched(ImagePool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shutil
@@ -15,6 +16,7 @@ import torch
 from composer import Callback
 from composer.loggers import LoggerDestination
 from composer.utils import dist
+from torch import nn
 from tqdm.auto import tqdm
 
 from tgdd_plugin.beton.card import Card
@@ -25,7 +27,7 @@ from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.distillation.compatibility import NetworkOrFactory
+from tgdd_plugin.distillation.compatibility import NetworkOrFactory, bare_networks
 from tgdd_plugin.distillation.execution import RunOptions, fit_halving, trainer_arguments
 from tgdd_plugin.distillation.finished import check_settings, find_difference, free_name, is_finished
 from tgdd_plugin.distillation.frozen_networks import FrozenNetworks, freeze_networks
@@ -118,8 +120,12 @@ def distill(
         card = result_card(inputs, head)
         if not is_finished(output, card, overwrite=overwrite):
             _distill(output, inputs, card, network, head, options)
-        elif progress_bar and dist.get_global_rank() == 0:
-            tqdm.write(f"'{output}' is already done: it is of this job, and kept as it is", file=sys.stderr)
+        elif dist.get_global_rank() == 0:
+            if _checkpoints_of(output):  # this job's are left if it was killed while it removed them
+                modules = bare_networks(network, trajectory, inputs.shape)
+                shutil.rmtree(output.parent / f".{_run_name(output, inputs, modules, card)}", ignore_errors=True)
+            if progress_bar:
+                tqdm.write(f"'{output}' is already done: it is of this job, and kept as it is", file=sys.stderr)
     return output
 
 
@@ -146,7 +152,7 @@ def _distill(
         alpha=inputs.settings.alpha or 0.0,
         bf16=inputs.settings.precision == "bf16",
     )
-    run_name = f"distill-{output.stem}-{_job_hash(inputs, frozen, card)}"
+    run_name = _run_name(output, inputs, frozen.modules, card)
     checkpoints = output.parent / f".{run_name}"
     arguments = trainer_arguments(model, draws, options, checkpoints, run_name)
     chunk = frozen.fit_memory(inputs, on)
@@ -182,10 +188,10 @@ def _start(inputs: Inputs, frozen: FrozenNetworks) -> torch.Tensor:
     return start_pixels(settings.start, shape, settings.factor, pool, generator, inputs.class_ids)
 
 
-def _job_hash(inputs: Inputs, frozen: FrozenNetworks, card: Card) -> str:
-    """Hashes all that the pixels depend on, so that another job never resumes from these checkpoints."""
+def _run_name(output: Path, inputs: Inputs, modules: Sequence[nn.Module], card: Card) -> str:
+    """The name of the output and of all that its pixels depend on: another job never resumes from its checkpoints."""
     settings = {name: value for name, value in asdict(inputs.settings).items() if name != "packed"}
-    networks: Any = [type(module).__qualname__ for module in frozen.modules]
+    networks: Any = [type(module).__qualname__ for module in modules]
     networks = networks if len(networks) > 1 else networks[0]  # as when there was one only: its checkpoints still serve
     key: list[Any] = [
         settings,
@@ -198,7 +204,12 @@ def _job_hash(inputs: Inputs, frozen: FrozenNetworks, card: Card) -> str:
     ]
     if "head" in card.trajectory:
         key.append(card.trajectory["head"])
-    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+    return f"distill-{output.stem}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}"
+
+
+def _checkpoints_of(output: Path) -> list[Path]:
+    """The folders of checkpoints of all jobs whose output has a name."""
+    return list(output.parent.glob(f".distill-{glob.escape(output.stem)}-*"))
 
 
 def _keep_last_finite(output: Path, synthetic: SyntheticImages, card: Card, step: int) -> Path:
@@ -220,8 +231,9 @@ def is_distilled(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> bool:
-    """Whether ``output`` is there already, whole, of the job that :func:`distill` would do with the same arguments."""
-    if not Path(output).is_file():  # what the images are like is then worked out once, by distill()
+    """Whether :func:`distill` has nothing left to do with the same arguments: ``output`` is there, whole, of this job."""
+    # What the images are like is otherwise worked out once, by distill(), which also removes what a kill left over.
+    if not Path(output).is_file() or _checkpoints_of(Path(output)):
         return False
     try:
         inputs = resolve_inputs(trajectory, pool, settings, Normalization.of(mean, std))
