@@ -59,7 +59,9 @@ HARMLESS = ("/dev/null", "/dev/shm/pym-", tempfile.gettempdir())
 CHUNK = 500
 """Inputs of one child process."""
 SECONDS, MEMORY = 5.0, 512
-"""What no input may exceed; memory in MiB."""
+"""What no input may exceed: seconds of the processor, as the machine may be busy, and MiB of memory."""
+HANGS = 60.0
+"""Seconds by the clock after which an input counts as one that waits for ever."""
 
 
 class Canary:
@@ -109,9 +111,9 @@ def examine(own: Reader, data: bytes, canary: Canary) -> tuple[bool, str, str]:
     """
     canary.seen.clear()
     canary.may_import, canary.armed = own.may_import, True
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     accepted, problem, trace = False, "", ""
-    signal.setitimer(signal.ITIMER_REAL, 4 * SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, HANGS)
     try:
         text = own.read(data)
         accepted = True
@@ -135,7 +137,7 @@ def examine(own: Reader, data: bytes, canary: Canary) -> tuple[bool, str, str]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         canary.armed = False
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     if canary.seen:
         problem = f"code: {canary.seen[0]}"
@@ -217,12 +219,9 @@ class Campaign:
             for number in range(first, last):
                 at[:8] = number.to_bytes(8, "little")
                 data = make_input(own, self.seed, name, number)
-                start = time.perf_counter()
+                start = time.process_time()
                 accepted, problem, trace = examine(own, data, canary)
-                if problem.startswith("too slow"):  # or another process had the machine: once more
-                    start = time.perf_counter()
-                    accepted, problem, trace = examine(own, data, canary)
-                found["slowest"] = max(found["slowest"], time.perf_counter() - start)
+                found["slowest"] = max(found["slowest"], time.process_time() - start)
                 found["inputs"] += 1
                 found["accepted"] += accepted
                 if problem:
