@@ -14,6 +14,7 @@ import pytest
 
 from tgdd_plugin import InputError
 from tgdd_plugin.core.atomic_files import check_writable, sha256, sweep, whole_file, whole_folder, write_whole
+from tgdd_plugin.core.locks import locked
 
 
 def names(folder: Path) -> list[str]:
@@ -189,6 +190,13 @@ def test_temporaries_of_killed_writers_are_swept_and_those_of_living_ones_never(
     assert names(tmp_path) == sorted([*others, "folder"])
     sweep(tmp_path)
     assert names(tmp_path) == ["..tmp", ".set.beton.swp", "folder", "notes.tmp"]
+
+
+def test_lock_files_of_killed_holders_are_swept_and_those_that_are_held_never(tmp_path: Path) -> None:
+    (tmp_path / ".left.beton.lock").touch()
+    with locked(tmp_path / "held.beton"):
+        sweep(tmp_path)
+        assert names(tmp_path) == [".held.beton.lock"]
 
 
 def test_a_file_that_is_written_again_takes_along_what_a_killed_writer_left_of_it(tmp_path: Path) -> None:

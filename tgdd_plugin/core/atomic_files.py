@@ -17,7 +17,7 @@ from tgdd_plugin.core.bounded_reading import open_regular
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.locks import is_at, locked
 
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]+\.tmp")  # as tempfile names them
+_TEMPORARY = re.compile(r"\..+\.([a-z0-9_]+\.tmp|lock)")  # as tempfile names them, and as locks are named
 
 
 def sha256(path: Path) -> str:
@@ -147,7 +147,7 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Path, prefix: str = ".") -> None:
-    """Removes temporary files and folders of killed writers; those of living ones, which hold a lock, stay.
+    """Removes temporary files, folders and lock files of killed writers; those of living ones, which hold a lock, stay.
 
     Where the file system has no locks nothing is removed. See :func:`tgdd_plugin.core.locks.locked` for NFS.
 
