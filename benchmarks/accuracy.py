@@ -117,7 +117,7 @@ def work(bench: Bench, options: argparse.Namespace) -> None:
     wanted = [(name, parts, bench.resolved(given, recipe.record.runs)) for name, parts, given in asked]
     sizes = set()
     for name, parts, settings in wanted:
-        retrain = asdict(recipe.retrain.training(recipe.retrain.epochs))
+        retrain = asdict(bench.retraining(settings))
         row = bench.row(
             name,
             {"record": asdict(recipe.record), "distill": asdict(settings), "retrain": retrain},
@@ -134,7 +134,7 @@ def work(bench: Bench, options: argparse.Namespace) -> None:
 
 def distilled(bench: Bench, row: Row, settings: DistillSettings, options: argparse.Namespace) -> None:
     """One distilled row: its set, and the networks trained on it."""
-    retrain = bench.recipe.retrain.training(bench.recipe.retrain.epochs)
+    retrain = bench.retraining(settings)
     steps = marks(settings.steps, ITERATES) if options.paper_protocol else []
     columns = ["networks", "float"] if options.float else ["networks"]
     if not any(row.missing(c, bench.seeds) for c in columns) and not row.missing("paper_protocol", steps, "step"):

@@ -197,11 +197,13 @@ class Bench:
             return pool.take(index), pool.labels[index]
 
         for size in sizes:
-            settings = {"retrain": asdict(retrain.training(retrain.epochs)), "random": size}
-            row = self.row(f"random{size}", settings, kind="random", images_per_class=size)
-            self.score(row, "networks", functools.partial(random_images, size), retrain.training(retrain.epochs))
+            how = retrain.training(size * pool.num_classes)
+            row = self.row(
+                f"random{size}", {"retrain": asdict(how), "random": size}, kind="random", images_per_class=size
+            )
+            self.score(row, "networks", functools.partial(random_images, size), how)
         if retrain.full_epochs:
-            whole = retrain.training(retrain.full_epochs)
+            whole = retrain.full_training(len(pool))
             row = self.row("full", {"retrain": asdict(whole)}, kind="full")
             self.score(row, "networks", lambda seed: (pool.images, pool.labels), whole)
 
@@ -266,6 +268,11 @@ class Bench:
         row.save()
         self.deadline.check()
         return read_beton(beton)
+
+    def retraining(self, settings: DistillSettings) -> TrainSettings:
+        """How networks are trained on a set that is distilled by these settings."""
+        classes = len(settings.classes or self.train.classes)
+        return self.recipe.retrain.training(classes * settings.images_per_class * settings.factor**2)
 
     def resolved(self, settings: DistillSettings, runs: int) -> DistillSettings:
         """With all defaults filled in.

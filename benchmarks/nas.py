@@ -80,7 +80,7 @@ class Ranking:
         # From here on: recording, distilling and every training go without the validation images.
         bench.train, bench.base["judge"] = self.pool, self.validation_images.fingerprint()
         self.count = bench.recipe.distill.images_per_class
-        self.short = bench.recipe.retrain.training(bench.recipe.retrain.epochs)
+        self.short = bench.retraining(bench.recipe.distill)
         self.made: dict[str, str] = {}  # of what was made for it, a checksum
         self.proxies: dict[str, Callable[[int], Images]] = {}
         for source in options.source:
@@ -95,7 +95,8 @@ class Ranking:
     @property
     def different(self) -> int:
         """Images of each class in one epoch that sees as many as a training on the compact set does."""
-        wanted = self.count * self.bench.recipe.distill.factor**2 * self.short.epochs
+        images = self.count * self.bench.recipe.distill.factor**2
+        wanted = self.short.passes // self.pool.num_classes if self.short.passes else images * self.short.epochs
         if wanted > int(self.pool.counts.min()):
             raise InputError(
                 f"one epoch that sees as many images takes {wanted} images of each class, and there are "
@@ -169,10 +170,10 @@ class Ranking:
         retrain, made = self.bench.recipe.retrain, self.made.get(name)
         # As on another machine, a set may have been distilled anew, to other images.
         row.content[name] = [entry for entry in row.content.get(name, []) if entry.get("sha256") == made]
-        how = replace(self.short, epochs=1) if name == EPOCH else self.short
+        how = replace(self.short, epochs=1, passes=None) if name == EPOCH else self.short
         if name == FULL:  # as the recorded network was, whatever suits a training on few images
             own = {each.name: getattr(self.bench.recipe.record, each.name) for each in fields(TrainSettings)}
-            how = TrainSettings(**{**own, "epochs": retrain.full_epochs})
+            how = TrainSettings(**{**own, "epochs": retrain.full_epochs, "passes": None})
         for seed in row.missing(name, seeds):
             title = f"{row.content['name']}, {name}, seed {seed}"
             work = row.work / f"{name.replace(', ', '-').replace(' ', '-')}{seed}"

@@ -148,7 +148,7 @@ def cases(bench: Bench, options: argparse.Namespace) -> Iterator[Case]:
 def work(bench: Bench, options: argparse.Namespace) -> None:
     """All rows of the command, as far as the time goes."""
     recipe = bench.recipe
-    retrain = recipe.retrain.training(recipe.retrain.epochs)
+    retrain = bench.retraining(recipe.distill)
     wanted = []  # all settings are checked before any work
     for case in cases(bench, options):
         of_case = {**asdict(replace(recipe.record, runs=case.runs)), **dict(zip(ABOUT, case[1:5], strict=True))}

@@ -155,8 +155,7 @@ class Comparison:
         if case.distill:
             depends["distill"] = asdict(case.distill)
         if case.form == GDUMB:
-            retrain = recipe.retrain.training(recipe.retrain.epochs)
-            depends |= {"retrain": asdict(retrain), "scratch": self.scratch}
+            depends |= {"retrain": asdict(recipe.retrain), "scratch": self.scratch}
         about |= {"scenario": self.scenario, "order": case.order, "tasks": [task.new for task in tasks]}
         about["classes_seen"] = [task.train.num_classes for task in tasks]
         row = self.bench.row(f"{self.scenario}-{case.name}", {**depends, "replay": replay}, **about)
@@ -241,7 +240,7 @@ class Comparison:
         for number in range(len(tasks)) if self.scratch == "each" else [last]:
             images = read_beton(source.work / f"task{number}" / MEMORY)
             work = row.work / f"seed{seed}-task{number}"
-            settings = retrain.training(retrain.epochs)
+            settings = retrain.training(len(images[0]))
             scores, spent = self._fresh(row, work, images, settings, seed, tasks[: number + 1])
             matrix, total = [*matrix, *scores], total + spent
         return matrix, total

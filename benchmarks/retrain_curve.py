@@ -22,7 +22,7 @@ import sys
 import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -136,7 +136,8 @@ def work(bench: Bench, options: Namespace) -> None:
         fitting_pool(pool, name, beton, card)
     shipped = read_beton(beton)
     sides: list[tuple[str, list[int], Callable[[int], Images]]] = []
-    lengths = options.epochs or [bench.recipe.retrain.epochs]
+    retrain = bench.recipe.retrain
+    lengths = options.epochs or [retrain.epochs or -(-(retrain.training(card.images).passes or 0) // card.images)]
     sides.append((DISTILLED, lengths, lambda seed: shipped))
     per_class = (
         [card.images_per_class] if card.factor == 1 else [card.images_per_class, card.images // len(card.classes)]
@@ -149,13 +150,15 @@ def work(bench: Bench, options: Namespace) -> None:
     wanted: list[tuple[Row, Callable[[int], Images], TrainSettings]] = []
     for name, epochs, images in sides:
         for length in epochs:
-            settings = bench.recipe.retrain.training(length)
+            how = replace(retrain, passes=None, epochs=length, full_epochs=length)
+            count = len(images(bench.seeds[0])[1])
+            settings = how.full_training(count) if name == FULL else how.training(count)
             depends = {"file": card.sha256, "retrain": asdict(settings), "every": options.every}
             title = f"curve-{name.replace(',', '').replace(' ', '-')}-{length}ep"
             wanted.append((bench.row(title, depends, kind="curve", side=name, epochs=length), images, settings))
     if any(row.missing("networks", bench.seeds) for row, _, _ in wanted):
         # The first Trainer of a process is slower than the others.
-        train_with_curve(bench, card, shipped, bench.recipe.retrain.training(1), bench.seeds[0], options.every)
+        train_with_curve(bench, card, shipped, TrainSettings(epochs=1), bench.seeds[0], options.every)
     for seed in bench.seeds:
         for row, images, settings in wanted:
             if not row.missing("networks", [seed]):

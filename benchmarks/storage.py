@@ -79,7 +79,7 @@ def work(bench: Bench, options: Namespace) -> None:
 
 def distilled(bench: Bench, settings: DistillSettings) -> None:
     """The rows of one distillation: its decoded images, with the unrounded ones as a second column, and its packed."""
-    retrain = bench.recipe.retrain.training(bench.recipe.retrain.epochs)
+    retrain = bench.retraining(settings)
     depends = {"record": asdict(bench.recipe.record), "distill": asdict(settings), "retrain": asdict(retrain)}
     count, factor, source = settings.images_per_class, settings.factor, settings.source
     about = {"images_per_class": count, "factor": factor, "source": source}

@@ -99,7 +99,7 @@ def work(bench: Bench, options: Namespace) -> None:
         source = ENGINE.get(name, "sampled")
         settings = bench.resolved(replace(recipe.distill, source=source, steps=max(options.steps)), recipe.record.runs)
         loops.append((name, settings, distilled(bench, name, trajectory, settings, options.steps)))
-    retrain = recipe.retrain.training(recipe.retrain.epochs)
+    retrain = bench.retraining(recipe.distill)
     for name, settings, folder in loops:
         for step in options.steps:
             with safetensors.safe_open(folder / f"{step}.safetensors", "pt") as file:

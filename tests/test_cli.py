@@ -36,7 +36,7 @@ RECIPE = {
     "network": {"name": "convnet", "depth": 1, "width": 4},
     "record": {"epochs": 2, "augmentation": "crop"},
     "distill": {"images_per_class": 2, "factor": 2, "steps": 3, "real_per_class": 5, "augmentation": "crop"},
-    "retrain": {"epochs": 2, "seeds": 2, "full_epochs": 1, "augmentation": "crop"},
+    "retrain": {"protocol": "paper", "epochs": 2, "seeds": 2, "full_epochs": 1, "augmentation": "crop"},
 }
 
 
@@ -90,12 +90,13 @@ def test_a_job_from_start_to_end(job):
     lines = done.stdout.splitlines()
     assert lines[0] == "recorded  out/trajectory: 1 run(s), 3 stages" and lines[1] == "distilled out/sets-ipc2.beton"
     assert lines[-1] == "results   out/sets-ipc2-retrain.json"
-    rows = {line[:22].strip(): line[22:].split() for line in lines[5:9]}
+    rows = {line[:23].strip(): line[23:].split() for line in lines[5:10]}
     content = json.loads((out / "sets-ipc2-retrain.json").read_text())
-    assert {r["name"]: [str(r["images"]), str(r["epochs"])] for r in content["rows"]} == {
+    assert {r["name"]: [str(r["images"]), str(r["passes"])] for r in content["rows"]} == {
         name: cells[:2] for name, cells in rows.items()
     }
-    assert rows["distilled"][:2] == ["24", "3"] and rows["full data"][:2] == ["60", "1"]  # the override counts
+    assert rows["distilled"][:2] == ["24", "72"] and rows["full data"][:2] == ["60", "60"]  # the override counts
+    assert rows["full data, equal passes"][:2] == ["60", "72"]
     for row in content["rows"]:
         assert rows[row["name"]][2] == f"{row['mean_percent']:.1f}"
     # Nothing on the terminal that a user could do nothing about.
@@ -144,7 +145,7 @@ def test_a_finished_job_given_again_repeats_and_replaces_nothing(here, capfd):
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "recorded  out/trajectory: already done, 1 run(s), 3 stages"
     assert lines[1] == "distilled out/sets-ipc2.beton: already done, and kept as it is"
-    assert [line.split()[0] for line in lines[5:9]] == ["distilled", "random", "random,", "full"]
+    assert [line.split()[0] for line in lines[5:10]] == ["distilled", "random", "random,", "full", "full"]
     assert lines[-1] == "results   out/sets-ipc2-retrain.json: already done"
     for step, last in (("record", lines[0]), ("distill", lines[1]), ("retrain", lines[-1])):
         assert cli.main([step, "recipe.yaml", "retrain.epochs=3"]) == 0
@@ -255,7 +256,7 @@ def test_the_steps_one_by_one_and_the_shortcuts(here, capfd):
     assert cli.main(["retrain", "again.beton", data, *settings]) == 0
     table = capfd.readouterr().out
     rows = [line.split()[0] for line in table.splitlines()[3:] if line]
-    assert rows == ["distilled", "random", "random,", "results"] and "results   again-retrain.json" in table
+    assert rows == ["distilled", "random", "random,", "full", "results"] and "results   again-retrain.json" in table
     assert len(read_card("again.beton").accuracy) == 1
 
 

@@ -95,7 +95,7 @@ def test_a_recorded_run_broken_off_is_recorded_to_the_same_bytes(whole, tmp_path
 def test_honest_numbers_are_those_of_retrain(whole):
     (beton,) = (whole / "work").glob("digits-ipc1-factor1-sampled-*/distilled.beton")
     train, test = load_data(DataSettings(per_class=12))
-    settings = RetrainSettings(epochs=6, seeds=2, full_epochs=2, augmentation="color_crop")
+    settings = RetrainSettings(protocol="paper", epochs=6, seeds=2, full_epochs=2, augmentation="color_crop")
     wanted = retrain(beton, test, settings, real=train, device="cpu", progress_bar=False)
     named = content(whole)
     names = ["digits-ipc1-factor1-sampled", "digits-random1", "digits-full"]

@@ -167,15 +167,22 @@ def test_a_replay_goes_on_with_its_third_task(here, steps, compare):
     assert scores["rows"] == EXPECTED["scores"]
 
 
-def test_rows_of_an_evaluation_are_kept(here, steps):
+PAPER = ("retrain.protocol=paper", "evaluate.worth=false")
+"""What an earlier version did, where one now says so."""
+
+
+def test_rows_of_an_evaluation_are_kept(here, steps, capsys):
     path = Path("one/sets-ipc2-evaluation.json")
     first = json.loads(path.read_text())
-    tgdd("evaluate", "one.yaml")
+    assert cli.main(["evaluate", "one.yaml"]) == 2
+    assert "settings.protocol was 'paper' and is now 'fast'" in capsys.readouterr().err
     assert not steps and path.read_text() == json.dumps(first, indent=1) + "\n"
-    tgdd("evaluate", "one.yaml", "evaluate.baselines=[random, herding, k-center]")
+    tgdd("evaluate", "one.yaml", *PAPER, "evaluate.baselines=[random, herding, k-center]")
     rows = json.loads(path.read_text())["rows"]
-    assert len(steps) == 2 * 2 * 2 and rows[: len(first["rows"])] == first["rows"]
-    assert [row["name"] for row in rows[len(first["rows"]) :]] == ["k-center"]
+    for row, earlier in zip(rows, first["rows"], strict=False):
+        assert {key: row[key] for key in earlier} == earlier
+    assert [row["name"] for row in rows[len(first["rows"]) :]] == ["full data, equal passes", "k-center"]
+    assert len(steps) == 2 * (3 + 2 * 2)  # of 12 passes in batches of 4, and two epochs of two batches
 
 
 def test_a_search_goes_on_with_its_other_candidates(here):
@@ -183,7 +190,7 @@ def test_a_search_goes_on_with_its_other_candidates(here):
     trials = optuna.load_study(study_name="nas", storage=storage).get_trials()
     storage.engine.dispose()
     first = [trial.user_attrs["noted"] for trial in trials if "noted" in trial.user_attrs]
-    tgdd("nas", "one.yaml")
+    tgdd("nas", "one.yaml", *PAPER)
     candidates = json.loads(Path("one/sets-ipc2-nas.json").read_text())["candidates"]
     assert len(first) == 2 and len(candidates) == 4
     kept = {each["name"]: each for each in candidates}

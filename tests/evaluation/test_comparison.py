@@ -24,8 +24,8 @@ from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.evaluation import distribution_matching, scorer
 from tgdd_plugin.evaluation.comparison import evaluate
-from tgdd_plugin.evaluation.metrics import hard_label_recovery, improvement_over_random
-from tgdd_plugin.evaluation.scorer import Row
+from tgdd_plugin.evaluation.metrics import hard_label_recovery, improvement_over_random, worth_in_random_images
+from tgdd_plugin.evaluation.scorer import EQUAL_PASSES, Row
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
 from tgdd_plugin.evaluation.tables import evaluate_table
 from tgdd_plugin.networks import convnet
@@ -33,7 +33,7 @@ from tgdd_plugin.pipeline.show import describe_beton
 from tgdd_plugin.recording.runs import record
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.train import accuracy, train_each
+from tgdd_plugin.training.train import Trained, accuracy, train_each
 from tgdd_plugin.trajectory.store import Trajectory
 
 K, IPC, FACTOR, SEED = 3, 2, 2, 4
@@ -44,6 +44,7 @@ NAMES = {
     ("ConvNet", "distilled", "hard"): 24,
     ("ConvNet", "random", "hard"): 6,
     ("ConvNet", "random, decoded number", "hard"): 24,
+    ("ConvNet", "full data, equal passes", "hard"): 60,
     ("ConvNet", "full data", "hard"): 60,
     ("ConvNet", "herding", "hard"): 6,
     ("ConvNet", "k-center", "hard"): 6,
@@ -58,8 +59,10 @@ NAMES = {
 REAL, TEST = pool(60, 1), pool(50, 2)
 FLIPPED = ImagePool(255 - TEST.images, TEST.labels.flip(0), TEST.classes)
 MEAN, STD = REAL.statistics()
-ALL = EvaluateSettings(networks=[OTHER])
-TRAINING = RetrainSettings(epochs=2, seeds=2, full_epochs=1, batch_size=16, augmentation="crop", cutmix=0.5)
+ALL = EvaluateSettings(networks=[OTHER], worth=False)
+TRAINING = RetrainSettings(
+    protocol="paper", epochs=2, seeds=2, full_epochs=1, batch_size=16, augmentation="crop", cutmix=0.5
+)
 
 
 def build():
@@ -133,7 +136,9 @@ def trained(monkeypatch):
             raise Stopped
         first = torch.cat([p.detach().flatten() for p in networks[0].parameters()])
         calls.append(([(loader.images, loader.labels) for loader in loaders], settings, options, first))
-        return [0.5] * len(networks) if noted.fake else train_each(networks, loaders, num_classes, settings, **options)
+        if noted.fake:
+            return [Trained(0.5, "")] * len(networks)
+        return train_each(networks, loaders, num_classes, settings, **options)
 
     noted.calls, noted.stop_after, noted.fake = calls, None, False
     monkeypatch.setattr(scorer, "train_each", noted)
@@ -167,7 +172,8 @@ def test_rows_results_table_and_card_agree(done):
     folder, rows = done
     assert dict(zip(keys(rows), [row.images for row in rows], strict=True)) == NAMES and keys(rows) == list(NAMES)
     for row in rows:
-        assert row.epochs == (1 if row.name == "full data" else 2) and row.learning_rate == 0.01
+        assert row.epochs == (1 if row.name.startswith("full data") else 2) and row.learning_rate == 0.01
+        assert row.passes == (48 if row.name == "full data, equal passes" else row.epochs * row.images)
         assert len(row.accuracies) == len(row.seconds) == 2
         assert all(round(50 * a) == pytest.approx(50 * a) for a in row.accuracies)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -185,7 +191,7 @@ def test_rows_results_table_and_card_agree(done):
     for noted, row in zip(content["rows"], rows, strict=True):
         assert noted == row.summary() and noted["mean_percent"] == round(50 * sum(row.accuracies), 2)
     (entry,) = card.accuracy  # the rows of its own architecture
-    assert entry["rows"] == content["rows"][:9]
+    assert entry["rows"] == content["rows"][:10]
     assert all(entry[key] == content[key] for key in ("protocol", "network", "test_images", "seeds", "settings"))
     assert "k-center" in describe_beton(folder / "set.beton", card)
     assert (folder / "set-evaluation.md").read_text() == evaluate_table(rows) + "\n"
@@ -201,7 +207,8 @@ def test_what_each_row_is_trained_on(file, trained, trajectory):
     folder = file.with_name("set-evaluation")
     for (network, name, kind), (sets, settings, options, first) in given.items():
         epochs = 1 if name == "full data" else 2
-        assert settings == TrainSettings(epochs, 16, augmentation="crop", cutmix=0.5)
+        passes = 48 if name == "full data, equal passes" else None
+        assert settings == TrainSettings(epochs, 16, augmentation="crop", cutmix=0.5, passes=passes)
         assert list(options["seeds"]) == [4, 5] and options["device"] == "cpu"
         torch.manual_seed(SEED)
         fresh = build() if network == "ConvNet" else TinyNetwork()
@@ -278,6 +285,7 @@ def test_baselines_networks_and_soft_labels_are_left_out_as_said(tmp_path, train
     few = EvaluateSettings(baselines=["k-center"], networks=[])
     assert [key[1:] for key in keys(run(file, settings=few))] == [
         ("distilled", "hard"),
+        ("full data, equal passes", "hard"),
         ("full data", "hard"),
         ("k-center", "hard"),
     ]
@@ -294,14 +302,15 @@ def test_baselines_networks_and_soft_labels_are_left_out_as_said(tmp_path, train
         training=replace(TRAINING, full_epochs=0),
         results=tmp_path / "x.json",
     )
-    assert [row.name for row in rows] == ["distilled", "random", "distribution matching"]
+    assert [row.name for row in rows] == ["distilled", "random", "full data, equal passes", "distribution matching"]
 
 
 def test_a_logger_given_as_a_trainer_option_sees_every_row(file):
     logger = InMemoryLogger()
-    settings = EvaluateSettings(["random"], [OTHER], learning_rates=[0.01])
+    settings = EvaluateSettings(["random"], [OTHER], learning_rates=[0.01], worth=False)
     rows = run(file, settings=settings, trainer_options={"loggers": [logger]})
-    steps = sum(row.epochs * -(-row.images // 16) * 3 for row in rows)  # two seeds, and one to choose the rate by
+    # Two seeds, and one to choose the rate by; 48 passes of all images are three batches.
+    steps = sum(3 * (3 if row.name == "full data, equal passes" else row.epochs * -(-row.images // 16)) for row in rows)
     assert len(logger.data["loss/train/total"]) == steps
 
 
@@ -319,6 +328,40 @@ ROWS = [
     Row("random", 10, 5, [0.3], [1.0], "B"),
     Row("distilled", 10, 5, [0.2], [1.0], "C"),
 ]
+
+
+def test_worth_is_interpolated_between_random_rows_on_a_logarithmic_scale():
+    def rows(*random, own=0.5):
+        sizes = zip((10, 20, 40), random, strict=False)
+        drawn = [Row(f"random, {n} of each class", n, 5, [a], [1.0], "A") for n, a in sizes]
+        return [Row("distilled", 10, 5, [own], [1.0], "A"), *drawn]
+
+    def worth(found):
+        return worth_in_random_images(found[0], found)
+
+    assert worth(rows(0.3, 0.4, 0.6)) == "28"  # 20 * (40 / 20) ** 0.5
+    assert worth(rows(0.3, 0.5, 0.6)) == "20"
+    assert worth(rows(0.3, 0.4, 0.45)) == "> 40"
+    assert worth(rows(0.55, 0.6)) == "< 10"
+    assert worth(rows(0.3)) is None and worth(rows()) is None
+    assert [worth_in_random_images(row, ROWS) for row in ROWS] == ["> 40", None, None, None, "< 10", *[None] * 5]
+
+
+@pytest.mark.parametrize(("decoded", "four", "wanted"), [(0.35, 0.4, [4, 16]), (0.35, 0.95, [4]), (0.95, 0.4, [])])
+def test_more_random_images_are_tried_as_long_as_the_set_is_better(file, monkeypatch, decoded, four, wanted):
+    """Stored are 2 of each class, decoded 8, and there are 20; then 4 and 16 of each class are tried."""
+    accuracies, trained = [0.9, 0.3, decoded, 0.5, 0.99, four, 0.5], []
+
+    def untrained(networks, loaders, *_, **__):
+        trained.append(len(loaders[0].labels) // K)
+        return [Trained(0.0, "")] * len(networks)
+
+    monkeypatch.setattr(scorer, "train_each", untrained)
+    monkeypatch.setattr(scorer, "accuracy", lambda *_: accuracies[len(trained) - 1])
+    rows = run(file, settings=EvaluateSettings(["random"], []))
+    assert trained == [8, 2, 8, 20, 20, *wanted]
+    assert [row.name for row in rows[5:]] == [f"random, {count} of each class" for count in wanted]
+    assert all(row.passes == 48 for row in rows[5:])  # equal passes
 
 
 def test_measures_by_hand():
@@ -344,13 +387,14 @@ def test_measures_by_hand():
 def test_the_table_is_markdown():
     lines = evaluate_table(ROWS).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == ["network", "trained on", "labels", "images", "accuracy %", "HLR", "IOR", "s"]
+    headers = ["network", "trained on", "labels", "images", "passes", "accuracy %", "HLR", "IOR", "worth, images", "s"]
+    assert cells[0] == headers
     assert set("".join(cells[1])) == {"-"} and len(lines) == 2 + len(ROWS)
-    assert all(len(row) == 8 for row in cells)
-    assert cells[2] == ["A", "distilled", "hard", "10", "55.0 ± 7.1", "+30.0", "+20.0", "1.5"]
-    assert cells[5] == ["A", "full data", "hard", "100", "85.0 ± 7.1", "", "", "9.1"]
-    assert cells[7] == ["A", "distilled", "soft", "10", "70.0", "", "+8.0", "1.0"]
-    assert cells[9][5:7] == ["", "-10.0"]
+    assert all(len(row) == 10 for row in cells)
+    assert cells[2] == ["A", "distilled", "hard", "10", "50", "55.0 ± 7.1", "+30.0", "+20.0", "> 40", "1.5"]
+    assert cells[5] == ["A", "full data", "hard", "100", "500", "85.0 ± 7.1", "", "", "", "9.1"]
+    assert cells[7] == ["A", "distilled", "soft", "10", "50", "70.0", "", "+8.0", "", "1.0"]
+    assert cells[9][6:9] == ["", "-10.0", ""]
 
 
 # Going on.
@@ -510,8 +554,10 @@ def test_learning_rates_are_chosen_on_held_out_training_images(file, trained, mo
     real = {image.numpy().tobytes() for image in REAL.images}
     held = {image.numpy().tobytes() for image in notes[0][0].images}
     assert len(held) == 6 and held < real and torch.bincount(notes[0][0].labels).tolist() == [2] * K
-    assert len(notes) == 3 * (3 + 2) and len(calls) == 3 * (3 + 1)  # three trials of one network, then two networks
-    for number, (name, rate) in enumerate(zip(["distilled", "full data", "herding"], chosen, strict=True)):
+    assert len(notes) == 4 * (3 + 2) and len(calls) == 4 * (3 + 1)  # three trials of one network, then two networks
+    for number, (name, rate) in enumerate(
+        zip(["distilled", EQUAL_PASSES, "full data", "herding"], chosen, strict=True)
+    ):
         trials, final = notes[5 * number :][:3], notes[5 * number :][3:5]
         assert all({i.numpy().tobytes() for i in images.images} == held for images, _, _ in trials)
         assert all(images is TEST for images, _, _ in final)
@@ -529,8 +575,8 @@ def test_learning_rates_are_chosen_on_held_out_training_images(file, trained, mo
 
 def test_without_rates_nothing_is_held_out(file, trained):
     trained.fake = True
-    run(file, settings=EvaluateSettings(["random"], []))
-    assert [len(call[0][0][0]) for call in trained.calls] == [24, 6, 24, 60]
+    run(file, settings=EvaluateSettings(["random"], [], worth=False))
+    assert [len(call[0][0][0]) for call in trained.calls] == [24, 6, 24, 60, 60]
 
 
 # Refused before any training, in one line, and nothing written.
@@ -695,6 +741,7 @@ HARD = [
     ["distilled", "hard", "24"],
     ["random", "hard", "6"],
     ["random, decoded number", "hard", "24"],
+    ["full data, equal passes", "hard", "90"],
     ["full data", "hard", "90"],
     ["herding", "hard", "6"],
 ]
@@ -707,7 +754,7 @@ def test_evaluate_on_the_command_line(here, capfd):
     assert cli.main(["evaluate", "recipe.yaml"]) == 0
     rows, last = told(capfd)
     assert rows == [*HARD, *SOFT] and last == "results   out/sets-ipc2-evaluation.json"
-    assert len(strict(Path("out/sets-ipc2-evaluation.json"))["rows"]) == 7
+    assert len(strict(Path("out/sets-ipc2-evaluation.json"))["rows"]) == 8
     assert [row["labels"] for row in read_card(file).accuracy[0]["rows"]] == ["hard"] * 5 + ["soft"] * 2
     # Given again, by its file alone, all of it is there; the trajectory in that default place, outputs/, is none.
     options = ["data.name=miniature_digits:sets", "device=cpu", "evaluate.networks=[]"]

@@ -25,7 +25,7 @@ from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.evaluation.tables import retrain_table
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.train import accuracy, train_each
+from tgdd_plugin.training.train import Trained, accuracy, train_each
 
 K, IPC, FACTOR = 3, 2, 2
 
@@ -40,7 +40,9 @@ def pool(count, seed, channels=1, side=8):
 
 REAL, TEST = pool(60, 1), pool(50, 2)
 ARGUMENTS = {"depth": 1, "width": 4}
-QUICK = RetrainSettings(epochs=2, seeds=3, full_epochs=1, batch_size=16, augmentation="crop", cutmix=0.5)
+QUICK = RetrainSettings(
+    protocol="paper", epochs=2, seeds=3, full_epochs=1, batch_size=16, augmentation="crop", cutmix=0.5
+)
 
 
 def make_file(folder, factor=FACTOR, network=None):
@@ -49,6 +51,9 @@ def make_file(folder, factor=FACTOR, network=None):
     mean, std = REAL.statistics()
     card = Card(REAL.classes, 0, IPC, [], mean, std, factor=factor, network=network)
     return write_beton(folder / "set.beton", compact.images, compact.labels, card)
+
+
+NOT_TRAINED = Trained(0.0, "")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,7 @@ def trained(monkeypatch):
         for network, loader, seed in zip(networks, loaders, seeds, strict=True):
             weights = torch.cat([p.detach().flatten() for p in network.parameters()])
             calls.append((loader.images, loader.labels, settings, seed, weights, loader.seed))
-        return [0.0] * len(networks)
+        return [NOT_TRAINED] * len(networks)
 
     monkeypatch.setattr(scorer, "train_each", note)
     return calls
@@ -81,11 +86,12 @@ def trained(monkeypatch):
 def test_rows_table_results_and_card_agree(file, tmp_path):
     results = tmp_path / "results.json"
     rows = retrain(file, TEST, QUICK, real=REAL, seed=4, results=results, progress_bar=False)
-    assert [(row.name, row.images, row.epochs) for row in rows] == [
-        ("distilled", 24, 2),
-        ("random", 6, 2),
-        ("random, decoded number", 24, 2),
-        ("full data", 60, 1),
+    assert [(row.name, row.images, row.epochs, row.passes) for row in rows] == [
+        ("distilled", 24, 2, 48),
+        ("random", 6, 2, 12),
+        ("random, decoded number", 24, 2, 48),
+        ("full data, equal passes", 60, 1, 48),
+        ("full data", 60, 1, 60),
     ]
     content = json.loads(results.read_text())
     assert (content["file"], content["sha256"]) == ("set.beton", read_card(file).sha256)
@@ -118,8 +124,8 @@ def test_finished_rows_are_kept_by_name_and_another_comparison_is_refused(file, 
         options = {"real": REAL, "seed": 4, "progress_bar": False, **options}
         return [row.name for row in retrain(file, TEST, settings, results=results, **options)], len(trained)
 
-    every = ["distilled", "random", "random, decoded number", "full data"]
-    assert again() == (every, 4 * 3)
+    every = ["distilled", "random", "random, decoded number", "full data, equal passes", "full data"]
+    assert again() == (every, 5 * 3)
     before = results.read_bytes(), card_path(file).read_bytes()
     assert again() == (every, 0)
     assert again(replace(QUICK, at_once=False)) == (every, 0), "how networks are trained together changes no result"
@@ -135,13 +141,13 @@ def test_finished_rows_are_kept_by_name_and_another_comparison_is_refused(file, 
     # As a call leaves it that was killed after two rows.
     content = json.loads(results.read_text())
     results.write_text(json.dumps({**content, "rows": content["rows"][:2]}))
-    assert again() == (every, 2 * 3)
+    assert again() == (every, 3 * 3)
     assert json.loads(results.read_text())["rows"] == content["rows"] and len(read_card(file).accuracy) == 1
-    assert again(replace(QUICK, epochs=3), overwrite=True) == (every, 4 * 3)
+    assert again(replace(QUICK, epochs=3), overwrite=True) == (every, 5 * 3)
     results.write_text("damaged")
     with pytest.raises(InputError, match="is damaged"):
         again()
-    assert again(overwrite=True) == (every, 4 * 3)
+    assert again(overwrite=True) == (every, 5 * 3)
 
 
 def test_standard_deviation_is_of_a_sample():
@@ -152,7 +158,9 @@ def test_standard_deviation_is_of_a_sample():
 
 
 def test_one_seed_has_no_spread_and_the_json_is_strict(file, tmp_path, trained):
-    rows = retrain(file, TEST, RetrainSettings(seeds=1), results=tmp_path / "r.json", progress_bar=False)
+    rows = retrain(
+        file, TEST, RetrainSettings(protocol="paper", seeds=1), results=tmp_path / "r.json", progress_bar=False
+    )
     assert [row.name for row in rows] == ["distilled"]
 
     def refuse(constant):
@@ -165,14 +173,16 @@ def test_one_seed_has_no_spread_and_the_json_is_strict(file, tmp_path, trained):
 
 def test_what_each_row_is_trained_on(file, trained):
     rows = retrain(file, TEST, QUICK, real=REAL, seed=7, progress_bar=False)
-    assert len(trained) == 4 * 3 and [call[3] for call in trained] == [7, 8, 9] * 4
+    assert len(trained) == 5 * 3 and [call[3] for call in trained] == [7, 8, 9] * 5
     shipped, labels = read_beton(file)
     positions = {image.numpy().tobytes(): i for i, image in enumerate(REAL.images)}
-    chosen = {name: [] for name in ("random", "random, decoded number", "full data")}
+    chosen = {name: [] for name in ("random", "random, decoded number", "full data, equal passes", "full data")}
     for number, (images, own, settings, _, _, _) in enumerate(trained):
         name = rows[number // 3].name
         assert len(images) == rows[number // 3].images
         wanted = TrainSettings(1 if name == "full data" else 2, 16, augmentation="crop", cutmix=0.5)
+        if name == "full data, equal passes":
+            wanted = replace(wanted, passes=2 * 24)
         assert settings == wanted
         if name == "distilled":
             assert torch.equal(images, shipped) and torch.equal(own, labels)
@@ -188,8 +198,8 @@ def test_what_each_row_is_trained_on(file, trained):
     firsts = [call[4] for call in trained[:3]]
     assert not torch.equal(firsts[0], firsts[1]) and not torch.equal(firsts[1], firsts[2])
     # Every row starts from the same initial weights and orders, seed by seed.
-    assert all(torch.equal(trained[i][4], trained[i % 3][4]) for i in range(12))
-    assert [call[5] for call in trained] == [7, 8, 9] * 4
+    assert all(torch.equal(trained[i][4], trained[i % 3][4]) for i in range(15))
+    assert [call[5] for call in trained] == [7, 8, 9] * 5
     before = [call[0] for call in trained]
     trained.clear()
     retrain(file, TEST, QUICK, real=REAL, seed=7, progress_bar=False)
@@ -197,8 +207,18 @@ def test_what_each_row_is_trained_on(file, trained):
 
 
 def test_no_factor_and_no_full_data_leave_rows_out(tmp_path, trained):
-    rows = retrain(make_file(tmp_path, factor=1), TEST, RetrainSettings(full_epochs=0), real=REAL, progress_bar=False)
-    assert [(row.name, row.images) for row in rows] == [("distilled", 6), ("random", 6)]
+    rows = retrain(
+        make_file(tmp_path, factor=1),
+        TEST,
+        RetrainSettings(protocol="paper", full_epochs=0),
+        real=REAL,
+        progress_bar=False,
+    )
+    assert [(row.name, row.images) for row in rows] == [
+        ("distilled", 6),
+        ("random", 6),
+        ("full data, equal passes", 60),
+    ]
     assert "to full data" in retrain_table(rows).splitlines()[0]
 
 
@@ -233,13 +253,13 @@ class Oracle(nn.Module):
 @pytest.mark.parametrize("label", range(K))
 def test_a_constant_network_gets_the_share_of_its_class(file, label):
     uneven = TEST.subset(torch.cat([TEST.labels.eq(c).nonzero()[: 3 + 4 * c, 0] for c in range(K)]))
-    settings = RetrainSettings(epochs=1, seeds=2, augmentation="none", cutmix=0.0)
+    settings = RetrainSettings(protocol="paper", epochs=1, seeds=2, augmentation="none", cutmix=0.0)
     (row,) = retrain(file, uneven, settings, network=lambda: Constant(label), progress_bar=False)
     assert row.accuracies == [(3 + 4 * label) / 21] * 2 and row.std == 0
 
 
 def test_a_network_that_knows_gets_all_right(file):
-    settings = RetrainSettings(epochs=1, seeds=1, augmentation="none", cutmix=0.0)
+    settings = RetrainSettings(protocol="paper", epochs=1, seeds=1, augmentation="none", cutmix=0.0)
     (row,) = retrain(file, TEST, settings, network=Oracle, progress_bar=False)
     assert row.accuracies == [1.0]
     wrong = ImagePool(TEST.images, (TEST.labels + 1) % K, TEST.classes)
@@ -248,7 +268,9 @@ def test_a_network_that_knows_gets_all_right(file):
 
 
 def test_training_learns(file):
-    settings = RetrainSettings(epochs=60, seeds=1, augmentation="none", cutmix=0.0, learning_rate=0.05)
+    settings = RetrainSettings(
+        protocol="paper", epochs=60, seeds=1, augmentation="none", cutmix=0.0, learning_rate=0.05
+    )
     (row,) = retrain(
         file, TEST, settings, network=lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, K)), progress_bar=False
     )
@@ -284,8 +306,8 @@ def test_nothing_is_chosen_on_the_test_images(file, monkeypatch):
     monkeypatch.setattr(scorer, "accuracy", noted_accuracy)
     for test in (TEST, ImagePool(255 - TEST.images, TEST.labels.flip(0), TEST.classes)):
         retrain(file, test, QUICK, real=REAL, progress_bar=False)
-    assert events == ["train", "score", "score", "score"] * 8
-    assert all(torch.equal(a, b) for a, b in zip(weights[:12], weights[12:], strict=True))
+    assert events == ["train", "score", "score", "score"] * 10
+    assert all(torch.equal(a, b) for a, b in zip(weights[:15], weights[15:], strict=True))
 
 
 def test_results_and_seeds_leave_the_global_stream_alone(file, trained):
@@ -362,16 +384,16 @@ def test_rows_that_came_meanwhile_stay_and_a_replaced_file_gets_none(file, tmp_p
         card = read_card(file)
         card.accuracy = [*card.accuracy, {**other, "network": "another call's"}]
         card.write(file)
-        return [0.0]
+        return [NOT_TRAINED]
 
     monkeypatch.setattr(scorer, "train_each", meanwhile)
-    one = RetrainSettings(seeds=1)
+    one = RetrainSettings(protocol="paper", seeds=1)
     retrain(file, TEST, one, progress_bar=False)
     assert [len(entry["rows"]) > 0 for entry in read_card(file).accuracy] == [False, True]
 
     def replaced(*_, **__):
         write_beton(file, TEST.images, TEST.labels, Card(TEST.classes, 0, 1, [], [0.5], [0.5]))
-        return [0.0]
+        return [NOT_TRAINED]
 
     monkeypatch.setattr(scorer, "train_each", replaced)
     (tmp_path / "results.json").write_text("earlier")
@@ -399,7 +421,7 @@ def test_a_logger_given_as_a_trainer_option_sees_the_training(file, at_once):
     options = {"loggers": logger, "callbacks": watcher}
     rows = retrain(file, TEST, settings, real=REAL, progress_bar=False, trainer_options=options)
     assert "loss/train/total" in logger.data
-    assert watcher.precisions == [Precision.FP32] * (4 if at_once else 12)  # once for each Trainer
+    assert watcher.precisions == [Precision.FP32] * (5 if at_once else 15)  # once for each Trainer
     assert [row.accuracies for row in rows] == [row.accuracies for row in plain]
 
 

@@ -27,7 +27,7 @@ from tgdd_plugin.nas.settings import NasSettings
 
 SPACE = {"channels": [1], "norm": [False, True], "dropout": [0.0, 0.25, 0.5]}
 SETTINGS = {"factory": "tests.common:TinyNetwork", "choices": SPACE, "validation": 0.3}
-TRAINING = RetrainSettings(epochs=3, batch_size=4, learning_rate=0.1, seeds=2)
+TRAINING = RetrainSettings(protocol="paper", epochs=3, batch_size=4, learning_rate=0.1, seeds=2)
 REAL = pool(60, 7)
 
 
@@ -196,7 +196,7 @@ def test_a_sampler_chooses_and_comes_back_at_no_cost(beton, tmp_path, monkeypatc
         ({"choices": {**SPACE, "norm": [True]}}, "is of another search .choices.norm was"),
         ({"candidates": 3}, "candidates was 6 and is now 3"),
         (
-            {"training": RetrainSettings(epochs=4, batch_size=4, learning_rate=0.1, seeds=2)},
+            {"training": RetrainSettings(protocol="paper", epochs=4, batch_size=4, learning_rate=0.1, seeds=2)},
             "training.epochs was 3 and is now 4",
         ),
     ],
@@ -273,7 +273,7 @@ def test_no_password_is_told():
 
 def test_the_best_is_trained_in_full_once(beton, tmp_path, monkeypatch):
     test, output = pool(30, 9), tmp_path / "best.safetensors"
-    training = RetrainSettings(epochs=2, full_epochs=3, seeds=2, learning_rate=0.1)
+    training = RetrainSettings(protocol="paper", epochs=2, full_epochs=3, seeds=2, learning_rate=0.1)
     space, best = NasSettings(**SETTINGS), Candidate("x", {"channels": 1, "norm": True, "dropout": 0.0})
     arguments = (best, space, beton, REAL, test, training)
     row = final_training.train_best(*arguments, output=output, device="cpu", progress_bar=False)
@@ -283,7 +283,9 @@ def test_the_best_is_trained_in_full_once(beton, tmp_path, monkeypatch):
     monkeypatch.setattr("tgdd_plugin.evaluation.scorer.train_each", lambda *_, **__: pytest.fail("trained again"))
     assert final_training.train_best(*arguments, output=output, device="cpu", progress_bar=False) == row
     with pytest.raises(InputError, match="`retrain.full_epochs` must be at least 1 .*, got 0[.] Give the epochs"):
-        final_training.train_best(best, space, beton, REAL, test, RetrainSettings(full_epochs=0), output=output)
+        final_training.train_best(
+            best, space, beton, REAL, test, RetrainSettings(protocol="paper", full_epochs=0), output=output
+        )
 
 
 RECIPE = """

@@ -32,7 +32,7 @@ def broken():
 
 
 def test_accuracies_are_those_of_a_plain_training(beton):
-    settings = RetrainSettings(epochs=20, batch_size=5, learning_rate=0.1, seeds=2, at_once=False)
+    settings = RetrainSettings(protocol="paper", epochs=20, batch_size=5, learning_rate=0.1, seeds=2, at_once=False)
     held_out = pool(30, 2)
     found = rank_networks({"tiny": TinyNetwork}, beton, held_out, settings, device="cpu", progress_bar=False)[0]
     expected = []
@@ -48,7 +48,7 @@ def test_accuracies_are_those_of_a_plain_training(beton):
 
 
 def test_the_better_comes_first_and_what_fails_last_with_its_reason(beton):
-    settings = RetrainSettings(epochs=40, batch_size=4, learning_rate=0.1, seeds=1)
+    settings = RetrainSettings(protocol="paper", epochs=40, batch_size=4, learning_rate=0.1, seeds=1)
     networks = {"broken": broken, "constant": Constant, "tiny": TinyNetwork, "two": lambda: TinyNetwork(num_classes=2)}
     found = rank_networks(networks, beton, pool(30, 2), settings, device="cpu", progress_bar=False)
     assert [each.name for each in found] == ["tiny", "constant", "broken", "two"]
@@ -60,7 +60,7 @@ def test_the_better_comes_first_and_what_fails_last_with_its_reason(beton):
 
 
 def test_a_logger_given_as_a_trainer_option_sees_the_training(beton):
-    settings = RetrainSettings(epochs=2, batch_size=4, seeds=2, at_once=False)
+    settings = RetrainSettings(protocol="paper", epochs=2, batch_size=4, seeds=2, at_once=False)
     logger = InMemoryLogger()
     options = {"loggers": [logger]}
     rank_networks(

@@ -214,7 +214,10 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, text, pattern):
         ("record: {learning_rate: -1}", "`record.learning_rate` must be a finite number of at least 0, got -1"),
         ("record: {momentum: .nan}", "`record.momentum` must be a finite number of at least 0, got nan"),
         ("retrain: {weight_decay: .inf}", "`retrain.weight_decay` must be a finite number of at least 0, got inf"),
-        ("retrain: {cutmix: 2}", "`retrain.cutmix` must be a finite number of at least 0 and of at most 1, got 2"),
+        (
+            "retrain: {cutmix: 2}",
+            "`retrain.cutmix` must be a finite number of at least 0 and of at most 1, or null, got 2",
+        ),
         ("retrain: {seeds: 0}", "`retrain.seeds` must be a whole number of at least 1, got 0"),
         ("data: {name: imagenet}", "`data.name` must be one of digits, cifar10"),
         (

@@ -156,12 +156,12 @@ def test_the_packages_networks_in_double_precision(name):
         own = alone(images[number])
         torch.testing.assert_close(logits[number], own, **exact)
         nn.functional.cross_entropy(own, batch[1][number]).backward()
-        for stacked, parameter in zip(model.stacked, alone.parameters(), strict=True):
+        for stacked, parameter in zip(model.module.stacked, alone.parameters(), strict=True):
             torch.testing.assert_close(stacked.grad[number], parameter.grad, **exact)
         networks[number] = alone
-    before = [weights(network) for network in model.networks]
-    model.release()
-    for network, alone, old in zip(model.networks, networks, before, strict=True):
+    before = [weights(network) for network in model.module.networks]
+    model.module.release()
+    for network, alone, old in zip(model.module.networks, networks, before, strict=True):
         assert list(weights(network)) == list(old)
         torch.testing.assert_close(weights(network), weights(alone), **exact)
 
@@ -360,7 +360,7 @@ def test_what_pays_is_what_is_done(answer, long, monkeypatch):
     monkeypatch.setattr(training, "_fit", lambda model, *_, **__: ways.append(type(model).__name__))
     networks = [make("instance norm", seed) for seed in SEEDS]
     train_each(networks, loaders(), K, SETTINGS, seeds=SEEDS)
-    assert ways == (["Population"] if answer else ["ComposerClassifier"] * 3)
+    assert ways == (["Population"] if answer else ["EngineClassifier"] * 3)
     assert len(asked) == 1 and asked[0][0] is networks
     for at_once in (True, False):  # the user's word counts
         ways.clear()
@@ -391,7 +391,8 @@ def test_seconds_are_those_of_each_or_equal_shares(monkeypatch):
     monkeypatch.setattr(training, "_fit", lambda *_, **__: None)
     networks = [make("instance norm", seed) for seed in SEEDS]
     for at_once, wanted in ((True, [2.0, 2.0, 2.0]), (False, [1.0, 2.0, 4.0])):
-        assert train_each(networks, loaders(), K, SETTINGS, seeds=SEEDS, at_once=at_once) == wanted
+        trained = train_each(networks, loaders(), K, SETTINGS, seeds=SEEDS, at_once=at_once)
+        assert [each.seconds for each in trained] == wanted
 
 
 def test_operations_made_one_network_at_a_time_are_no_warning():
@@ -442,7 +443,7 @@ def test_a_row_is_the_same_either_way_and_of_fresh_networks():
 def test_a_pool_too_large_for_the_device_stays_in_memory(monkeypatch):
     asked = []
     monkeypatch.setattr(ImagePool, "to", lambda pool, device: asked.append((pool.images, device)) or pool)
-    monkeypatch.setattr("tgdd_plugin.evaluation.scorer.train_each", lambda *_, **__: [0.0])
+    monkeypatch.setattr("tgdd_plugin.evaluation.scorer.train_each", lambda *_, **__: [training.Trained(0.0, "")])
     (loader,) = loaders()[:1]
     test = ImagePool(loader.images, loader.labels)
     scorer = Scorer(test, Normalization([0.5], [0.3]), [0], K, "cpu")

@@ -60,6 +60,25 @@ class DeviceLoader:
         share = -(-len(self.images) // dist.get_world_size())
         return -(-share // self.batch_size)
 
+    def batches_of(self, passes: int) -> int:
+        """How many batches, on this rank, hold at least so many images on all ranks together.
+
+        Raises:
+            InputError: If they are fewer than one batch.
+        """
+        if passes < self.batch_size:
+            raise InputError(
+                f"`passes` must be at least one batch of {self.batch_size} images, got {passes}. Give more, or a "
+                f"smaller batch_size."
+            )
+        whole, rest = divmod(passes, len(self.images))
+        return whole * len(self) + -(-rest // (self.batch_size * dist.get_world_size()))
+
+    def batch_sizes(self) -> dict[int, int]:
+        """How many batches of an epoch on this rank have each size."""
+        whole, rest = divmod(-(-len(self.images) // dist.get_world_size()), self.batch_size)
+        return {size: count for size, count in ((self.batch_size, whole), (rest, 1)) if size and count}
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = torch.arange(len(self.images))
         if self.shuffle:

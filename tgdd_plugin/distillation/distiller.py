@@ -231,7 +231,7 @@ def is_distilled(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> bool:
-    """Whether :func:`distill` has nothing left to do with the same arguments: ``output`` is there, whole, of this job."""
+    """Whether :func:`distill` has nothing left to do with the same arguments: ``output`` is whole and of this job."""
     # What the images are like is otherwise worked out once, by distill(), which also removes what a kill left over.
     if not Path(output).is_file() or _checkpoints_of(Path(output)):
         return False

@@ -31,7 +31,7 @@ from tgdd_plugin.evaluation.soft_labels import find_teachers
 from tgdd_plugin.evaluation.tables import evaluate_table
 from tgdd_plugin.trajectory.store import Trajectory
 
-RETRAIN_ROWS = EvaluateSettings(baselines=["random"], networks=[], soft_labels=False)
+RETRAIN_ROWS = EvaluateSettings(baselines=["random"], networks=[], soft_labels=False, worth=False)
 """The rows of :func:`retrain`."""
 
 
@@ -227,15 +227,19 @@ def _score(
     """
     done = {} if done is None else done
     dist.initialize_dist(scorer.device)  # ranks wait for each other, also where nothing is left to train
+    rows: list[Row] = []
     for job in jobs:
         if job.row.key not in done:
+            if not job.wanted(rows):
+                continue
             settings = job.settings
             if held_out is not None:
                 settings = scorer.tune_learning_rate(learning_rates, held_out, job.row, job.build, job.images, settings)
             networks = scorer.score(job.row, job.build, job.images, settings)
             done[job.row.key] = job.row
             keep(job.row, networks)
-    return [done[job.row.key] for job in jobs]
+        rows.append(done[job.row.key])
+    return rows
 
 
 def _usual_results(file: str | Path) -> Path:

@@ -47,7 +47,7 @@ def describe_comparison(
         "network": compact.network,
         "parameters": sum(parameter.numel() for parameter in compact.fresh().parameters()),
         "seeds": list(scorer.seeds),
-        "settings": asdict(training),
+        "settings": asdict(training.filled()),
         "learning_rates": None,
         "teachers": None,
     }
@@ -77,6 +77,7 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
         content = parse_json(text)
         rows = [build_checked(Row, row) for row in content["rows"]]
         earlier = {key: content.get(key) for key in about}
+        earlier["settings"] = RetrainSettings.completed(earlier["settings"] or {}, about["settings"])
     except (ValueError, TypeError, KeyError) as error:
         if overwrite:
             return {}

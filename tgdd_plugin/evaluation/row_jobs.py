@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.evaluation.baselines import SELECTIONS, Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
-from tgdd_plugin.evaluation.scorer import FULL_DATA, RANDOM, Images, Row
+from tgdd_plugin.evaluation.scorer import EQUAL_PASSES, FULL_DATA, RANDOM, Images, Row
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
 from tgdd_plugin.networks.factory import build_network
 from tgdd_plugin.training.settings import TrainSettings
@@ -27,12 +27,14 @@ class RowJob:
         build: Builds a fresh network.
         images: Returns the training images of a seed.
         settings: How the networks are trained.
+        wanted: Whether the row is wanted, once those before it are there. Default: it is.
     """
 
     row: Row
     build: Callable[[], nn.Module]
     images: Callable[[int], Images]
     settings: TrainSettings
+    wanted: Callable[[Sequence[Row]], bool] = lambda rows: True
 
 
 def plan_rows(
@@ -63,14 +65,17 @@ def plan_rows(
         jobs += _baselines(compact, baselines, settings, training, seed)
     if softened is not None:
         jobs += _soft_labels(compact, baselines, settings, training, softened)
-    return jobs + _other_networks(compact, baselines, settings, training)
+    jobs += _other_networks(compact, baselines, settings, training)
+    if baselines is not None and settings.worth and "random" in settings.baselines:
+        jobs += _more_random(compact, baselines, training)
+    return jobs
 
 
 def _own_network(
     compact: CompactSet, name: str, images: Callable[[int], Images], training: RetrainSettings, labels: str = "hard"
 ) -> RowJob:
     row = Row(name, network=compact.network, labels=labels)
-    return RowJob(row, compact.build, images, training.training(training.epochs))
+    return RowJob(row, compact.build, images, training.training(len(compact.images[0])))
 
 
 def _baselines(
@@ -83,9 +88,11 @@ def _baselines(
         for name, count in zip(RANDOM, [stored, decoded] if decoded > stored else [stored], strict=False):
             baselines.random(count, seed)  # far too few real images are found out here
             jobs.append(_own_network(compact, name, functools.partial(baselines.random, count), training))
+    equal = training.at_equal_passes(len(compact.images[0]))
+    jobs.append(RowJob(Row(EQUAL_PASSES, network=compact.network), compact.build, baselines.full, equal))
     if training.full_epochs:
-        row = Row(FULL_DATA, network=compact.network)
-        jobs.append(RowJob(row, compact.build, baselines.full, training.training(training.full_epochs)))
+        whole = training.full_training(len(baselines.real))
+        jobs.append(RowJob(Row(FULL_DATA, network=compact.network), compact.build, baselines.full, whole))
     if set(settings.baselines) - {"random"}:
         baselines.check_features()
     for selection in SELECTIONS:
@@ -118,11 +125,30 @@ def _soft_labels(
     return jobs
 
 
+def _more_random(compact: CompactSet, baselines: Baselines, training: RetrainSettings) -> list[RowJob]:
+    """The jobs of twice as many random images as stored, four times as many, ...; only as long as the set is better."""
+    jobs, count = [], 2 * compact.card.images_per_class
+    decoded = compact.card.images // len(compact.card.classes)
+
+    def is_better(rows: Sequence[Row]) -> bool:
+        own = {row.name: row.mean for row in rows if (row.network, row.labels) == (compact.network, "hard")}
+        return all(mean < own["distilled"] for name, mean in own.items() if name.startswith("random"))
+
+    equal = training.at_equal_passes(len(compact.images[0]))
+    while count <= int(baselines.real.counts.min()):
+        if count != decoded:  # that is a row already
+            row = Row(f"random, {count} of each class", network=compact.network)
+            drawn = functools.partial(baselines.random, count)
+            jobs.append(RowJob(row, compact.build, drawn, equal, is_better))
+        count *= 2
+    return jobs
+
+
 def _other_networks(
     compact: CompactSet, baselines: Baselines | None, settings: EvaluateSettings, training: RetrainSettings
 ) -> list[RowJob]:
     """The jobs of other architectures, on the set and on random images."""
-    card, how = compact.card, training.training(training.epochs)
+    card, how = compact.card, training.training(len(compact.images[0]))
     jobs = []
     for network in settings.networks:
         build = functools.partial(build_network, network, {}, card.shape, len(card.classes))

@@ -30,7 +30,10 @@ RANDOM = ("random", "random, decoded number")
 
 
 FULL_DATA = "full data"
-"""The row of all real images."""
+"""The row of all real images, trained on for the usual number of epochs."""
+
+EQUAL_PASSES = "full data, equal passes"
+"""The row of all real images, trained on for as many image passes as the compact set."""
 
 
 Key = tuple[str, str, str]
@@ -48,13 +51,15 @@ class Row:
     Args:
         name: What the networks were trained on.
         images: The number of images that they were trained on.
-        epochs: The number of epochs that they were trained for.
+        epochs: The number of epochs that they were trained for; the last one may have been cut short.
         accuracies: The accuracy of each seed's network on the test set, from 0 to 1.
         seconds: The seconds of each training, from the first batch to the last, set-up of the Trainer included;
             networks that were trained at once have equal shares.
         network: The name of the network.
         labels: The kind of labels, ``'hard'`` or ``'soft'``.
         learning_rate: The learning rate of the training.
+        passes: The number of images that they saw in all; 0 where it was not noted, and all epochs were whole.
+        computed: How most batches were computed, such as ``'fp32, eager'``; empty where it was not noted.
     """
 
     name: Text
@@ -65,6 +70,8 @@ class Row:
     network: Text = ""
     labels: Text = "hard"
     learning_rate: Finite = 0.01
+    passes: Whole = 0
+    computed: Text = ""
 
     @property
     def key(self) -> Key:
@@ -158,8 +165,10 @@ class Scorer:
                 DeviceLoader(pixels, labels, self.normalization, batch_size=settings.batch_size, seed=seed, device=on)
             )
             row.images = len(labels)
-        row.epochs, row.learning_rate = settings.epochs, settings.learning_rate
-        row.seconds = train_each(
+        row.learning_rate = settings.learning_rate
+        row.passes = settings.passes or settings.epochs * row.images
+        row.epochs = -(-row.passes // row.images)
+        trained = train_each(
             networks,
             loaders,
             self.num_classes,
@@ -170,6 +179,7 @@ class Scorer:
             device=self.device,
             **(self.trainer_options or {}),
         )
+        row.seconds, row.computed = [each.seconds for each in trained], trained[0].computed
         row.accuracies = [accuracy(network, self.test, self.normalization) for network in networks]
         return networks
 

@@ -67,7 +67,7 @@ def train_best(
         raise InputError(NO_EPOCHS)
     output, card = check_writable(Path(output)), read_card(file)
     pool, test = fitting_pool(real, "real", file, card), fitting_pool(test, "test", file, card)
-    settings = training.training(training.full_epochs)
+    settings = training.full_training(len(pool))
     depends = [best.arguments, space.factory, pool.fingerprint(), test.fingerprint(), asdict(settings), training.seeds]
     key = json.dumps([*depends, seed])
     if (done := _row_of(output, key)) is not None:

@@ -105,7 +105,7 @@ def rank_networks(
     seeds = range(seed, seed + settings.seeds)
     classes = len(card.classes)
     scorer = Scorer(pool, card.normalization, seeds, classes, device, settings.at_once, progress_bar, trainer_options)
-    training = settings.training(settings.epochs)
+    training = settings.training(len(images[0]))
     return ranked([measure(Candidate(name), build, scorer, images, training) for name, build in networks.items()])
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.evaluation.settings import RetrainSettings
 
 HEARTBEAT, GRACE = 10, 60
 """Seconds between a worker's signs of life, and after the last of them until another takes up what it was doing."""
@@ -130,7 +131,10 @@ class Queue:
             )
             if _ABOUT not in self.study.user_attrs:
                 self.study.set_user_attr(_ABOUT, about)
-        if other := first_difference(self.study.user_attrs[_ABOUT], about):
+        earlier = dict(self.study.user_attrs[_ABOUT])
+        if "training" in earlier and "training" in about:
+            earlier["training"] = RetrainSettings.completed(earlier["training"], about["training"])
+        if other := first_difference(earlier, about):
             raise InputError(
                 f"The study '{name}' in '{without_password(where)}' is of another search ({other}). Choose another "
                 f"name (`nas.study`) or place (`nas.storage`)."

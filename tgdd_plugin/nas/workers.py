@@ -75,7 +75,7 @@ class SearchJob:
         about = {
             **{name: getattr(settings, name) for name in ("factory", "choices", "sampler", "prune", "validation")},
             "candidates": len(slots),
-            "training": {name: value for name, value in asdict(self.training).items() if name not in _NO_PART},
+            "training": {name: value for name, value in asdict(self.training.filled()).items() if name not in _NO_PART},
             "seed": self.seed,
             "file": read_card(self.file).sha256,
             "judge": self.validation_images().fingerprint(),  # the key in studies of earlier versions, too
@@ -104,7 +104,7 @@ class _Attempt:
     def __init__(self, job: SearchJob, queue: Queue) -> None:
         self.job, self.queue = job, queue
         self.card, self.images = read_card(job.file), read_beton(job.file)
-        self.training = job.training.training(job.training.epochs)
+        self.training = job.training.training(len(self.images[0]))
         self.scorer = Scorer(
             job.validation_images().to(torch_device(job.device)),
             self.card.normalization,

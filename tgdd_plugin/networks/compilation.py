@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 
+from tgdd_plugin.core.compile_limit import allow_forms
 from tgdd_plugin.core.errors import InputError, brief
 
 COMPILED_FROM = 1_000_000
@@ -34,9 +34,7 @@ def should_compile(wanted: bool | None, images: int, side: int, device: torch.de
     # Torch compiles a limited number of forms of one function: the forms of earlier distillations are dropped, and each
     # network gets as many as a single one would.
     torch.compiler.reset()
-    limits: Any = torch._dynamo.config
-    limit = "recompile_limit" if hasattr(limits, "recompile_limit") else "cache_size_limit"  # before torch 2.6
-    setattr(limits, limit, max(getattr(limits, limit), FORMS * networks))
+    allow_forms(FORMS * networks)
     try:
         torch.compile(torch.sin)(torch.zeros(8, device=device))
     except Exception as error:  # a missing compiler shows in many ways

@@ -279,6 +279,8 @@ def _open_scores(learner: _Learner, images_per_class: int, job: dict[str, Any]) 
     folder, path = learner.folder, learner.folder / "scores.json"
     scores = Scores.read(path) if path.is_file() else Scores({})
     earlier = {name: value for name, value in NOT_NOTED.items() if name in about} | with_current_keys(scores.about)
+    # A setting that the version which began it did not have yet is no difference.
+    earlier["training"] = {**about["training"], **(earlier.get("training") or {})}
     other = first_difference(earlier, with_current_keys(about))
     # A job that failed before it had trained anything binds nobody.
     if other and path.is_file() and (scores.rows or (folder / "task0" / NETWORK).is_file()):

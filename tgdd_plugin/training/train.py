@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from composer import Callback, Trainer
-from composer.core import Algorithm
-from composer.models import ComposerClassifier, ComposerModel
-from composer.optim import MultiStepScheduler
+from composer.core import Algorithm, State
+from composer.models import ComposerModel
+from composer.optim import ComposerScheduler, MultiStepScheduler
 from composer.utils import dist, ensure_tuple
 from torch import nn
 from torchmetrics import MetricCollection
+from tqdm.auto import tqdm
 
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.core.errors import InputError, brief
@@ -23,7 +28,9 @@ from tgdd_plugin.core.weights import are_finite
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.training.settings import TrainSettings
+from tgdd_plugin.training.classifier import EngineClassifier, Float32Fallback
+from tgdd_plugin.training.engine import Engine
+from tgdd_plugin.training.settings import Schedule, TrainSettings
 from tgdd_plugin.training.vectorized import (
     SLOWER,
     TRIALS,
@@ -32,6 +39,9 @@ from tgdd_plugin.training.vectorized import (
     PopulationLoader,
     vectorizing_is_faster,
 )
+
+WARM_UP = 0.2
+"""Share of a one-cycle training in which the learning rate rises."""
 
 
 def train_network(
@@ -62,16 +72,68 @@ def train_network(
     Returns:
         The network, on the device.
     """
+    _train_one(network, loader, num_classes, settings, seed=seed, metrics=metrics, replay=replay, **options)
+    return network
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is known of a training that is over.
+
+    Args:
+        seconds: How long it took, the set-up of the Trainer included; of networks trained at once, an equal share.
+        computed: How most of its batches were computed, such as ``'fp32, eager'``.
+    """
+
+    seconds: float
+    computed: str
+
+
+def _train_one(
+    network: nn.Module,
+    loader: DeviceLoader,
+    num_classes: int,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    metrics: bool = False,
+    replay: Algorithm | None = None,
+    repeats: int = 1,
+    **options: Any,
+) -> Trained:
+    """Does what :func:`train_network` says; ``repeats`` trainings like it follow one another."""
+    began = time.perf_counter()
+    engine = _engine(settings, loader, repeats, options)
     # Nothing is evaluated here, and Composer's metrics refuse a single class.
     none = MetricCollection([])
-    model = ComposerClassifier(network, num_classes, train_metrics=None if metrics else none, val_metrics=none)
+    how: dict[str, Any] = {"train_metrics": None if metrics else none, "val_metrics": none}
+    if settings.label_smoothing:
+        how["loss_fn"] = functools.partial(F.cross_entropy, label_smoothing=settings.label_smoothing)
+    model = EngineClassifier(network, engine, num_classes=num_classes, **how)
     algorithms = [] if replay is None else [replay]
     if settings.augmentation != "none":
         algorithms.append(SiameseAugmentation(settings.augmentation, seed))
     if settings.cutmix:
         algorithms.append(RandomCutMix(settings.cutmix, seed))
-    _fit(model, loader, algorithms, settings, seed=seed, **options)
-    return network
+    _fit(model, engine, loader, algorithms, settings, seed=seed, **options)
+    return Trained(time.perf_counter() - began, str(engine))
+
+
+def _batches(settings: TrainSettings, loader: Any) -> int:
+    """How many batches a training has."""
+    return loader.batches_of(settings.passes) if settings.passes else settings.epochs * len(loader)
+
+
+def _engine(settings: TrainSettings, loader: Any, repeats: int, options: Mapping[str, Any]) -> Engine:
+    if "precision" in options:  # the user's own, of the Trainer
+        return Engine()
+    precision, compile = settings.precision, settings.compile
+    if dist.get_world_size() > 1:  # the ranks might find different things
+        precision, compile = "fp32" if precision == "auto" else precision, compile is True
+    share = _batches(settings, loader) / len(loader)
+    steps = {size: round(repeats * share * count) for size, count in loader.batch_sizes().items()}
+    tell = functools.partial(tqdm.write, file=sys.stderr) if options.get("title") else None
+    return Engine(precision, compile, steps, tell)
 
 
 def train_each(
@@ -85,7 +147,7 @@ def train_each(
     title: str | None = None,
     device: str | None = None,
     **options: Any,
-) -> list[float]:
+) -> list[Trained]:
     """Trains several networks of one architecture in place, each as :func:`train_network` would, up to rounding.
 
     Args:
@@ -101,33 +163,33 @@ def train_each(
         options: More arguments for the ``Trainer`` of each training, as in :func:`train_network`.
 
     Returns:
-        The seconds of each network's training, including the set-up of the Trainer; for networks that are trained at
-        once, equal shares of the whole.
+        The seconds of each network's training, and how it was computed.
     """
     together = PopulationLoader(loaders)
     if at_once is None:
         # A short training ends before the two ways are compared, and several ranks might disagree.
-        compare = len(networks) > 1 and dist.get_world_size() == 1 and settings.epochs * len(together) > 10 * TRIALS
+        compare = len(networks) > 1 and dist.get_world_size() == 1 and _batches(settings, together) > 10 * TRIALS
         at_once = compare and vectorizing_is_faster(networks, together)
     if not at_once:
-        seconds = []
+        done: list[Trained] = []
         for network, loader, seed in zip(networks, loaders, seeds, strict=True):
-            began = time.perf_counter()
-            named = title and f"{title}, seed {seed}"
-            train_network(network, loader, num_classes, settings, seed=seed, title=named, device=device, **options)
-            seconds.append(time.perf_counter() - began)
-        return seconds
+            how: dict[str, Any] = {"title": title and f"{title}, seed {seed}", "device": device, **options}
+            repeats = len(networks) - len(done)
+            done.append(_train_one(network, loader, num_classes, settings, seed=seed, repeats=repeats, **how))
+        return done
     began = time.perf_counter()
-    model = Population(networks)
-    algorithm = PopulationAugmentation(settings.augmentation, settings.cutmix, num_classes, seeds)
     named = title and f"{title}, {len(seeds)} networks"
-    _fit(model, together, [algorithm], settings, seed=seeds[0], title=named, device=device, **options)
-    model.release()
-    return [(time.perf_counter() - began) / len(networks)] * len(networks)
+    engine = _engine(settings, together, 1, {"title": named, **options})
+    model = Population(networks, engine, settings.label_smoothing)
+    algorithm = PopulationAugmentation(settings.augmentation, settings.cutmix, num_classes, seeds)
+    _fit(model, engine, together, [algorithm], settings, seed=seeds[0], title=named, device=device, **options)
+    model.module.release()
+    return [Trained((time.perf_counter() - began) / len(networks), str(engine))] * len(networks)
 
 
 def _fit(
     model: ComposerModel,
+    engine: Engine,
     loader: Any,
     algorithms: list[Algorithm],
     settings: TrainSettings,
@@ -142,18 +204,23 @@ def _fit(
         lr=settings.learning_rate,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
     )
+    schedulers: dict[Schedule, ComposerScheduler] = {
+        "steps": MultiStepScheduler(["0.666667dur", "0.833333dur"], gamma=0.2),
+        "one-cycle": one_cycle,
+    }
     ours = {
         "optimizers": optimizer,
-        "schedulers": MultiStepScheduler(["0.666667dur", "0.833333dur"], gamma=0.2),
+        "schedulers": schedulers[settings.schedule],
         "algorithms": algorithms,
-        "callbacks": [*([ProgressBar(title)] if title else []), *ensure_tuple(callbacks)],
+        "callbacks": [Float32Fallback(engine), *([ProgressBar(title)] if title else []), *ensure_tuple(callbacks)],
         "precision": "fp32",
         "progress_bar": False,
     }
-    trainer = Trainer(
-        model=model, train_dataloader=loader, max_duration=f"{settings.epochs}ep", **{**ours, **trainer_options}
-    )
+    in_batches = settings.passes is not None or settings.schedule == "one-cycle"
+    duration = f"{_batches(settings, loader)}ba" if in_batches else f"{settings.epochs}ep"
+    trainer = Trainer(model=model, train_dataloader=loader, max_duration=duration, **{**ours, **trainer_options})
     try:
         with warnings.catch_warnings():
             # Composer warns of every last batch that is smaller than the others.
@@ -166,6 +233,16 @@ def _fit(
             trainer.fit()
     finally:
         trainer.close()
+
+
+def one_cycle(state: State, ssr: float = 1.0) -> float:
+    """The share of the highest learning rate by the middle of a batch, never 0 (L. N. Smith, arXiv 1803.09820).
+
+    Composer's own, LinearWithWarmupScheduler, gives the first batches a rate of 0, and warns where there are few.
+    """
+    assert state.max_duration is not None  # in batches
+    done = (state.timestamp.batch.value + 0.5) / state.max_duration.value
+    return min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
 
 
 def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_classes: int) -> str:

@@ -24,6 +24,7 @@ from torch.func import functional_call, stack_module_state
 from tgdd_plugin.augmentation.algorithms import cutmix_stream, draw_cutmix, siamese_stream
 from tgdd_plugin.augmentation.dsa import augment, draw_augmentation
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.training.engine import Engine
 
 TRIALS = 10
 """The most timed steps of each way when the two are compared."""
@@ -33,11 +34,11 @@ SLOWER = "There is a performance drop because we have not yet implemented the ba
 time is measured."""
 
 
-class Population(ComposerModel):
-    """E networks as one Composer model: images ``(E, N, C, H, W)`` in, logits ``(E, N, K)`` out.
+class StackedNetworks(nn.Module):
+    """E networks as one module: images ``(E, N, C, H, W)`` in, logits ``(E, N, K)`` out.
 
-    Its loss is the sum of the networks' mean losses, so each gets its own gradient only. Random layers draw
-    separately for each network. Buffers must be changed in place: what a forward pass reassigns is lost.
+    Random layers draw separately for each network. Buffers must be changed in place: what a forward pass reassigns is
+    lost.
 
     Args:
         networks: Networks of one architecture. Their weights are copied; :meth:`release` copies them back.
@@ -48,6 +49,7 @@ class Population(ComposerModel):
         # In lists, so that torch does not register them as submodules. A copy is called, as functional_call leaves its
         # own weights in a module that has two names.
         self.networks, self.called = list(networks), [copy.deepcopy(networks[0])]
+        self.called[0].train(self.training)
         parameters, buffers = stack_module_state(self.networks)
         self.names = list(parameters), list(buffers)
         # Built here, as a ParameterList would make frozen weights trainable.
@@ -55,34 +57,62 @@ class Population(ComposerModel):
         for number, buffer in enumerate(buffers.values()):
             self.register_buffer(f"buffer{number}", buffer)
 
-    def forward(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        skeleton = self.called[0].train(self.training)
+    def train(self, mode: bool = True) -> StackedNetworks:
+        super().train(mode)
+        self.called[0].train(mode)
+        return self
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        skeleton = self.called[0]
 
         def one(parameters: dict[str, Any], buffers: dict[str, Any], images: torch.Tensor) -> Any:
             return functional_call(skeleton, (parameters, buffers), (images,))
 
-        logits: torch.Tensor = torch.vmap(one, randomness="different")(*self._weights(), batch[0])
+        logits: torch.Tensor = torch.vmap(one, randomness="different")(*self._weights(), images)
         return logits
 
     def _weights(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         buffers = dict(self.named_buffers(recurse=False))
         return (
-            dict(zip(self.names[0], self.stacked, strict=True)),
+            dict(zip(self.names[0], self.stacked)),  # noqa: B905 (torch.compile cannot trace strict)
             {name: buffers[f"buffer{number}"] for number, name in enumerate(self.names[1])},
         )
 
-    def loss(self, outputs: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Returns the sum over networks of the mean cross-entropy, for class ids ``(E, N)`` or shares ``(E, N, K)``."""
-        return F.cross_entropy(outputs.flatten(0, 1), batch[1].flatten(0, 1)) * len(outputs)
-
     @torch.no_grad()
     def release(self) -> None:
-        """Copies the present weights back into the networks, on this model's device."""
+        """Copies the present weights back into the networks, on this module's device."""
         parameters, buffers = self._weights()
         for number, network in enumerate(self.networks):
             network.to(self.stacked[0].device)
             for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
                 tensor.copy_((parameters if name in parameters else buffers)[name][number])
+
+
+class Population(ComposerModel):
+    """E networks as one Composer model, whose loss is the sum of their mean losses: each gets its own gradient only.
+
+    Args:
+        networks: Networks of one architecture, see :class:`StackedNetworks`.
+        engine: Computes the forward passes. Default: as they are.
+        label_smoothing: Share of each label that is spread over all classes. Default: ``0.0``.
+    """
+
+    def __init__(
+        self, networks: Sequence[nn.Module], engine: Engine | None = None, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.module = StackedNetworks(networks)
+        self.engine = engine or Engine()
+
+    def forward(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return self.engine(self.module, batch[0])
+
+    def loss(self, outputs: torch.Tensor, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Returns the sum over networks of the mean cross-entropy, for class ids ``(E, N)`` or shares ``(E, N, K)``."""
+        labels = batch[1].flatten(0, 1)
+        mean = F.cross_entropy(outputs.flatten(0, 1), labels, label_smoothing=self.label_smoothing)
+        return mean * len(outputs)
 
 
 class PopulationLoader:
@@ -98,6 +128,14 @@ class PopulationLoader:
 
     def __len__(self) -> int:
         return len(self.loaders[0])
+
+    def batches_of(self, passes: int) -> int:
+        """As of each of the loaders."""
+        return self.loaders[0].batches_of(passes)
+
+    def batch_sizes(self) -> dict[int, int]:
+        """How many batches of an epoch have each size, in images of all networks."""
+        return {len(self.loaders) * size: count for size, count in self.loaders[0].batch_sizes().items()}
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, ...]]:
         for batches in zip(*self.loaders, strict=True):
