@@ -29,7 +29,7 @@ from composer import Callback, Logger, State
 
 from benchmarks.harness import Bench, run
 from benchmarks.results import SECONDS, Parser, Row, markdown, percent, provenance, read_rows, seconds_of, spread
-from tgdd_plugin import DistillSettings
+from tgdd_plugin import DistillSettings, InputError
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.training.train import accuracy
 
@@ -112,6 +112,8 @@ def ablation(settings: DistillSettings, options: argparse.Namespace) -> Iterator
 def work(bench: Bench, options: argparse.Namespace) -> None:
     """All rows of the command, as far as the time goes."""
     recipe = bench.recipe
+    if options.paper_protocol and recipe.retrain.protocol != "paper":
+        raise InputError("--paper-protocol scores trainings of the paper's protocol; add retrain.protocol=paper")
     asked = (ablation if options.ablation else cells)(recipe.distill, options)
     # What cannot work is found out before any work.
     wanted = [(name, parts, bench.resolved(given, recipe.record.runs)) for name, parts, given in asked]

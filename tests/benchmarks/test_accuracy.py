@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes" / "digits.yaml")
 SMALL = "device=cpu data.per_class=12 network.depth=1 network.width=4 record.epochs=3 record.batch_size=32".split()
 SMALL += "distill.steps=4 distill.real_per_class=4 retrain.epochs=6 retrain.seeds=2 retrain.full_epochs=2".split()
+SMALL.append("retrain.protocol=paper")
 
 
 def run(script: Any, output: Path, *options: str, small: list[str] = SMALL) -> int:

@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes" / "digits.yaml")
 SMALL = "device=cpu data.per_class=12 network.depth=1 network.width=4 record.epochs=2 record.batch_size=16".split()
 SMALL += "distill.images_per_class=2 distill.steps=3 distill.real_per_class=4 retrain.epochs=4 retrain.seeds=1".split()
+SMALL.append("retrain.protocol=paper")
 SMALL += ["replay.tasks=2"]
 LEARNERS = ["finetune", "random", "reservoir", "herding", "distilled-sampled", "distilled-recorded"]
 SCRATCH = ["random-scratch", "herding-scratch", "distilled-sampled-scratch", "distilled-recorded-scratch"]

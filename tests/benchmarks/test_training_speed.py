@@ -159,7 +159,7 @@ def test_bad_options_end_in_one_line(capsys):
 
 SETTINGS = RetrainSettings(protocol="paper", epochs=6, seeds=2, full_epochs=2, augmentation="color_crop")
 KEYS = "device=cpu data.name=digits data.per_class=12 retrain.epochs=6 retrain.seeds=2 retrain.full_epochs=2".split()
-KEYS += ["retrain.augmentation=color_crop"]
+KEYS += ["retrain.augmentation=color_crop", "retrain.protocol=paper"]
 
 
 @pytest.fixture(scope="module")

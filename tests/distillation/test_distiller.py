@@ -130,6 +130,7 @@ def test_packed_ships_the_last_pixels_as_they_are_stored(trajectory, pool, tmp_p
     assert (images.int() - others.int()).abs().max() <= 1, "rounded before decoding, or after"
     quick = RetrainSettings(epochs=1, seeds=1, full_epochs=0)
     rows = retrain(packed, pool, quick, real=pool, device="cpu", progress_bar=False)
+    assert rows.pop().name == "full data, equal passes"
     assert [(row.name, row.images) for row in rows] == [
         ("distilled", 24),
         ("random", 6),

@@ -98,7 +98,7 @@ def test_a_class_without_images_is_named_with_the_remedy_which_works(trajectory,
     # The same data, whose third class has no image, then scores it.
     settings = RetrainSettings(epochs=1, seeds=1, full_epochs=0)
     rows = retrain(path, pool, settings, real=pool, device="cpu", progress_bar=False)
-    assert [row.name for row in rows] == ["distilled", "random"]
+    assert [row.name for row in rows] == ["distilled", "random", "full data, equal passes"]
     for lacking in (patterned(), ImagePool(pool.images, pool.labels, ["a", "b", "c"])):
         with pytest.raises(InputError, match="must be of at most 2 classes"):
             retrain(path, lacking, settings, device="cpu", progress_bar=False)

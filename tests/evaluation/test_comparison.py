@@ -402,7 +402,7 @@ def test_the_table_is_markdown():
 
 def test_a_broken_off_evaluation_goes_on(file, done, trained, trajectory):
     results = file.with_name("set-evaluation.json")
-    for rows in (1, 4, 8):  # after the first, before any selection, within the soft ones
+    for rows in (1, 5, 9):  # after the first, before any selection, within the soft ones
         trained.stop_after = rows
         with pytest.raises(Stopped):
             run(file, trajectory=trajectory)
@@ -410,10 +410,10 @@ def test_a_broken_off_evaluation_goes_on(file, done, trained, trajectory):
         assert not results.with_suffix(".md").exists() and not read_card(file).accuracy
     trained.stop_after = None
     rows = run(file, trajectory=trajectory)
-    assert len(trained.calls) == len(rows) == 11  # no row was trained twice
+    assert len(trained.calls) == len(rows) == 12  # no row was trained twice
     assert essence(rows) == essence(done[1])
     rows = run(file, trajectory=trajectory)  # and all is done
-    assert len(trained.calls) == 11 and essence(rows) == essence(done[1])
+    assert len(trained.calls) == 12 and essence(rows) == essence(done[1])
     assert len(read_card(file).accuracy) == 1
     assert evaluate_table(rows).splitlines() == results.with_suffix(".md").read_text().splitlines()
 
@@ -422,21 +422,21 @@ def test_what_is_asked_for_later_is_all_that_is_trained(finished, done, trained,
     settings = replace(ALL, networks=["convnet", OTHER])
     rows = run(finished, settings=settings, trajectory=trajectory)
     assert len(trained.calls) == 2
-    assert keys(rows) == [*list(NAMES)[:9], *[("convnet", name, "hard") for name in ("distilled", "random")],
-                          *list(NAMES)[9:]]  # fmt: skip
+    assert keys(rows) == [*list(NAMES)[:10], *[("convnet", name, "hard") for name in ("distilled", "random")],
+                          *list(NAMES)[10:]]  # fmt: skip
     assert [row for row in rows if row.network != "convnet"] == done[1]
     # Rows that are not asked for are kept in the file, and the trajectory may be left out.
-    fewer = run(finished, settings=EvaluateSettings(["random"], []))
-    assert keys(fewer) == list(NAMES)[:4] and len(trained.calls) == 2
+    fewer = run(finished, settings=EvaluateSettings(["random"], [], worth=False))
+    assert keys(fewer) == list(NAMES)[:5] and len(trained.calls) == 2
     content = strict(finished.with_name("set-evaluation.json"))
-    assert len(content["rows"]) == 13
-    assert len((finished.with_name("set-evaluation.md")).read_text().splitlines()) == 6
+    assert len(content["rows"]) == 14
+    assert len((finished.with_name("set-evaluation.md")).read_text().splitlines()) == 7
     # A selection that comes later goes by the networks that were kept.
     (finished.parent / "later").mkdir()
     later = finished.parent / "later/r.json"
-    run(finished, settings=EvaluateSettings(["random"], []), results=later)
+    run(finished, settings=EvaluateSettings(["random"], [], worth=False), results=later)
     count = len(trained.calls)
-    rows = run(finished, settings=EvaluateSettings(["random", "herding"], []), results=later)
+    rows = run(finished, settings=EvaluateSettings(["random", "herding"], [], worth=False), results=later)
     assert len(trained.calls) == count + 1
     herding = next(row for row in done[1] if row.name == "herding")
     assert essence(rows[-1:]) == essence([herding])
@@ -478,7 +478,7 @@ def test_another_trajectory_or_file_is_refused(finished, trained, trajectory, tm
 
 def test_at_once_is_no_other_evaluation(finished, trained, trajectory):
     rows = run(finished, training=replace(TRAINING, at_once=True), trajectory=str(trajectory.folder))
-    assert len(rows) == 11 and not trained.calls
+    assert len(rows) == 12 and not trained.calls
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"rows": [{"name": 3}]}', '{"rows": 3}', "\xff"])
@@ -703,8 +703,8 @@ RECIPE = {
     "network": {"name": "convnet", **ARGUMENTS},
     "record": {"epochs": 1, "augmentation": "crop", "cutmix": 0.0},
     "distill": {"images_per_class": 2, "factor": 2, "steps": 2, "real_per_class": 5, "augmentation": "crop"},
-    "retrain": {"epochs": 1, "seeds": 1, "full_epochs": 1, "augmentation": "crop"},
-    "evaluate": {"baselines": ["random", "herding"], "networks": []},
+    "retrain": {"protocol": "paper", "epochs": 1, "seeds": 1, "full_epochs": 1, "augmentation": "crop"},
+    "evaluate": {"baselines": ["random", "herding"], "networks": [], "worth": False},
 }
 
 
@@ -755,9 +755,9 @@ def test_evaluate_on_the_command_line(here, capfd):
     rows, last = told(capfd)
     assert rows == [*HARD, *SOFT] and last == "results   out/sets-ipc2-evaluation.json"
     assert len(strict(Path("out/sets-ipc2-evaluation.json"))["rows"]) == 8
-    assert [row["labels"] for row in read_card(file).accuracy[0]["rows"]] == ["hard"] * 5 + ["soft"] * 2
+    assert [row["labels"] for row in read_card(file).accuracy[0]["rows"]] == ["hard"] * 6 + ["soft"] * 2
     # Given again, by its file alone, all of it is there; the trajectory in that default place, outputs/, is none.
-    options = ["data.name=miniature_digits:sets", "device=cpu", "evaluate.networks=[]"]
+    options = ["data.name=miniature_digits:sets", "device=cpu", "evaluate.networks=[]", "evaluate.worth=false"]
     options += ["evaluate.baselines=[random,herding]", *(f"retrain.{k}={v}" for k, v in RECIPE["retrain"].items())]
     assert cli.main(["evaluate", str(file), *options]) == 0
     assert told(capfd) == (HARD, "results   out/sets-ipc2-evaluation.json: already done")
@@ -769,9 +769,9 @@ def test_a_trajectory_in_the_default_place_must_be_that_of_the_card(here, capfd)
     capfd.readouterr()
     settings = ["recipe.yaml", "evaluate.baselines=[random]", "retrain.full_epochs=0"]
     assert cli.main(["evaluate", *settings]) == 0
-    assert told(capfd)[0] == HARD[:3]
+    assert told(capfd)[0] == HARD[:4]
     assert cli.main(["evaluate", *settings, "trajectory=other/trajectory"]) == 0  # unless it is named
-    assert told(capfd)[0] == [*HARD[:3], *SOFT]
+    assert told(capfd)[0] == [*HARD[:4], *SOFT]
 
 
 def test_refusals_on_the_command_line_are_one_line(here, capfd):

@@ -75,13 +75,13 @@ def test_fewer_passes_than_a_batch_are_refused() -> None:
         seen(replace(PLAIN, passes=2), 3, 8)
 
 
-def test_one_cycle_rises_for_a_fifth_and_falls_to_nothing() -> None:
+def test_one_cycle_rises_for_three_tenths_and_falls_to_nothing() -> None:
     """On two straight lines; a batch has the rate of the middle of the one before, as Composer asks then."""
     rates = seen(replace(PLAIN, schedule="one-cycle", epochs=5), 8, 4).rates
     middles = [(max(step - 1, 0) + 0.5) / 10 for step in range(10)]
-    assert rates == pytest.approx([0.1 * (m / 0.2 if m < 0.2 else (1 - m) / 0.8) for m in middles], abs=1e-12)
+    assert rates == pytest.approx([0.1 * (m / 0.3 if m < 0.3 else (1 - m) / 0.7) for m in middles], abs=1e-12)
     (single,) = seen(replace(PLAIN, schedule="one-cycle", passes=4), 8, 4).rates
-    assert single == pytest.approx(0.1 * 0.5 / 0.8)
+    assert single == pytest.approx(0.1 * 0.5 / 0.7)
 
 
 def test_nesterov_is_that_of_the_formula() -> None:

@@ -41,7 +41,7 @@ class RetrainSettings:
     """Training epochs on the compact set. Under fast the other rows have as many passes as that; under paper, random
     images have as many epochs. null: 150 under fast, 1500 under paper (the paper's at 32 pixels)."""
     batch_size: Count | None = None
-    """Images in a batch. null: 8 to 32 under fast, rising with the passes; 64 under paper."""
+    """Images in a batch. null: 8 to 64 under fast, rising with the passes; 64 under paper."""
     learning_rate: NonNegative | None = None
     """Highest learning rate of SGD. null: 0.05 under fast, 0.01 under paper."""
     momentum: NonNegative = 0.9

@@ -120,7 +120,8 @@ class Engine:
 
     Args:
         precision, compile: As in :class:`tgdd_plugin.training.settings.TrainSettings`.
-        steps: How many batches of each size come, by the size.
+        steps: How many batches of each size come, by the size; of another size, which a memory that is replayed makes,
+            as many as of the one that comes most often.
         tell: Gets one line where something other than float32, not compiled, is chosen. Default: nobody is told.
     """
 
@@ -184,7 +185,7 @@ class Engine:
         if found := _chosen.get(self._key(network, images)):
             self.used[size] = found
         else:
-            self._trials[size] = _Trial([EAGER, *ways], self.steps.get(size, 0))
+            self._trials[size] = _Trial([EAGER, *ways], self.steps.get(size, max(self.steps.values(), default=0)))
             self._next(size, network, images)
 
     def _next(self, size: int, network: nn.Module, images: torch.Tensor) -> None:

@@ -39,7 +39,7 @@ class TrainSettings:
     """Image passes (images x epochs) in place of epochs; the last epoch may be cut short. null: as epochs say."""
     schedule: Schedule = "steps"
     """How the learning rate goes. steps: constant, a fifth from 2/3 and again from 5/6 of training on, as in
-    dataset-distillation papers; one-cycle: from 0 up to learning_rate in the first fifth, then down to 0, both in
+    dataset-distillation papers; one-cycle: from 0 up to learning_rate in the first 30 %, then down to 0, both in
     straight lines."""
     nesterov: Flag = False
     """Whether the momentum is Nesterov's."""

@@ -40,7 +40,7 @@ from tgdd_plugin.training.vectorized import (
     vectorizing_is_faster,
 )
 
-WARM_UP = 0.2
+WARM_UP = 0.3
 """Share of a one-cycle training in which the learning rate rises."""
 
 
@@ -130,8 +130,10 @@ def _engine(settings: TrainSettings, loader: Any, repeats: int, options: Mapping
     precision, compile = settings.precision, settings.compile
     if dist.get_world_size() > 1:  # the ranks might find different things
         precision, compile = "fp32" if precision == "auto" else precision, compile is True
-    share = _batches(settings, loader) / len(loader)
-    steps = {size: round(repeats * share * count) for size, count in loader.batch_sizes().items()}
+    steps = {}
+    if isinstance(loader, DeviceLoader | PopulationLoader):  # a stock loader does not say, and is not compiled for
+        share = _batches(settings, loader) / len(loader)
+        steps = {size: round(repeats * share * count) for size, count in loader.batch_sizes().items()}
     tell = functools.partial(tqdm.write, file=sys.stderr) if options.get("title") else None
     return Engine(precision, compile, steps, tell)
 
