@@ -174,6 +174,21 @@ def test_what_was_deleted_meanwhile_is_told_and_the_run_is_not_called_complete(t
     assert "not complete" in describe_trajectory(opened)
 
 
+def test_what_is_deleted_while_the_last_manifest_is_written_is_told_too(tmp_path, monkeypatch):
+    write = Run.write
+
+    def deleting(run: Run, folder: Path, **options: Any) -> None:
+        if run.complete:
+            (folder / run.stages[1].file).unlink()
+        write(run, folder, **options)
+
+    monkeypatch.setattr(Run, "write", deleting)
+    with pytest.warns(UserWarning, match="recorded files are gone"):
+        train(tmp_path)
+    noted = manifest(tmp_path / "run")
+    assert not noted["complete"] and all((tmp_path / "run" / stage["file"]).is_file() for stage in noted["stages"])
+
+
 def test_an_error_of_the_users_own_code_is_theirs(tmp_path):
     def interval(state: State, event: Any) -> bool:
         if state.timestamp.epoch.value == 2:

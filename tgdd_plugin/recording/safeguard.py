@@ -115,6 +115,11 @@ class Safeguard:
         def write() -> None:
             run.complete = not self.lost
             run.write(folder)
+            if lost := drop_lost_files(folder, run):  # while the manifest was written
+                self.lost = True
+                self.note(f"recorded files are gone from '{folder}' ({', '.join(lost[:3])})")
+                run.complete = False
+                run.write(folder)
 
         self._modified, self._withheld = None, True
         with self.covers("the end of the recording"):
