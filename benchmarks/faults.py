@@ -39,6 +39,8 @@ from benchmarks.operations import watch_operations
 from benchmarks.small_jobs import MEAN, STD, composer_trainer, quiet, small_network
 from tgdd_plugin import TGDDCallback
 from tgdd_plugin.core.tables import markdown_table
+from tgdd_plugin.recording import safeguard
+from tgdd_plugin.recording.safeguard import drop_lost_files
 from tgdd_plugin.trajectory.manifest import Run
 
 CALLS = ("open", "fsync", "replace", "rename", "unlink", "remove", "mkdir", "stat", "write")
@@ -79,6 +81,7 @@ class Fault:
         self.fault, self.number, self.span, self.folder = fault, number, span, folder
         self.armed = self.busy = False
         self.count = 0
+        self.deleted_at, self.looked_at = -1, 0  # by the clock, in nanoseconds
 
     def at(self, moment: str) -> None:
         """Is told every operation."""
@@ -124,7 +127,14 @@ class Fault:
         if self.fault == "slow disk":
             time.sleep(0.02)
 
+    def look(self, folder: Path, run: Run) -> list[str]:
+        """Takes the place of the recording's own look for what is gone, and notes when it was."""
+        lost = drop_lost_files(folder, run)
+        self.looked_at = time.monotonic_ns()
+        return lost
+
     def _delete(self) -> None:
+        self.deleted_at = time.monotonic_ns()
         run = self.folder / "run"
         stages = sorted(run.glob("stage-*.safetensors"))
         if self.fault.startswith("the folder"):
@@ -164,6 +174,7 @@ def training(place: Path, fault: Fault | None) -> Callable[[], None]:
         network = small_network()
         if fault is not None:
             watch_operations(fault.folder, fault.at, CALLS)
+            safeguard.drop_lost_files = fault.look
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             recorder = TGDDCallback(str(place / "trajectory"), "1ba", mean=MEAN, std=STD, exemplars=4)
@@ -177,8 +188,10 @@ def training(place: Path, fault: Fault | None) -> Callable[[], None]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         save_file(network.state_dict(), place / "final.safetensors")
         words = [str(warning.message) for warning in caught]
-        operations = 0 if fault is None else fault.count
-        (place / "said.json").write_text(json.dumps({"warnings": words, "operations": operations}))
+        said: dict[str, Any] = {"warnings": words, "operations": 0, "deleted_too_late": False}
+        if fault is not None:
+            said |= {"operations": fault.count, "deleted_too_late": fault.deleted_at > fault.looked_at}
+        (place / "said.json").write_text(json.dumps(said))
 
     return work
 
@@ -198,13 +211,15 @@ def look(place: Path, wanted: Path, ended: Ended) -> list[str]:
     if (place / "final.safetensors").read_bytes() != (wanted / "final.safetensors").read_bytes():
         problems.append("other weights")
     run = place / "trajectory" / "run"
-    said = json.loads((place / "said.json").read_text())["warnings"]
+    content = json.loads((place / "said.json").read_text())
+    said = content["warnings"]
+    if content["deleted_too_late"]:  # after the last look of the recording, which cannot tell it
+        return problems
     recorded = _manifest(run)
     expected = {stage["batch"]: stage["sha256"] for stage in _manifest(wanted / "trajectory" / "run")["stages"]}
     found = {stage["batch"]: stage["sha256"] for stage in recorded.get("stages", [])}
     for stage in recorded.get("stages", []):
         path = run / stage["file"]
-        # What was deleted after the last look of the recording cannot be told by it.
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != stage["sha256"]:
             problems.append(f"{stage['file']} is named, and not there or not whole")
     # Class means are those since the last stage that was recorded, so later bytes may differ after a gap.
