@@ -130,6 +130,10 @@ def test_a_manifest_that_says_more_than_is_true_is_found(ran, tmp_path):
     assert faults.look(place, wanted, ended) == []
     (place / "trajectory/run/stage-ep0-ba2.safetensors").unlink()
     assert any("named, and not there" in problem for problem in faults.look(place, wanted, ended))
+    said = json.loads((place / "said.json").read_text())
+    (place / "said.json").write_text(json.dumps({**said, "deleted_too_late": True}))
+    assert faults.look(place, wanted, ended) == []
+    (place / "said.json").write_text(json.dumps(said))
     path = place / "trajectory/run/manifest.json"
     manifest = json.loads(path.read_text())
     manifest["stages"] = [stage for stage in manifest["stages"] if stage["batch"] != 2]
