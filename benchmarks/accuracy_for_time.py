@@ -85,16 +85,21 @@ def _spread(row: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="After --, keys of the recipe: -- data.root=/data retrain.seeds=5",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("recipe")
     parser.add_argument("--files", type=Path, nargs="+", required=True, help="the .beton files")
     parser.add_argument("--passes", type=int, nargs="+", default=[2_000, 5_000, 10_000, 20_000])
     parser.add_argument("--random", type=int, nargs="*", default=[200, 500], help="more numbers of random images")
     parser.add_argument("--output", type=Path, default=Path("outputs/accuracy_for_time"))
-    parser.add_argument("overrides", nargs="*", help="of the recipe, behind --")
-    options = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options, overrides = parser.parse_args(arguments[:end]), arguments[end + 1 :]
     warnings.filterwarnings("ignore")
-    recipe = read_recipe(options.recipe, options.overrides)
+    recipe = read_recipe(options.recipe, overrides)
     real, test = load_data(recipe.data, progress=True)
     card = read_card(options.files[0])
     real, test = (fitting_pool(pool, "real", options.files[0], card) for pool in (real, test))

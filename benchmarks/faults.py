@@ -129,9 +129,8 @@ class Fault:
 
     def look(self, folder: Path, run: Run) -> list[str]:
         """Takes the place of the recording's own look for what is gone, and notes when it was."""
-        lost = drop_lost_files(folder, run)
-        self.looked_at = time.monotonic_ns()
-        return lost
+        self.looked_at = time.monotonic_ns()  # what is deleted meanwhile may have been looked at before
+        return drop_lost_files(folder, run)
 
     def _delete(self) -> None:
         self.deleted_at = time.monotonic_ns()
