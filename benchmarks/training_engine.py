@@ -6,7 +6,7 @@
 speed: whole Composer trainings of a ConvNet-3, augmentation included, as retrain() does them. The ways take turns; a
 turn gives each way the median time of its batches, the first ones left out, and so a ratio to the first way. Told are
 the median ratio and the middle half. float32 without compiling is what this package did before it had an engine.
-accuracy: the same trainings on Fashion-MNIST (2,000 images of each class), a pair for each seed.
+accuracy: Fashion-MNIST (2,000 images of each class, width 32), float32 beside bf16 compiled, a pair for each seed.
 """
 
 from __future__ import annotations
@@ -101,14 +101,15 @@ def speed(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def paired_accuracies(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The test accuracy of each way and seed, in per cent, and its difference to the first way's."""
+    """The test accuracies, in per cent, of float32 not compiled and of bf16 compiled, seed by seed."""
     train, test = load_data(DataSettings(name="fashion_mnist", root=str(options.data), per_class=2000))
     normalization, on = Normalization(*train.statistics()), torch_device(options.device)
-    rows: list[dict[str, Any]] = [{"way": str(way), "accuracies": []} for way in WAYS]
+    ways = (WAYS[0], WAYS[-1])
+    rows: list[dict[str, Any]] = [{"way": str(way), "accuracies": []} for way in ways]
     settings = TrainSettings(epochs=options.epochs, batch_size=options.batch_size)
     pool = train.to(on)
     for seed in range(options.seeds):
-        for row, way in zip(rows, WAYS, strict=True):
+        for row, way in zip(rows, ways, strict=True):
             loader = DeviceLoader(
                 pool.images, pool.labels, normalization, batch_size=settings.batch_size, seed=seed, device=on
             )
