@@ -20,7 +20,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,6 +28,7 @@ from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.tables import markdown_table
 from tgdd_plugin.data.image_pool import ImagePool
@@ -57,31 +57,24 @@ def sets(files: list[Path], sizes: list[int], real: ImagePool) -> Iterator[tuple
     yield FULL, lambda seed: (real.images, real.labels)
 
 
-def table(rows: list[dict[str, Any]], counts: dict[str, int]) -> str:
+def table(rows: list[Row], counts: dict[str, int]) -> str:
     """A line for each budget and file: the file, as many random images, the best number of those, and all images."""
     lines = []
-    for budget in sorted({row["passes"] for row in rows}):
-        own = {row["name"]: row for row in rows if row["passes"] == budget}
-        random = {name: row for name, row in own.items() if name.startswith("random")}
+    for budget in sorted({row.passes for row in rows}):
+        own = {row.name: row for row in rows if row.passes == budget}
+        random = [row for row in own.values() if row.is_random]
         if not random or FULL not in own:
             continue
-        best = max(random, key=lambda name: statistics.mean(random[name]["accuracies"]))
+        best, whole = max(random, key=lambda row: row.mean), own[FULL]
         for name, per_class in counts.items():
-            same = own.get(random_name(per_class))
-            if name not in own or same is None:
+            if not {name, random_name(per_class)} <= own.keys():
                 continue
-            cells = [_spread(row) for row in (own[name], same, random[best], own[FULL])]
-            cells[2] += f" ({best.removeprefix('random, ')})"
-            apart = own[name]["mean_percent"] - own[FULL]["mean_percent"]
-            seconds = statistics.mean(own[name]["seconds"])
-            lines.append([f"{budget:,}", name, *cells, f"{apart:+.1f}", f"{seconds:.1f}"])
+            row, same = own[name], own[random_name(per_class)]
+            found = f"{best.spread} ({best.name.removeprefix('random, ')})"
+            apart, seconds = f"{row.mean - whole.mean:+.1f}", f"{statistics.mean(row.seconds):.1f}"
+            lines.append([f"{budget:,}", name, row.spread, same.spread, found, whole.spread, apart, seconds])
     headers = ["passes", "set", "set %", "random, same number %", "best random %", "all images %", "set to all", "s"]
     return markdown_table(headers, lines)
-
-
-def _spread(row: dict[str, Any]) -> str:
-    own = [100 * accuracy for accuracy in row["accuracies"]]
-    return f"{statistics.mean(own):.1f}" + (f" ± {statistics.stdev(own):.1f}" if len(own) > 1 else "")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -108,20 +101,22 @@ def main(arguments: list[str] | None = None) -> None:
     seeds = range(recipe.seed, recipe.seed + recipe.retrain.seeds)
     scorer = Scorer(test, card.normalization, seeds, len(card.classes), recipe.device, recipe.retrain.at_once)
     path = options.output / "results.json"
-    content = json.loads(path.read_text()) if path.is_file() else {"rows": []}
-    done = {(row["passes"], row["name"]) for row in content["rows"]}
-    content["machine"] = describe_machine(recipe.device or "cpu", torch.get_num_threads())
+    kept = json.loads(path.read_text())["rows"] if path.is_file() else []
+    rows = [build_checked(Row, row) for row in kept]
+    done = {(row.passes, row.name) for row in rows}
+    machine = describe_machine(recipe.device or "cpu", torch.get_num_threads())
     for budget in sorted(options.passes):
         how = replace(recipe.retrain, passes=budget, epochs=None).training(budget)
         for name, images in sets(options.files, options.random, real):
             if (budget, name) not in done:
                 row = Row(name)
                 scorer.score(row, build, images, how)
-                content["rows"].append(row.summary())
+                rows.append(row)
+                content = {"machine": machine, "rows": [each.summary() for each in rows]}
                 write_whole(path, json.dumps(content, indent=1) + "\n")
-                print(f"{budget:,} passes, {name}: {_spread(content['rows'][-1])} %", file=sys.stderr, flush=True)
+                print(f"{budget:,} passes, {name}: {row.spread} %", file=sys.stderr, flush=True)
     counts = {file.stem: len(read_beton(file)[1]) // len(card.classes) for file in options.files}
-    print(f"{content['machine']}\n\n{table(content['rows'], counts)}")
+    print(f"{machine}\n\n{table(rows, counts)}")
 
 
 if __name__ == "__main__":

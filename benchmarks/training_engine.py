@@ -34,7 +34,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.pipeline.datasets import load_data
-from tgdd_plugin.training.engine import Way
+from tgdd_plugin.training.forward_passes import Way
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import accuracy, train_network
 

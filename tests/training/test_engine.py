@@ -23,8 +23,10 @@ from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.training import engine as engines
+from tgdd_plugin.training import forward_passes
 from tgdd_plugin.training import train as training
-from tgdd_plugin.training.engine import EAGER, Engine, Way, ways_to_try
+from tgdd_plugin.training.engine import Engine, ways_to_try
+from tgdd_plugin.training.forward_passes import EAGER, Way
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import train_each, train_network
 
@@ -204,7 +206,7 @@ def test_the_attempt_to_compile_changes_nothing(monkeypatch: pytest.MonkeyPatch)
     def make() -> nn.Module:
         return tiny_network(0, norm=True, dropout=0.5)
 
-    monkeypatch.setattr(engines, "_compiled_forward", breaks)
+    monkeypatch.setattr(forward_passes, "_compiled_forward", breaks)
     with pytest.warns(UserWarning, match=r"goes on without \(RuntimeError: no code\)"):
         tried = trained(replace(PLAIN, precision="fp32", compile=True), make())
     assert torch.equal(tried, trained(replace(PLAIN, compile=False), make()))

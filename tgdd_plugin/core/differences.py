@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from tgdd_plugin.core.errors import shown
@@ -22,6 +23,11 @@ def first_difference(earlier: Any, now: Any, where: str = "") -> str | None:
         if earlier == now
         else (f"{shown(where, LONGEST)} was {shown(repr(earlier), LONGEST)} and is now {shown(repr(now), LONGEST)}")
     )
+
+
+def with_later_settings(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that an earlier version noted, and those which only a later one has as they are now."""
+    return {**now, **earlier}
 
 
 def as_plain(content: Any) -> Any:

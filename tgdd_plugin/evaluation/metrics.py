@@ -14,7 +14,7 @@ def hard_label_recovery(row: Row, rows: Sequence[Row]) -> float | None:
         ``None`` for soft labels and the full data itself, or where the network was not trained on the full data.
     """
     full = _find(rows, (row.network, FULL_DATA, "hard"))
-    return None if full is None or row.labels != "hard" or row.name.startswith(FULL_DATA) else full.mean - row.mean
+    return None if full is None or row.labels != "hard" or row.is_full_data else full.mean - row.mean
 
 
 def improvement_over_random(row: Row, rows: Sequence[Row]) -> float | None:
@@ -24,7 +24,7 @@ def improvement_over_random(row: Row, rows: Sequence[Row]) -> float | None:
         ``None`` where there is no such row, or for random images and the full data themselves.
     """
     random = _find(rows, (row.network, RANDOM[0], row.labels))
-    return None if random is None or row.name.startswith(("random", FULL_DATA)) else row.mean - random.mean
+    return None if random is None or row.is_random or row.is_full_data else row.mean - random.mean
 
 
 def worth_in_random_images(row: Row, rows: Sequence[Row]) -> str | None:
@@ -36,11 +36,9 @@ def worth_in_random_images(row: Row, rows: Sequence[Row]) -> str | None:
         The number of images, with ``<`` or ``>`` in front where only a bound is known; ``None`` for random images, the
         full data and soft labels, or where there are fewer than two rows of random images to go by.
     """
-    if row.labels != "hard" or row.name.startswith(("random", FULL_DATA)):
+    if row.labels != "hard" or row.is_random or row.is_full_data:
         return None
-    random = [
-        one for one in rows if (one.network, one.labels) == (row.network, "hard") and one.name.startswith("random")
-    ]
+    random = [one for one in rows if one.is_random and (one.network, one.labels) == (row.network, "hard")]
     random.sort(key=lambda one: one.images)
     if len(random) < 2:
         return None

@@ -75,7 +75,7 @@ def _own_network(
     compact: CompactSet, name: str, images: Callable[[int], Images], training: RetrainSettings, labels: str = "hard"
 ) -> RowJob:
     row = Row(name, network=compact.network, labels=labels)
-    return RowJob(row, compact.build, images, training.training(len(compact.images[0])))
+    return RowJob(row, compact.build, images, training.training(compact.card.images))
 
 
 def _baselines(
@@ -88,7 +88,7 @@ def _baselines(
         for name, count in zip(RANDOM, [stored, decoded] if decoded > stored else [stored], strict=False):
             baselines.random(count, seed)  # far too few real images are found out here
             jobs.append(_own_network(compact, name, functools.partial(baselines.random, count), training))
-    equal = training.at_equal_passes(len(compact.images[0]))
+    equal = training.at_equal_passes(compact.card.images)
     jobs.append(RowJob(Row(EQUAL_PASSES, network=compact.network), compact.build, baselines.full, equal))
     if training.full_epochs:
         whole = training.full_training(len(baselines.real))
@@ -131,10 +131,11 @@ def _more_random(compact: CompactSet, baselines: Baselines, training: RetrainSet
     decoded = compact.card.images // len(compact.card.classes)
 
     def is_better(rows: Sequence[Row]) -> bool:
-        own = {row.name: row.mean for row in rows if (row.network, row.labels) == (compact.network, "hard")}
-        return all(mean < own["distilled"] for name, mean in own.items() if name.startswith("random"))
+        own = [row for row in rows if (row.network, row.labels) == (compact.network, "hard")]
+        reached = next(row.mean for row in own if row.name == "distilled")
+        return all(row.mean < reached for row in own if row.is_random)
 
-    equal = training.at_equal_passes(len(compact.images[0]))
+    equal = training.at_equal_passes(compact.card.images)
     while count <= int(baselines.real.counts.min()):
         if count != decoded:  # that is a row already
             row = Row(f"random, {count} of each class", network=compact.network)
@@ -148,7 +149,7 @@ def _other_networks(
     compact: CompactSet, baselines: Baselines | None, settings: EvaluateSettings, training: RetrainSettings
 ) -> list[RowJob]:
     """The jobs of other architectures, on the set and on random images."""
-    card, how = compact.card, training.training(len(compact.images[0]))
+    card, how = compact.card, training.training(compact.card.images)
     jobs = []
     for network in settings.networks:
         build = functools.partial(build_network, network, {}, card.shape, len(card.classes))

@@ -79,6 +79,21 @@ class Row:
         return self.network, self.name, self.labels
 
     @property
+    def is_random(self) -> bool:
+        """Whether it is of random images, of whatever number."""
+        return self.name.startswith(RANDOM[0])
+
+    @property
+    def is_full_data(self) -> bool:
+        """Whether it is of all real images."""
+        return self.name in (FULL_DATA, EQUAL_PASSES)
+
+    @property
+    def image_passes(self) -> int:
+        """The number of images that its networks saw in all, also where that was not noted."""
+        return self.passes or self.images * self.epochs
+
+    @property
     def mean(self) -> float:
         """Mean accuracy in per cent."""
         return 100 * float(np.mean(self.accuracies))

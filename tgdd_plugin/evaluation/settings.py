@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from tgdd_plugin.augmentation.strategy import parse_augmentation
+from tgdd_plugin.core.differences import with_later_settings
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.settings import (
     Count,
@@ -104,9 +105,9 @@ class RetrainSettings:
 
         Of another protocol than ``now`` that alone, from which the other differences follow.
         """
-        protocol = earlier.get("protocol", "paper")
-        same = protocol == now.get("protocol")
-        return {**now, "protocol": protocol, **(earlier if same else {})}
+        protocol = {"protocol": earlier.get("protocol", "paper")}
+        same = protocol["protocol"] == now.get("protocol")
+        return with_later_settings({**earlier, **protocol} if same else protocol, now)
 
     def full_training(self, images: int) -> TrainSettings:
         """How networks are trained for ``full_epochs`` on all real images, of which there are ``images``."""

@@ -16,8 +16,7 @@ def retrain_table(rows: Sequence[Row]) -> str:
     cells = []
     for row in rows:
         distance = None if full is None or row.name == FULL_DATA else f"{row.mean - full:+.1f}"
-        passes = row.passes or row.images * row.epochs
-        cells.append([row.name, row.images, passes, row.spread, distance, f"{mean(row.seconds):.1f}"])
+        cells.append([row.name, row.images, row.image_passes, row.spread, distance, f"{mean(row.seconds):.1f}"])
     return text_table(["trained on", "images", "passes", "accuracy %", "to full data", "seconds"], cells)
 
 
@@ -28,7 +27,7 @@ def evaluate_table(rows: Sequence[Row]) -> str:
         measures = (hard_label_recovery(row, rows), improvement_over_random(row, rows))
         points = [None if value is None else f"{value:+.1f}" for value in measures]
         worth = worth_in_random_images(row, rows)
-        about = [row.network, row.name, row.labels, row.images, row.passes or row.images * row.epochs]
+        about = [row.network, row.name, row.labels, row.images, row.image_passes]
         cells.append([*about, row.spread, *points, worth, f"{mean(row.seconds):.1f}"])
     headers = ["network", "trained on", "labels", "images", "passes", "accuracy %", "HLR", "IOR", "worth, images", "s"]
     return markdown_table(headers, cells)

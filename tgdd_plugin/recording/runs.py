@@ -16,7 +16,7 @@ from torch import nn
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.device import torch_device
-from tgdd_plugin.core.differences import first_difference
+from tgdd_plugin.core.differences import first_difference, with_later_settings
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.renamed_keys import with_current_keys
@@ -186,9 +186,8 @@ def _check_job(path: Path, depends: dict[str, Any]) -> None:
                 f"'{path}', which says what was recorded there, is damaged ({error}). Choose another output, or delete "
                 f"that folder."
             ) from error
-        # A setting that the version which recorded it did not have yet is no difference.
         if isinstance(earlier.get("settings"), dict):
-            earlier["settings"] = {**depends["settings"], **earlier["settings"]}
+            earlier["settings"] = with_later_settings(earlier["settings"], depends["settings"])
         if other := first_difference(earlier, with_current_keys(depends)):
             raise InputError(
                 f"'{path.parent}' was recorded by another job ({other}). Choose another output, or delete that folder."

@@ -97,9 +97,7 @@ class Safeguard:
         Raises:
             InputError: On every rank, if the folder cannot be written.
         """
-        if lost := on_rank_0(folder, lambda: self._drop_lost_files(folder, run)):
-            self.lost = True
-            self.note(f"recorded files are gone from '{folder}' ({', '.join(lost[:3])})")
+        self._note_lost(folder, on_rank_0(folder, lambda: self._drop_lost_files(folder, run)))
         with self.covers("keeping the exemplars"):  # they are no reason to lose a stage
             on_rank_0(folder, lambda: self._retry(lambda: exemplars.write_if_done(folder, run)))
         on_rank_0(folder, lambda: self._retry(write))
@@ -116,8 +114,7 @@ class Safeguard:
             run.complete = not self.lost
             run.write(folder)
             if lost := drop_lost_files(folder, run):  # while the manifest was written
-                self.lost = True
-                self.note(f"recorded files are gone from '{folder}' ({', '.join(lost[:3])})")
+                self._note_lost(folder, lost)
                 run.complete = False
                 run.write(folder)
 
@@ -133,6 +130,11 @@ class Safeguard:
                 f"training went on, the first of them: {self.failures[0]}",
                 stacklevel=3,
             )
+
+    def _note_lost(self, folder: Path, lost: list[str]) -> None:
+        if lost:
+            self.lost = True
+            self.note(f"recorded files are gone from '{folder}' ({', '.join(lost[:3])})")
 
     def _drop_lost_files(self, folder: Path, run: Run) -> list[str]:
         # To look at every file at every stage would cost more with each. Nothing can go without the folder's changing.

@@ -20,7 +20,7 @@ from torch import nn
 
 from tgdd_plugin.core.atomic_files import check_writable, sweep
 from tgdd_plugin.core.device import torch_device
-from tgdd_plugin.core.differences import first_difference
+from tgdd_plugin.core.differences import first_difference, with_later_settings
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.renamed_keys import with_current_keys
@@ -279,8 +279,7 @@ def _open_scores(learner: _Learner, images_per_class: int, job: dict[str, Any]) 
     folder, path = learner.folder, learner.folder / "scores.json"
     scores = Scores.read(path) if path.is_file() else Scores({})
     earlier = {name: value for name, value in NOT_NOTED.items() if name in about} | with_current_keys(scores.about)
-    # A setting that the version which began it did not have yet is no difference.
-    earlier["training"] = {**about["training"], **(earlier.get("training") or {})}
+    earlier["training"] = with_later_settings(earlier.get("training") or {}, about["training"])
     other = first_difference(earlier, with_current_keys(about))
     # A job that failed before it had trained anything binds nobody.
     if other and path.is_file() and (scores.rows or (folder / "task0" / NETWORK).is_file()):

@@ -1,46 +1,23 @@
-"""How a training's forward passes are computed: in float32 or bfloat16, compiled or not; and which of them is fastest.
-
-One plain function is compiled, with the network as an argument: networks of one architecture share what was compiled.
-"""
+"""Which way to compute a training's forward passes is fastest, found while it is trained."""
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from tgdd_plugin.core.compile_limit import allow_forms
-from tgdd_plugin.core.errors import brief
+from tgdd_plugin.training.forward_passes import EAGER, Way, compile_problem, compute, watched_modules
 from tgdd_plugin.training.settings import Compile, Precision
 
 STEPS = 6
 """Steps of each way that are timed, of which the fastest counts."""
 WORTH_COMPILING = 60.0
 """Seconds that a training has to take from here on before compiling is tried, which takes up to half a minute."""
-
-
-COMPILED_FORMS = 64
-"""Compiled forms that a process keeps: one for each architecture, batch size and precision."""
-
-
-class Way(NamedTuple):
-    """A way to compute forward passes."""
-
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compiled: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.precision}, {'compiled' if self.compiled else 'eager'}"
-
-
-EAGER = Way()
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -67,18 +44,6 @@ def ways_to_try(precision: Precision, compile: Compile, device: torch.device) ->
     return [Way(each, True) for each in both or [way.precision for way in eager[:1]]]
 
 
-def _forward(network: nn.Module, images: torch.Tensor, bf16: bool) -> torch.Tensor:
-    if not bf16:
-        logits: torch.Tensor = network(images)
-        return logits
-    with torch.autocast(images.device.type, torch.bfloat16):
-        return network(images).float()  # type: ignore[no-any-return]
-
-
-_compiled_forward = torch.compile(_forward, dynamic=False)
-
-_trunks: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
-
 _chosen: dict[tuple[Any, ...], Way] = {}
 """What was fastest in this process, by architecture and all else that it depends on."""
 
@@ -102,6 +67,10 @@ class _Trial:
     @property
     def fastest(self) -> Way | None:
         return min(self.seconds, key=self.seconds.__getitem__, default=None)
+
+    def end_way(self) -> None:
+        """Leaves the present way for the next."""
+        self.ways, self.steps = self.ways[1:], 0
 
     def note(self, seconds: float) -> None:
         """Counts a step of the present way; the first one warms up."""
@@ -153,7 +122,8 @@ class Engine:
             self._begin(size, network, images)
         if self._trials:
             if size in self._trials and self._trials[size].steps > STEPS:
-                self._next(size, network, images)
+                self._trials[size].end_way()
+                self._prepare(size, network, images)
             self._last = size, _now(images.device)  # what a trial itself takes belongs to no step
         return self.used.get(size) or self._trials[size].ways[0]
 
@@ -185,15 +155,16 @@ class Engine:
         if found := _chosen.get(self._key(network, images)):
             self.used[size] = found
         else:
-            self._trials[size] = _Trial([EAGER, *ways], self.steps.get(size, max(self.steps.values(), default=0)))
-            self._next(size, network, images)
+            self._trials[size] = _Trial(ways, self.steps.get(size, max(self.steps.values(), default=0)))
+            self._prepare(size, network, images)
 
-    def _next(self, size: int, network: nn.Module, images: torch.Tensor) -> None:
-        """Goes on to the next way, or settles for the fastest where none is left."""
-        trial = self._trials[size]
-        trial.ways, trial.steps = trial.ways[1:], 0
-        problem = None
-        while trial.ways and trial.ways[0].compiled and self._is_worth_compiling(trial):
+    def _prepare(self, size: int, network: nn.Module, images: torch.Tensor) -> None:
+        """Makes the next way ready, or settles for the fastest where none is left to be timed."""
+        trial, problem = self._trials[size], None
+        while trial.ways and trial.ways[0].compiled:
+            if not self._is_worth_compiling(trial):
+                self._settle(size, trial.fastest or EAGER)
+                return
             if (problem := compile_problem(trial.ways[0], network, images)) is None:
                 break
             trial.ways = trial.ways[1:]
@@ -203,13 +174,11 @@ class Engine:
                 f"leave the attempt out",
                 stacklevel=2,
             )
-        if not trial.seconds and len(trial.ways) == 1:
+        if not trial.seconds and len(trial.ways) == 1:  # nothing to compare it with
             self._settle(size, trial.ways[0])
         elif not trial.ways:
             self._settle(size, trial.fastest or Way("bf16" if self.precision == "bf16" else "fp32"))
             _chosen[self._key(network, images)] = self.used[size]
-        elif trial.ways[0].compiled and not self._is_worth_compiling(trial):
-            self._settle(size, trial.fastest or EAGER)
 
     def _is_worth_compiling(self, trial: _Trial) -> bool:
         if self.compile != "auto" or trial.fastest is None:
@@ -227,77 +196,9 @@ class Engine:
 
     def _key(self, network: nn.Module, images: torch.Tensor) -> tuple[Any, ...]:
         weights = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in network.state_dict().items())
-        watched = any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
+        watched = tuple(watched_modules(network))
         place = (images.shape, images.device, torch.get_num_threads())
         return type(network), weights, watched, place, self.precision, self.compile
-
-
-def compute(way: Way, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Returns the logits of images in one way, as float32 or in the network's own type."""
-    bf16 = way.precision == "bf16"
-    if not way.compiled:
-        return _forward(network, images, bf16)
-    head = watched_head(network)
-    if head is None:
-        return _compiled_forward(network, images, bf16)
-    features = _compiled_forward(trunk(network, head), images, bf16)
-    return _forward(head, features, bf16)
-
-
-def watched_head(network: nn.Module) -> nn.Module | None:
-    """The layer at the end of a network on which there are hooks; compiled code would know nothing of them.
-
-    Raises:
-        RuntimeError: If there are hooks on other modules.
-    """
-    watched = [module for module in network.modules() if module._forward_pre_hooks or module._forward_hooks]
-    if not watched:
-        return None
-    if len(watched) > 1 or not isinstance(watched[0], nn.Linear):
-        raise RuntimeError("there are hooks on modules other than its head")
-    return watched[0]
-
-
-def trunk(network: nn.Module, head: nn.Module) -> nn.Module:
-    """A network without its head, with the very weights of the network."""
-    if network not in _trunks:
-        shared = {id(tensor): tensor for tensor in [*network.parameters(), *network.buffers()]}
-        _trunks[network] = copy.deepcopy(network, {**shared, id(head): nn.Identity()})
-    return _trunks[network].train(network.training)
-
-
-def compile_problem(way: Way, network: nn.Module, images: torch.Tensor) -> str | None:
-    """Compiles a network's forward and backward pass without training it; says what is in the way of it, if anything.
-
-    Weights, buffers and the random numbers to come stay as they are.
-    """
-    allow_forms(COMPILED_FORMS)
-    buffers = copy.deepcopy(dict(network.named_buffers()))
-    try:
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if (head := watched_head(network)) is not None and not _ends_with(head, network, images[:2]):
-                return "the layer whose input is recorded is not its last"
-            logits = compute(way, network, images)
-            torch.autograd.grad(logits.sum(), [p for p in network.parameters() if p.requires_grad], allow_unused=True)
-    except Exception as error:  # a network or a machine that does not compile shows in many ways
-        return brief(error)
-    finally:
-        with torch.no_grad():
-            for name, buffer in network.named_buffers():
-                buffer.copy_(buffers[name])
-    return None
-
-
-@torch.no_grad()
-def _ends_with(head: nn.Module, network: nn.Module, images: torch.Tensor) -> bool:
-    """Whether a network's logits are what its head makes of what the rest returns, looked at in evaluation mode."""
-    training = network.training
-    network.eval()
-    try:
-        return torch.allclose(head(trunk(network, head)(images)), network(images), equal_nan=True)
-    finally:
-        network.train(training)
 
 
 def _now(device: torch.device) -> float:
