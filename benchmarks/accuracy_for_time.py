@@ -1,12 +1,13 @@
-"""From which budget to which is a compact set worth it? Accuracy at equal image passes: compact, random and all images.
+"""From which budget to which is a compact set worth it? Accuracy at equal image passes: compact, real and all images.
 
     OMP_NUM_THREADS=1 python -m benchmarks.accuracy_for_time recipes/fashion_mnist_cpu.yaml \\
         --files outputs/ipc10.beton outputs/ipc50.beton --output outputs/accuracy_for_time -- data.root=DATA
 
 Each budget is a training of its own, by the recipe's protocol; passes are images x epochs. Beside each file stand as
-many random images (others for each seed), random images of other numbers, of which the best is told, and all images.
-Rows are kept in ``results.json`` as they are done, and the same command goes on. Nothing is chosen on the test images
-but, for the column that says so, the number of random images.
+many random images as it stores and as it decodes (others for each seed), as many by herding in the features of the
+trajectory's last stage, random images of other numbers, of which the best is told, and all images. Rows are kept in
+``results.json`` as they are done, and the same command goes on; ``figure.svg`` beside it shows them. Nothing is chosen
+on the test images but, for the column that says so, the number of random images.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from benchmarks.figures import draw_accuracies
 from benchmarks.machine import describe_machine
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
@@ -31,12 +34,17 @@ from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.tables import markdown_table
+from tgdd_plugin.data.coresets import herding
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.evaluation.scorer import Images, Row, Scorer, random_images
 from tgdd_plugin.networks.factory import network_factory
+from tgdd_plugin.networks.features import features_of
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.pipeline.recipe import read_recipe
+from tgdd_plugin.pipeline.settings import Recipe
+from tgdd_plugin.trajectory.store import Trajectory
 
 FULL = "all images"
 
@@ -45,20 +53,45 @@ def random_name(per_class: int) -> str:
     return f"random, {per_class} of each class"
 
 
-def sets(files: list[Path], sizes: list[int], real: ImagePool) -> Iterator[tuple[str, Callable[[int], Images]]]:
+def herding_name(per_class: int) -> str:
+    return f"herding, {per_class} of each class"
+
+
+def sets(
+    files: list[Path], sizes: list[int], real: ImagePool, features: Callable[[], torch.Tensor] | None
+) -> Iterator[tuple[str, Callable[[int], Images]]]:
     """What networks are trained on, by name; each is a function of the seed."""
-    numbers = set(sizes)
+    numbers, stored = set(sizes), set()
     for path in files:
-        images = read_beton(path)
-        numbers.add(len(images[1]) // real.num_classes)
+        images, card = read_beton(path), read_card(path)
+        stored.add(card.images_per_class)
+        numbers |= {card.images_per_class, card.images // len(card.classes)}
         yield path.stem, lambda seed, images=images: images
     for number in sorted(numbers):
         yield random_name(number), functools.partial(random_images, real, number)
+    for number in sorted(stored) if features else []:
+
+        def chosen(seed: int, number: int = number) -> Images:
+            index = herding(features(), real.labels.cpu(), number)
+            return real.take(index), real.labels[index]
+
+        yield herding_name(number), chosen
     yield FULL, lambda seed: (real.images, real.labels)
 
 
-def table(rows: list[Row], counts: dict[str, int]) -> str:
-    """A line for each budget and file: the file, as many random images, the best number of those, and all images."""
+def last_features(recipe: Recipe, build: Callable[[], nn.Module], real: ImagePool) -> torch.Tensor:
+    """Of all real images, under the last stage of the recipe's trajectory."""
+    trajectory = Trajectory.open(recipe.trajectory_folder)
+    folder, run = next(iter(trajectory.runs.items()))
+    network = build()
+    network.load_state_dict(trajectory.load(folder, run.stages[-1]))
+    return features_of(network.to(real.images.device), real, Normalization(run.mean, run.std), run.head)
+
+
+def table(rows: list[Row], stored: dict[str, int]) -> str:
+    """A line for each budget and file: the file, as many real images as it stores, the best number of random ones, and
+    all images.
+    """
     lines = []
     for budget in sorted({row.passes for row in rows}):
         own = {row.name: row for row in rows if row.passes == budget}
@@ -66,15 +99,16 @@ def table(rows: list[Row], counts: dict[str, int]) -> str:
         if not random or FULL not in own:
             continue
         best, whole = max(random, key=lambda row: row.mean), own[FULL]
-        for name, per_class in counts.items():
+        for name, per_class in stored.items():
             if not {name, random_name(per_class)} <= own.keys():
                 continue
-            row, same = own[name], own[random_name(per_class)]
+            row, same, herded = own[name], own[random_name(per_class)], own.get(herding_name(per_class))
             found = f"{best.spread} ({best.name.removeprefix('random, ')})"
             apart, seconds = f"{row.mean - whole.mean:+.1f}", f"{statistics.mean(row.seconds):.1f}"
-            lines.append([f"{budget:,}", name, row.spread, same.spread, found, whole.spread, apart, seconds])
-    headers = ["passes", "set", "set %", "random, same number %", "best random %", "all images %", "set to all", "s"]
-    return markdown_table(headers, lines)
+            line = [f"{budget:,}", name, row.spread, same.spread, herded and herded.spread, found, whole.spread]
+            lines.append([*line, apart, seconds])
+    real = ["random, same number %", "herding %", "best random %", "all images %"]
+    return markdown_table(["passes", "set", "set %", *real, "set to all", "s"], lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -87,6 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--files", type=Path, nargs="+", required=True, help="the .beton files")
     parser.add_argument("--passes", type=int, nargs="+", default=[2_000, 5_000, 10_000, 20_000])
     parser.add_argument("--random", type=int, nargs="*", default=[200, 500], help="more numbers of random images")
+    parser.add_argument("--title", help="of the figure; default: the data's name")
     parser.add_argument("--output", type=Path, default=Path("outputs/accuracy_for_time"))
     arguments = sys.argv[1:] if arguments is None else arguments
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -99,6 +134,9 @@ def main(arguments: list[str] | None = None) -> None:
     build = network_factory(recipe.network or NetworkSettings(), card.shape, len(card.classes))
     real = real.to(torch_device(recipe.device))
     seeds = range(recipe.seed, recipe.seed + recipe.retrain.seeds)
+    features = None
+    if recipe.trajectory_folder.is_dir():
+        features = functools.cache(lambda: last_features(recipe, build, real))
     scorer = Scorer(test, card.normalization, seeds, len(card.classes), recipe.device, recipe.retrain.at_once)
     path = options.output / "results.json"
     kept = json.loads(path.read_text())["rows"] if path.is_file() else []
@@ -107,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     machine = describe_machine(recipe.device or "cpu", torch.get_num_threads())
     for budget in sorted(options.passes):
         how = replace(recipe.retrain, passes=budget, epochs=None).training(budget)
-        for name, images in sets(options.files, options.random, real):
+        for name, images in sets(options.files, options.random, real, features):
             if (budget, name) not in done:
                 row = Row(name)
                 scorer.score(row, build, images, how)
@@ -115,8 +153,9 @@ def main(arguments: list[str] | None = None) -> None:
                 content = {"machine": machine, "rows": [each.summary() for each in rows]}
                 write_whole(path, json.dumps(content, indent=1) + "\n")
                 print(f"{budget:,} passes, {name}: {row.spread} %", file=sys.stderr, flush=True)
-    counts = {file.stem: len(read_beton(file)[1]) // len(card.classes) for file in options.files}
-    print(f"{machine}\n\n{table(rows, counts)}")
+    stored = {file.stem: read_card(file).images_per_class for file in options.files}
+    print(f"{machine}\n\n{table(rows, stored)}")
+    draw_accuracies(options.output / "figure.svg", rows, stored, options.title or recipe.data.name)
 
 
 if __name__ == "__main__":

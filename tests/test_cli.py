@@ -289,7 +289,7 @@ def refused(capfd, folder, *arguments):
         (None, [], "Recipe 'my.yaml' cannot be read: No such file"),
         ("a: [1", [], "Recipe 'my.yaml' is not YAML"),
         ("outptu: x", [], "Unknown key `outptu`. Did you mean `output`?"),
-        ("distill: {steps: many}", [], "`distill.steps` must be a whole number of at least 1, got 'many'"),
+        ("distill: {steps: many}", [], "`distill.steps` must be a whole number of at least 1, or null, got 'many'"),
         ("", ["distill.step=3"], "Did you mean `distill.steps`?"),
         ("", ["steps"], "'steps' is not an override"),
         ("data: {name: imagenet}", [], "`data.name` must be one of digits, cifar10"),

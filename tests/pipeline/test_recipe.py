@@ -166,11 +166,11 @@ def test_every_key_of_the_settings_is_known(tmp_path):
 @pytest.mark.parametrize(
     ("text", "pattern"),
     [
-        ("distill: {steps: many}", "`distill.steps` must be a whole number of at least 1, got 'many'"),
-        ("distill: {steps: 1.5}", "`distill.steps` must be a whole number of at least 1, got 1.5"),
-        ("distill: {steps: yes}", "`distill.steps` must be a whole number of at least 1, got True"),
-        ("distill: {steps: }", "`distill.steps` must be a whole number of at least 1, got None"),
-        ("distill: {steps: [1]}", "`distill.steps` must be a whole number of at least 1, got [1]"),
+        ("distill: {steps: many}", "`distill.steps` must be a whole number of at least 1, or null, got 'many'"),
+        ("distill: {steps: 1.5}", "`distill.steps` must be a whole number of at least 1, or null, got 1.5"),
+        ("distill: {steps: yes}", "`distill.steps` must be a whole number of at least 1, or null, got True"),
+        ("distill: {max_gap: }", "`distill.max_gap` must be a whole number of at least 1, got None"),
+        ("distill: {steps: [1]}", "`distill.steps` must be a whole number of at least 1, or null, got [1]"),
         (
             "distill: {learning_rate: fast}",
             "`distill.learning_rate` must be a finite number of at least 0, or null, got 'fast'",
@@ -203,7 +203,7 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, text, pattern):
     [
         ("device: tpu", "`device` must be one of cpu, gpu, or null, got 'tpu'"),
         ("seed: -1", "`seed` must be a whole number of at least 0, got -1"),
-        ("distill: {factor: 0}", "`distill.factor` must be a whole number of at least 1, got 0"),
+        ("distill: {factor: 0}", "`distill.factor` must be a whole number of at least 1, or null, got 0"),
         ("distill: {augmentation: colour}", "`distill.augmentation` must be operations of color, crop"),
         ("record: {epochs: 0}", "`record.epochs` must be a whole number of at least 1, got 0"),
         ("record: {runs: 0}", "`record.runs` must be a whole number of at least 1, got 0"),

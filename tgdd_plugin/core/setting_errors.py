@@ -106,9 +106,8 @@ def _field(cls: type[Any], path: list[Any]) -> tuple[dict[str, Any], str]:
             schema = schema["properties"][part]
             if "default" in schema and not isinstance(schema["default"], dict):
                 text = json.dumps(schema["default"])
-                remedy = (
-                    f"Leave it out for the default, {text}." if len(text) <= 60 else "Leave it out for the default."
-                )
+                named = text != "null" and len(text) <= 60
+                remedy = f"Leave it out for the default, {text}." if named else "Leave it out for the default."
         else:
             extra = schema.get("additionalProperties")
             schema, remedy = extra if isinstance(extra, dict) else {}, "Correct it there."

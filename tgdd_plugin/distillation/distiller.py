@@ -190,7 +190,7 @@ def _start(inputs: Inputs, frozen: FrozenNetworks) -> torch.Tensor:
 
 def _run_name(output: Path, inputs: Inputs, modules: Sequence[nn.Module], card: Card) -> str:
     """The name of the output and of all that its pixels depend on: another job never resumes from its checkpoints."""
-    settings = {name: value for name, value in asdict(inputs.settings).items() if name != "packed"}
+    settings = {name: value for name, value in asdict(inputs.settings).items() if name not in ("packed", "budget")}
     networks: Any = [type(module).__qualname__ for module in modules]
     networks = networks if len(networks) > 1 else networks[0]  # as when there was one only: its checkpoints still serve
     key: list[Any] = [

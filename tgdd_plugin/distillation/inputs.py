@@ -12,7 +12,7 @@ from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import agreed_normalization, check_pool, input_shape
 from tgdd_plugin.distillation.rare_classes import check_present
-from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.distillation.settings import DistillSettings, SizedSettings
 from tgdd_plugin.trajectory.shortcomings import check_left
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -33,7 +33,7 @@ class Inputs:
     """
 
     trajectory: Trajectory
-    settings: DistillSettings
+    settings: SizedSettings
     pool: ImagePool | None
     start_pool: ImagePool | None
     shape: tuple[int, int, int]
@@ -108,7 +108,7 @@ def resolve_inputs(
     )
 
 
-def resolve_settings(settings: DistillSettings, trajectory: Trajectory, pool: ImagePool | None) -> DistillSettings:
+def resolve_settings(settings: DistillSettings, trajectory: Trajectory, pool: ImagePool | None) -> SizedSettings:
     """Returns the settings with their defaults filled in for the runs and the real images, if there are any.
 
     Raises:
@@ -121,7 +121,8 @@ def resolve_settings(settings: DistillSettings, trajectory: Trajectory, pool: Im
             "step. Give the real images, or choose source 'recorded'."
         )
     side = pool.shape[1] if pool is not None else input_shape(run)[1]
-    resolved = settings.resolved(side, sampled=pool is not None, trained_with=run.augmentation)
+    classes = len(settings.classes or run.classes or range(run.num_classes))
+    resolved = settings.resolved(side, classes=classes, sampled=pool is not None, trained_with=run.augmentation)
     seen = {str(recorded.augmentation) for recorded in trajectory.runs.values()}
     if resolved.source == "recorded" and settings.augmentation is None and len(seen) > 1:
         raise InputError(

@@ -11,11 +11,11 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.targets import named_classes
-from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.distillation.settings import SizedSettings
 
 
 def warn_of_rare_classes(
-    settings: DistillSettings, pool: ImagePool | None, start_pool: ImagePool | None, ids: Sequence[int]
+    settings: SizedSettings, pool: ImagePool | None, start_pool: ImagePool | None, ids: Sequence[int]
 ) -> None:
     """Warns, once and on rank 0, of classes that have fewer real images than is asked for.
 

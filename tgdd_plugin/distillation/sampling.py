@@ -11,7 +11,7 @@ import torch
 from tgdd_plugin.augmentation.dsa import draw_augmentation
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.data.image_pool import ImagePool
-from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.distillation.settings import SizedSettings
 from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 
@@ -32,7 +32,7 @@ class Draws:
         classes: The class ids of the synthetic images. Default: ``None``, 0, 1, 2, ...
     """
 
-    settings: DistillSettings
+    settings: SizedSettings
     bank: StageBank
     pool: ImagePool | None
     synthetic: SyntheticImages

@@ -10,6 +10,7 @@ from pydantic import Field
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.settings import Count, Flag, NonNegative, Seed, check_once, check_time, settings_class
+from tgdd_plugin.distillation.budgets import published, sized
 
 Start = Literal["real", "mix", "herding", "noise"]
 STARTS: tuple[Start, ...] = get_args(Start)
@@ -30,23 +31,28 @@ class DistillSettings:
     classes: Annotated[list[str], Field(min_length=1)] | None = None
     """Names of the classes to distill, such as those that a continual learner has just met; the constraint keeps them
     apart from all classes that the network knows. null: all."""
-    images_per_class: Count = 10
-    """Stored images of each class (the field's IPC)."""
-    factor: Count = 2
+    budget: Count | None = None
+    """Image passes (images x epochs) of the trainings that the set is made for, such as 10000. It sizes the set: see
+    images_per_class, factor, start, steps and alpha, each of which may be given beside it. Retraining then takes as
+    many passes unless it says otherwise. null: a set of the published kind."""
+    images_per_class: Count | None = None
+    """Stored images of each class (the field's IPC). null: 10, or as the budget says."""
+    factor: Count | None = None
     """Factor f of multi-formation: each stored image holds f x f sub-images, which are enlarged when decoded. It must
-    divide the side of the images."""
-    start: Start = "mix"
+    divide the side of the images. null: 2, or 1 for a budget."""
+    start: Start | None = None
     """What the pixels start from. mix: every sub-image is a real image, shrunk; real: every stored image is a real one;
     herding: as mix, with the images that herding chooses by the features of the first run's last stage; noise: no real
-    image."""
-    steps: Count = 10_000
-    """Optimizer steps on the pixels."""
+    image. null: mix, or herding for a budget."""
+    steps: Count | None = None
+    """Optimizer steps on the pixels. null: 10,000, or 50 for a budget."""
     learning_rate: NonNegative | None = None
     """Learning rate of SGD on the pixels. null: 0.02 x images_per_class, from 128 pixels on 0.2 x images_per_class.
     That is twice the published rate: the published loop steps class after class with momentum 0.5, which moves every
     class by twice its gradient; one step for all classes without momentum does the same."""
     alpha: NonNegative | None = None
-    """Weight of the distribution constraint; 0 leaves it out. null: 2.5 up to 10 images per class, 0.5 above."""
+    """Weight of the distribution constraint; 0 leaves it out. null: 2.5 up to 10 images per class and for a budget, 0.5
+    above."""
     stages: Literal["all", "first", "last"] = "all"
     """Under which stages features are matched: all, or, for comparison, the first or the last of each run."""
     max_gap: Count = 7
@@ -88,22 +94,50 @@ class DistillSettings:
         if self.ema is not None:
             check_time("ema", self.ema, ["ba"])
 
-    def resolved(self, side: int, *, sampled: bool = True, trained_with: str | None = None) -> DistillSettings:
+    def sized(self, classes: int) -> SizedSettings:
+        """These settings with the defaults filled in that a budget rules.
+
+        Args:
+            classes: The number of classes to distill.
+        """
+        usual = sized(self.budget, classes) if self.budget else published()
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return SizedSettings(**{**own, **{name: value for name, value in usual.items() if own[name] is None}})
+
+    def resolved(
+        self, side: int, *, classes: int = 10, sampled: bool = True, trained_with: str | None = None
+    ) -> SizedSettings:
         """These settings with the defaults filled in that depend on the job.
 
         Args:
             side: Side of the images in pixels.
+            classes: The number of classes to distill; of no matter without a budget. Default: ``10``.
             sampled: Whether real images are at hand.
             trained_with: The augmentation of the recorded training, if known.
         """
-        rate = (0.2 if side >= 128 else 0.02) * self.images_per_class
-        alpha = 2.5 if self.images_per_class <= 10 else 0.5
+        own = self.sized(classes)
+        rate = (0.2 if side >= 128 else 0.02) * own.images_per_class
+        alpha = 2.5 if own.images_per_class <= 10 else 0.5
         source: Literal["sampled", "recorded"] = self.source or ("sampled" if sampled else "recorded")
         augmentation = "color_crop_cutout_flip" if source == "sampled" else trained_with or "color_crop_flip"
         return replace(
-            self,
+            own,
             source=source,
             augmentation=augmentation if self.augmentation is None else self.augmentation,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
-            alpha=alpha if self.alpha is None else self.alpha,
+            alpha=alpha if own.alpha is None else own.alpha,
         )
+
+
+@settings_class
+class SizedSettings(DistillSettings):
+    """The settings of a distillation whose size is settled: see :meth:`DistillSettings.sized`.
+
+    Raises:
+        InputError: As :class:`DistillSettings`.
+    """
+
+    images_per_class: Count = 10
+    factor: Count = 2
+    start: Start = "mix"
+    steps: Count = 10_000

@@ -75,8 +75,8 @@ def retrain(
         InputError: If the file, its card, the images or the network do not fit each other, or ``results`` are of
             another comparison, or another process works on them.
     """
-    settings = settings or RetrainSettings()
     compact = CompactSet.open(file, network)
+    settings = (settings or RetrainSettings()).made_for(compact.card.method.get("budget"), compact.card.images)
     test = fitting_pool(test, "test", file, compact.card)
     real = None if real is None else fitting_pool(real, "real", file, compact.card)
     results = check_writable(Path(results)) if results else None
@@ -145,9 +145,9 @@ def evaluate(
         InputError: If the file, its card, the images or the networks do not fit each other, or ``results`` are of
             another evaluation, or another process works on them.
     """
-    settings, training = settings or EvaluateSettings(), training or RetrainSettings()
-    results = _results_file(results, file)
+    settings, results = settings or EvaluateSettings(), _results_file(results, file)
     compact = CompactSet.open(file, network)
+    training = (training or RetrainSettings()).made_for(compact.card.method.get("budget"), compact.card.images)
     test, real = fitting_pool(test, "test", file, compact.card), fitting_pool(real, "real", file, compact.card)
     trajectory = Trajectory.open(trajectory) if isinstance(trajectory, str | Path) else trajectory
     teacher = trajectory if settings.soft_labels else None

@@ -64,7 +64,8 @@ class RetrainSettings:
     """How networks are trained, but for what other keys say. fast: a short one-cycle schedule made for the number of
     passes, the same for every row; paper: as dataset-distillation papers do, for figures beside published ones."""
     passes: Count | None = None
-    """Image passes (images x epochs) of a training, the same for every row; no batch has more. null: as epochs say."""
+    """Image passes (images x epochs) of a training, the same for every row; no batch has more. null: as epochs say,
+    and under fast, where those are null too, as many as the set was made for (distill.budget)."""
     precision: Precision = "auto"
     """As record.precision."""
     compile: Compile = "auto"
@@ -85,6 +86,17 @@ class RetrainSettings:
         if self.protocol == "fast":
             return self._settings(epochs * images, passes=epochs * images)
         return self._settings(epochs * images, epochs=epochs)
+
+    def made_for(self, budget: Any, images: int) -> RetrainSettings:
+        """These settings for a set that was made for a budget, whose passes they take where they name no length.
+
+        Args:
+            budget: What the set's card says, which may be anything; more passes than the paper's are passed over.
+            images: The number of images of the set, decoded.
+        """
+        if self.protocol != "fast" or self.passes or self.epochs or type(budget) is not int:
+            return self
+        return replace(self, passes=budget) if 1 <= budget <= PAPER_EPOCHS * images else self
 
     def at_equal_passes(self, images: int) -> TrainSettings:
         """How networks are trained on all real images for as many passes as on a compact set of ``images`` images."""

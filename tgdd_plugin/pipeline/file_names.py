@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 
+from tgdd_plugin.distillation.settings import DistillSettings
+
 LONGEST = 100
 """The bytes of a name, which leave room for what stands behind it and for the name of a temporary file."""
 
 
-def beton_name(data: str, images_per_class: int) -> str:
+def beton_name(data: str, distill: DistillSettings) -> str:
     """Returns the name of a ``.beton`` for a data set, or for the function ``module:function`` that returns it."""
-    return f"{safe_name(data.rpartition(':')[2]) or 'distilled'}-ipc{images_per_class}.beton"
+    size = f"{distill.budget}passes" if distill.budget else f"ipc{distill.sized(1).images_per_class}"
+    return f"{safe_name(data.rpartition(':')[2]) or 'distilled'}-{size}.beton"
 
 
 def safe_name(name: str) -> str:

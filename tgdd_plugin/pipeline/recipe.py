@@ -54,7 +54,7 @@ def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     # The default of data.name says nothing of what was recorded.
     if "name" not in (given.get("data") or {}) and not recipe.file:
         if name := recorded_name(recipe.trajectory_folder):
-            file = Path(recipe.output) / beton_name(name, recipe.distill.images_per_class)
+            file = Path(recipe.output) / beton_name(name, recipe.distill)
             recipe = replace(recipe, file=str(file))
     return recipe
 

@@ -34,7 +34,8 @@ class Recipe:
     trajectory: str | None = None
     """The trajectory folder. null: <output>/trajectory. Name yours to distill a run of your own."""
     file: str | None = None
-    """The .beton. null: <output>/<data>-ipc<n>.beton; where data.name is left out, <data> is what was recorded."""
+    """The .beton. null: <output>/<data>-ipc<n>.beton, or <data>-<n>passes.beton for a budget; where data.name is left
+    out, <data> is what was recorded."""
     overwrite: Flag = False
     """Replace a finished .beton of another job, and the results of another comparison."""
     head: str | None = None
@@ -68,5 +69,5 @@ class Recipe:
     @property
     def beton(self) -> Path:
         """The ``.beton``, named or by default."""
-        name = beton_name(self.data.name, self.distill.images_per_class)
+        name = beton_name(self.data.name, self.distill)
         return Path(self.file) if self.file else Path(self.output) / name

@@ -28,7 +28,7 @@ from tgdd_plugin.pipeline.recipe import read_recipe, recipe_text
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.recording.runs import JOB, is_foreign, record
 from tgdd_plugin.replay.learner import learn
-from tgdd_plugin.replay.policies import replay_policy
+from tgdd_plugin.replay.policies import memory_settings, replay_policy
 from tgdd_plugin.replay.tasks import split_classes
 from tgdd_plugin.trajectory.manifest import MANIFEST, Run
 from tgdd_plugin.trajectory.store import Trajectory
@@ -217,7 +217,8 @@ def _replay(recipe: Recipe, data: Data) -> None:
         mean, std = real.statistics()
     folder = Path(recipe.output)
     # Packed, an image of the memory costs what a real one does, also with a factor.
-    settings = replace(recipe.distill, packed=recipe.distill.factor > 1)
+    settings = memory_settings(recipe.distill)
+    settings = replace(settings, packed=settings.factor > 1)
     tasks, name = split_classes(real, test, recipe.replay), recipe.replay.policy
     policy = replay_policy(name, tasks, settings, Normalization(mean, std), recipe.device)
     job = {"data": asdict(recipe.data), "network": asdict(network), "policy": name}

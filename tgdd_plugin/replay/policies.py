@@ -20,7 +20,7 @@ from tgdd_plugin.data.coresets import herding
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.distiller import distill
-from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.distillation.settings import DistillSettings, SizedSettings
 from tgdd_plugin.networks.features import features_of
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.settings import PolicyName
@@ -67,9 +67,9 @@ def replay_policy(
         device: ``'cpu'`` or ``'gpu'``, for distilling. Default: a GPU if there is one.
 
     Raises:
-        InputError: If a class has fewer images than are to be kept, or ``settings`` names classes.
+        InputError: If a class has fewer images than are to be kept, or ``settings`` names classes or a budget.
     """
-    count = settings.images_per_class
+    count = memory_settings(settings).images_per_class
     match name:
         case "random":
             check_enough_images(tasks, count)
@@ -81,6 +81,20 @@ def replay_policy(
             return reservoir(tasks, count * tasks[-1].train.num_classes, normalization)
         case "distilled":
             return distilled(settings, device=device)
+
+
+def memory_settings(settings: DistillSettings) -> SizedSettings:
+    """The settings by which a memory's classes are distilled, their size settled.
+
+    Raises:
+        InputError: If they name a budget.
+    """
+    if settings.budget is not None:
+        raise InputError(
+            f"`distill.budget` must be null in replay, got {settings.budget}: a memory keeps distill.images_per_class "
+            f"images of each class. Leave it out."
+        )
+    return settings.sized(1)
 
 
 def random_exemplars(count: int) -> Policy:
