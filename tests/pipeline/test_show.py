@@ -62,7 +62,7 @@ def test_a_card_in_words(tmp_path):
         method={"name": "TGDD", "alpha": 2.5},
         network={"factory": "tgdd_plugin.networks:convnet", "arguments": {"width": 8}},
         trajectory={"runs": ["seed0"], "stages": ["a" * 64] * 1200},
-        accuracy=[{**entry, "rows": [row, {**row, "name": "random", "std_points": None}]}],
+        accuracy=[{**entry, "rows": [row, {**row, "name": "random", "passes": 37, "std_points": None}]}],
     )
     path = write_beton(tmp_path / "x.beton", made(1, 8), torch.arange(8) % 2, card)
     text = describe_beton(path, card)
@@ -77,7 +77,8 @@ def test_a_card_in_words(tmp_path):
         assert wanted in text
     assert "convnet(width=8)" in text and "seed0: 1200 stages" in text
     lines = [line.split() for line in text.splitlines()]
-    assert ["distilled", "8", "5", "42.5", "±", "1.2"] in lines and ["random", "8", "5", "42.5"] in lines
+    assert ["distilled", "8", "40", "42.5", "±", "1.2"] in lines  # noted without passes: images x epochs
+    assert ["random", "8", "37", "42.5"] in lines
     assert len(text) < 3000  # a trajectory has a thousand checksums
     bare = Card([str(i) for i in range(100)], 8, 4, [1, 5, 7], [0.0], [1.0], sha256="0")
     assert "100: 0, 1" in describe_beton(path, bare) and "not recorded" in describe_beton(path, bare)

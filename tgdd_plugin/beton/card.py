@@ -64,6 +64,7 @@ class _Row(TypedDict):
     name: Text
     images: Whole
     epochs: Whole
+    passes: NotRequired[Whole | None]
     mean_percent: Finite
     std_points: Finite | None
     labels: NotRequired[Text]

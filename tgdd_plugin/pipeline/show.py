@@ -58,8 +58,9 @@ def _accuracy_table(entry: dict[str, Any]) -> str:
     for row in entry["rows"]:
         spread = "" if row["std_points"] is None else f" ± {row['std_points']:.1f}"
         name = shown(row["name"]) + (", soft labels" if row.get("labels") == "soft" else "")
-        rows.append([name, row["images"], row["epochs"], f"{row['mean_percent']:.1f}{spread}"])
-    return text_table(["trained on", "images", "epochs", "accuracy %"], rows)
+        passes = row.get("passes") or row["images"] * row["epochs"]
+        rows.append([name, row["images"], passes, f"{row['mean_percent']:.1f}{spread}"])
+    return text_table(["trained on", "images", "passes", "accuracy %"], rows)
 
 
 def describe_trajectory(trajectory: Trajectory) -> str:
