@@ -379,7 +379,7 @@ def test_an_interrupt_is_one_line(tmp_path, monkeypatch, capfd):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tgdd_plugin.pipeline.steps.work", interrupted)
+    monkeypatch.setattr("tgdd_plugin.pipeline.job.read_job", interrupted)
     assert cli.main(["run", "x.yaml"]) == 130
     assert capfd.readouterr().err.startswith("tgdd: interrupted")
 

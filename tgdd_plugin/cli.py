@@ -128,14 +128,17 @@ def _add_exchange(steps: argparse._SubParsersAction[_StepParser]) -> None:
 
 
 def _work(options: argparse.Namespace) -> None:
-    # Imported here, since it takes seconds for Composer to load.
+    from tgdd_plugin.pipeline.job import read_job
+
+    recipe = read_job(options.step, options.path, options.overrides)
+    # Imported only now, since it takes seconds for Composer to load.
     warnings.filterwarnings("ignore", category=FutureWarning, module="composer|torchmetrics")
     from tgdd_plugin.pipeline.steps import work
 
     with contextlib.suppress(ValueError):  # outside the main thread, where no Ctrl-C comes
         # Composer, once imported, has Ctrl-C end the process without a word.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    work(options.step, options.path, options.overrides)
+    work(options.step, recipe)
 
 
 def _schema(options: argparse.Namespace) -> None:

@@ -206,7 +206,7 @@ def test_the_attempt_to_compile_changes_nothing(monkeypatch: pytest.MonkeyPatch)
     def make() -> nn.Module:
         return tiny_network(0, norm=True, dropout=0.5)
 
-    monkeypatch.setattr(forward_passes, "_compiled_forward", breaks)
+    monkeypatch.setattr(forward_passes, "_compiled_forward", lambda: breaks)
     with pytest.warns(UserWarning, match=r"goes on without \(RuntimeError: no code\)"):
         tried = trained(replace(PLAIN, precision="fp32", compile=True), make())
     assert torch.equal(tried, trained(replace(PLAIN, compile=False), make()))

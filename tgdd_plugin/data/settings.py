@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.settings import Count, Flag, Holdout, Number, settings_class
 
 TORCHVISION = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn")
 NAMES = ("digits", *TORCHVISION, "image_folder", "beton")
+
+
+class Known(NamedTuple):
+    """What is known of a data set by its name."""
+
+    side: int
+    """The side of its images in pixels."""
+    classes: int
+    """The number of its classes."""
+    per_class: int
+    """The training images of its largest class."""
+
+
+_KNOWN = {
+    "digits": Known(8, 10, 128),
+    "cifar10": Known(32, 10, 5000),
+    "cifar100": Known(32, 100, 500),
+    "mnist": Known(28, 10, 6742),
+    "fashion_mnist": Known(28, 10, 6000),
+    "svhn": Known(32, 10, 13_861),
+}
 
 # Which data sets take a key; for others it would be passed over in silence, and so it is refused.
 _TAKERS = {
@@ -51,6 +74,17 @@ class DataSettings:
     holdout: Holdout = 0.0
     """Share of the training images to hold out and score on in place of the test images, for choosing settings without
     a look at the test set."""
+
+    @property
+    def known(self) -> Known | None:
+        """What is known of the images before they are read; ``None`` for a data set of the user's own."""
+        known = _KNOWN.get(self.name)
+        if known is None:
+            return None
+        # The share that is held out is rounded when the images are split.
+        return Known(
+            self.image_size or known.side, known.classes, min(self.per_class or known.per_class, known.per_class)
+        )
 
     def __post_init__(self) -> None:
         if self.name not in NAMES and ":" not in self.name:

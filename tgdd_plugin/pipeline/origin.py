@@ -6,8 +6,7 @@ from pathlib import Path
 
 from tgdd_plugin.core.bounded_reading import MIB, parse_json, read_bounded
 from tgdd_plugin.pipeline.file_names import safe_name
-from tgdd_plugin.recording.runs import JOB
-from tgdd_plugin.trajectory.manifest import MANIFEST
+from tgdd_plugin.trajectory.manifest import JOB, MANIFEST
 
 JOB_SIZE = 1 * MIB
 """Most bytes of a ``job.json``, which has the settings of a recording."""

@@ -15,7 +15,6 @@ from tgdd_plugin.core.bounded_yaml import parse_yaml
 from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.core.setting_errors import nearest, unknown_key
 from tgdd_plugin.core.settings import validate
-from tgdd_plugin.networks.factory import find_factory
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.file_names import beton_name
 from tgdd_plugin.pipeline.origin import recorded_name
@@ -103,6 +102,8 @@ def _place(content: dict[str, Any], keys: list[str], value: str, override: str) 
 
 def _check_arguments(network: NetworkSettings, where: str) -> None:
     """Raises an InputError if there is no such factory, or it does not take the arguments."""
+    from tgdd_plugin.networks.factory import find_factory  # loads torch, which takes a second
+
     parameters = inspect.signature(find_factory(network.name)).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,47 +23,30 @@ from tgdd_plugin.networks.factory import network_factory, recorded_factory
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.pipeline.finished_results import content_of, print_results
-from tgdd_plugin.pipeline.recipe import read_recipe, recipe_text
+from tgdd_plugin.pipeline.recipe import recipe_text
 from tgdd_plugin.pipeline.settings import Recipe
-from tgdd_plugin.recording.runs import JOB, is_foreign, record
+from tgdd_plugin.recording.runs import is_foreign, record
 from tgdd_plugin.replay.learner import learn
 from tgdd_plugin.replay.policies import memory_settings, replay_policy
 from tgdd_plugin.replay.tasks import split_classes
-from tgdd_plugin.trajectory.manifest import MANIFEST, Run
+from tgdd_plugin.trajectory.manifest import JOB, MANIFEST, Run
 from tgdd_plugin.trajectory.store import Trajectory
 
 Data = Callable[[], tuple[ImagePool, ImagePool]]
 """Returns train and test images; they are read when they are first asked for."""
 
 
-def work(step: str, path: str, overrides: list[str]) -> None:
+def work(step: str, recipe: Recipe) -> None:
     """Does one step of a job, or all of them.
 
     Args:
         step: One of :data:`STEPS`.
-        path: A recipe, or what the step takes in its place (a trajectory folder, a ``.beton``).
-        overrides: Overrides of the recipe's keys, as ``section.key=value``.
+        recipe: The job, as :func:`tgdd_plugin.pipeline.job.read_job` returns it.
 
     Raises:
-        InputError: If the recipe, or what it names, cannot be used.
+        InputError: If what the recipe names cannot be used.
     """
-    recipe = _read_job(step, path, overrides)
     STEPS[step](recipe, functools.cache(lambda: load_data(recipe.data, progress=True)))
-
-
-def _read_job(step: str, path: str, overrides: list[str]) -> Recipe:
-    """Reads a recipe, or makes one for a trajectory folder or a ``.beton``."""
-    if step == "distill" and Path(path).is_dir():
-        # Without a word about data the folder itself is all there is to distill from.
-        named = any(override.startswith("data.") for override in overrides)
-        source = [] if named else ["distill.source=recorded"]
-        return read_recipe(None, [f"trajectory={json.dumps(path)}", *source, *overrides])
-    if step in ON_FILE and path.endswith(".beton"):
-        return read_recipe(None, [f"file={json.dumps(path)}", *overrides])
-    if not Path(path).exists() and Path(path).suffix not in (".yaml", ".yml"):
-        others = {"distill": "a trajectory folder or ", **dict.fromkeys(ON_FILE, "a .beton or ")}
-        raise InputError(f"There is no '{path}'. Give {others.get(step, '')}a recipe (YAML).")
-    return read_recipe(path, overrides)
 
 
 def _run(recipe: Recipe, data: Data) -> None:
@@ -263,6 +245,3 @@ STEPS: dict[str, Callable[[Recipe, Data], None]] = {
     "nas": _nas,
 }
 """The steps of a job by the names of their subcommands."""
-
-ON_FILE = ("retrain", "evaluate", "nas")
-"""The steps that take a ``.beton`` in place of a recipe."""

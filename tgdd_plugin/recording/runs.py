@@ -29,10 +29,8 @@ from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.training.train import check_network, train_network
 from tgdd_plugin.trajectory.journal import remove_journals
-from tgdd_plugin.trajectory.manifest import MANIFEST, Run
+from tgdd_plugin.trajectory.manifest import JOB, MANIFEST, Run
 from tgdd_plugin.trajectory.store import Trajectory
-
-JOB = "job.json"
 
 
 def record(

@@ -6,7 +6,9 @@ One plain function is compiled, with the network as an argument: networks of one
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -41,7 +43,11 @@ def _forward(network: nn.Module, images: torch.Tensor, bf16: bool) -> torch.Tens
         return network(images).float()  # type: ignore[no-any-return]
 
 
-_compiled_forward = torch.compile(_forward, dynamic=False)
+@functools.cache
+def _compiled_forward() -> Callable[..., torch.Tensor]:
+    """The forward pass, to be compiled at its first call; not made at import, which would load the compiler."""
+    return torch.compile(_forward, dynamic=False)
+
 
 _trunks: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
@@ -53,8 +59,8 @@ def compute(way: Way, network: nn.Module, images: torch.Tensor) -> torch.Tensor:
         return _forward(network, images, bf16)
     head = watched_head(network)
     if head is None:
-        return _compiled_forward(network, images, bf16)
-    features = _compiled_forward(trunk(network, head), images, bf16)
+        return _compiled_forward()(network, images, bf16)
+    features = _compiled_forward()(trunk(network, head), images, bf16)
     return _forward(head, features, bf16)
 
 

@@ -34,6 +34,8 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.trajectory.journal import Journal, remove_journals, with_journal
 
 MANIFEST = "manifest.json"
+JOB = "job.json"
+"""The job that recorded all runs of a folder, beside them; a Trainer of the user's own writes none."""
 EXEMPLARS = "exemplars.safetensors"
 FORMAT = 1
 
@@ -85,6 +87,25 @@ class Stage:
     sha256: Sha256
     metrics: Annotated[dict[Text, AnyFloat], Field(max_length=1000)] = field(default_factory=dict)
     finite: Flag = True
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folders of the runs in a trajectory folder, which may be that of a single run.
+
+    Raises:
+        InputError: If there is no such folder, or no recorded run in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no trajectory folder '{folder}'. Record one with TGDDCallback(folder=...).")
+    if (folder / MANIFEST).is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    if not found:
+        raise InputError(
+            f"The folder '{folder}' has no recorded run (no */{MANIFEST}). Train with "
+            f"TGDDCallback(folder='{folder}') first."
+        )
+    return found
 
 
 @dataclass

@@ -31,7 +31,7 @@ import safetensors
 from tgdd_plugin.core.bounded_reading import check_tensor_file
 from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.trajectory.checking import was_dropped, with_checked_files
-from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run, Stage
+from tgdd_plugin.trajectory.manifest import EXEMPLARS, Run, Stage, run_folders
 
 if TYPE_CHECKING:
     import torch
@@ -67,18 +67,7 @@ class Trajectory:
                 differs from its checksum, or the runs are not of the same classes and normalization.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            raise InputError(f"There is no trajectory folder '{folder}'. Record one with TGDDCallback(folder=...).")
-        if (folder / MANIFEST).is_file():
-            run_folders = [folder]
-        else:
-            run_folders = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-        if not run_folders:
-            raise InputError(
-                f"The folder '{folder}' has no recorded run (no */{MANIFEST}). Train with "
-                f"TGDDCallback(folder='{folder}') first."
-            )
-        trajectory = cls(folder, {path: Run.read(path) for path in run_folders})
+        trajectory = cls(folder, {path: Run.read(path) for path in run_folders(folder)})
         trajectory._check_runs()
         if check:
             trajectory._check_files()

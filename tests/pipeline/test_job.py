@@ -1,0 +1,102 @@
+"""A mistake in a job is told at once: before any image is read, anything is trained, or a heavy package is loaded."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tgdd_plugin import InputError
+from tgdd_plugin.data.settings import TORCHVISION, DataSettings
+from tgdd_plugin.pipeline.datasets import load_data
+from tgdd_plugin.pipeline.job import read_job
+
+DIGITS = "data: {name: digits}\n"
+MISTAKES = [
+    ("run", None, [], "Recipe 'my.yaml' cannot be read: No such file or directory"),
+    ("run", "data: [", [], "is not YAML that can be used"),
+    ("run", "- a list", [], "must hold keys and values"),
+    ("run", "distil: {steps: 5}", [], "Did you mean `distill`?"),
+    ("run", DIGITS, ["distill.stepz=5"], "Did you mean `distill.steps`?"),
+    ("run", DIGITS, ["distill.steps=many"], "`distill.steps` must be a whole number"),
+    ("run", DIGITS, ["distill.steps"], "is not an override"),
+    ("run", DIGITS, ["distill.alpha=-1"], "`distill.alpha` must be"),
+    ("run", DIGITS, ["distill.augmentation=blur"], "augmentation"),
+    ("run", DIGITS, ["record.interval=soon"], "`record.interval` must be a Composer time string"),
+    ("run", DIGITS, ["data.name=cifar11"], "`data.name` must be one of"),
+    ("run", DIGITS, ["data.image_size=16"], "`data.image_size` must be left out for data 'digits'"),
+    ("run", DIGITS, ["device=tpu"], "`device` must be"),
+    ("run", DIGITS, ["retrain.passes=100", "retrain.epochs=5"], "`retrain.passes` must be null where epochs are given"),
+    ("run", DIGITS, ["distill.factor=3"], "must divide the side of the images, 8 pixels of digits, got 3"),
+    ("run", DIGITS, ["distill.images_per_class=33"], "must be at most 32 for digits"),
+    ("run", DIGITS, ["distill.budget=1000000"], "must be at most 128 for digits"),
+    (
+        "run",
+        DIGITS,
+        ["distill.source=recorded", "distill.images_per_class=11"],
+        "`record.exemplars` must be at least 4",
+    ),
+    ("distill", DIGITS, [], "There is no trajectory folder 'outputs/trajectory'"),
+    ("retrain", DIGITS, [], "'outputs/digits-ipc10.beton'"),
+    ("nas", DIGITS, ["file=other.beton"], "'other.beton'"),
+]
+
+
+@pytest.mark.parametrize(("step", "text", "overrides", "wanted"), MISTAKES)
+def test_a_mistake_is_one_line(
+    step: str, text: str | None, overrides: list[str], wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("my.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_job(step, "my.yaml", overrides)
+    assert wanted in str(caught.value) and "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["my.yaml"] * (text is not None)
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from tgdd_plugin import cli
+
+statuses = []
+for step, text, overrides, _ in json.loads(sys.argv[1]):
+    Path("my.yaml").unlink(missing_ok=True)
+    if text is not None:
+        Path("my.yaml").write_text(text)
+    statuses.append(cli.main([step, "my.yaml", *overrides]))
+heavy = [name for name in ("torch", "torchvision", "composer", "ffcv", "sklearn", "optuna") if name in sys.modules]
+print(json.dumps([statuses, heavy]))
+"""
+
+
+def test_no_heavy_package_is_loaded_for_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(MISTAKES)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == [[2] * len(MISTAKES), []]
+    assert len(done.stderr.splitlines()) == len(MISTAKES)
+
+
+@pytest.mark.parametrize("overrides", [["distill.start=noise"], ["distill.factor=1", "distill.start=real"]])
+def test_what_is_right_is_taken(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").write_text(DIGITS)
+    assert read_job("run", "my.yaml", ["distill.images_per_class=33", *overrides]).distill.images_per_class == 33
+
+
+def test_what_is_known_of_data_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the digits; of torchvision's sets, which are not at hand, what their classes and papers say."""
+    train, _ = load_data(DataSettings())
+    known = DataSettings().known
+    assert known == (train.shape[-1], train.num_classes, int(train.counts.max()))
+    for name in TORCHVISION:
+        known = DataSettings(name=name, per_class=7, image_size=16).known
+        assert known is not None and known.per_class == 7 and known.side == 16
+        assert known.classes == (100 if name == "cifar100" else 10)
+    assert DataSettings(name="cifar10", per_class=9000).known == (32, 10, 5000)
+    assert DataSettings(name="image_folder").known is None

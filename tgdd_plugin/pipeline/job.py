@@ -1,0 +1,95 @@
+"""A job as it was asked for: read and checked as far as that takes no time, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tgdd_plugin.beton.card import read_card
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.distillation.settings import SizedSettings
+from tgdd_plugin.pipeline.recipe import read_recipe
+from tgdd_plugin.pipeline.settings import Recipe
+from tgdd_plugin.trajectory.manifest import run_folders
+
+ON_FILE = ("retrain", "evaluate", "nas")
+"""The steps that take a ``.beton`` in place of a recipe."""
+
+
+def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
+    """Reads a recipe, or makes one for a trajectory folder or a ``.beton``, and checks what the step needs of it.
+
+    Args:
+        step: The name of the step.
+        path: A recipe, or what the step takes in its place (a trajectory folder, a ``.beton``).
+        overrides: Overrides of the recipe's keys, as ``section.key=value``.
+
+    Raises:
+        InputError: If the recipe cannot be used, or what it names is not there.
+    """
+    recipe = _read(step, path, overrides)
+    if step in ON_FILE:
+        read_card(recipe.beton)
+    elif step == "distill":
+        run_folders(recipe.trajectory_folder)
+    if step in ("run", "distill") and recipe.distill.source != "recorded":
+        _check_size(recipe)
+    if step == "run" and recipe.distill.source == "recorded":
+        _check_exemplars(recipe)
+    return recipe
+
+
+def _read(step: str, path: str, overrides: list[str]) -> Recipe:
+    if step == "distill" and Path(path).is_dir():
+        # Without a word about data the folder itself is all there is to distill from.
+        named = any(override.startswith("data.") for override in overrides)
+        source = [] if named else ["distill.source=recorded"]
+        return read_recipe(None, [f"trajectory={json.dumps(path)}", *source, *overrides])
+    if step in ON_FILE and path.endswith(".beton"):
+        return read_recipe(None, [f"file={json.dumps(path)}", *overrides])
+    if not Path(path).exists() and Path(path).suffix not in (".yaml", ".yml"):
+        others = {"distill": "a trajectory folder or ", **dict.fromkeys(ON_FILE, "a .beton or ")}
+        raise InputError(f"There is no '{path}'. Give {others.get(step, '')}a recipe (YAML).")
+    return read_recipe(path, overrides)
+
+
+def _check_size(recipe: Recipe) -> None:
+    """Checks the size of the set against what is known of the data by its name."""
+    known = recipe.data.known
+    if known is None:
+        return
+    sized = recipe.distill.sized(len(recipe.distill.classes or range(known.classes)))
+    name = recipe.data.name
+    if known.side % sized.factor:
+        fitting = [str(factor) for factor in range(1, known.side) if known.side % factor == 0 and factor <= 8]
+        raise InputError(
+            f"`distill.factor` must divide the side of the images, {known.side} pixels of {name}, got {sized.factor}. "
+            f"Choose {', '.join(fitting[:-1])} or {fitting[-1]}."
+        )
+    needed = _to_start_from(sized)
+    if needed > known.per_class:
+        count = sized.images_per_class
+        raise InputError(
+            f"`distill.images_per_class` must be at most {known.per_class // (needed // count)} for {name}, where a "
+            f"class has up to {known.per_class} training images, got {count}: start '{sized.start}' takes {needed} of "
+            f"each. Lower it, or choose distill.start=noise."
+        )
+
+
+def _check_exemplars(recipe: Recipe) -> None:
+    """Checks that a recording will keep as many real images as a distillation without the data starts from."""
+    classes = recipe.data.known.classes if recipe.data.known else 10
+    needed, runs = _to_start_from(recipe.distill.sized(classes)), recipe.record.runs
+    if needed > recipe.record.exemplars * runs:
+        raise InputError(
+            f"`record.exemplars` must be at least {-(-needed // runs)} for distill.source 'recorded', which starts "
+            f"from {needed} images of each class that {runs} run(s) keep, got {recipe.record.exemplars}. Raise it, or "
+            f"lower distill.images_per_class, or choose distill.start=noise."
+        )
+
+
+def _to_start_from(sized: SizedSettings) -> int:
+    """The number of real images of each class that the pixels start from."""
+    if sized.start == "noise":
+        return 0
+    return sized.images_per_class * (1 if sized.start == "real" else sized.factor**2)
