@@ -84,26 +84,25 @@ def state(memory: ReplayMemory) -> Any:
 
 
 BUDGETS = {
-    "each class": ({"images_per_class": 3}, [3, 3, 3]),
-    "images": ({"total_images": 14}, [7, 3, 2]),
-    "bytes": ({"total_bytes": 14 * BYTES + 5}, [7, 3, 2]),
-    "more than there are": ({"total_images": 1000}, [8, 8, 8]),
+    "each class": ({"images_per_class": 3}, [[3] * 2, [3] * 4, [3] * 5]),
+    "images": ({"total_images": 14}, [[7, 7], [4, 4, 3, 3], [3, 3, 3, 3, 2]]),
+    "bytes": ({"total_bytes": 14 * BYTES + 5}, [[7, 7], [4, 4, 3, 3], [3, 3, 3, 3, 2]]),
+    "more than there are": ({"total_images": 1000}, [[8] * 2, [8] * 4, [8] * 5]),
 }
 
 
 @pytest.mark.parametrize(("budget", "shares"), BUDGETS.values(), ids=list(BUDGETS))
-def test_each_class_keeps_its_best_images_as_others_come(budget: dict[str, int], shares: list[int]) -> None:
+def test_each_class_keeps_its_best_images_as_others_come(budget: dict[str, int], shares: list[list[int]]) -> None:
     memory = ReplayMemory(**budget)  # type: ignore[arg-type]
     pools = [pool(NAMES[:2], seed=1), pool(NAMES[2:4], seed=2), pool(NAMES[4:], seed=3)]
     for task, share in enumerate(shares):
         memory.add(pools[task])
         for earlier in pools[: task + 1]:
             for label, name in enumerate(earlier.classes):
-                assert torch.equal(held(memory, name), best(earlier, label, share))
-        classes = min(2 * task + 2, 5)
-        assert len(memory) == classes * share
-        assert memory.nbytes == classes * share * BYTES
-        assert memory.counts.tolist() == [share] * classes
+                assert torch.equal(held(memory, name), best(earlier, label, share[NAMES.index(name)]))
+        assert len(memory) == sum(share)
+        assert memory.nbytes == sum(share) * BYTES
+        assert memory.counts.tolist() == share
         assert AvalancheBuffer(memory).max_size >= len(memory)
     assert memory.classes == NAMES and memory.shape == SHAPE
     assert [task.name for task in memory.tasks] == ["task 0", "task 1", "task 2"]
@@ -229,17 +228,17 @@ def test_a_saved_memory_goes_on_as_it_was(tmp_path: Path, growing: bool) -> None
     memory.growing = growing
     again = ReplayMemory.load(memory.save(tmp_path / "memory.beton"))
     assert state(again) == state(memory)
-    assert again.counts.tolist() == [3, 3, 3, 0, 0]
+    assert again.counts.tolist() == [4, 3, 4, 0, 0]  # the remainder is of those that came first
     generators = [torch.Generator().manual_seed(3) for _ in range(2)]
     for one, other in zip(again.sample(20, generators[0]), memory.sample(20, generators[1]), strict=True):
         assert torch.equal(one, other)
     for one in (memory, again):
         one.add(pool(["tree"], 9, 4))
     assert state(again) == state(memory)
-    assert again.counts.tolist() == [2, 2, 2, 2, 0]
+    assert again.counts.tolist() == [3, 3, 3, 2, 0]
     # For others it is a set like any.
     images, labels = read_beton(tmp_path / "memory.beton")
-    assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert labels.tolist() == [0] * 4 + [1] * 3 + [2] * 4
     taken = ReplayMemory(images_per_class=1)
     taken.add(tmp_path / "memory.beton")
     assert taken.classes == NAMES[:3] and len(taken) == 3
@@ -342,13 +341,12 @@ def test_a_budget_below_one_image_of_each_class() -> None:
 
 def test_an_empty_memory(tmp_path: Path) -> None:
     memory = ReplayMemory(images_per_class=1)
-    assert (len(memory), memory.nbytes, memory.classes, memory.shape, AvalancheBuffer(memory).max_size) == (
-        0,
-        0,
-        [],
-        None,
-        0,
-    )
+    assert (len(memory), memory.nbytes, memory.classes, memory.shape) == (0, 0, [], None)
+    with pytest.raises(
+        InputError, match=r"`classes` must be named for a memory of images_per_class, .* or total_images"
+    ):
+        AvalancheBuffer(memory).max_size  # noqa: B018
+    assert AvalancheBuffer(ReplayMemory(NAMES, images_per_class=3)).max_size == 15
     assert len(AvalancheBuffer(memory).buffer) == 0 and AvalancheBuffer(memory).buffer.targets == []
     assert AvalancheBuffer(ReplayMemory(total_images=200)).max_size == 200
     with pytest.raises(InputError, match="The memory is empty. Add a set"):
@@ -430,7 +428,7 @@ def test_a_buffer_takes_and_gives_normalised_images(task: int | None) -> None:
         assert item[2:] == (() if task is None else (task,))
     assert torch.equal(memory.images[0], pictures(6)[[2, 4, 5]][herd(pictures(6)[[2, 4, 5]], 1)[0]])
     avalanche.resize(None, 3)
-    assert avalanche.max_size == 3 and avalanche.buffer.targets == [2, 4]
+    assert avalanche.max_size == 3 and avalanche.buffer.targets == [2, 2, 4]
     with pytest.raises(InputError, match="must have values in .0, 1., got values from"):
         other = ReplayMemory(total_images=4, mean=[0.0] * 3, std=[1.0] * 3)
         AvalancheBuffer(other).post_adapt(None, SimpleNamespace(dataset=data))
@@ -444,6 +442,42 @@ def test_what_is_collected_of_an_experience_is_the_users_choice(tmp_path: Path) 
     buffer.post_adapt(None, experience)
     buffer.post_adapt(None, experience)
     assert len(memory.tasks) == 1 and torch.equal(memory.images, pictures(3)[herd(pictures(3), 2)])
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_classes_keep_the_ids_of_the_strategy(tmp_path: Path, named: bool) -> None:
+    """A file of the classes 3 and 4 alone, whose labels are 0 and 1, as the second experience brings it."""
+    memory = ReplayMemory(NAMES if named else None, images_per_class=2)
+    given = iter([beton(tmp_path / "a.beton", ["cat", "dog", "ship"]), beton(tmp_path / "b.beton", ["tree", "car"])])
+    buffer = AvalancheBuffer(memory, collect=lambda agent, experience: next(given))
+    data = Normalised(pictures(2), [0, 0], None)
+    buffer.post_adapt(None, SimpleNamespace(dataset=data, classes_in_this_experience=[0, 1, 2]))
+    buffer.post_adapt(None, SimpleNamespace(dataset=data, classes_in_this_experience=[3, 4]))
+    assert buffer.buffer.targets == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_other_ids_than_those_of_the_strategy_are_refused(tmp_path: Path) -> None:
+    path = beton(tmp_path / "b.beton", ["tree", "car"])
+    memory = ReplayMemory(total_images=10)
+    buffer = AvalancheBuffer(memory, collect=lambda agent, experience: path)
+    experience = SimpleNamespace(dataset=Normalised(pictures(2), [0, 0], None), classes_in_this_experience=[3, 4])
+    with pytest.raises(
+        InputError, match=r"which are 3, 4 in this experience, got 0 for 'tree'\. Give ReplayMemory the n"
+    ):
+        buffer.post_adapt(None, experience)
+    assert len(memory) == 0 and memory.classes == []
+
+
+def test_the_remainder_of_a_budget_is_filled() -> None:
+    """100 images of 6 classes are 17, 17, 17, 17, 16 and 16, and no class gains an image as others come."""
+    memory = ReplayMemory(total_images=100)
+    before: list[int] = []
+    for task in range(8):
+        memory.add(pool([f"class {task}"], per_class=100, seed=task))
+        counts = memory.counts.tolist()
+        assert sum(counts) == 100 and max(counts) - min(counts) <= 1
+        assert all(now <= earlier for now, earlier in zip(counts, before, strict=False))
+        before = counts
 
 
 def test_a_memory_is_its_own_buffer_for_one_more_release(tmp_path: Path) -> None:
@@ -479,6 +513,8 @@ import torch
 import torchmetrics
 import torchvision
 
+from tgdd_plugin.beton.card import Card
+from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.replay.avalanche import AvalancheBuffer
 from tgdd_plugin.replay.memory import ReplayMemory
 
@@ -495,15 +531,26 @@ torch.manual_seed(0)
 labels = torch.arange(48) % 4
 data = TensorDataset((torch.rand(48, 1, 8, 8) * 255).round() / 255 * 2 - 1, labels)
 data.targets = labels.tolist()
-for aware in (False, True):
+NAMES, SCALE = ["a", "b", "c", "d"], dict(mean=[0.5], std=[0.5])
+
+
+def distilled(agent, experience):
+    # As distilling an experience leaves it: its classes alone, by their names, labelled from 0 on.
+    own = [NAMES[i] for i in sorted(experience.classes_in_this_experience)]
+    card = Card(classes=own, images=0, images_per_class=5, shape=[], **SCALE)
+    images = torch.randint(256, (10, 1, 8, 8)).to(torch.uint8)
+    return write_beton(f"{folder}/{{own[0]}}.beton", images, torch.arange(2).repeat_interleave(5), card)
+
+
+for aware, collect in ((False, None), (True, None), (False, distilled)):
     if aware:
         benchmark = nc_benchmark(data, data, 2, task_labels=True, fixed_class_order=[0, 1, 2, 3])
     else:
         sets = as_classification_dataset(data)
         both = dict(train=sets, test=sets)
         benchmark = class_incremental_benchmark(both, num_experiences=2, class_order=[0, 1, 2, 3])
-    memory = ReplayMemory(total_images=10, mean=[0.5], std=[0.5])
-    buffer = AvalancheBuffer(memory)
+    memory = ReplayMemory(NAMES if collect else None, total_images=10, **SCALE)
+    buffer = AvalancheBuffer(memory, collect)
     replay = ReplayPlugin(mem_size=10, batch_size_mem=5, storage_policy=buffer)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     network.seen = []
@@ -528,10 +575,10 @@ for aware in (False, True):
         before = buffer.buffer
         targets.append(before.targets)
     assert sizes == [[8, 8, 8], [13, 13, 13]], sizes
-    assert targets == [[0] * 5 + [1] * 5, [0] * 2 + [1] * 2 + [2] * 2 + [3] * 2], targets
+    assert targets == [[0] * 5 + [1] * 5, [0] * 3 + [1] * 3 + [2] * 2 + [3] * 2], targets
     assert len(buffer.buffer[0]) == 2 + aware
     if aware:
-        assert [int(buffer.buffer[i][2]) for i in range(8)] == [0] * 4 + [1] * 4
+        assert [int(buffer.buffer[i][2]) for i in range(10)] == [0] * 6 + [1] * 4
 print("replayed", strategy.__class__.__module__)
 """
 UNUSED = (
@@ -552,7 +599,7 @@ def test_avalanche_replays_from_it(tmp_path: Path) -> None:
         pytest.skip(f"avalanche-lib cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
     path = os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[2])])
     ran = subprocess.run(
-        [sys.executable, "-c", AVALANCHE.format(unused=UNUSED)],
+        [sys.executable, "-c", AVALANCHE.format(unused=UNUSED, folder=tmp_path)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},

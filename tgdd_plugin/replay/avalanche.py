@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.conversion import to_pair
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.budget import Budget
 from tgdd_plugin.replay.memory import ReplayMemory
-from tgdd_plugin.replay.sources import SourceLike
+from tgdd_plugin.replay.sources import Source, SourceLike, identify
 
 
 class AvalancheBuffer:
@@ -40,10 +41,19 @@ class AvalancheBuffer:
 
     @property
     def max_size(self) -> int:
-        """The most images that can be stored, as far as the number of classes and the images' size are known."""
+        """The most images that can be stored, as far as the number of classes and the images' size are known.
+
+        Raises:
+            InputError: If nothing is known: the budget is one for each class, and there is no class yet.
+        """
         memory = self.memory
+        if not memory.classes and memory.budget.kind == "images_per_class":
+            raise InputError(
+                "`classes` must be named for a memory of images_per_class, as Avalanche asks how many images it holds "
+                "in all, got none. Give ReplayMemory the names of all classes, or total_images."
+            )
         size = memory.images[0].numel() if len(memory) else 1
-        return memory.budget.capacity(int((memory.counts > 0).sum()), size)
+        return memory.budget.capacity(len(memory.classes), size)
 
     @property
     def buffer(self) -> MemoryDataset:
@@ -58,6 +68,7 @@ class AvalancheBuffer:
             source = self.collect(agent, exp)
         if source is not None:
             _, _, *labels = exp.dataset[0]
+            _check_ids(source, self.memory, exp)
             self.memory.add(source, label=int(labels[0]) if labels else None)
 
     def update(self, strategy: Any, **_: Any) -> None:
@@ -115,6 +126,24 @@ class MemoryDataset(Dataset):
         assert self.normalization is not None  # there is an image
         item = self.normalization(image), self.labels[index]
         return item if self.task_labels is None else (*item, int(self.task_labels[index]))
+
+
+def _check_ids(source: SourceLike, memory: ReplayMemory, exp: Any) -> None:
+    """Checks that the classes of a source get the ids that the strategy knows them by.
+
+    Raises:
+        InputError: If one gets an id that is not among those of the experience.
+    """
+    wanted = {int(one) for one in getattr(exp, "classes_in_this_experience", None) or ()}
+    offered = Source.of(source)
+    names, ids = identify(offered, memory.classes, memory.growing)
+    other = sorted(set(ids[offered.pool.counts > 0].tolist()) - wanted)
+    if wanted and other:
+        raise InputError(
+            f"`classes` must give the memory's classes the ids of the strategy, which are "
+            f"{', '.join(map(str, sorted(wanted)))} in this experience, got {other[0]} for '{names[other[0]]}'. Give "
+            f"ReplayMemory the names of all classes, in the order of the strategy's ids."
+        )
 
 
 def experience_pool(dataset: Any, normalization: Normalization) -> ImagePool:

@@ -15,8 +15,9 @@ class Budget:
     """A number, and what it counts.
 
     Args:
-        kind: One of :data:`KINDS`. Of a total, all classes have the same share, rounded down. Bytes are those of the
-            stored uint8 pixels, C · H · W for an image; labels, the card and a file's padding are not counted.
+        kind: One of :data:`KINDS`. Of a total, all classes have the same share, and the first ones one image more where
+            a remainder is left. Bytes are those of the stored uint8 pixels, C · H · W for an image; labels, the card
+            and a file's padding are not counted.
         amount: The number.
     """
 
@@ -56,6 +57,12 @@ class Budget:
                 f"{self.amount}. Raise it, or use fewer classes."
             )
         return self.amount // max(least, 1)
+
+    def remainder(self, classes: int, size: int) -> int:
+        """Returns how many of ``classes`` classes may have one image of ``size`` bytes more than their share."""
+        if self.kind == "images_per_class" or not classes:
+            return 0
+        return self.capacity(classes, size) % classes
 
     def capacity(self, classes: int, size: int) -> int:
         """Returns how many images of ``size`` bytes fit in the budget altogether if there are ``classes`` classes."""

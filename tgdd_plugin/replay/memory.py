@@ -160,14 +160,15 @@ class ReplayMemory:
         known, new = set(self.labels.tolist()), ids[offered.pool.counts > 0].tolist()
         if not domain:
             check_new_classes(new, known, names, name)
-        share = self.budget.share(len(known.union(new)), offered.pool.images[0].numel())
-        best = most_representative(offered.pool, share, features, offered.factor)
+        count, size = len(known.union(new)), offered.pool.images[0].numel()
+        share, remainder = self.budget.share(count, size), self.budget.remainder(count, size)
+        best = most_representative(offered.pool, share + (remainder > 0), features, offered.factor)
         images, labels = offered.pool.take(best).to(self.device), ids[offered.pool.labels[best]]
         self.classes, self.factor, self._normalization = names, offered.factor, normalization
         self.tasks.append(MemoryTask(name, label))
         sources = torch.full_like(labels, len(self.tasks) - 1)
         images = torch.cat([self.images, images]) if len(self) else images
-        self._keep(images, torch.cat([self.labels, labels]), torch.cat([self.sources, sources]), share)
+        self._keep(images, torch.cat([self.labels, labels]), torch.cat([self.sources, sources]), share, remainder)
 
     def set_budget(self, budget: Budget) -> None:
         """Changes the budget, and drops what exceeds it.
@@ -176,9 +177,10 @@ class ReplayMemory:
             InputError: If it is less than one image of each class in the memory, which stays as it was.
         """
         size = self.images[0].numel() if len(self) else 1
-        share = budget.share(int((self.counts > 0).sum()), size)
+        count = int((self.counts > 0).sum())
+        share, remainder = budget.share(count, size), budget.remainder(count, size)
         self.budget = budget
-        self._keep(self.images, self.labels, self.sources, share)
+        self._keep(self.images, self.labels, self.sources, share, remainder)
 
     def sample(
         self, count: int, generator: torch.Generator, balanced: bool = True
@@ -245,8 +247,10 @@ class ReplayMemory:
         memory._hold(saved.images, saved.labels, saved.sources)
         return memory
 
-    def _keep(self, images: torch.Tensor, labels: torch.Tensor, sources: torch.Tensor, share: int) -> None:
-        kept = arrange(labels, sources, share)
+    def _keep(
+        self, images: torch.Tensor, labels: torch.Tensor, sources: torch.Tensor, share: int, remainder: int
+    ) -> None:
+        kept = arrange(labels, sources, share, remainder)
         self._hold(images[kept.to(images.device)], labels[kept], sources[kept])
 
     def _hold(self, images: torch.Tensor, labels: torch.Tensor, sources: torch.Tensor) -> None:

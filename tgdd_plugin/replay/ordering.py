@@ -48,7 +48,7 @@ def most_representative(
     return torch.cat(chosen)
 
 
-def arrange(labels: torch.Tensor, sources: torch.Tensor, share: int) -> torch.Tensor:
+def arrange(labels: torch.Tensor, sources: torch.Tensor, share: int, remainder: int = 0) -> torch.Tensor:
     """Puts a memory in order: classes one after another, and within a class the sets it came from in turns.
 
     A prefix of a class thus consists of the best images of each of its sets, equally many of each.
@@ -57,6 +57,8 @@ def arrange(labels: torch.Tensor, sources: torch.Tensor, share: int) -> torch.Te
         labels: Class ids ``(N,)``.
         sources: Which set each image came from, ``(N,)``; images of one class and set are in the order of herding.
         share: How many images of each class are kept.
+        remainder: How many of the classes, in the order in which they came, keep one more. Later classes take it from
+            the last of them, so that no class has to gain an image that it had dropped. Default: ``0``.
 
     Returns:
         Positions of the images that are kept, in their new order.
@@ -67,7 +69,10 @@ def arrange(labels: torch.Tensor, sources: torch.Tensor, share: int) -> torch.Te
     order = torch.arange(len(labels))
     for key in (sources, rank, labels):  # the last one decides first
         order = order[key[order].argsort(stable=True)]
-    return order[_rank(labels[order]) < share]
+    present, positions = labels.unique(return_inverse=True)
+    came = torch.full_like(present, int(sources.max())).scatter_reduce(0, positions, sources, "amin")
+    turn = came.argsort(stable=True).argsort()  # classes by the set that they first came with, then by id
+    return order[_rank(labels[order]) < share + (turn[positions] < remainder)[order]]
 
 
 def _rank(groups: torch.Tensor) -> torch.Tensor:
