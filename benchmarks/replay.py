@@ -14,6 +14,7 @@ random: random images of each class.
 reservoir: a uniform sample of the stream by Vitter's algorithm, which uses its whole size from the first task on.
 herding: the images that iCaRL's herding selects by the features of the network just trained.
 distilled: the new classes, distilled from the trajectory of their training; --source recorded reads none of the images.
+hybrid: real images by herding and distilled ones, replay.real_share of them real.
 
 --gdumb: also trains fresh networks on the memory alone, as the recipe's retrain says (GDumb; Prabhu et al., ECCV 2020),
     after the last task, or with "each" after each. There are --networks of them, on the memories of the learners.
@@ -54,6 +55,7 @@ from tgdd_plugin.replay.policies import (
     check_enough_images,
     distilled,
     herding_exemplars,
+    hybrid,
     random_exemplars,
     reservoir,
 )
@@ -61,7 +63,7 @@ from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.tasks import Task, split_classes
 from tgdd_plugin.training.train import accuracy
 
-SCRATCH = ("random", "herding", "distilled")  # methods that have the GDumb form
+SCRATCH = ("random", "herding", "distilled", "hybrid")  # methods that have the GDumb form
 DOMAINS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "as they are": lambda images: images,
     "inverted": lambda images: 255 - images,
@@ -125,9 +127,9 @@ class Comparison:
         found = []
         base = replace(self.bench.recipe.distill, images_per_class=self.count)
         for method in options.methods:
-            for source in options.source if method == "distilled" else [""]:
+            for source in options.source if method in ("distilled", "hybrid") else [""]:
                 settings = None
-                if method == "distilled":
+                if method in ("distilled", "hybrid"):
                     given = replace(base, source=source, packed=base.factor > 1)
                     settings = self.bench.resolved(given, 1)
                 form = "" if method == "joint" else LEARNER
@@ -150,6 +152,8 @@ class Comparison:
             replay = {name: replay[name] for name in ("tasks", "order")}
         else:
             del replay["policy"]  # the row's method
+            if case.method != "hybrid":
+                del replay["real_share"]
             depends["images_per_class"] = about["images_per_class"] = self.count
             about["factor"] = case.distill.factor if case.distill else 1
         if case.distill:
@@ -187,7 +191,10 @@ class Comparison:
             "random": lambda: random_exemplars(self.count),
             "reservoir": lambda: reservoir(tasks, self.count * bench.train.num_classes * shares, bench.normalization),
             "herding": lambda: herding_exemplars(self.count, bench.normalization),
-            "distilled": lambda: self._distilled(case),
+            "distilled": lambda: self._distilled(case, distilled),
+            "hybrid": lambda: self._distilled(
+                case, functools.partial(hybrid, real_share=recipe.replay.real_share, normalization=bench.normalization)
+            ),
         }
         policy = methods[case.method]()
 
@@ -210,11 +217,11 @@ class Comparison:
                 device=recipe.device,
             )
 
-    def _distilled(self, case: Case) -> Policy:
+    def _distilled(self, case: Case, make: Callable[..., Policy]) -> Policy:
         assert case.distill is not None
         deadline = self.bench.deadline
         saving = {"save_interval": deadline.due(Event.BATCH_CHECKPOINT)}
-        return distilled(case.distill, device=self.bench.recipe.device, callbacks=[deadline], trainer_options=saving)
+        return make(case.distill, device=self.bench.recipe.device, callbacks=[deadline], trainer_options=saving)
 
     def weigh(self, folder: Path, tasks: int) -> dict[str, int]:
         """Returns the size of a learner's last memory."""

@@ -13,7 +13,7 @@ import torch
 from benchmarks.results import markdown, provenance, read_rows, spread
 from tgdd_plugin.replay.metrics import Scores
 
-METHODS = ("finetune", "joint", "random", "reservoir", "herding", "distilled")
+METHODS = ("finetune", "joint", "random", "reservoir", "herding", "distilled", "hybrid")
 LEARNER, GDUMB = "replay", "from scratch"
 FIGURES = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
 PROTOCOL = "last epoch of the last task, nothing chosen on the test images; std over class orders with n - 1"

@@ -38,7 +38,8 @@ SMALL += "distill.images_per_class=2 distill.steps=3 distill.real_per_class=4 re
 SMALL.append("retrain.protocol=paper")
 SMALL += ["replay.tasks=2"]
 LEARNERS = ["finetune", "random", "reservoir", "herding", "distilled-sampled", "distilled-recorded"]
-SCRATCH = ["random-scratch", "herding-scratch", "distilled-sampled-scratch", "distilled-recorded-scratch"]
+LEARNERS += ["hybrid-sampled", "hybrid-recorded"]
+SCRATCH = [f"{name}-scratch" for name in LEARNERS if name not in ("finetune", "reservoir")]
 
 
 def run(output: Path, *options: str, small: list[str] = SMALL) -> int:
@@ -96,9 +97,12 @@ def test_memories_hold_images_of_the_training_set(whole: Path) -> None:
     for name in LEARNERS[1:]:
         memory = ReplayMemory.load(work(whole, name) / "task1" / "memory.beton")
         held = [(image.numpy().tobytes(), memory.classes[label]) for image, label in _pairs(memory)]
-        assert (set(held) <= real) == (not name.startswith("distilled")), name
+        made = name.startswith(("distilled", "hybrid"))
+        assert (set(held) <= real) == (not made), name
+        if name.startswith("hybrid"):
+            assert sum(each in real for each in held) == 10, "half of them"
         assert name == "reservoir" or memory.counts.tolist() == [2] * 10
-        assert len(memory) == 20 and (name.startswith("distilled") or len(set(held)) == 20)
+        assert len(memory) == 20 and (made or len(set(held)) == 20)
 
 
 def _pairs(pool: Any) -> list[tuple[torch.Tensor, int]]:
@@ -238,10 +242,14 @@ def test_the_table_has_means_over_orders(whole: Path, capsys: pytest.CaptureFixt
         ("herding", "", "replay"),
         ("distilled", "recorded", "replay"),
         ("distilled", "sampled", "replay"),
+        ("hybrid", "recorded", "replay"),
+        ("hybrid", "sampled", "replay"),
         ("random", "", "from scratch"),
         ("herding", "", "from scratch"),
         ("distilled", "recorded", "from scratch"),
         ("distilled", "sampled", "from scratch"),
+        ("hybrid", "recorded", "from scratch"),
+        ("hybrid", "sampled", "from scratch"),
     ]
     matrices = [content(whole, order)["finetune"]["networks"][0]["matrix"] for order in (0, 1)]
     forgotten = [100 * (matrix[0][0] - matrix[1][0]) for matrix in matrices]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
@@ -60,16 +62,18 @@ def drawn(task: Task, seed: int) -> Kept:
     return kept
 
 
-def herded(task: Task, network: nn.Module, normalization: Normalization) -> Kept:
+def herded(
+    task: Task, network: nn.Module, normalization: Normalization, count: int, among: Callable[[str], torch.Tensor]
+) -> Kept:
     """Algorithm 4 of iCaRL: always the image that brings the mean of the chosen ones nearest to that of the class."""
     kept = {}
     for name in task.new:
-        images = own(task.train, name)
+        images = among(name)
         with torch.no_grad():
             features = network.eval().features(normalization(images)).flatten(1).double().numpy()  # type: ignore
         features /= np.linalg.norm(features, axis=1, keepdims=True)
         chosen: list[int] = []
-        for size in range(1, COUNT + 1):
+        for size in range(1, count + 1):
             distances = [
                 np.inf if i in chosen else np.linalg.norm(features.mean(0) - features[[*chosen, i]].sum(0) / size)
                 for i in range(len(images))
@@ -112,6 +116,12 @@ def distilled(task: Task, place: Path, path: Path, settings: DistillSettings) ->
     }
 
 
+def exemplars(trajectory: Path, task: Task, name: str) -> torch.Tensor:
+    """The images of a class that the recording of a task keeps."""
+    kept = load_file(trajectory / "training" / "exemplars.safetensors")
+    return kept["images"][kept["labels"] == task.train.classes.index(name)]
+
+
 def check_memories(
     policy: str, folder: Path, tasks: Sequence[Task], normalization: Normalization, settings: DistillSettings
 ) -> None:
@@ -124,7 +134,14 @@ def check_memories(
         if policy == "random":
             wanted |= drawn(task, 0)
         elif policy == "herding":
-            wanted |= herded(task, network, normalization)
+            wanted |= herded(task, network, normalization, COUNT, functools.partial(own, task.train))
+        elif policy == "hybrid":
+            among = functools.partial(own, task.train)
+            if settings.source == "recorded":
+                among = functools.partial(exemplars, place / "trajectory", task)
+            real = herded(task, network, normalization, 1, among)
+            made = distilled(task, place, folder / f"again{number}.beton", replace(settings, images_per_class=1))
+            wanted |= {name: real[name] | made[name] for name in task.new}
         elif policy == "reservoir":
             wanted = sampled(tasks[: number + 1], COUNT * tasks[-1].train.num_classes, 0)
         else:
@@ -202,7 +219,8 @@ def test_the_command_follows_the_policy_of_the_recipe(here: Path, policy: str) -
     check_memories(policy, here / "outputs", tasks, Normalization(*train.statistics()), DISTILL)
     about = scores(here)["about"]
     assert about["policy"] == policy and "policy" not in about["replay"]
-    assert ("distill" in about) == (policy == "distilled")
+    assert ("distill" in about) == (policy in ("distilled", "hybrid"))
+    assert about.get("real_share") == (0.5 if policy == "hybrid" else None)
 
 
 def test_another_policy_is_another_job(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -240,6 +258,36 @@ def test_too_few_images_are_found_out_before_any_training(
     error = refused(capfd, f"replay.policy={policy}", "distill.images_per_class=7")
     assert "`images_per_class` must be at most 6, the images of class '" in error and "got 7. Lower it" in error
     assert not (here / "outputs" / "scores.json").exists()
+
+
+def test_without_exemplars_a_hybrid_memory_has_no_real_images(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """One line tells it; with the images, or with one image of each class, the same job goes through."""
+    hybrid = ["replay.policy=hybrid", "distill.source=recorded", "distill.start=noise", "record.exemplars=0"]
+    assert "`record.exemplars` must be at least 1 for replay.policy 'hybrid' with distill.source" in refused(
+        capfd, *hybrid
+    )
+    assert replay(*hybrid, "distill.images_per_class=1", "output=one") == 0
+    assert replay(*hybrid[:1], *hybrid[2:], "output=sampled") == 0
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_each_kind_has_its_share(tmp_path: Path, factor: int) -> None:
+    """Of four images of each class three are real at a share of 0.75, and with a factor each holds four of them."""
+    pools = patterned(1, per_class=24).split(1 / 3, torch.Generator().manual_seed(0))
+    tasks = split_classes(*pools, ReplaySettings(tasks=1))
+    settings = DistillSettings(images_per_class=4, factor=factor, steps=3, real_per_class=4, packed=factor > 1)
+    policy = replay_policy("hybrid", tasks, settings, Normalization([0.4], [0.3]), "cpu", real_share=0.75)
+    training = RecordSettings(epochs=1, batch_size=16, cutmix=0.0, augmentation="crop")
+    learn(tasks, build, tmp_path, policy, 4, training, mean=[0.4], std=[0.3], device="cpu", progress_bar=False)
+    memory = ReplayMemory.load(tmp_path / "task0" / "memory.beton")
+    assert memory.counts.tolist() == [4] * 3 and memory.factor == factor
+    side = 8 // factor
+    small = F.interpolate(pools[0].images.float(), size=(side, side), mode="bilinear", antialias=True)
+    parts = memory.images.float().unfold(2, side, side).unfold(3, side, side)
+    parts = parts.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)  # (N, f², C, h, w): what each stored image holds
+    # Every part of a real one is a real image, shrunk, but for the rounding to uint8.
+    real = (parts[:, :, None] - small).abs().amax((-3, -2, -1)).amin(2).amax(1) <= 0.51
+    assert memory.labels[real].bincount().tolist() == [3, 3, 3]
 
 
 def test_a_policy_that_is_not_known(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.distillation.settings import SizedSettings
 from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.pipeline.settings import Recipe
+from tgdd_plugin.replay.settings import real_images
 from tgdd_plugin.trajectory.manifest import run_folders
 
 ON_FILE = ("retrain", "evaluate", "nas")
@@ -36,6 +37,8 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
         _check_size(recipe)
     if step == "run" and recipe.distill.source == "recorded":
         _check_exemplars(recipe)
+    if step == "replay" and recipe.replay.policy == "hybrid" and recipe.distill.source == "recorded":
+        _check_real_images(recipe)
     return recipe
 
 
@@ -85,6 +88,18 @@ def _check_exemplars(recipe: Recipe) -> None:
             f"`record.exemplars` must be at least {-(-needed // runs)} for distill.source 'recorded', which starts "
             f"from {needed} images of each class that {runs} run(s) keep, got {recipe.record.exemplars}. Raise it, or "
             f"lower distill.images_per_class, or choose distill.start=noise."
+        )
+
+
+def _check_real_images(recipe: Recipe) -> None:
+    """Checks that the recording of a task will keep the real images of a memory of both kinds."""
+    sized = recipe.distill.sized(1)
+    needed = real_images(sized.images_per_class, recipe.replay.real_share) * sized.factor**2
+    if needed > recipe.record.exemplars:
+        raise InputError(
+            f"`record.exemplars` must be at least {needed} for replay.policy 'hybrid' with distill.source 'recorded', "
+            f"whose real images come from there, got {recipe.record.exemplars}. Raise it, lower replay.real_share, or "
+            f"leave distill.source out."
         )
 
 

@@ -202,10 +202,14 @@ def _replay(recipe: Recipe, data: Data) -> None:
     settings = memory_settings(recipe.distill)
     settings = replace(settings, packed=settings.factor > 1)
     tasks, name = split_classes(real, test, recipe.replay), recipe.replay.policy
-    policy = replay_policy(name, tasks, settings, Normalization(mean, std), recipe.device)
-    job = {"data": asdict(recipe.data), "network": asdict(network), "policy": name}
-    if name == "distilled":
+    policy = replay_policy(
+        name, tasks, settings, Normalization(mean, std), recipe.device, real_share=recipe.replay.real_share
+    )
+    job: dict[str, Any] = {"data": asdict(recipe.data), "network": asdict(network), "policy": name}
+    if name in ("distilled", "hybrid"):
         job["distill"] = asdict(settings)
+    if name == "hybrid":
+        job["real_share"] = recipe.replay.real_share
     scores = learn(
         tasks,
         lambda count: network_factory(network, real.shape, count)(),

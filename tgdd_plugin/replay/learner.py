@@ -78,7 +78,8 @@ def learn(
             or a whole memory that replaces the one before.
         images_per_class: The memory's budget, in stored images of each class.
         training: How each task is trained and recorded. Default: ``RecordSettings()``.
-        settings: How the memory is replayed; ``policy`` has no effect here. Default: ``ReplaySettings()``.
+        settings: How the memory is replayed; ``policy`` and ``real_share`` have no effect here. Default:
+            ``ReplaySettings()``.
         mean, std: The per-channel normalization, for pixels in [0, 1].
         head: The name of the network's linear head, see :class:`TGDDCallback`.
         job: Whatever else the scores depend on, such as the settings of ``select_exemplars``, as plain values. They are
@@ -262,7 +263,8 @@ def _open_scores(learner: _Learner, images_per_class: int, job: dict[str, Any]) 
     Raises:
         InputError: If it is of another job.
     """
-    replay = {name: value for name, value in asdict(learner.settings).items() if name != "policy"}  # the caller's
+    callers = ("policy", "real_share")  # what a policy was made of
+    replay = {name: value for name, value in asdict(learner.settings).items() if name not in callers}
     about: dict[str, Any] = {
         "training": asdict(learner.training),
         "replay": replay,

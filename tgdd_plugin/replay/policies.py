@@ -15,17 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tgdd_plugin.beton.card import read_card
+from tgdd_plugin.beton.format import read_stored, write_beton
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.coresets import herding
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.distiller import distill
 from tgdd_plugin.distillation.settings import DistillSettings, SizedSettings
-from tgdd_plugin.networks.features import features_of
+from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
+from tgdd_plugin.networks.features import features_of, herding_subset
 from tgdd_plugin.replay.memory import ReplayMemory
-from tgdd_plugin.replay.settings import PolicyName
+from tgdd_plugin.replay.settings import PolicyName, real_images
 from tgdd_plugin.replay.sources import SourceLike
 from tgdd_plugin.replay.tasks import Task
+from tgdd_plugin.trajectory.store import Trajectory
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ def replay_policy(
     settings: DistillSettings,
     normalization: Normalization,
     device: str | None = None,
+    *,
+    real_share: float = 0.5,
 ) -> Policy:
     """Makes the policy that ``replay.policy`` names.
 
@@ -65,6 +71,7 @@ def replay_policy(
         settings: How the new classes are distilled. The other policies use ``images_per_class`` alone.
         normalization: What the network's inputs are normalized with.
         device: ``'cpu'`` or ``'gpu'``, for distilling. Default: a GPU if there is one.
+        real_share: The share of real images of the policy ``'hybrid'``. Default: ``0.5``.
 
     Raises:
         InputError: If a class has fewer images than are to be kept, or ``settings`` names classes or a budget.
@@ -81,6 +88,8 @@ def replay_policy(
             return reservoir(tasks, count * tasks[-1].train.num_classes, normalization)
         case "distilled":
             return distilled(settings, device=device)
+        case "hybrid":
+            return hybrid(settings, real_share, normalization, device=device)
 
 
 def memory_settings(settings: DistillSettings) -> SizedSettings:
@@ -167,6 +176,68 @@ def distilled(settings: DistillSettings, **options: Any) -> Policy:
         return distill(result.trajectory, real, path, own, network=result.network, overwrite=True, **options)
 
     return select_exemplars
+
+
+def hybrid(settings: DistillSettings, real_share: float, normalization: Normalization, **options: Any) -> Policy:
+    """Keeps real and distilled images of each new class, ``images_per_class`` in all.
+
+    Memories of both kinds won over those of either in the comparison of arXiv 2410.15372. The real images are those
+    that herding selects by the features of the network just trained; with a factor, each stored one holds f² of them,
+    shrunk. With ``source='recorded'`` they are selected among the trajectory's exemplars.
+
+    Args:
+        settings: How the distilled images are distilled.
+        real_share: The share of real images, from 0 to 1. Of two or more images of a class, at least one is of either
+            kind; a single one is distilled.
+        normalization: What the network's inputs are normalized with.
+        options: Further arguments of :func:`tgdd_plugin.distill`.
+
+    Raises:
+        InputError: If the settings name classes, or the trajectory has no exemplars to choose from.
+    """
+    sized = memory_settings(settings)
+    count = sized.images_per_class
+    real = real_images(count, real_share)
+    distil = distilled(replace(sized, images_per_class=count - real), **options)
+
+    def select_exemplars(result: TaskResult) -> SourceLike:
+        file = distil(result)
+        assert isinstance(file, Path)
+        if not real:
+            return file
+        pool = result.task.train
+        if sized.source == "recorded":
+            pool = _exemplars(result, real * sized.factor**2)
+        ids = [pool.classes.index(name) for name in result.task.new]
+        shape = (len(ids), real, *pool.shape)
+        generator = torch.Generator().manual_seed(result.seed)
+        chosen = herding_subset(
+            result.network, pool, ids, real * sized.factor**2, generator, normalization=normalization
+        )
+        kept = SyntheticImages(start_pixels("mix", shape, sized.factor, chosen, generator, ids), sized.factor)
+        images, labels = kept.to_uint8(packed=sized.packed)
+        first, second = read_stored(file), read_card(file)
+        both = torch.cat([first[0], images]), torch.cat([first[1], labels])
+        card = replace(second, images_per_class=count, method={**second.method, "real_images": real}, accuracy=[])
+        return write_beton(result.folder / "hybrid.beton", *both, card)
+
+    return select_exemplars
+
+
+def _exemplars(result: TaskResult, needed: int) -> ImagePool:
+    """The real images that the trajectory of a task keeps.
+
+    Raises:
+        InputError: If there are fewer than ``needed`` of a class.
+    """
+    pool = Trajectory.open(result.trajectory).exemplars()
+    have = 0 if pool is None else min(int(pool.counts[pool.classes.index(name)]) for name in result.task.new)
+    if pool is None or have < needed:
+        raise InputError(
+            f"`record.exemplars` must be at least {needed} for the policy 'hybrid' with source 'recorded', whose real "
+            f"images come from there, got {have}. Raise it, lower replay.real_share, or give the images."
+        )
+    return pool
 
 
 def sample_stream(sizes: Sequence[int], budget: int, seed: int) -> list[tuple[int, int]]:

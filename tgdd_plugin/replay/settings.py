@@ -6,7 +6,14 @@ from typing import Literal
 
 from tgdd_plugin.core.settings import Count, NonNegativeInt, Positive, Seed, Share, settings_class
 
-PolicyName = Literal["random", "reservoir", "herding", "distilled"]
+PolicyName = Literal["random", "reservoir", "herding", "distilled", "hybrid"]
+
+
+def real_images(count: int, share: float) -> int:
+    """How many of ``count`` images of a class are real in a memory of both kinds: of two or more, at least one of either
+    kind; a single one is distilled.
+    """
+    return 0 if count == 1 else min(max(1, round(count * share)), count - 1)
 
 
 @settings_class
@@ -33,4 +40,7 @@ class ReplaySettings:
     policy: PolicyName = "distilled"
     """What the memory keeps of a task, distill.images_per_class images of each class. random: real images, drawn;
     herding: real images that iCaRL's herding selects; reservoir: a uniform sample of all images so far, as many in all;
-    distilled: images distilled as the section distill says."""
+    distilled: images distilled as the section distill says; hybrid: a real_share of herding's, the others distilled."""
+    real_share: Share = 0.5
+    """Of the policy hybrid: the share of real images among those of each class, at least one of each kind where a class
+    has two or more. Where distill.source is recorded, the real ones are chosen among the trajectory's exemplars."""
