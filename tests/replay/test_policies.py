@@ -263,9 +263,7 @@ def test_too_few_images_are_found_out_before_any_training(
 def test_without_exemplars_a_hybrid_memory_has_no_real_images(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One line tells it; with the images, or with one image of each class, the same job goes through."""
     hybrid = ["replay.policy=hybrid", "distill.source=recorded", "distill.start=noise", "record.exemplars=0"]
-    assert "`record.exemplars` must be at least 1 for replay.policy 'hybrid' with distill.source" in refused(
-        capfd, *hybrid
-    )
+    assert "`record.exemplars` must be at least 1 for replay.policy 'hybrid'" in refused(capfd, *hybrid)
     assert replay(*hybrid, "distill.images_per_class=1", "output=one") == 0
     assert replay(*hybrid[:1], *hybrid[2:], "output=sampled") == 0
 

@@ -10,8 +10,9 @@ PolicyName = Literal["random", "reservoir", "herding", "distilled", "hybrid"]
 
 
 def real_images(count: int, share: float) -> int:
-    """How many of ``count`` images of a class are real in a memory of both kinds: of two or more, at least one of either
-    kind; a single one is distilled.
+    """How many of ``count`` images of a class are real in a memory of both kinds.
+
+    Of two or more, at least one is of either kind; a single one is distilled.
     """
     return 0 if count == 1 else min(max(1, round(count * share)), count - 1)
 
