@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "print a trajectory folder or the card of a .beton, and draw the latter's images"
     show = steps.add_parser("show", help=text, description=text)
     show.add_argument("path", help="trajectory folder or .beton")
-    show.add_argument("--picture", metavar="PNG", help="where to draw a .beton (default: beside it)")
+    show.add_argument("--picture", metavar="FILE", help="where to draw a .beton, as .png or .svg (default: beside it)")
     show.set_defaults(call=_show)
     text = "print the JSON schema of recipes, with which editors complete and check their keys"
     steps.add_parser("schema", help=text, description=text).set_defaults(call=_schema)
@@ -193,13 +193,18 @@ def _show(options: argparse.Namespace) -> None:
     if path.is_dir():
         print(describe_trajectory(Trajectory.open(path)))
     elif path.is_file():
-        print(describe_beton(path, read_card(path)), flush=True)
+        card = read_card(path)
+        print(describe_beton(path, card), flush=True)
         # Reading the images takes torch and FFCV seconds to load, so the words come first.
         from tgdd_plugin.beton.format import read_beton
-        from tgdd_plugin.data.image_grid import make_image_grid, write_picture
+        from tgdd_plugin.data.set_figure import draw_set, is_drawing_of
 
+        images, labels = read_beton(path)
         picture = Path(options.picture) if options.picture else path.with_suffix(".png")
-        print(f"\npicture     {printable(str(write_picture(picture, make_image_grid(*read_beton(path)))))}")
+        # The distillation's own, which has the images at the start beside them, is kept.
+        if options.picture or not is_drawing_of(picture, images):
+            draw_set(picture, images, labels, card.classes)
+        print(f"\npicture     {printable(str(picture))}")
     else:
         raise InputError(f"There is no '{path}'. Name a trajectory folder or a .beton.")
 

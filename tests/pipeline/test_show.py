@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.beton.format import write_beton
-from tgdd_plugin.data.image_grid import make_image_grid, write_picture
+from tgdd_plugin.data.image_grid import make_image_grid
 from tgdd_plugin.pipeline.show import describe_beton, describe_trajectory
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.store import Trajectory
@@ -32,21 +31,6 @@ def test_grid_has_a_row_a_class(channels, per_class):
             top, left = 2 + row * 7, 2 + column * 9
             wanted[top : top + 5, left : left + 7] = image.permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(grid.permute(1, 2, 0).numpy(), wanted)
-
-
-def test_picture_is_the_grid_enlarged_by_a_whole_factor(tmp_path):
-    grid = make_image_grid(made(3), torch.arange(14) % 2, per_class=3)
-    path = write_picture(tmp_path / "new/folder/a.png", grid, min_side=100)
-    with Image.open(path) as image:
-        picture = np.asarray(image)
-    factor = picture.shape[0] // grid.shape[1]
-    assert factor > 1 and picture.shape == (grid.shape[1] * factor, grid.shape[2] * factor, 3)
-    for i in range(factor):
-        for j in range(factor):
-            np.testing.assert_array_equal(picture[i::factor, j::factor], grid.permute(1, 2, 0).numpy())
-    large = write_picture(tmp_path / "large.png", grid, min_side=10)
-    with Image.open(large) as image:
-        assert image.size == (grid.shape[2], grid.shape[1])  # never made smaller
 
 
 def test_a_card_in_words(tmp_path):

@@ -34,7 +34,7 @@ from tgdd_plugin.distillation.frozen_networks import FrozenNetworks, freeze_netw
 from tgdd_plugin.distillation.inputs import Inputs, resolve_inputs
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.monitoring import NonFiniteLoss, estimate
-from tgdd_plugin.distillation.result import result_card, write_result
+from tgdd_plugin.distillation.result import draw_result, result_card, write_result
 from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
@@ -61,6 +61,7 @@ def distill(
     callbacks: Sequence[Callback] = (),
     progress_bar: bool = True,
     trainer_options: Mapping[str, Any] | None = None,
+    picture: str | Path | None = None,
 ) -> Path:
     """Distills a trajectory into a ``.beton`` by TGDD (arXiv 2512.02469), as a Composer run.
 
@@ -94,6 +95,8 @@ def distill(
         loggers, callbacks: The user's own loggers and callbacks, for the Trainer.
         progress_bar: Whether to show a progress bar. Default: ``True``.
         trainer_options: More arguments for Composer's ``Trainer``; they override ours.
+        picture: Where to draw the images beside those that they started from, by class
+            (:func:`tgdd_plugin.data.set_figure.draw_set`), as SVG or PNG. Default: ``None``, nowhere.
 
     Returns:
         The path of the written file.
@@ -106,7 +109,7 @@ def distill(
     output, settings = check_writable(Path(output)), settings or DistillSettings()
     given = Normalization.of(mean, std)
     options = RunOptions(
-        device, checkpoint_interval, image_interval, loggers, callbacks, progress_bar, trainer_options or {}
+        device, checkpoint_interval, image_interval, loggers, callbacks, progress_bar, trainer_options or {}, picture
     )
     torch_device(device)  # a GPU that is not there is told first
     dist.initialize_dist(device)
@@ -141,6 +144,7 @@ def _distill(
     on = torch_device(options.device)
     frozen = freeze_networks(inputs, network, head, on)
     synthetic = SyntheticImages(_start(inputs, frozen), inputs.settings.factor)
+    start = synthetic.to_uint8()[0] if options.picture else None
     draws = Draws(inputs.settings, frozen.bank, inputs.pool, synthetic, dist.get_global_rank(), inputs.class_ids)
     draws(0)  # a class with too few images is found out here, not after the Trainer is set up
     model = DistillationModel(
@@ -164,6 +168,8 @@ def _distill(
         kept = _keep_last_finite(output, synthetic, card, error.step)
         raise InputError(f"{error} The images before that step are in '{kept}'.") from None
     if dist.get_global_rank() == 0:
+        if options.picture:  # first: once the file is there, the job is finished
+            draw_result(options.picture, synthetic, card, start)
         write_result(output, synthetic, card)
         shutil.rmtree(checkpoints, ignore_errors=True)
     dist.barrier()

@@ -34,6 +34,7 @@ class RunOptions:
         loggers, callbacks: The user's own, for the Trainer.
         progress_bar: Whether to show a progress bar.
         trainer_options: More arguments for Composer's ``Trainer``; they override ours.
+        picture: Where to draw the images at the end. Default: ``None``, nowhere.
 
     Raises:
         InputError: If ``checkpoint_interval`` is not a Composer time string.
@@ -46,6 +47,7 @@ class RunOptions:
     callbacks: Sequence[Callback]
     progress_bar: bool
     trainer_options: Mapping[str, Any]
+    picture: str | Path | None = None
 
     def __post_init__(self) -> None:
         try:

@@ -68,7 +68,8 @@ class DistillationMonitor(Callback):
             self._check_steps(step, float(self._jumping), int(self._skipped))
             self._jumping = None
         if self.interval and step % self.interval == 0:
-            logger.log_images(make_image_grid(*self.synthetic.to_uint8()), name="tgdd/synthetic")
+            # As floats: loggers such as TensorBoard's take numbers in [0, 1], and showed bytes as white.
+            logger.log_images(make_image_grid(*self.synthetic.to_uint8()).float() / 255, name="tgdd/synthetic")
 
     def _of_loss(self, step: int, batch: dict[str, Any]) -> str:
         names = {which: self.model.bank.names[batch[which]] for which in ("early", "late")}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.beton.format import write_beton
+from tgdd_plugin.core.errors import brief
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.distillation.inputs import Inputs
 from tgdd_plugin.distillation.settings import DistillSettings
@@ -49,6 +53,16 @@ def result_card(inputs: Inputs, head: str | None = None) -> Card:
         },
         versions=installed_versions("mosaicml", "ffcv", "numpy"),
     )
+
+
+def draw_result(path: str | Path, synthetic: SyntheticImages, card: Card, start: torch.Tensor | None) -> None:
+    """Draws the images, decoded, beside those at the start; what goes wrong with it is told and ends nothing."""
+    try:
+        from tgdd_plugin.data.set_figure import draw_set  # loads matplotlib, which takes a second
+
+        draw_set(path, *synthetic.to_uint8(), card.classes, start=start)
+    except Exception as error:
+        warnings.warn(f"'{path}' could not be drawn ({brief(error)}); the set itself is not affected", stacklevel=2)
 
 
 def write_result(path: Path, synthetic: SyntheticImages, card: Card) -> None:

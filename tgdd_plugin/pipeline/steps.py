@@ -117,8 +117,9 @@ def _distill(recipe: Recipe, data: Data) -> None:
         std=std,
         device=recipe.device,
         overwrite=recipe.overwrite,
+        picture=recipe.beton.with_suffix(".png"),
     )
-    print(f"distilled {path}")
+    print(f"distilled {path}, drawn in {path.with_suffix('.png').name}")
 
 
 def _retrain(recipe: Recipe, data: Data) -> None:
