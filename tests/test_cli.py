@@ -413,7 +413,8 @@ def test_show_a_beton(here, capfd):
     with Image.open("new/other.png") as picture:
         assert beside > 1.5 * picture.width, "the images at the start stand beside the distilled ones"
     assert cli.main(["show", "out/sets-ipc2.beton", "--picture", "other.svg"]) == 0
-    assert "rows" in Path("other.svg").read_text() and Path("out/sets-ipc2.png").read_bytes() == drawn
+    assert all(f">{name}<" in Path("other.svg").read_text() for name in card.classes)
+    assert Path("out/sets-ipc2.png").read_bytes() == drawn
     Path("out/sets-ipc2.png").write_bytes(Path("recipe.yaml").read_bytes())  # of another set, or no picture at all
     assert cli.main(["show", "out/sets-ipc2.beton"]) == 0
     assert Path("out/sets-ipc2.png").read_bytes() == Path("new/other.png").read_bytes()
