@@ -83,7 +83,7 @@ def test_a_job_from_start_to_end(job):
     written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     stages = {f"trajectory/seed0/stage-ep{i}-ba{i}.safetensors" for i in range(3)}  # 60 images are one batch
     wanted = {"sets-ipc2.beton", "sets-ipc2.beton.yaml", "trajectory/job.json"}
-    wanted |= {"sets-ipc2-retrain.json", "sets-ipc2-recipe.yaml", "sets-ipc2.png"}
+    wanted |= {"sets-ipc2-retrain.json", "sets-ipc2-recipe.yaml", "sets-ipc2.png", "sets-ipc2-report.html"}
     recorded = {f"trajectory/seed0/{name}" for name in ("manifest.json", "exemplars.safetensors")}
     assert written == wanted | stages | recorded  # and no checkpoint, no temporary file
     lines = done.stdout.splitlines()
@@ -91,7 +91,7 @@ def test_a_job_from_start_to_end(job):
         "recorded  out/trajectory: 1 run(s), 3 stages",
         "distilled out/sets-ipc2.beton, drawn in sets-ipc2.png",
     ]
-    assert lines[-1] == "results   out/sets-ipc2-retrain.json"
+    assert lines[-2:] == ["results   out/sets-ipc2-retrain.json", "report    out/sets-ipc2-report.html"]
     rows = {line[:23].strip(): line[23:].split() for line in lines[5:10]}
     content = json.loads((out / "sets-ipc2-retrain.json").read_text())
     assert {r["name"]: [str(r["images"]), str(r["passes"])] for r in content["rows"]} == {
@@ -148,8 +148,8 @@ def test_a_finished_job_given_again_repeats_and_replaces_nothing(here, capfd):
     assert lines[0] == "recorded  out/trajectory: already done, 1 run(s), 3 stages"
     assert lines[1] == "distilled out/sets-ipc2.beton: already done, and kept as it is"
     assert [line.split()[0] for line in lines[5:10]] == ["distilled", "random", "random,", "full", "full"]
-    assert lines[-1] == "results   out/sets-ipc2-retrain.json: already done"
-    for step, last in (("record", lines[0]), ("distill", lines[1]), ("retrain", lines[-1])):
+    assert lines[-2:] == ["results   out/sets-ipc2-retrain.json: already done", "report    out/sets-ipc2-report.html"]
+    for step, last in (("record", lines[0]), ("distill", lines[1]), ("retrain", lines[-2])):
         assert cli.main([step, "recipe.yaml", "retrain.epochs=3"]) == 0
         assert capfd.readouterr().out.splitlines()[-1] == last
     assert snapshot(here) == before and len(read_card("out/sets-ipc2.beton").accuracy) == 1
@@ -177,7 +177,7 @@ def test_another_job_replaces_nothing_unasked(here, capfd):
     quick = ["retrain.epochs=1", "retrain.seeds=1", "retrain.full_epochs=0"]
     assert cli.main(["run", *steps, *quick, "file=out/five.beton"]) == 0
     after = snapshot(here / "out")
-    new = {"five.beton", "five.beton.yaml", "five-retrain.json", "five-recipe.yaml", "five.png"}
+    new = {f"five{end}" for end in (".beton", ".beton.yaml", "-retrain.json", "-recipe.yaml", ".png", "-report.html")}
     assert after.keys() - before.keys() == new and {**after, **before} == after
     # And asked for, it takes the first one's place, its results with it; the note of the job asks for nothing.
     assert cli.main(["run", *steps, *quick, "overwrite=true"]) == 0

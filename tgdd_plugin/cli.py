@@ -93,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("path", help="trajectory folder or .beton")
     show.add_argument("--picture", metavar="FILE", help="where to draw a .beton, as .png or .svg (default: beside it)")
     show.set_defaults(call=_show)
+    text = "write a report of a job, or of several beside each other, as one HTML file"
+    report = steps.add_parser("report", help=text, description=text)
+    report.add_argument("path", nargs="+", help="folder of a job, or .beton")
+    report.add_argument("--output", metavar="HTML", help="where to (default: report.html in the first folder)")
+    report.set_defaults(call=_report)
     text = "print the JSON schema of recipes, with which editors complete and check their keys"
     steps.add_parser("schema", help=text, description=text).set_defaults(call=_schema)
     return parser
@@ -139,6 +144,14 @@ def _work(options: argparse.Namespace) -> None:
         # Composer, once imported, has Ctrl-C end the process without a word.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     work(options.step, recipe)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from tgdd_plugin.pipeline.report import write_report
+
+    first = Path(options.path[0])
+    output = Path(options.output) if options.output else (first if first.is_dir() else first.parent) / "report.html"
+    print(f"report    {printable(str(write_report(options.path, output)))}")
 
 
 def _schema(options: argparse.Namespace) -> None:

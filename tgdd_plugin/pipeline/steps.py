@@ -24,6 +24,7 @@ from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.pipeline.finished_results import content_of, print_results
 from tgdd_plugin.pipeline.recipe import recipe_text
+from tgdd_plugin.pipeline.report import write_report
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.recording.runs import is_foreign, record
 from tgdd_plugin.replay.learner import learn
@@ -57,6 +58,7 @@ def _run(recipe: Recipe, data: Data) -> None:
     _retrain(recipe, data)
     # The job as it was done, overrides included, beside its results.
     write_whole(recipe.beton.with_name(f"{recipe.beton.stem}-recipe.yaml"), recipe_text(recipe))
+    print(f"report    {write_report([recipe.beton], recipe.beton.with_name(f'{recipe.beton.stem}-report.html'))}")
 
 
 def _record(recipe: Recipe, data: Data, keep: bool = False) -> None:
