@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-EPOCHS = 20
-"""Epochs that a budget leaves for each image. Of fewer images there is less to learn; of more, each is seen too rarely
-for what distilling put into it."""
+EPOCHS, LEAST_EPOCHS = 20, 4
+"""Epochs that a budget leaves for each image, and for those of a small set."""
+
+SMALL = 500
+"""Images of a small set, which short trainings learn more from than from fewer images seen more often."""
+
+SHORT = 10_000
+"""Passes up to which it pays to keep the classes further apart than the paper does."""
 
 
 def published() -> dict[str, Any]:
@@ -15,18 +20,20 @@ def published() -> dict[str, Any]:
 
 
 def sized(passes: int, classes: int) -> dict[str, Any]:
-    """The size of a set for a budget, with what then trains fastest.
+    """The size of a set for a budget, and how it is distilled.
 
-    It was chosen on held-out training images of Fashion-MNIST and CIFAR-10: ``benchmarks/README.md``.
+    The rule was chosen on held-out training images of Fashion-MNIST and CIFAR-10, whose figures are in
+    ``benchmarks/README.md``.
 
     Args:
         passes: Images x epochs of the trainings.
         classes: The number of classes to distill.
     """
+    images = max(passes / EPOCHS, min(SMALL, passes / LEAST_EPOCHS))
     return {
-        "images_per_class": max(1, round(passes / classes / EPOCHS)),
+        "images_per_class": max(1, round(images / classes)),
         "factor": 1,
         "start": "herding",
         "steps": 50,
-        "alpha": 2.5,
+        "alpha": 10.0 if passes <= SHORT else 2.5,
     }

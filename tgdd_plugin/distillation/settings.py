@@ -36,7 +36,8 @@ class DistillSettings:
     images_per_class, factor, start, steps and alpha, each of which may be given beside it. Retraining then takes as
     many passes unless it says otherwise. null: a set of the published kind."""
     images_per_class: Count | None = None
-    """Stored images of each class (the field's IPC). null: 10, or as the budget says."""
+    """Stored images of each class (the field's IPC). null: 10. For a budget as many that each is seen 20 times, but
+    no fewer than 500 of all classes as long as each of those is seen four times."""
     factor: Count | None = None
     """Factor f of multi-formation: each stored image holds f x f sub-images, which are enlarged when decoded. It must
     divide the side of the images. null: 2, or 1 for a budget."""
@@ -51,8 +52,8 @@ class DistillSettings:
     That is twice the published rate: the published loop steps class after class with momentum 0.5, which moves every
     class by twice its gradient; one step for all classes without momentum does the same."""
     alpha: NonNegative | None = None
-    """Weight of the distribution constraint; 0 leaves it out. null: 2.5 up to 10 images per class and for a budget, 0.5
-    above."""
+    """Weight of the distribution constraint; 0 leaves it out. null: 2.5 up to 10 images per class, 0.5 above; for a
+    budget 10 up to 10,000 passes, 2.5 above."""
     stages: Literal["all", "first", "last"] = "all"
     """Under which stages features are matched: all, or, for comparison, the first or the last of each run."""
     max_gap: Count = 7
