@@ -229,7 +229,8 @@ class Scorer:
         """Returns the device and the number of threads, for people."""
         on = torch_device(self.device)
         name = torch.cuda.get_device_name(on) if on.type == "cuda" else f"{platform.machine()} CPU"
-        return f"{name}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        return f"{name}, {threads} thread" + ("s" if threads > 1 else "")
 
 
 def random_images(real: ImagePool, per_class: int, seed: int) -> Images:
