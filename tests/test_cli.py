@@ -123,7 +123,7 @@ def test_a_job_on_a_recording_of_ones_own_leaves_it_alone(here, capfd):
 
 def test_a_path_that_is_not_there_says_what_was_wanted(here, capfd):
     assert cli.main(["distill", "nowhere"]) == 2
-    assert "There is no 'nowhere'. Give a trajectory folder or a recipe" in capfd.readouterr().err
+    assert "There is no 'nowhere'. Give a trajectory folder, a recipe (YAML), or the name" in capfd.readouterr().err
 
 
 def test_a_trajectory_that_lacks_its_normalisation_can_be_distilled(here, capfd):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import io
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tgdd_plugin import __version__
 from tgdd_plugin.core.errors import InputError, printable
@@ -61,7 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _StepParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the subcommand which was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            names = [name.strip("' ") for name in found[2].split(",")]
+            if close := difflib.get_close_matches(found[1], names, n=1):
+                message = f"there is no '{printable(found[1])}'. Did you mean '{close[0]}'?"
+        super().error(message)
+
+
+class _StepParser(_Parser):
     """A parser whose help lists the keys of the step's sections; they are gathered when help is asked for."""
 
     def format_help(self) -> str:
@@ -74,7 +88,7 @@ class _StepParser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tgdd",
         description="Records the trajectory of a training run and distills it into a tiny FFCV data set (a .beton).",
         epilog="tgdd STEP --help lists every key of a step's recipe with its default and meaning.",
@@ -84,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in STEPS.items():
         step = steps.add_parser(name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
         shortcut = f", or {SHORTCUTS[name]}" if name in SHORTCUTS else ""
-        step.add_argument("path", help=f"recipe (YAML){shortcut}")
+        step.add_argument("path", help=f"recipe (YAML), or the name of one that comes with the package{shortcut}")
         step.add_argument("overrides", nargs="*", metavar="key=value", help="such as distill.steps=500")
         step.set_defaults(call=_work)
     _add_exchange(steps)
@@ -93,6 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("path", help="trajectory folder or .beton")
     show.add_argument("--picture", metavar="FILE", help="where to draw a .beton, as .png or .svg (default: beside it)")
     show.set_defaults(call=_show)
+    text = "write a recipe with every key and a comment on each, to start from"
+    init = steps.add_parser("init", help=text, description=text)
+    init.add_argument("path", help="the file to write, such as my.yaml")
+    init.set_defaults(call=_init)
     text = "write a report of a job, or of several beside each other, as one HTML file"
     report = steps.add_parser("report", help=text, description=text)
     report.add_argument("path", nargs="+", help="folder of a job, or .beton")
@@ -144,6 +162,13 @@ def _work(options: argparse.Namespace) -> None:
         # Composer, once imported, has Ctrl-C end the process without a word.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     work(options.step, recipe)
+
+
+def _init(options: argparse.Namespace) -> None:
+    from tgdd_plugin.pipeline.shipped_recipes import start_recipe
+
+    path = start_recipe(options.path)
+    print(f"written   {printable(str(path))}: keep what you change, then tgdd run {printable(str(path))}")
 
 
 def _report(options: argparse.Namespace) -> None:

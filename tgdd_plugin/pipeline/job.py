@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 from tgdd_plugin.beton.card import read_card
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.distillation.settings import SizedSettings
 from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.pipeline.settings import Recipe
+from tgdd_plugin.pipeline.shipped_recipes import shipped_recipes
 from tgdd_plugin.replay.settings import real_images
 from tgdd_plugin.trajectory.manifest import run_folders
 
@@ -22,7 +23,8 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
 
     Args:
         step: The name of the step.
-        path: A recipe, or what the step takes in its place (a trajectory folder, a ``.beton``).
+        path: A recipe, the name of one that comes with the package, or what the step takes in its place (a trajectory
+            folder, a ``.beton``).
         overrides: Overrides of the recipe's keys, as ``section.key=value``.
 
     Raises:
@@ -51,8 +53,14 @@ def _read(step: str, path: str, overrides: list[str]) -> Recipe:
     if step in ON_FILE and path.endswith(".beton"):
         return read_recipe(None, [f"file={json.dumps(path)}", *overrides])
     if not Path(path).exists() and Path(path).suffix not in (".yaml", ".yml"):
-        others = {"distill": "a trajectory folder or ", **dict.fromkeys(ON_FILE, "a .beton or ")}
-        raise InputError(f"There is no '{path}'. Give {others.get(step, '')}a recipe (YAML).")
+        recipes = shipped_recipes()
+        if path not in recipes:
+            others = {"distill": "a trajectory folder, ", **dict.fromkeys(ON_FILE, "a .beton, ")}
+            raise InputError(
+                f"There is no '{shown(path)}'. Give {others.get(step, '')}a recipe (YAML), or the name of one that "
+                f"comes with the package: {', '.join(recipes)}."
+            )
+        return read_recipe(recipes[path], overrides)
     return read_recipe(path, overrides)
 
 
