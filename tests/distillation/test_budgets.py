@@ -24,14 +24,14 @@ from tgdd_plugin.trajectory.store import Trajectory
 @pytest.mark.parametrize("classes", [2, 10, 100])
 @pytest.mark.parametrize("passes", [1, 2_000, 10_000, 40_000, 10**6])
 def test_each_image_is_seen_about_so_often(passes: int, classes: int) -> None:
-    """Twenty times; of up to 500 images no fewer than four times; and a class has one image at least."""
+    """As the rule says in words: 500 images, then 1,000, then a twentieth; and a class has one image at least."""
     sized = DistillSettings(budget=passes).sized(classes)
     images = sized.images_per_class * sized.factor**2 * classes
-    epochs = 20 if passes > 10_000 else passes / 500 if passes > 2_000 else 4
+    wanted = {1: 0.25, 2_000: 500, 10_000: 1_000, 40_000: 2_000, 10**6: 50_000}[passes]
     if sized.images_per_class == 1:
-        assert passes / images < 2 * epochs
+        assert wanted < 1.5 * classes and images == classes
     else:
-        assert passes / images == pytest.approx(epochs, rel=0.35)  # images are whole
+        assert images == pytest.approx(wanted, rel=0.05)  # as many of each class
     assert sized.alpha == (10 if passes <= 10_000 else 2.5)
 
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-EPOCHS, LEAST_EPOCHS = 20, 4
-"""Epochs that a budget leaves for each image, and for those of a small set."""
-
-SMALL = 500
-"""Images of a small set, which short trainings learn more from than from fewer images seen more often."""
+FEWEST, MORE = 500, 1000
+"""Images of a set for short trainings, and for those of 10,000 to 20,000 passes, which learn more from more images."""
 
 SHORT = 10_000
 """Passes up to which it pays to keep the classes further apart than the paper does."""
@@ -29,7 +26,8 @@ def sized(passes: int, classes: int) -> dict[str, Any]:
         passes: Images x epochs of the trainings.
         classes: The number of classes to distill.
     """
-    images = max(passes / EPOCHS, min(SMALL, passes / LEAST_EPOCHS))
+    # Each is seen 4, then 10, then 20 times; between those the number stays.
+    images = max(min(passes / 4, FEWEST), min(passes / 10, MORE), passes / 20)
     return {
         "images_per_class": max(1, round(images / classes)),
         "factor": 1,

@@ -36,8 +36,8 @@ class DistillSettings:
     images_per_class, factor, start, steps and alpha, each of which may be given beside it. Retraining then takes as
     many passes unless it says otherwise. null: a set of the published kind."""
     images_per_class: Count | None = None
-    """Stored images of each class (the field's IPC). null: 10. For a budget as many that each is seen 20 times, but
-    no fewer than 500 of all classes as long as each of those is seen four times."""
+    """Stored images of each class (the field's IPC). null: 10. For a budget 500 images of all classes together up
+    to 5,000 passes, 1,000 from 10,000 to 20,000, then a twentieth of the passes."""
     factor: Count | None = None
     """Factor f of multi-formation: each stored image holds f x f sub-images, which are enlarged when decoded. It must
     divide the side of the images. null: 2, or 1 for a budget."""
