@@ -78,7 +78,7 @@ def draw_set(
         of = _note(images)
         metadata: dict[str, Any] = {"Date": None, "Title": of} if form == "svg" else {"Software": None, "Title": of}
         with whole_file(path) as temporary:
-            figure.savefig(temporary, format=form, dpi=150, metadata=metadata)
+            figure.savefig(temporary, format=form, dpi=150, metadata=metadata, bbox_inches="tight")
     return path
 
 
