@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from composer import Callback
-from composer.loggers import InMemoryLogger
+from composer.loggers import InMemoryLogger, LoggerDestination
 from composer.models import ComposerClassifier
 from safetensors.torch import load_file
 from torch import nn
@@ -250,10 +250,32 @@ def test_pictures_and_metrics_reach_the_users_loggers(trajectory, pool, tmp_path
 
         def log_images(self, images, name="Images", *args, **kwargs):
             self.pictures.append((name, tuple(images.shape)))
+            self.last = images
 
     logger = Pictures()
-    run(trajectory, pool, tmp_path / "a.beton", loggers=[logger], image_interval=6)
+    path = run(trajectory, pool, tmp_path / "a.beton", loggers=[logger], image_interval=6)
     assert logger.pictures == [("tgdd/synthetic", (3, 32, 22))] * 2
+    # As numbers in [0, 1], which is what TensorBoard's writer takes floats for; bytes it would show as white.
+    assert logger.last.is_floating_point() and logger.last.max() == 1 and logger.last.unique().numel() > 50
+    first = read_beton(path)[0][0].float() / 255
+    torch.testing.assert_close(logger.last[:, 2:10, 2:10], first)
+
+
+class Remote(LoggerDestination):
+    """As WandBLogger: it could fetch a file, and dies when it is asked for one that is not there."""
+
+    def can_download_files(self) -> bool:
+        return True
+
+    def download_file(self, *args, **kwargs):
+        raise RuntimeError("asked for a checkpoint that was never made")
+
+
+def test_a_logger_is_not_asked_for_a_checkpoint(trajectory, pool, tmp_path):
+    whole = read_beton(run(trajectory, pool, tmp_path / "whole.beton", loggers=[Remote()]))[0]
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectory, pool, tmp_path / "a.beton", loggers=[Remote()], callbacks=[Crash(7)], checkpoint_interval="3ba")
+    assert torch.equal(read_beton(run(trajectory, pool, tmp_path / "a.beton", loggers=[Remote()]))[0], whole)
 
 
 @pytest.mark.parametrize(

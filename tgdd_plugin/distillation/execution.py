@@ -98,7 +98,7 @@ def trainer_arguments(
             "progress_bar": False,
             "seed": settings.seed,
             "run_name": run_name,
-            "autoresume": True,
+            "autoresume": _can_resume(checkpoints),
             "save_folder": str(checkpoints),
             "save_interval": options.checkpoint_interval,
             "save_overwrite": True,
@@ -107,6 +107,13 @@ def trainer_arguments(
         }
 
     return arguments
+
+
+def _can_resume(checkpoints: Path) -> bool:
+    """Whether rank 0 has a checkpoint; without one, Composer would ask the user's loggers, and some have no answer."""
+    found = [(checkpoints / "latest-rank0.pt").exists()]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def fit_halving(arguments: Callable[[int], dict[str, Any]], chunk: int, synthetic: SyntheticImages) -> None:
