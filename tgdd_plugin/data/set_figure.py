@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 
 from tgdd_plugin.core.atomic_files import whole_file
 from tgdd_plugin.core.errors import printable
+from tgdd_plugin.core.figures import Axes, Figure, rc_context
 
 PER_CLASS, WRAPPED = 10, 5
 """The most images of a class in a row, and the classes in a row where each has one image alone."""

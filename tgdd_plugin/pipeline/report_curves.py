@@ -7,10 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
 from tgdd_plugin.core.errors import shown
+from tgdd_plugin.core.figures import Figure, rc_context
 from tgdd_plugin.trajectory.manifest import Run
 
 GRAY = "#808080"

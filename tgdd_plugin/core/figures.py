@@ -1,0 +1,14 @@
+"""Matplotlib's figures without pyplot: no window, no state of the process, and no word about a font cache."""
+
+from __future__ import annotations
+
+import logging
+
+# A user's first picture takes some seconds longer; a message about that would stand among a command's own lines.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+
+from matplotlib import rc_context  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+__all__ = ["Axes", "Figure", "rc_context"]
