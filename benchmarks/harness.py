@@ -280,6 +280,7 @@ class Bench:
         Raises:
             InputError: If the images are too few or too small, or that many runs will not keep enough to start from.
         """
+        settings = settings.sized(len(self.train.classes))
         decoded, side = settings.images_per_class * settings.factor**2, self.train.shape[1]
         if side % settings.factor or decoded > int(self.train.counts.min()):
             raise InputError(

@@ -90,6 +90,7 @@ class PublishedLoop:
         std: Sequence[float],
         device: torch.device | str = "cpu",
     ) -> None:
+        settings = settings.sized(pool.num_classes)
         self.trajectory = trajectory
         self.settings = settings
         self.augmentation = settings.augmentation or AUGMENTATION

@@ -327,7 +327,7 @@ def test_the_command_writes_table_results_and_weights(beton, tmp_path, capsys):
 def test_ctrl_c_stops_the_workers_and_nothing_is_lost(beton, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(output=tmp_path, file=beton))
-    slow = ["retrain.epochs=100000", "nas.workers=2"]
+    slow = ["retrain.epochs=100000", "retrain.compile=false", "nas.workers=2"]  # no Ctrl-C while it compiles
     command = [sys.executable, "-m", "tgdd_plugin.cli", "nas", str(recipe)]
     running = subprocess.Popen([*command, *slow], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE)
     place, patience = tmp_path / "few-nas.db", time.monotonic() + 120
