@@ -288,8 +288,8 @@ class Bench:
                 f"divides and {decoded} real images per class; they have {side} px and {int(self.train.counts.min())}"
             )
         sampled, record = settings.source == "sampled", self.recipe.record
-        needed = settings.images_per_class * (1 if settings.start == "real" else settings.factor**2)
-        if not sampled and settings.start != "noise" and needed > record.exemplars * runs:
+        needed = settings.start_images
+        if not sampled and needed > record.exemplars * runs:
             raise InputError(
                 f"source recorded starts from the {record.exemplars} images of each class that each of {runs} run(s) "
                 f"keeps, and {needed} are needed; give record.exemplars={-(-needed // runs)}"

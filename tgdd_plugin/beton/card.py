@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,6 +77,12 @@ class _Accuracy(TypedDict):
     seeds: list[Whole]
     test_images: Whole
     rows: list[_Row]
+
+
+def passes_of(row: Mapping[str, Any]) -> int:
+    """The image passes of a row of ``accuracy``, also where an earlier version noted none."""
+    passes: int = row.get("passes") or row["images"] * row["epochs"]
+    return passes
 
 
 @dataclass

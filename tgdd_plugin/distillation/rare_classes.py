@@ -31,8 +31,7 @@ def warn_of_rare_classes(
     told = []
     if pool is not None and (rare := _rare(pool, ids, settings.real_per_class)):
         told.append(f"{rare} than real_per_class={settings.real_per_class}: each step repeats them")
-    if start_pool is not None and settings.start != "noise":
-        needed = settings.images_per_class * (1 if settings.start == "real" else settings.factor**2)
+    if start_pool is not None and (needed := settings.start_images):
         if rare := _rare(start_pool, ids, needed):
             told.append(f"{rare} than the {needed} that start '{settings.start}' takes: the others start from noise")
     if told and rank() == 0:

@@ -142,3 +142,10 @@ class SizedSettings(DistillSettings):
     factor: Count = 2
     start: Start = "mix"
     steps: Count = 10_000
+
+    @property
+    def start_images(self) -> int:
+        """The number of real images of each class that the pixels start from."""
+        if self.start == "noise":
+            return 0
+        return self.images_per_class * (1 if self.start == "real" else self.factor**2)

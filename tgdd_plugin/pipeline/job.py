@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.core.errors import InputError, shown
-from tgdd_plugin.distillation.settings import SizedSettings
 from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.pipeline.shipped_recipes import shipped_recipes
@@ -77,7 +76,7 @@ def _check_size(recipe: Recipe) -> None:
             f"`distill.factor` must divide the side of the images, {known.side} pixels of {name}, got {sized.factor}. "
             f"Choose {', '.join(fitting[:-1])} or {fitting[-1]}."
         )
-    needed = _to_start_from(sized)
+    needed = sized.start_images
     if needed > known.per_class:
         count = sized.images_per_class
         raise InputError(
@@ -90,7 +89,7 @@ def _check_size(recipe: Recipe) -> None:
 def _check_exemplars(recipe: Recipe) -> None:
     """Checks that a recording will keep as many real images as a distillation without the data starts from."""
     classes = recipe.data.known.classes if recipe.data.known else 10
-    needed, runs = _to_start_from(recipe.distill.sized(classes)), recipe.record.runs
+    needed, runs = recipe.distill.sized(classes).start_images, recipe.record.runs
     if needed > recipe.record.exemplars * runs:
         raise InputError(
             f"`record.exemplars` must be at least {-(-needed // runs)} for distill.source 'recorded', which starts "
@@ -109,10 +108,3 @@ def _check_real_images(recipe: Recipe) -> None:
             f"whose real images come from there, got {recipe.record.exemplars}. Raise it, lower replay.real_share, or "
             f"leave distill.source out."
         )
-
-
-def _to_start_from(sized: SizedSettings) -> int:
-    """The number of real images of each class that the pixels start from."""
-    if sized.start == "noise":
-        return 0
-    return sized.images_per_class * (1 if sized.start == "real" else sized.factor**2)

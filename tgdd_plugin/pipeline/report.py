@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tgdd_plugin.beton.card import Card, card_path, read_card
+from tgdd_plugin.beton.card import Card, card_path, passes_of, read_card
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.bounded_reading import MIB, RECIPE_SIZE, read_bounded
 from tgdd_plugin.core.bounded_yaml import parse_yaml
@@ -51,7 +51,7 @@ class SetReport:
 
     @property
     def entries(self) -> list[dict[str, Any]]:
-        """The comparisons that the card notes, the latest first, their rows with the length of each bar."""
+        """The comparisons that the card notes, the latest first."""
         return list(reversed(self.card.accuracy))
 
     @property
@@ -90,13 +90,13 @@ def write_report(paths: Sequence[str | Path], output: str | Path) -> Path:
         The path of the written file.
 
     Raises:
-        InputError: If there is no set at a path, or a card cannot be used. What else is missing, the report says.
+        InputError: If a path has no set, or a card cannot be used. The report itself names whatever else is missing.
     """
     sets = [_gather(file) for path in paths for file in _files(Path(path))]
     environment = Environment(
         loader=PackageLoader("tgdd_plugin.pipeline", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["printable"] = lambda value: printable(str(value))
+    environment.filters |= {"printable": lambda value: printable(str(value)), "passes": passes_of}
     text = environment.get_template("report.html").render(sets=sets, warnings=_differences(sets))
     write_whole(Path(output), text)
     return Path(output)

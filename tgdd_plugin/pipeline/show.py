@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tgdd_plugin.beton.card import Card
+from tgdd_plugin.beton.card import Card, passes_of
 from tgdd_plugin.core.errors import printable, shown
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.core.tables import text_table
@@ -58,8 +58,7 @@ def _accuracy_table(entry: dict[str, Any]) -> str:
     for row in entry["rows"]:
         spread = "" if row["std_points"] is None else f" ± {row['std_points']:.1f}"
         name = shown(row["name"]) + (", soft labels" if row.get("labels") == "soft" else "")
-        passes = row.get("passes") or row["images"] * row["epochs"]
-        rows.append([name, row["images"], passes, f"{row['mean_percent']:.1f}{spread}"])
+        rows.append([name, row["images"], passes_of(row), f"{row['mean_percent']:.1f}{spread}"])
     return text_table(["trained on", "images", "passes", "accuracy %"], rows)
 
 

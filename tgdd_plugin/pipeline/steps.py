@@ -24,7 +24,6 @@ from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.pipeline.finished_results import content_of, print_results
 from tgdd_plugin.pipeline.recipe import recipe_text
-from tgdd_plugin.pipeline.report import write_report
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.recording.runs import is_foreign, record
 from tgdd_plugin.replay.learner import learn
@@ -51,6 +50,8 @@ def work(step: str, recipe: Recipe) -> None:
 
 
 def _run(recipe: Recipe, data: Data) -> None:
+    from tgdd_plugin.pipeline.report import write_report  # loads matplotlib, which no other step needs
+
     # Found out now, and not after hours of work.
     check_settings(check_writable(recipe.beton), recipe.distill, overwrite=recipe.overwrite)
     _record(recipe, data, keep=True)
@@ -125,7 +126,6 @@ def _distill(recipe: Recipe, data: Data) -> None:
 
 
 def _retrain(recipe: Recipe, data: Data) -> None:
-    read_card(recipe.beton)  # found out now, and not after the images are read
     real, test = data()
     results = recipe.beton.with_name(f"{recipe.beton.stem}-retrain.json")
     before = content_of(results)
@@ -145,7 +145,6 @@ def _retrain(recipe: Recipe, data: Data) -> None:
 
 
 def _evaluate(recipe: Recipe, data: Data) -> None:
-    read_card(recipe.beton)
     real, test = data()
     trajectory = Trajectory.open(recipe.trajectory) if recipe.trajectory else _own_trajectory(recipe)
     results = recipe.beton.with_name(f"{recipe.beton.stem}-evaluation.json")

@@ -135,10 +135,12 @@ def _check_ids(source: SourceLike, memory: ReplayMemory, exp: Any) -> None:
         InputError: If one gets an id that is not among those of the experience.
     """
     wanted = {int(one) for one in getattr(exp, "classes_in_this_experience", None) or ()}
+    if not wanted:
+        return
     offered = Source.of(source)
     names, ids = identify(offered, memory.classes, memory.growing)
     other = sorted(set(ids[offered.pool.counts > 0].tolist()) - wanted)
-    if wanted and other:
+    if other:
         raise InputError(
             f"`classes` must give the memory's classes the ids of the strategy, which are "
             f"{', '.join(map(str, sorted(wanted)))} in this experience, got {other[0]} for '{names[other[0]]}'. Give "

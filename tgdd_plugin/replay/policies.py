@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.format import read_stored, write_beton
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.coresets import herding
@@ -216,9 +215,10 @@ def hybrid(settings: DistillSettings, real_share: float, normalization: Normaliz
         )
         kept = SyntheticImages(start_pixels("mix", shape, sized.factor, chosen, generator, ids), sized.factor)
         images, labels = kept.to_uint8(packed=sized.packed)
-        first, second = read_stored(file), read_card(file)
-        both = torch.cat([first[0], images]), torch.cat([first[1], labels])
-        card = replace(second, images_per_class=count, method={**second.method, "real_images": real}, accuracy=[])
+        stored, stored_labels, card = read_stored(file)
+        assert card is not None  # distill() wrote it
+        both = torch.cat([stored, images]), torch.cat([stored_labels, labels])
+        card = replace(card, images_per_class=count, method={**card.method, "real_images": real}, accuracy=[])
         return write_beton(result.folder / "hybrid.beton", *both, card)
 
     return select_exemplars
