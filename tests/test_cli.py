@@ -228,6 +228,7 @@ def test_a_file_is_named_after_what_was_recorded(here, capfd, name, data, folder
     assert cli.main(["distill", folder, *settings]) == 0, capfd.readouterr().err
     assert capfd.readouterr().out == f"distilled outputs/{wanted}-ipc1.beton, drawn in {wanted}-ipc1.png\n"
     assert sorted(path.name for path in Path("outputs").iterdir()) == [
+        f"{wanted}-ipc1-log.csv",
         f"{wanted}-ipc1.beton",
         f"{wanted}-ipc1.beton.yaml",
         f"{wanted}-ipc1.png",

@@ -53,7 +53,8 @@ def test_writes_a_file_that_says_where_it_comes_from(trajectory, pool, tmp_path)
     assert card.mean == pytest.approx(pool.statistics()[0])
     assert card.trajectory["stages"] == trajectory.checksums and len(card.trajectory["stages"]) == 2 * 5
     assert card.method["steps"] == 12 and card.method["alpha"] == 2.5
-    assert sorted(p.name for p in path.parent.iterdir()) == ["set.beton", "set.beton.yaml"], "checkpoints are removed"
+    names = sorted(p.name for p in path.parent.iterdir())
+    assert names == ["set-log.csv", "set.beton", "set.beton.yaml"], "checkpoints are removed"
 
 
 def test_the_loss_falls_and_is_logged_term_by_term(trajectory, pool, tmp_path):
@@ -163,7 +164,7 @@ def test_the_form_may_change_while_a_job_is_stopped(trajectory, pool, tmp_path):
     steps = Steps()
     path = run(trajectory, pool, tmp_path / "a.beton", replace(settings, packed=True), callbacks=[steps])
     assert steps.seen == list(range(6, 13)) and read_card(path).packed
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "a.beton.yaml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-log.csv", "a.beton", "a.beton.yaml"]
 
 
 def test_another_job_does_not_resume_from_these_checkpoints(trajectory, pool, tmp_path):

@@ -11,7 +11,7 @@ import functools
 import math
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import pydantic
@@ -24,6 +24,7 @@ from tgdd_plugin.core.renamed_keys import RENAMED
 from tgdd_plugin.core.setting_errors import explain
 
 Class = TypeVar("Class", bound=type)
+Settings = TypeVar("Settings")
 
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 """Values are not converted where the types below say ``Strict``; sections may be mappings, and lists tuples."""
@@ -77,6 +78,23 @@ def validate(cls: type[Any], content: Any) -> Any:
         return pydantic.TypeAdapter(cls).validate_python(content)
     except ValidationError as error:
         raise InputError(explain(error, cls)) from None
+
+
+def as_settings(cls: type[Settings], given: Settings | Mapping[str, Any] | None) -> Settings:
+    """Returns settings that were given as such, as a mapping of their keys, or not at all.
+
+    Raises:
+        InputError: For a mapping as :func:`validate`; for anything else.
+    """
+    if isinstance(given, cls):
+        return given
+    if given is None or isinstance(given, Mapping):
+        built: Settings = validate(cls, dict(given or {}))
+        return built
+    raise InputError(
+        f"`settings` must be {cls.__name__} or a mapping of its keys, got {type(given).__name__}. Give, for example, "
+        f"{cls.__name__}()."
+    )
 
 
 def _take_old_names(cls: type[Any], content: Any) -> Any:

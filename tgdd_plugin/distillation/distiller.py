@@ -38,6 +38,8 @@ from tgdd_plugin.distillation.result import draw_result, result_card, write_resu
 from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
+from tgdd_plugin.logs.destinations import as_log_settings
+from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.networks.factory import recorded_factory
 from tgdd_plugin.networks.features import herding_subset
 from tgdd_plugin.trajectory.store import Trajectory
@@ -56,8 +58,8 @@ def distill(
     device: str | None = None,
     overwrite: bool = False,
     checkpoint_interval: str = "500ba",
-    image_interval: int = 1000,
-    loggers: Sequence[LoggerDestination] = (),
+    image_interval: int | None = None,
+    loggers: Sequence[LoggerDestination] | LoggerSettings | Mapping[str, Any] = (),
     callbacks: Sequence[Callback] = (),
     progress_bar: bool = True,
     trainer_options: Mapping[str, Any] | None = None,
@@ -91,8 +93,11 @@ def distill(
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         overwrite: Whether an ``output`` that is there already and of another job is replaced. Default: ``False``.
         checkpoint_interval: How often to save, as a Composer time string. Default: ``'500ba'``.
-        image_interval: Steps between pictures of the images sent to ``loggers``; 0 for none. Default: ``1000``.
-        loggers, callbacks: The user's own loggers and callbacks, for the Trainer.
+        image_interval: Steps between pictures of the images sent to ``loggers``; 0 for none. Default: as ``loggers``
+            says, else 1000.
+        loggers: Composer loggers beside the log in ``<name>-log.csv``, or :class:`LoggerSettings`, also as a mapping,
+            which say what logs are kept. None changes the images, and one that fails is left out with a warning.
+        callbacks: The user's own callbacks, for the Trainer.
         progress_bar: Whether to show a progress bar. Default: ``True``.
         trainer_options: More arguments for Composer's ``Trainer``; they override ours.
         picture: Where to draw the images beside those that they started from, by class
@@ -108,8 +113,9 @@ def distill(
     """
     output, settings = check_writable(Path(output)), settings or DistillSettings()
     given = Normalization.of(mean, std)
+    logs, own = as_log_settings(loggers, image_interval=image_interval)
     options = RunOptions(
-        device, checkpoint_interval, image_interval, loggers, callbacks, progress_bar, trainer_options or {}, picture
+        device, checkpoint_interval, logs, own, callbacks, progress_bar, trainer_options or {}, picture
     )
     torch_device(device)  # a GPU that is not there is told first
     dist.initialize_dist(device)
@@ -156,9 +162,8 @@ def _distill(
         alpha=inputs.settings.alpha or 0.0,
         bf16=inputs.settings.precision == "bf16",
     )
-    run_name = _run_name(output, inputs, frozen.modules, card)
-    checkpoints = output.parent / f".{run_name}"
-    arguments = trainer_arguments(model, draws, options, checkpoints, run_name)
+    checkpoints = output.parent / f".{_run_name(output, inputs, frozen.modules, card)}"
+    arguments = trainer_arguments(model, draws, options, checkpoints, output)
     chunk = frozen.fit_memory(inputs, on)
     if options.progress_bar and dist.get_global_rank() == 0:
         tqdm.write(f"distilling {estimate(model, draws, chunk, inputs.settings.steps, on)}", file=sys.stderr)

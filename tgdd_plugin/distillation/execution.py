@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from composer import Callback, DataSpec, Trainer
 from composer.algorithms import EMA
+from composer.callbacks import LRMonitor
 from composer.core import Time
 from composer.loggers import LoggerDestination
-from composer.utils import dist
+from composer.utils import dist, ensure_tuple
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.progress_bar import ProgressBar
@@ -21,6 +22,9 @@ from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.monitoring import DistillationMonitor
 from tgdd_plugin.distillation.sampling import Draws, Steps
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
+from tgdd_plugin.logs.csv_logger import CSVLogger
+from tgdd_plugin.logs.guarding import guarded
+from tgdd_plugin.logs.settings import LoggerSettings
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class RunOptions:
     Args:
         device: ``'cpu'``, ``'gpu'`` or ``None``, as Composer takes it.
         checkpoint_interval: How often to save, as a Composer time string.
-        image_interval: Steps between pictures of the images sent to ``loggers``; 0 for none.
+        logs: Which logs are kept, and how often pictures are sent to ``loggers``.
         loggers, callbacks: The user's own, for the Trainer.
         progress_bar: Whether to show a progress bar.
         trainer_options: More arguments for Composer's ``Trainer``; they override ours.
@@ -42,7 +46,7 @@ class RunOptions:
 
     device: str | None
     checkpoint_interval: str
-    image_interval: int
+    logs: LoggerSettings
     loggers: Sequence[LoggerDestination]
     callbacks: Sequence[Callback]
     progress_bar: bool
@@ -59,8 +63,23 @@ class RunOptions:
             ) from error
 
 
+LOGGED = {
+    "loss": "loss/train/total",
+    "match": "loss/train/match",
+    "constraint": "loss/train/constraint",
+    "learning_rate": "lr-SGD/group0",
+    "gradient_norm": "tgdd/gradient_norm",
+}
+"""The columns of a distillation's log, and the names of their metrics."""
+
+
+def log_path(output: Path) -> Path:
+    """Where the log of a distillation into ``output`` is."""
+    return output.with_name(f"{output.stem}-log.csv")
+
+
 def trainer_arguments(
-    model: DistillationModel, draws: Draws, options: RunOptions, checkpoints: Path, run_name: str
+    model: DistillationModel, draws: Draws, options: RunOptions, checkpoints: Path, output: Path
 ) -> Callable[[int], dict[str, Any]]:
     """Returns a function from a number of classes to the arguments of a Trainer that takes so many at a time.
 
@@ -68,16 +87,20 @@ def trainer_arguments(
         model: The model to train.
         draws: The batches of its steps, and the resolved settings.
         options: How the distillation runs.
-        checkpoints: The folder of its checkpoints.
-        run_name: The Trainer's name of the run.
+        checkpoints: The folder of its checkpoints, which has the name of the run.
+        output: The file that is made.
     """
     synthetic, settings = model.synthetic, draws.settings
     optimizer = torch.optim.SGD(synthetic.parameters(), lr=settings.learning_rate or 0.0)
     # Right after the step, so that whatever looks at the pixels next (EMA, a checkpoint) finds them in [0, 1].
     optimizer.register_step_post_hook(lambda *_: synthetic.clamp_())
 
+    loggers = [*([CSVLogger(log_path(output), LOGGED)] if options.logs.csv else []), *options.loggers]
+
     def arguments(chunk: int) -> dict[str, Any]:
-        monitors: list[Callback] = [DistillationMonitor(options.image_interval, model, settings.steps)]
+        monitors: list[Callback] = [DistillationMonitor(options.logs.image_interval, model, settings.steps)]
+        if loggers:
+            monitors.append(LRMonitor())
         if options.progress_bar:
             monitors.append(ProgressBar("distilling"))
         return {
@@ -91,13 +114,13 @@ def trainer_arguments(
             "optimizers": optimizer,
             "algorithms": [EMA(half_life=settings.ema, update_interval="1ba")] if settings.ema else [],
             "callbacks": [*monitors, *options.callbacks],
-            "loggers": list(options.loggers),
+            "loggers": loggers,
             "device": options.device,
             "device_train_microbatch_size": chunk,
             "precision": "fp32",
             "progress_bar": False,
             "seed": settings.seed,
-            "run_name": run_name,
+            "run_name": checkpoints.name.removeprefix("."),
             "autoresume": _can_resume(checkpoints),
             "save_folder": str(checkpoints),
             "save_interval": options.checkpoint_interval,
@@ -130,6 +153,13 @@ def fit_halving(arguments: Callable[[int], dict[str, Any]], chunk: int, syntheti
         InputError: If even a single class does not fit in memory, or, on several ranks, the first chunk does not.
     """
     start = synthetic.pixels.detach().clone()
+    with guarded(ensure_tuple(arguments(chunk)["loggers"])):
+        _fit_halving(arguments, chunk, synthetic, start)
+
+
+def _fit_halving(
+    arguments: Callable[[int], dict[str, Any]], chunk: int, synthetic: SyntheticImages, start: torch.Tensor
+) -> None:
     while True:
         trainer = Trainer(**arguments(chunk))
         try:

@@ -50,11 +50,14 @@ class DistillationMonitor(Callback):
         self._made = 0
         self._skipped: torch.Tensor | int = 0
         self._jumping: torch.Tensor | None = None
+        self._norm: torch.Tensor | None = None
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         # All gradients are there and the optimizer's step is yet to come: no hook of the optimizer's is called here.
         if (finite := self.synthetic.keep_finite_()) is not None:
             self._made, self._skipped = self._made + 1, self._skipped + ~finite
+        if logger.destinations:
+            self._norm = self.synthetic.gradient_norm()
         step = state.timestamp.batch.value + 1
         if step == self.steps or (step >= 8 and step & (step - 1) == 0):
             self._jumping = self.synthetic.jumping(state.optimizers[0].param_groups[0]["lr"])
@@ -67,6 +70,8 @@ class DistillationMonitor(Callback):
         if self._jumping is not None:
             self._check_steps(step, float(self._jumping), int(self._skipped))
             self._jumping = None
+        if self._norm is not None:
+            logger.log_metrics({"tgdd/gradient_norm": float(self._norm)}, step - 1)  # as the losses of this step
         if self.interval and step % self.interval == 0:
             # As floats: loggers such as TensorBoard's take numbers in [0, 1], and showed bytes as white.
             logger.log_images(make_image_grid(*self.synthetic.to_uint8()).float() / 255, name="tgdd/synthetic")

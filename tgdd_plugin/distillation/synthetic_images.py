@@ -66,6 +66,11 @@ class SyntheticImages(nn.Module):
         return finite
 
     @torch.no_grad()
+    def gradient_norm(self) -> torch.Tensor | None:
+        """Returns the L2 norm of the pixels' gradient, on the device; ``None`` without a gradient."""
+        return None if self.pixels.grad is None else torch.linalg.vector_norm(self.pixels.grad)
+
+    @torch.no_grad()
     def jumping(self, learning_rate: float) -> torch.Tensor:
         """Returns the share of the pixels with a gradient that an SGD step would move by more than 1, on the device."""
         if (gradient := self.pixels.grad) is None:

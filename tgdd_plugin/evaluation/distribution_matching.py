@@ -61,6 +61,7 @@ def match_distributions(
     trajectory = Trajectory.open(folder)
     mean, std = normalization.mean, normalization.std
     # What lies there of another job is a part of a comparison that was deleted.
+    options = {"loggers": {"csv": False}, **options}  # a log of losses without a constraint would only confuse
     distill(trajectory, real, output, settings, network=build, mean=mean, std=std, overwrite=True, **options)
     dist.barrier()
     if dist.get_global_rank() == 0:

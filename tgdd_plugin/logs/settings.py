@@ -1,0 +1,30 @@
+"""Where trainings and distillations are logged: every setting and its default."""
+
+from __future__ import annotations
+
+from tgdd_plugin.core.settings import Flag, NonNegativeInt, settings_class
+
+
+@settings_class
+class LoggerSettings:
+    """Where recordings, distillations and retrainings are logged; none of it changes what they compute.
+
+    Raises:
+        InputError: For an unknown key, or a value of the wrong type or out of range.
+    """
+
+    csv: Flag = True
+    """Write losses, learning rates and more to <name>-log.csv beside what is made."""
+    tensorboard: str | None = None
+    """Folder for TensorBoard's event files, such as outputs/tensorboard. null: none."""
+    wandb: str | None = None
+    """Project of Weights & Biases; its own environment variables, such as WANDB_MODE, hold. null: none."""
+    mlflow: str | None = None
+    """MLflow's tracking URI, such as sqlite:///mlflow.db; the experiment is named by MLFLOW_EXPERIMENT_NAME, or tgdd.
+    null: none."""
+    image_interval: NonNegativeInt = 1000
+    """Steps of a distillation between pictures of the images beside those at the start, for loggers that take pictures;
+    0 for none."""
+    probe_interval: NonNegativeInt = 0
+    """Steps of a distillation between probes: a network is trained for 2,000 image passes on the images as they are,
+    and scored on up to 2,000 real training images, which takes seconds each time. 0 for none."""
