@@ -173,11 +173,11 @@ def test_every_key_of_the_settings_is_known(tmp_path):
         ("distill: {steps: [1]}", "`distill.steps` must be a whole number of at least 1, or null, got [1]"),
         (
             "distill: {learning_rate: fast}",
-            "`distill.learning_rate` must be a finite number of at least 0, or null, got 'fast'",
+            "`distill.learning_rate` must be a finite number of at least 0, or auto, or null, got 'fast'",
         ),
         (
             "distill: {learning_rate: yes}",
-            "`distill.learning_rate` must be a finite number of at least 0, or null, got True",
+            "`distill.learning_rate` must be a finite number of at least 0, or auto, or null, got True",
         ),
         ("distill: {augmentation: no}", "`distill.augmentation` must be text, or null, got False"),
         ("data: {grayscale: 1}", "`data.grayscale` must be true or false, got 1"),

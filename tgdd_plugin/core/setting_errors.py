@@ -7,7 +7,8 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import pydantic
 from pydantic import ValidationError
@@ -25,7 +26,7 @@ def explain(error: ValidationError, cls: type[Any], *, constructor: bool = False
         constructor: Whether its constructor was called, whose values may have come by position.
     """
     first = error.errors(include_url=False)[0]
-    path = _path(first, cls) if constructor else list(first["loc"])
+    path = _without_branch(_path(first, cls) if constructor else list(first["loc"]), cls)
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):  # raised by a check of ours, which names the key without its sections
         named = re.match(r"`(\w+)", str(cause))
@@ -76,6 +77,20 @@ def _path(error: ErrorDetails, cls: type[Any]) -> list[Any]:
     if path and isinstance(path[0], int):  # a positional argument of the constructor
         names = [field.name for field in dataclasses.fields(cls)]
         path[0] = names[path[0]] if path[0] < len(names) else path[0]
+    return path
+
+
+def _without_branch(path: list[Any], cls: type[Any]) -> list[Any]:
+    """Leaves out which of a value's types pydantic tried last, which it puts behind the value's key."""
+    for length, part in enumerate(path[:-1], 1):
+        if not isinstance(part, str) or part not in cls.__pydantic_fields__:
+            return path
+        hint = cls.__pydantic_fields__[part].annotation
+        sections = [one for one in _types(hint) if isinstance(one, type) and dataclasses.is_dataclass(one)]
+        if not sections:
+            several = get_origin(hint) in (Union, UnionType) and len(set(get_args(hint)) - {NoneType}) > 1
+            return path[:length] if several else path
+        cls = sections[0]
     return path
 
 
@@ -137,8 +152,10 @@ def expected(schema: dict[str, Any]) -> str:
     """What a value must be, in words, from its JSON schema."""
     if "anyOf" in schema:
         return ", or ".join(expected(one) for one in schema["anyOf"])
-    if "enum" in schema or "const" in schema:
-        return f"one of {', '.join(map(str, schema.get('enum', [schema.get('const')])))}"
+    if "const" in schema:
+        return str(schema["const"])
+    if "enum" in schema:
+        return f"one of {', '.join(map(str, schema['enum']))}"
     kind = schema.get("type", "object")
     if isinstance(kind, list):
         return ", ".join(_WORDS[one] for one in kind[:-1]) + f" or {_WORDS[kind[-1]]}"

@@ -27,6 +27,7 @@ from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.distillation.calibration import calibrate
 from tgdd_plugin.distillation.compatibility import NetworkOrFactory, bare_networks
 from tgdd_plugin.distillation.execution import RunOptions, fit_halving, trainer_arguments
 from tgdd_plugin.distillation.finished import check_settings, find_difference, free_name, is_finished
@@ -159,12 +160,16 @@ def _distill(
         frozen.bank,
         inputs.pool and inputs.pool.to(on),
         normalization=inputs.normalization,
-        alpha=inputs.settings.alpha or 0.0,
+        alpha=0.0,
         bf16=inputs.settings.precision == "bf16",
     )
     checkpoints = output.parent / f".{_run_name(output, inputs, frozen.modules, card)}"
-    arguments = trainer_arguments(model, draws, options, checkpoints, output)
     chunk = frozen.fit_memory(inputs, on)
+    rates = calibrate(inputs.settings, model, draws, chunk, on)
+    model.alpha = rates.alpha
+    arguments = trainer_arguments(model, draws, rates.learning_rate, options, checkpoints, output)
+    if "auto" in (inputs.settings.learning_rate, inputs.settings.alpha):
+        card.method["calibrated"] = asdict(rates)
     if options.progress_bar and dist.get_global_rank() == 0:
         tqdm.write(f"distilling {estimate(model, draws, chunk, inputs.settings.steps, on)}", file=sys.stderr)
     try:

@@ -79,19 +79,20 @@ def log_path(output: Path) -> Path:
 
 
 def trainer_arguments(
-    model: DistillationModel, draws: Draws, options: RunOptions, checkpoints: Path, output: Path
+    model: DistillationModel, draws: Draws, rate: float, options: RunOptions, checkpoints: Path, output: Path
 ) -> Callable[[int], dict[str, Any]]:
     """Returns a function from a number of classes to the arguments of a Trainer that takes so many at a time.
 
     Args:
         model: The model to train.
         draws: The batches of its steps, and the resolved settings.
+        rate: The learning rate of SGD on the pixels.
         options: How the distillation runs.
         checkpoints: The folder of its checkpoints, which has the name of the run.
         output: The file that is made.
     """
     synthetic, settings = model.synthetic, draws.settings
-    optimizer = torch.optim.SGD(synthetic.parameters(), lr=settings.learning_rate or 0.0)
+    optimizer = torch.optim.SGD(synthetic.parameters(), lr=rate)
     # Right after the step, so that whatever looks at the pixels next (EMA, a checkpoint) finds them in [0, 1].
     optimizer.register_step_post_hook(lambda *_: synthetic.clamp_())
 

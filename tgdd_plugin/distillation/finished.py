@@ -109,4 +109,5 @@ def _method(card: Card) -> dict[str, Any]:
     """The method of a card; a setting that the version which wrote it did not have yet was as its default is."""
     if card.method.get("name") != "TGDD":
         return {"name": None, **card.method}
-    return {"name": "TGDD", **asdict(DistillSettings()), **card.method}
+    given = {key: value for key, value in card.method.items() if key != "calibrated"}  # which follows from the others
+    return {"name": "TGDD", **asdict(DistillSettings()), **given}

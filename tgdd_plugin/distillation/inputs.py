@@ -13,6 +13,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import agreed_normalization, check_pool, input_shape
 from tgdd_plugin.distillation.rare_classes import check_present
 from tgdd_plugin.distillation.settings import DistillSettings, SizedSettings
+from tgdd_plugin.networks.factory import is_convnet
 from tgdd_plugin.trajectory.shortcomings import check_left
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -122,7 +123,13 @@ def resolve_settings(settings: DistillSettings, trajectory: Trajectory, pool: Im
         )
     side = pool.shape[1] if pool is not None else input_shape(run)[1]
     classes = len(settings.classes or run.classes or range(run.num_classes))
-    resolved = settings.resolved(side, classes=classes, sampled=pool is not None, trained_with=run.augmentation)
+    resolved = settings.resolved(
+        side,
+        classes=classes,
+        sampled=pool is not None,
+        trained_with=run.augmentation,
+        convnets=all(is_convnet(recorded.network) for recorded in trajectory.runs.values()),
+    )
     seen = {str(recorded.augmentation) for recorded in trajectory.runs.values()}
     if resolved.source == "recorded" and settings.augmentation is None and len(seen) > 1:
         raise InputError(

@@ -130,7 +130,7 @@ def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, dev
     count = len(draws.synthetic.pixels)
     step = 0.0
     for architecture, each in batches.items():
-        part = _first(each, chunk, device)
+        part = some_classes(each, 0, chunk, device)
         seconds = 0.0
         for _ in range(2):  # the first warms up, and compiles
             began = time.perf_counter()
@@ -151,11 +151,11 @@ def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, dev
     )
 
 
-def _first(value: Any, classes: int, device: torch.device) -> Any:
-    """Returns the first classes of a batch, or of a part of one, on the device."""
+def some_classes(value: Any, first: int, count: int, device: torch.device) -> Any:
+    """Returns ``count`` classes of a batch, or of a part of one, from position ``first`` on, on the device."""
     if isinstance(value, dict):
-        return {name: _first(inner, classes, device) for name, inner in value.items()}
-    return value[:classes].to(device) if isinstance(value, torch.Tensor) else value
+        return {name: some_classes(inner, first, count, device) for name, inner in value.items()}
+    return value[first : first + count].to(device) if isinstance(value, torch.Tensor) else value
 
 
 def _duration(seconds: float) -> str:

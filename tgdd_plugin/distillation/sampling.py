@@ -39,11 +39,11 @@ class Draws:
     rank: int = 0
     classes: Sequence[int] | None = None
 
-    def __call__(self, step: int) -> dict[str, Any]:
-        """Returns the batch of one step on this rank; see :meth:`DistillationModel.forward`."""
+    def __call__(self, step: int, rank: int | None = None) -> dict[str, Any]:
+        """Returns the batch of one step on this rank, or on another; see :meth:`DistillationModel.forward`."""
         s = self.settings
         assert s.augmentation is not None, "the settings must be resolved"
-        generator = keyed_generator(s.seed, step, self.rank)
+        generator = keyed_generator(s.seed, step, self.rank if rank is None else rank)
         pair = self.bank.draw(s.max_gap, generator)
         count, _, *_, height, width = self.synthetic.pixels.shape
         positions = torch.arange(count)

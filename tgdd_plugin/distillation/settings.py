@@ -14,6 +14,7 @@ from tgdd_plugin.distillation.budgets import published, sized
 
 Start = Literal["real", "mix", "herding", "noise"]
 STARTS: tuple[Start, ...] = get_args(Start)
+Auto = Literal["auto"]
 
 
 @settings_class
@@ -47,13 +48,16 @@ class DistillSettings:
     image. null: mix, or herding for a budget."""
     steps: Count | None = None
     """Optimizer steps on the pixels. null: 10,000, or 50 for a budget."""
-    learning_rate: NonNegative | None = None
-    """Learning rate of SGD on the pixels. null: 0.02 x images_per_class, from 128 pixels on 0.2 x images_per_class.
-    That is twice the published rate: the published loop steps class after class with momentum 0.5, which moves every
-    class by twice its gradient; one step for all classes without momentum does the same."""
-    alpha: NonNegative | None = None
-    """Weight of the distribution constraint; 0 leaves it out. null: 2.5 up to 10 images per class, 0.5 above; for a
-    budget 10 up to 10,000 passes, 2.5 above."""
+    learning_rate: NonNegative | Auto | None = None
+    """Learning rate of SGD on the pixels. auto: such that the first steps move the pixels as far as the published rate
+    does with ConvNets. null: for ConvNets of this package 0.02 x images_per_class, from 128 pixels on 0.2 x
+    images_per_class; for other networks auto. That is twice the published rate: the published loop steps class after
+    class with momentum 0.5, which moves every class by twice its gradient; one step for all classes without momentum
+    does the same."""
+    alpha: NonNegative | Auto | None = None
+    """Weight of the distribution constraint; 0 leaves it out. auto: such that its gradient is as large beside the
+    matching's as with ConvNets. null: for ConvNets of this package 2.5 up to 10 images per class, 0.5 above; for other
+    networks auto; for a budget 10 up to 10,000 passes, 2.5 above."""
     stages: Literal["all", "first", "last"] = "all"
     """Under which stages features are matched: all, or, for comparison, the first or the last of each run."""
     max_gap: Count = 7
@@ -106,7 +110,13 @@ class DistillSettings:
         return SizedSettings(**{**own, **{name: value for name, value in usual.items() if own[name] is None}})
 
     def resolved(
-        self, side: int, *, classes: int = 10, sampled: bool = True, trained_with: str | None = None
+        self,
+        side: int,
+        *,
+        classes: int = 10,
+        sampled: bool = True,
+        trained_with: str | None = None,
+        convnets: bool = True,
     ) -> SizedSettings:
         """These settings with the defaults filled in that depend on the job.
 
@@ -115,10 +125,11 @@ class DistillSettings:
             classes: The number of classes to distill; of no matter without a budget. Default: ``10``.
             sampled: Whether real images are at hand.
             trained_with: The augmentation of the recorded training, if known.
+            convnets: Whether the trajectory is of ConvNets of this package, which published rates suit.
         """
         own = self.sized(classes)
-        rate = (0.2 if side >= 128 else 0.02) * own.images_per_class
-        alpha = 2.5 if own.images_per_class <= 10 else 0.5
+        rate: float | Auto = (0.2 if side >= 128 else 0.02) * own.images_per_class if convnets else "auto"
+        alpha: float | Auto = (2.5 if own.images_per_class <= 10 else 0.5) if convnets else "auto"
         source: Literal["sampled", "recorded"] = self.source or ("sampled" if sampled else "recorded")
         augmentation = "color_crop_cutout_flip" if source == "sampled" else trained_with or "color_crop_flip"
         return replace(
@@ -126,7 +137,7 @@ class DistillSettings:
             source=source,
             augmentation=augmentation if self.augmentation is None else self.augmentation,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
-            alpha=alpha if own.alpha is None else own.alpha,
+            alpha=alpha if own.alpha is None or (self.alpha is None and not convnets) else own.alpha,
         )
 
 

@@ -154,6 +154,11 @@ def is_own(record: dict[str, Any]) -> bool:
     return (record.get("factory") or "").removeprefix(f"{PACKAGE}:") in OWN
 
 
+def is_convnet(record: dict[str, Any]) -> bool:
+    """Whether a manifest or a card describes one of this package's ConvNets."""
+    return record.get("factory") == f"{PACKAGE}:convnet"
+
+
 def recorded_factory(record: dict[str, Any]) -> str:
     """Returns the name of the network of this package that a manifest or a card describes.
 

@@ -1,0 +1,128 @@
+"""Rates of the network's own: what 'auto' finds, and that it makes up for the size of a network's features."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.patterned import SETTINGS, Crash, run, tiny
+from tgdd_plugin import DistillSettings, ImagePool, InputError, read_card
+from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.core.seeding import keyed_generator
+from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.distillation.calibration import BALANCE, MOVE
+from tgdd_plugin.distillation.model import DistillationModel
+from tgdd_plugin.distillation.sampling import Draws
+from tgdd_plugin.distillation.stage_bank import StageBank
+from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
+from tgdd_plugin.networks.feature_network import FeatureNetwork
+from tgdd_plugin.recording.runs import record
+from tgdd_plugin.recording.settings import RecordSettings
+from tgdd_plugin.trajectory.store import Trajectory
+
+STILL = RecordSettings(epochs=2, batch_size=8, learning_rate=0.0, weight_decay=0.0)  # all stages are alike
+AUTO = replace(SETTINGS, learning_rate="auto", alpha="auto")
+
+
+class Scaled(nn.Module):
+    """A network whose features are of any size, while its outputs at the start, and their gradients, stay."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size = size
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten())
+        self.head = nn.Linear(54, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(images) * self.size)
+
+
+@pytest.fixture(scope="module")
+def trajectory(tmp_path_factory: pytest.TempPathFactory, pool: ImagePool) -> Trajectory:
+    settings = RecordSettings(epochs=3, batch_size=8, learning_rate=0.05)
+    return record(tmp_path_factory.mktemp("trajectory"), pool, tiny, settings, device="cpu", progress_bar=False)
+
+
+def test_the_rates_follow_from_the_gradients_of_the_first_steps(trajectory, pool, tmp_path):
+    path = run(trajectory, pool, tmp_path / "a.beton", replace(AUTO, classes_per_chunk=2))
+    network, normalization = tiny(), Normalization(*pool.statistics())
+    bank = StageBank(trajectory, [network])
+    synthetic = SyntheticImages(start_pixels("mix", (3, 2, 3, 8, 8), 1, pool, keyed_generator(0, 0, 2**31)))
+    draws = Draws(AUTO.resolved(8), bank, pool, synthetic)
+    found = {"match": 0.0, "constraint": 0.0}
+    for step in range(4):
+        for name, alpha in (("match", 0.0), ("constraint", 1.0)):
+            model = DistillationModel(
+                synthetic, [FeatureNetwork(network, "classifier")], bank, pool, normalization=normalization, alpha=alpha
+            )
+            batch = draws(step)
+            (gradient,) = torch.autograd.grad(model.loss(model(batch), batch)[name], synthetic.pixels)
+            found[name] += gradient.square().mean().sqrt().item() / 4
+    calibrated = read_card(path).method["calibrated"]
+    alpha = BALANCE * found["match"] / found["constraint"]
+    assert calibrated["alpha"] == pytest.approx(alpha, rel=1e-4)
+    moved = (found["match"] ** 2 + (alpha * found["constraint"]) ** 2) ** 0.5
+    assert calibrated["learning_rate"] * moved == pytest.approx(MOVE, rel=1e-4)
+
+
+def test_the_size_of_the_features_is_of_no_matter(pool, tmp_path):
+    """Features a hundred times as large, under a head a hundred times as small: the same network, the same images."""
+    found = []
+    settings = replace(SETTINGS, learning_rate=None)
+    for size in (1.0, 100.0):
+
+        def build(size: float = size) -> nn.Module:
+            torch.manual_seed(0)
+            network = Scaled(size)
+            network.head.weight.data /= size
+            return network
+
+        recorded = record(tmp_path / f"{size:g}", pool, build, STILL, device="cpu", progress_bar=False)
+        path = run(recorded, pool, tmp_path / f"{size:g}.beton", settings, network=build)
+        found.append(read_beton(path)[0].int())
+    start = start_pixels("mix", (3, 2, 3, 8, 8), 1, pool, keyed_generator(0, 0, 2**31)).flatten(0, 1) * 255
+    assert (found[0] - start).abs().mean() > 2, "the images have moved"
+    assert (found[0] - found[1]).abs().max() <= 1, "as far as rounding goes"
+    with pytest.raises(InputError, match="`learning_rate` must move the pixels within their range"):
+        run(recorded, pool, tmp_path / "a.beton", replace(SETTINGS, learning_rate=0.04, alpha=2.5), network=build)
+
+
+def test_published_rates_are_the_default_of_convnets_alone(trajectory, pool, tmp_path):
+    settings = replace(SETTINGS, steps=1, learning_rate=None)
+    card = read_card(run(trajectory, pool, tmp_path / "a.beton", settings))
+    assert (card.method["learning_rate"], card.method["alpha"]) == (0.02 * settings.images_per_class, 2.5)
+    assert "calibrated" not in card.method
+    other = DistillSettings(budget=4_000).resolved(8, convnets=False)
+    assert (other.learning_rate, other.alpha) == ("auto", "auto")
+    given = DistillSettings(budget=4_000, alpha=1.0).resolved(8, convnets=False)
+    assert (given.learning_rate, given.alpha) == ("auto", 1.0)
+
+
+def test_a_killed_run_finds_the_same_rates_again(trajectory, pool, tmp_path):
+    whole = run(trajectory, pool, tmp_path / "whole" / "a.beton", AUTO)
+    path = tmp_path / "killed" / "a.beton"
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectory, pool, path, AUTO, callbacks=[Crash(8)], checkpoint_interval="5ba")
+    run(trajectory, pool, path, AUTO, checkpoint_interval="5ba")
+    assert path.read_bytes() == whole.read_bytes()
+    written = path.stat().st_mtime_ns
+    run(trajectory, pool, path, AUTO)
+    assert path.stat().st_mtime_ns == written, "the same job is already done"
+
+
+def test_bad_values():
+    with pytest.raises(InputError, match="^`alpha` must be a finite number of at least 0, or auto, or null, got 'big'"):
+        DistillSettings(alpha="big")
+
+
+def test_a_network_that_ignores_its_images_is_told(pool, tmp_path):
+    def build() -> nn.Module:
+        network = Scaled(1.0)
+        network.body[0].weight.data.zero_()
+        return network
+
+    recorded = record(tmp_path / "run", pool, build, STILL, device="cpu", progress_bar=False)
+    with pytest.raises(InputError, match=r"`learning_rate` and `alpha` must be numbers where .* Give numbers") as e:
+        run(recorded, pool, tmp_path / "a.beton", AUTO, network=build)
+    assert "\n" not in str(e.value) and not (tmp_path / "a.beton").exists()

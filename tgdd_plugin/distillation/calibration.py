@@ -1,0 +1,98 @@
+"""The learning rate and alpha that suit a network, from the size of the gradients in the first steps.
+
+The published values were found for ConvNets, whose features are a few thousand numbers behind instance norms. The
+features of another network may be of quite another size, and the gradient of the matching grows with their square.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from composer.utils import dist
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.distillation.model import DistillationModel
+from tgdd_plugin.distillation.monitoring import some_classes
+from tgdd_plugin.distillation.sampling import Draws
+from tgdd_plugin.distillation.settings import SizedSettings
+
+MOVE = 0.006
+"""Root mean square of what a step shall move the pixels by. Under the published rates ConvNets' are moved by 0.003 to
+0.012 (digits, Fashion-MNIST and CIFAR-10, 1 to 50 images per class)."""
+
+BALANCE = 0.6
+"""How large the constraint's gradient shall be beside the matching's. With the published alpha, 0.2 to 2.6 there."""
+
+STEPS = 4
+"""The number of steps whose gradients are looked at."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a step multiplies its gradients with.
+
+    Args:
+        learning_rate: That of SGD on the pixels.
+        alpha: Weight of the distribution constraint.
+    """
+
+    learning_rate: float
+    alpha: float
+
+
+def calibrate(
+    settings: SizedSettings, model: DistillationModel, draws: Draws, chunk: int, device: torch.device
+) -> Rates:
+    """Fills in the rates that the settings leave to the network (``'auto'``); the pixels stay as they are.
+
+    Args:
+        settings: The resolved settings.
+        model: The model; its own alpha is of no matter.
+        draws: The batches of its steps; the first rank's are taken, so that all ranks find the same.
+        chunk: The number of classes in one pass.
+        device: The device that the networks run on.
+
+    Raises:
+        InputError: If no gradient reaches the pixels, or it is not finite.
+    """
+    rate, alpha = settings.learning_rate, settings.alpha
+    if rate != "auto" and alpha != "auto":
+        return Rates(rate or 0.0, alpha or 0.0)
+    match, constraint = _gradient_sizes(model, draws, chunk, device)
+    if not (0 < match < math.inf and 0 < constraint < math.inf):
+        raise InputError(
+            f"`learning_rate` and `alpha` must be numbers where the gradients of the first {STEPS} steps are not "
+            f"finite and above 0, got 'auto' and sizes of {match:g} (matching) and {constraint:g} (constraint). Give "
+            f"numbers, and look at how the recorded training went."
+        )
+    if alpha == "auto":
+        alpha = BALANCE * match / constraint
+    # The two gradients are about at right angles.
+    moved = math.hypot(match, (alpha or 0.0) * constraint)
+    return Rates(MOVE / moved if rate == "auto" else rate or 0.0, alpha or 0.0)
+
+
+def _gradient_sizes(model: DistillationModel, draws: Draws, chunk: int, device: torch.device) -> tuple[float, float]:
+    """Returns the root mean squares of the gradients of matching and constraint, averaged over the first steps."""
+    model.to(device)
+    pixels, given = model.synthetic.pixels, model.alpha
+    model.alpha = 1.0  # so that the model computes logits, and the constraint
+    sizes = torch.zeros(2, dtype=torch.float64)
+    for step in range(STEPS):
+        batch = draws(step, rank=0)
+        squares = torch.zeros(2, dtype=torch.float64)
+        for first in range(0, len(pixels), chunk):
+            part = some_classes(batch, first, chunk, device)
+            losses = model.loss(model(part), part)
+            share = len(part["classes"]) / len(pixels)  # a chunk's loss is scaled to all classes
+            for n, (name, keep) in enumerate((("match", True), ("constraint", False))):
+                (gradient,) = torch.autograd.grad(losses[name], pixels, retain_graph=keep)
+                squares[n] += (gradient.double() * share).square().sum().cpu()
+        sizes += (squares / pixels.numel()).sqrt() / STEPS
+    model.alpha = given
+    found = [sizes.tolist()]
+    dist.broadcast_object_list(found, src=0)  # rounding may differ between ranks' devices
+    match, constraint = found[0]
+    return match, constraint
