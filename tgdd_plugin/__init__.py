@@ -67,6 +67,10 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     # Composer takes seconds to import and FFCV needs system libraries: each is loaded when first asked for.
     if name not in _HOMES:

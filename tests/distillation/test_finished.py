@@ -64,6 +64,7 @@ def test_checkpoints_that_a_kill_left_over_are_removed(
     """Only this job's: another one's may still be gone on with, under ``overwrite``."""
     with pytest.raises(KeyboardInterrupt):
         run(trajectory, pool, file.with_name("b.beton"), QUICK, callbacks=[Crash(1)], checkpoint_interval="1ba")
+    file.with_name("b-log.csv").unlink()
     (begun,) = file.parent.glob(".distill-b-*")
     left = begun.rename(begun.with_name(begun.name.replace("-b-", "-a-")))
     other = file.parent / ".distill-a-0123456789ab"
@@ -159,7 +160,7 @@ def test_a_call_killed_between_card_and_file_is_made_again(trajectory, pool, tmp
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "replace", killed)
         run(trajectory, pool, tmp_path / "a.beton", QUICK)
-    assert {path.name for path in tmp_path.glob("[!.]*")} == {"a.beton.yaml"}
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {"a-log.csv", "a.beton.yaml"}
     run(trajectory, pool, tmp_path / "a.beton", QUICK)
     assert contents(tmp_path).keys() == finished.keys()
     assert (tmp_path / "a.beton").read_bytes() == finished["a.beton"]
@@ -179,6 +180,7 @@ def test_the_last_finite_images_replace_no_other_file(trajectory, pool, tmp_path
             run(trajectory, pool, tmp_path / "a.beton", replace(QUICK, start="real"))
         assert mine.read_text() == "mine"
         assert sorted(path.name for path in tmp_path.glob("[!.]*")) == [
+            "a-log.csv",
             "a-step0-2.beton",
             "a-step0-2.beton.yaml",
             "a-step0.beton",

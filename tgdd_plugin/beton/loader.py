@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,16 +15,16 @@ from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.ffcv_tables import check_beton
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.beton.format import read_beton
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.data.device_loader import DeviceLoader, check_batches
 from tgdd_plugin.data.normalization import Normalization
 
 
 def beton_loader(
-    path: str | Path,
+    path: str | os.PathLike[str],
     batch_size: int = 64,
     *,
-    backend: str = "device",
+    backend: Literal["device", "ffcv"] = "device",
     shuffle: bool = True,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -46,6 +47,7 @@ def beton_loader(
     Raises:
         InputError: If the file or its card cannot be used.
     """
+    path = Path(path)
     card = read_card(path)
     if backend == "device":
         images, labels = read_beton(path)
@@ -60,7 +62,7 @@ def beton_loader(
             f"Choose backend='device', or write the file unpacked (tgdd_plugin.beton.format says how)."
         )
     check_batches(batch_size, seed)
-    return _FFCVLoader(Path(path), card, batch_size, shuffle, seed, torch.device(device))
+    return _FFCVLoader(path, card, batch_size, shuffle, seed, torch.device(device))
 
 
 class _FFCVLoader:
@@ -69,6 +71,7 @@ class _FFCVLoader:
     def __init__(self, path: Path, card: Card, batch_size: int, shuffle: bool, seed: int, device: torch.device) -> None:
         fields = check_beton(path, card).fields
         self.swapped = fields.index("label") < fields.index("image")
+        self.path = path
         channels = 3 // card.shape[0]
         self.normalization = Normalization(card.mean * channels, card.std * channels)
         ranks = dist.get_world_size()
@@ -105,6 +108,9 @@ class _FFCVLoader:
 
     def __len__(self) -> int:
         return len(self.loader)
+
+    def __repr__(self) -> str:
+        return f"FFCVLoader({len(self)} batches of {self.batch_size} from '{printable(str(self.path))}')"
 
     def __iter__(self) -> Iterator[Sequence[torch.Tensor]]:
         with restored_threads():

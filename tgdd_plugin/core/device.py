@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from composer.utils import get_device
 
 from tgdd_plugin.core.errors import InputError
 
+Device = Literal["cpu", "gpu"]
+"""Where networks run, by the names that Composer's Trainer takes."""
 
-def torch_device(device: str | None) -> torch.device:
+
+def torch_device(device: Device | None) -> torch.device:
     """Returns the torch device of Composer's ``'cpu'``, ``'gpu'`` or ``None``, which is a GPU if there is one.
 
     Raises:

@@ -60,6 +60,12 @@ class DeviceLoader:
         share = -(-len(self.images) // dist.get_world_size())
         return -(-share // self.batch_size)
 
+    def __repr__(self) -> str:
+        shape = "x".join(str(side) for side in self.images.shape[1:])
+        order = "shuffled" if self.shuffle else "in order"
+        what = f"{len(self.images)} images of {shape} in {len(self)} batches of {self.batch_size}, {order}"
+        return f"DeviceLoader({what}, on {self.device})"
+
     def batches_of(self, passes: int) -> int:
         """How many batches, on this rank, hold at least so many images on all ranks together.
 

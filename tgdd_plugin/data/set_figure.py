@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -32,6 +34,10 @@ PIXELS = 48
 """Of the screen, for the side of a small image; larger ones have as many as they have themselves, up to twice that."""
 
 
+DOTS = 150
+"""Of the figure, for an inch."""
+
+
 def draw_set(
     path: str | Path,
     images: torch.Tensor,
@@ -52,6 +58,22 @@ def draw_set(
         start: The images at the start, in the same order and form. Default: ``None``, they are left out.
     """
     path = Path(path)
+    # Letters that the font lacks are drawn as boxes, and the same images give the same bytes.
+    with warnings.catch_warnings(), rc_context({"svg.hashsalt": "tgdd", "svg.fonttype": "none"}):
+        warnings.simplefilter("ignore")
+        figure = set_figure(images, labels, classes, start=start)
+        form = "svg" if path.suffix.lower() == ".svg" else "png"
+        of = _note(images)
+        metadata: dict[str, Any] = {"Date": None, "Title": of} if form == "svg" else {"Software": None, "Title": of}
+        with whole_file(path) as temporary:
+            figure.savefig(temporary, format=form, dpi=DOTS, metadata=metadata, bbox_inches="tight")
+    return path
+
+
+def set_figure(
+    images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], *, start: torch.Tensor | None = None
+) -> Figure:
+    """Returns the figure that :func:`draw_set` draws, for Matplotlib to show or save."""
     shown = [label for label in range(len(classes)) if bool((labels == label).any())][:MOST_CLASSES]
     most = max(int((labels == label).sum()) for label in shown)
     wrapped = most == 1
@@ -63,21 +85,25 @@ def draw_set(
     names = 0 if wrapped else 0.085 * min(LONGEST_NAME, max(len(classes[label]) for label in shown))
     high = rows * side * height / width + 0.6
     wide = (columns * side + 0.15) * len(blocks) + names + 0.1
-    # Letters that the font lacks are drawn as boxes, and the same images give the same bytes.
-    with warnings.catch_warnings(), rc_context({"svg.hashsalt": "tgdd", "svg.fonttype": "none"}):
+    figure = Figure(figsize=(max(wide, 3.2), high), layout="constrained")
+    for axes, (title, block) in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks, strict=True):
+        cells = _cells(block, labels, shown, columns, wrapped)
+        _draw(axes, cells, [_short(classes[label]) for label in shown], wrapped, first=block is blocks[0][1])
+        axes.set_title(title, fontsize=9)
+    figure.supxlabel(_caption(labels, classes, shown, columns), fontsize=8)
+    return figure
+
+
+def set_picture(
+    images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], *, start: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Returns the same figure as an image in [0, 1], float32 ``(3, H, W)``, which loggers take."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figure = Figure(figsize=(max(wide, 3.2), high), layout="constrained")
-        for axes, (title, block) in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks, strict=True):
-            cells = _cells(block, labels, shown, columns, wrapped)
-            _draw(axes, cells, [_short(classes[label]) for label in shown], wrapped, first=block is blocks[0][1])
-            axes.set_title(title, fontsize=9)
-        figure.supxlabel(_caption(labels, classes, shown, columns), fontsize=8)
-        form = "svg" if path.suffix.lower() == ".svg" else "png"
-        of = _note(images)
-        metadata: dict[str, Any] = {"Date": None, "Title": of} if form == "svg" else {"Software": None, "Title": of}
-        with whole_file(path) as temporary:
-            figure.savefig(temporary, format=form, dpi=150, metadata=metadata, bbox_inches="tight")
-    return path
+        figure, png = set_figure(images, labels, classes, start=start), io.BytesIO()
+        figure.savefig(png, format="png", dpi=DOTS, bbox_inches="tight")
+    with Image.open(png) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
 def is_drawing_of(path: str | Path, images: torch.Tensor) -> bool:

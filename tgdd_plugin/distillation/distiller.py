@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,14 +22,16 @@ from tqdm.auto import tqdm
 
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.core.atomic_files import check_writable
-from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.seeding import keyed_generator
+from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.calibration import calibrate
 from tgdd_plugin.distillation.compatibility import NetworkOrFactory, bare_networks
+from tgdd_plugin.distillation.distilled import Distilled
 from tgdd_plugin.distillation.execution import RunOptions, fit_halving, trainer_arguments
 from tgdd_plugin.distillation.finished import check_settings, find_difference, free_name, is_finished
 from tgdd_plugin.distillation.frozen_networks import FrozenNetworks, freeze_networks
@@ -47,16 +50,16 @@ from tgdd_plugin.trajectory.store import Trajectory
 
 
 def distill(
-    trajectory: Trajectory | str | Path,
+    trajectory: Trajectory | str | os.PathLike[str],
     real: Any | None,
-    output: str | Path,
-    settings: DistillSettings | None = None,
+    output: str | os.PathLike[str],
+    settings: DistillSettings | Mapping[str, Any] | None = None,
     *,
     network: NetworkOrFactory | Sequence[NetworkOrFactory] | None = None,
     head: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    device: str | None = None,
+    device: Device | None = None,
     overwrite: bool = False,
     checkpoint_interval: str = "500ba",
     image_interval: int | None = None,
@@ -65,7 +68,7 @@ def distill(
     progress_bar: bool = True,
     trainer_options: Mapping[str, Any] | None = None,
     picture: str | Path | None = None,
-) -> Path:
+) -> Distilled:
     """Distills a trajectory into a ``.beton`` by TGDD (arXiv 2512.02469), as a Composer run.
 
     One step is: draw an early and a late stage of one run, and for each class a batch of real images and one
@@ -85,7 +88,8 @@ def distill(
             ``None`` to distill from the trajectory alone: its recorded class means, and the few images kept in it to
             start from (or ``start='noise'``).
         output: The ``.beton`` to write; its card is ``<output>.yaml``.
-        settings: What the distillation does. Default: ``DistillSettings()``, the paper's.
+        settings: What the distillation does, as :class:`DistillSettings` or a mapping of its keys, such as
+            ``{"images_per_class": 10}``. Default: the paper's.
         network: The network that was trained, or a function that builds it; its weights do not matter. A
             ``ComposerClassifier`` may be given whole. If the runs are of several networks, a list of those. Default:
             for this package's networks, built as recorded.
@@ -105,24 +109,31 @@ def distill(
             (:func:`tgdd_plugin.data.set_figure.draw_set`), as SVG or PNG. Default: ``None``, nowhere.
 
     Returns:
-        The path of the written file.
+        The written file, which stands wherever its path does: see :class:`Distilled`.
 
     Raises:
         InputError: If anything given does not fit, ``output`` is there already and of another job, or another process
             works on it: before any step is made wherever that can be known, and otherwise with the last checkpoint
             kept.
     """
-    output, settings = check_writable(Path(output)), settings or DistillSettings()
+    output, settings = check_writable(Path(output)), as_settings(DistillSettings, settings)
     given = Normalization.of(mean, std)
     logs, own = as_log_settings(loggers, image_interval=image_interval)
     options = RunOptions(
-        device, checkpoint_interval, logs, own, callbacks, progress_bar, trainer_options or {}, picture
+        device,
+        checkpoint_interval,
+        logs,
+        own,
+        callbacks,
+        progress_bar,
+        trainer_options or {},
+        picture,
     )
     torch_device(device)  # a GPU that is not there is told first
     dist.initialize_dist(device)
     with locked_on_rank_0(output):
         check_settings(output, settings, overwrite=overwrite)
-        trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(trajectory)
+        trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(Path(trajectory))
         if network is None:
             for run in trajectory.representative_runs.values():
                 recorded_factory(run.network)  # what cannot be built is found out before any image is read
@@ -136,7 +147,7 @@ def distill(
                 shutil.rmtree(output.parent / f".{_run_name(output, inputs, modules, card)}", ignore_errors=True)
             if progress_bar:
                 tqdm.write(f"'{output}' is already done: it is of this job, and kept as it is", file=sys.stderr)
-    return output
+    return Distilled(output)
 
 
 def _distill(

@@ -16,13 +16,14 @@ from composer.core import Time
 from composer.loggers import LoggerDestination
 from composer.utils import dist, ensure_tuple
 
+from tgdd_plugin.core.device import Device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.progress_bar import ProgressBar
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.monitoring import DistillationMonitor
 from tgdd_plugin.distillation.sampling import Draws, Steps
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
-from tgdd_plugin.logs.csv_logger import CSVLogger
+from tgdd_plugin.logs.csv_logger import CSVLogger, log_path
 from tgdd_plugin.logs.guarding import guarded
 from tgdd_plugin.logs.settings import LoggerSettings
 
@@ -44,7 +45,7 @@ class RunOptions:
         InputError: If ``checkpoint_interval`` is not a Composer time string.
     """
 
-    device: str | None
+    device: Device | None
     checkpoint_interval: str
     logs: LoggerSettings
     loggers: Sequence[LoggerDestination]
@@ -71,11 +72,6 @@ LOGGED = {
     "gradient_norm": "tgdd/gradient_norm",
 }
 """The columns of a distillation's log, and the names of their metrics."""
-
-
-def log_path(output: Path) -> Path:
-    """Where the log of a distillation into ``output`` is."""
-    return output.with_name(f"{output.stem}-log.csv")
 
 
 def trainer_arguments(

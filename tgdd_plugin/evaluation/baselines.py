@@ -15,7 +15,7 @@ from torch import nn
 
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.atomic_files import write_whole
-from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import load_weights, weights_content
 from tgdd_plugin.data.coresets import herding, k_center
@@ -47,7 +47,7 @@ class Baselines:
         compact: CompactSet,
         real: ImagePool,
         folder: Path,
-        device: str | None = None,
+        device: Device | None = None,
         progress_bar: bool = True,
     ) -> None:
         self.compact, self.card, self.folder = compact, compact.card, folder

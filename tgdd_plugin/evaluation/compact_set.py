@@ -11,7 +11,7 @@ from torch import nn
 
 from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.format import read_beton
-from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.distillation.compatibility import bare_networks
 from tgdd_plugin.evaluation.scorer import Images
 from tgdd_plugin.evaluation.soft_labels import predict_soft_labels
@@ -68,7 +68,7 @@ class CompactSet:
         trajectory: Trajectory,
         images: Images,
         others: Sequence[Callable[[], nn.Module]] = (),
-        device: str | None = None,
+        device: Device | None = None,
     ) -> Images:
         """Returns images with the trajectory's soft labels.
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -18,8 +19,10 @@ from torch import nn
 
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.core.atomic_files import check_writable, sweep, write_whole
+from tgdd_plugin.core.device import Device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
+from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.baselines import Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
@@ -36,14 +39,14 @@ RETRAIN_ROWS = EvaluateSettings(baselines=["random"], networks=[], soft_labels=F
 
 
 def retrain(
-    file: str | Path,
+    file: str | os.PathLike[str],
     test: Any,
-    settings: RetrainSettings | None = None,
+    settings: RetrainSettings | Mapping[str, Any] | None = None,
     *,
     real: Any = None,
     network: Callable[[], nn.Module] | None = None,
-    results: str | Path | None = None,
-    device: str | None = None,
+    results: str | os.PathLike[str] | None = None,
+    device: Device | None = None,
     seed: int = 0,
     overwrite: bool = False,
     progress_bar: bool = True,
@@ -54,7 +57,8 @@ def retrain(
     Args:
         file: The ``.beton``, as it ships, its card beside it. The card gets the accuracies.
         test: Real test images: an :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset` takes.
-        settings: How networks are trained, and how many. Default: ``RetrainSettings()``.
+        settings: How networks are trained, and how many. Default: ``RetrainSettings()``;
+            a mapping of its keys will do.
         real: The real training images, for the rows of random and full data. Default: those rows are left out.
         network: A function that builds a fresh network. Default: for this package's networks, as the card says.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
@@ -75,8 +79,9 @@ def retrain(
         InputError: If the file, its card, the images or the network do not fit each other, or ``results`` are of
             another comparison, or another process works on them.
     """
+    file = Path(file)
     compact = CompactSet.open(file, network)
-    settings = (settings or RetrainSettings()).made_for(compact.card.method.get("budget"), compact.card.images)
+    settings = as_settings(RetrainSettings, settings).made_for(compact.card.method.get("budget"), compact.card.images)
     test = fitting_pool(test, "test", file, compact.card)
     real = None if real is None else fitting_pool(real, "real", file, compact.card)
     results = check_writable(Path(results)) if results else None
@@ -101,18 +106,18 @@ def retrain(
 
 
 def evaluate(
-    file: str | Path,
+    file: str | os.PathLike[str],
     test: Any,
     real: Any,
-    settings: EvaluateSettings | None = None,
-    training: RetrainSettings | None = None,
+    settings: EvaluateSettings | Mapping[str, Any] | None = None,
+    training: RetrainSettings | Mapping[str, Any] | None = None,
     *,
-    trajectory: Trajectory | str | Path | None = None,
+    trajectory: Trajectory | str | os.PathLike[str] | None = None,
     network: Callable[[], nn.Module] | None = None,
     others: Sequence[Callable[[], nn.Module]] = (),
-    device: str | None = None,
+    device: Device | None = None,
     seed: int = 0,
-    results: str | Path | None = None,
+    results: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress_bar: bool = True,
     trainer_options: Mapping[str, Any] | None = None,
@@ -123,8 +128,8 @@ def evaluate(
         file: The ``.beton``, its card beside it. The card gets the accuracies.
         test: Real test images: an :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset` takes.
         real: The real training images, in the same form.
-        settings: Which rows the table has. Default: ``EvaluateSettings()``.
-        training: How networks are trained, and how many. Default: ``RetrainSettings()``.
+        settings: Which rows the table has. Default: ``EvaluateSettings()``; a mapping of its keys will do.
+        training: How networks are trained, and how many. Default: ``RetrainSettings()``; likewise.
         trajectory: The trajectory whose last stages give soft labels. Default: none, and no such rows.
         network: A function that builds a fresh network of the set's own architecture. Default: for this package's
             networks, as the card says.
@@ -145,11 +150,12 @@ def evaluate(
         InputError: If the file, its card, the images or the networks do not fit each other, or ``results`` are of
             another evaluation, or another process works on them.
     """
-    settings, results = settings or EvaluateSettings(), _results_file(results, file)
+    file = Path(file)
+    settings, results = as_settings(EvaluateSettings, settings), _results_file(results, file)
     compact = CompactSet.open(file, network)
-    training = (training or RetrainSettings()).made_for(compact.card.method.get("budget"), compact.card.images)
+    training = as_settings(RetrainSettings, training).made_for(compact.card.method.get("budget"), compact.card.images)
     test, real = fitting_pool(test, "test", file, compact.card), fitting_pool(real, "real", file, compact.card)
-    trajectory = Trajectory.open(trajectory) if isinstance(trajectory, str | Path) else trajectory
+    trajectory = Trajectory.open(Path(trajectory)) if isinstance(trajectory, str | os.PathLike) else trajectory
     teacher = trajectory if settings.soft_labels else None
     softened = None
     if teacher is not None:
@@ -187,7 +193,7 @@ def _scorer(
     test: ImagePool,
     training: RetrainSettings,
     seed: int,
-    device: str | None,
+    device: Device | None,
     progress_bar: bool,
     trainer_options: Mapping[str, Any] | None,
 ) -> Scorer:
@@ -242,11 +248,11 @@ def _score(
     return rows
 
 
-def _usual_results(file: str | Path) -> Path:
+def _usual_results(file: Path) -> Path:
     return Path(file).with_name(f"{Path(file).stem}-evaluation.json")
 
 
-def _results_file(results: str | Path | None, file: str | Path) -> Path:
+def _results_file(results: str | os.PathLike[str] | None, file: Path) -> Path:
     usual = _usual_results(file)
     results = Path(results) if results else usual
     if results.suffix != ".json" or results.with_suffix("").is_file():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tgdd_plugin.core.checked_json import Finite, Text, Whole
-from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.data.device_loader import DeviceLoader
@@ -134,7 +134,7 @@ class Scorer:
     normalization: Normalization
     seeds: Sequence[int]
     num_classes: int
-    device: str | None = None
+    device: Device | None = None
     at_once: bool | None = None
     progress_bar: bool = True
     trainer_options: Mapping[str, Any] | None = None

@@ -104,6 +104,11 @@ class CSVLogger(LoggerDestination):
         return others or int(row[len(self.about)]) <= made
 
 
+def log_path(path: Path) -> Path:
+    """Where the log of what is made at a path is: ``<name>-log.csv`` beside it."""
+    return path.with_name(f"{path.stem}-log.csv")
+
+
 def read_log(path: str | Path) -> dict[str, list[float]]:
     """Reads the log of one run: the values of each column by its name, NaN where one is empty; nothing without a file.
 

@@ -15,7 +15,7 @@ from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.bounded_reading import check_tensor_file, parse_json
 from tgdd_plugin.core.checked_json import build_checked
-from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import weights_content
 from tgdd_plugin.evaluation.scorer import FULL_DATA, Row, Scorer
@@ -39,7 +39,7 @@ def train_best(
     training: RetrainSettings,
     *,
     output: str | Path,
-    device: str | None = None,
+    device: Device | None = None,
     seed: int = 0,
     progress_bar: bool = True,
     trainer_options: Mapping[str, Any] | None = None,

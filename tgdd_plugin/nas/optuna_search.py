@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from tqdm.auto import tqdm
 
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
-from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.nas.ranking import Candidate, ranked
 from tgdd_plugin.nas.search_space import check_factory
@@ -26,11 +28,11 @@ from tgdd_plugin.nas.workers import SearchJob, candidate_of, run_workers, show_p
 def search(
     file: str | Path,
     real: Any,
-    settings: NasSettings | None = None,
-    training: RetrainSettings | None = None,
+    settings: NasSettings | Mapping[str, Any] | None = None,
+    training: RetrainSettings | Mapping[str, Any] | None = None,
     *,
     storage: str | Path = "nas.db",
-    device: str | None = None,
+    device: Device | None = None,
     seed: int = 0,
     progress_bar: bool = True,
 ) -> list[Candidate]:
@@ -58,7 +60,7 @@ def search(
     Raises:
         InputError: If file, images, factory or storage do not fit each other, or no candidate could be trained.
     """
-    settings, training = settings or NasSettings(), training or RetrainSettings()
+    settings, training = as_settings(NasSettings, settings), as_settings(RetrainSettings, training)
     if dist.get_world_size() > 1:
         raise InputError(
             f"search() does not support distributed launch (world size {dist.get_world_size()}). Start it as plain "

@@ -17,8 +17,9 @@ from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.checked_json import AnyFloat, Finite, Flag, Text, Whole
-from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.core.tables import markdown_table
 from tgdd_plugin.evaluation.scorer import Images, Row, Scorer
 from tgdd_plugin.evaluation.settings import RetrainSettings
@@ -68,9 +69,9 @@ def rank_networks(
     networks: Mapping[str, Callable[[], nn.Module]],
     file: str | Path,
     validation_images: Any,
-    settings: RetrainSettings | None = None,
+    settings: RetrainSettings | Mapping[str, Any] | None = None,
     *,
-    device: str | None = None,
+    device: Device | None = None,
     trainer_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress_bar: bool = True,
@@ -83,7 +84,8 @@ def rank_networks(
         validation_images: The images that networks are ranked by: an :class:`ImagePool`, or any data set
             :meth:`ImagePool.from_dataset` takes. Give training images that are held out, not test images: choosing a
             network by them is training.
-        settings: How networks are trained, and how many of each. Default: ``RetrainSettings()``.
+        settings: How networks are trained, and how many of each. Default: ``RetrainSettings()``; a
+            mapping of its keys will do.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         seed: The first of ``settings.seeds`` seeds. Default: ``0``.
         progress_bar: Whether to show progress bars. Default: ``True``.
@@ -99,7 +101,7 @@ def rank_networks(
         raise InputError(
             "`networks` must be functions that build networks, by name, got none. Give at least one function."
         )
-    settings = settings or RetrainSettings()
+    settings = as_settings(RetrainSettings, settings)
     card, images = read_card(file), read_beton(file)
     pool = fitting_pool(validation_images, "validation", file, card)
     seeds = range(seed, seed + settings.seeds)

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.checked_json import build_checked
-from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.scorer import Scorer
@@ -57,7 +57,7 @@ class SearchJob:
     validation: tuple[np.ndarray, np.ndarray, list[str]]
     settings: NasSettings
     training: RetrainSettings
-    device: str | None
+    device: Device | None
     seed: int
 
     def validation_images(self) -> ImagePool:

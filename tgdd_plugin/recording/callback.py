@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,9 +60,10 @@ class TGDDCallback(Callback):
             large for ``'float16'`` stays ``'float32'``. Default: ``'float32'``.
         head (str, optional): Name of the linear head, without the ``module.`` of ``ComposerClassifier``.
             Default: the last ``nn.Linear`` with as many outputs as there are classes.
-        classes (list[str], optional): Class names. Default: the training data set's ``classes``, if it has any.
-        mean, std (list[float], optional): Per-channel normalization of the inputs, for pixels in [0, 1]. Default: found
-            in the training data set's torchvision ``Normalize``, or 0 and 1 if the inputs themselves lie in [0, 1].
+        classes (Sequence[str], optional): Class names. Default: the training data set's ``classes``, if it has any.
+        mean, std (Sequence[float], optional): Per-channel normalization of the inputs, for pixels in [0, 1]. Default:
+            that of the training data set's torchvision ``Normalize``, or 0 and 1 if the inputs themselves lie in
+            [0, 1].
         statistics (bool): Whether to record class means. Training goes on without them, with one warning, where
             batches are not (images, one label for each) or always mixed. Default: ``True``.
         exemplars (int): How many real images of each class to keep in the run's folder, for distillation to start from;
@@ -93,9 +94,9 @@ class TGDDCallback(Callback):
         max_stages: int | None = None,
         dtype: Dtype = "float32",
         head: str | None = None,
-        classes: list[str] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
+        classes: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         statistics: bool = True,
         exemplars: int = 40,
         overwrite: bool = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,11 +16,12 @@ from torch import nn
 
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
-from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.differences import first_difference, with_later_settings
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.renamed_keys import with_current_keys
+from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -34,17 +36,17 @@ from tgdd_plugin.trajectory.store import Trajectory
 
 
 def record(
-    folder: str | Path,
+    folder: str | os.PathLike[str],
     real: ImagePool,
     network: Callable[[], nn.Module] | Sequence[Callable[[], nn.Module]],
-    settings: RecordSettings | None = None,
+    settings: RecordSettings | Mapping[str, Any] | None = None,
     *,
     head: str | None = None,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     job: dict[str, Any] | None = None,
     seed: int = 0,
-    device: str | None = None,
+    device: Device | None = None,
     progress_bar: bool = True,
     trainer_options: Mapping[str, Any] | None = None,
 ) -> Trajectory:
@@ -57,7 +59,8 @@ def record(
         real: The training images.
         network: A function that builds a fresh network; or several such functions, one for each architecture. The runs
             of the first are named ``seed0``, ..., those of the second ``seed0-network2``, ...
-        settings: How the networks are trained and recorded. Default: ``RecordSettings()``.
+        settings: How the networks are trained and recorded. Default: ``RecordSettings()``; a mapping of its keys
+            will do.
         head: The name of the networks' linear head, see :class:`TGDDCallback`.
         mean, std: Per-channel normalization of the inputs, for pixels in [0, 1]. Default: the images' own.
         job: Whatever else the runs depend on, as plain values; noted in the folder and compared when it exists.
@@ -70,7 +73,7 @@ def record(
     Raises:
         InputError: If the folder holds runs of another job, or another process records into it by this function.
     """
-    settings = settings or RecordSettings()
+    settings = as_settings(RecordSettings, settings)
     if empty := real.names_of((real.counts == 0).nonzero().flatten()):
         warnings.warn(
             f"{named_classes(empty)}: no training image, so that no class means are recorded; distill the "

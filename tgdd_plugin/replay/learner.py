@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from composer.utils import dist
 from torch import nn
 
 from tgdd_plugin.core.atomic_files import check_writable, sweep
-from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.differences import first_difference, with_later_settings
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.renamed_keys import with_current_keys
+from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -51,15 +52,15 @@ def learn(
     folder: str | Path,
     select_exemplars: Policy,
     images_per_class: int,
-    training: RecordSettings | None = None,
-    settings: ReplaySettings | None = None,
+    training: RecordSettings | Mapping[str, Any] | None = None,
+    settings: ReplaySettings | Mapping[str, Any] | None = None,
     *,
     mean: Sequence[float],
     std: Sequence[float],
     head: str | None = None,
     job: dict[str, Any] | None = None,
     seed: int = 0,
-    device: str | None = None,
+    device: Device | None = None,
     progress_bar: bool = True,
 ) -> Scores:
     """Learns tasks one after another; the same call goes on where it stopped.
@@ -77,7 +78,7 @@ def learn(
             are known by their names, or another source with labels 0, 1, ... for ``task.new``; ``None`` for nothing;
             or a whole memory that replaces the one before.
         images_per_class: The memory's budget, in stored images of each class.
-        training: How each task is trained and recorded. Default: ``RecordSettings()``.
+        training: How each task is trained and recorded. Default: ``RecordSettings()``; a mapping of its keys will do.
         settings: How the memory is replayed; ``policy`` and ``real_share`` have no effect here. Default:
             ``ReplaySettings()``.
         mean, std: The per-channel normalization, for pixels in [0, 1].
@@ -94,7 +95,7 @@ def learn(
     Raises:
         InputError: If tasks, network or memory do not fit each other, or ``folder`` is of another job or in use.
     """
-    training, settings = training or RecordSettings(), settings or ReplaySettings()
+    training, settings = as_settings(RecordSettings, training), as_settings(ReplaySettings, settings)
     normalization, on = Normalization(mean, std), torch_device(device)
     check_tasks(tasks)
     _check_networks(tasks, build)
@@ -137,7 +138,7 @@ class _Learner:
     normalization: Normalization
     head: str | None
     seed: int
-    device: str | None
+    device: Device | None
     progress_bar: bool
 
     def grown_network(self, number: int, earlier: nn.Module | None) -> nn.Module:

@@ -78,6 +78,13 @@ class ReplayMemory:
         """The number of stored images."""
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        seen = int((self.counts > 0).sum())
+        return (
+            f"ReplayMemory({len(self)} images of {seen} of {len(self.classes)} classes from {len(self.tasks)} tasks, "
+            f"{self.nbytes:,} bytes, {self.budget.kind}={self.budget.amount}, on {self.device})"
+        )
+
     @property
     def nbytes(self) -> int:
         """The bytes of the stored pixels."""

@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from tgdd_plugin.beton.format import read_stored, write_beton
+from tgdd_plugin.core.device import Device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.coresets import herding
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.distillation.distilled import Distilled
 from tgdd_plugin.distillation.distiller import distill
 from tgdd_plugin.distillation.settings import DistillSettings, SizedSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
@@ -58,7 +60,7 @@ def replay_policy(
     tasks: Sequence[Task],
     settings: DistillSettings,
     normalization: Normalization,
-    device: str | None = None,
+    device: Device | None = None,
     *,
     real_share: float = 0.5,
 ) -> Policy:
@@ -201,7 +203,7 @@ def hybrid(settings: DistillSettings, real_share: float, normalization: Normaliz
 
     def select_exemplars(result: TaskResult) -> SourceLike:
         file = distil(result)
-        assert isinstance(file, Path)
+        assert isinstance(file, Distilled)
         if not real:
             return file
         pool = result.task.train
@@ -215,7 +217,7 @@ def hybrid(settings: DistillSettings, real_share: float, normalization: Normaliz
         )
         kept = SyntheticImages(start_pixels("mix", shape, sized.factor, chosen, generator, ids), sized.factor)
         images, labels = kept.to_uint8(packed=sized.packed)
-        stored, stored_labels, card = read_stored(file)
+        stored, stored_labels, card = read_stored(file.path)
         assert card is not None  # distill() wrote it
         both = torch.cat([stored, images]), torch.cat([stored_labels, labels])
         card = replace(card, images_per_class=count, method={**card.method, "real_images": real}, accuracy=[])

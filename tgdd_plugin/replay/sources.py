@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import MOST_CLASSES, ImagePool
 from tgdd_plugin.data.normalization import Normalization
 
-SourceLike = str | Path | ImagePool | tuple[torch.Tensor, torch.Tensor]
+SourceLike = str | os.PathLike[str] | ImagePool | tuple[torch.Tensor, torch.Tensor]
 """A ``.beton`` with its card, a pool of images, or uint8 images ``(N, C, H, W)`` and their labels ``(N,)``."""
 
 
@@ -47,8 +48,8 @@ class Source:
         elif isinstance(source, tuple):
             images, labels = source
         else:
-            card = read_card(source)
-            images, labels, _ = read_stored(source)
+            card = read_card(Path(source))
+            images, labels, _ = read_stored(Path(source))
             factor, normalization, names = card.factor if card.packed else 1, card.normalization, card.classes
         pool = ImagePool(images, labels, names if classes is None else [str(one) for one in classes])
         if classes is not None:

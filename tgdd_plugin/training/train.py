@@ -22,6 +22,7 @@ from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
 
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
+from tgdd_plugin.core.device import Device
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.progress_bar import ProgressBar
 from tgdd_plugin.core.weights import are_finite
@@ -147,7 +148,7 @@ def train_each(
     seeds: Sequence[int],
     at_once: bool | None = None,
     title: str | None = None,
-    device: str | None = None,
+    device: Device | None = None,
     **options: Any,
 ) -> list[Trained]:
     """Trains several networks of one architecture in place, each as :func:`train_network` would, up to rounding.

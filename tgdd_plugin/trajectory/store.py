@@ -105,6 +105,14 @@ class Trajectory:
         """The SHA-256 of every stage, run after run."""
         return [stage.sha256 for run in self.runs.values() for stage in run.stages]
 
+    def __repr__(self) -> str:
+        networks = ", ".join(
+            shown(run.network.get("factory") or run.network["class"]) for run in self.representative_runs.values()
+        )
+        stages = sum(len(run.stages) for run in self.runs.values())
+        what = f"{len(self.runs)} run(s) of {networks}, {self.run.num_classes} classes, {stages} stages"
+        return f"Trajectory('{shown(self.folder, 300)}': {what})"
+
     def load(self, run_folder: Path, stage: Stage) -> dict[str, torch.Tensor]:
         """Loads the weights of one stage by name, on the CPU.
 
