@@ -28,11 +28,11 @@ STEPS = {
     "nas": "search a space of networks, each trained on a .beton in place of the full data",
 }
 SECTIONS = {
-    "run": ("data", "network", "extra_networks", "record", "distill", "retrain"),
-    "record": ("data", "network", "extra_networks", "record"),
-    "distill": ("data", "network", "extra_networks", "distill"),
-    "retrain": ("data", "network", "retrain"),
-    "evaluate": ("data", "network", "extra_networks", "evaluate", "retrain"),
+    "run": ("data", "network", "extra_networks", "record", "distill", "retrain", "loggers"),
+    "record": ("data", "network", "extra_networks", "record", "loggers"),
+    "distill": ("data", "network", "extra_networks", "distill", "loggers"),
+    "retrain": ("data", "network", "retrain", "loggers"),
+    "evaluate": ("data", "network", "extra_networks", "evaluate", "retrain", "loggers"),
     "replay": ("data", "network", "record", "distill", "replay"),
     "nas": ("data", "nas", "retrain"),
 }

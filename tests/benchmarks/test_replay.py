@@ -229,7 +229,7 @@ def test_rows_and_work_of_version_0_1_go_on(whole: Path, tmp_path: Path) -> None
     assert not (tmp_path / "work").exists()
 
 
-def test_the_table_has_means_over_orders(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_means_over_orders(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert replay.main(["--table", "--output", str(whole)]) == 0
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
@@ -279,7 +279,7 @@ def test_domains_are_the_same_classes_in_another_appearance(tmp_path: Path) -> N
     assert {row["stored"] for row in found} == {2 * 10 * 2} and {row["scenario"] for row in found} == {"domains"}
 
 
-def test_bad_input_ends_in_one_line(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_ends_in_one_line(whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def refused(*arguments: str) -> str:
         try:
             status = replay.main(list(arguments))
@@ -332,7 +332,9 @@ class Ten(Dataset):
         return self.transform(Image.fromarray(pixels)), self.targets[index]
 
 
-def test_the_script_learns_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_learns_all_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     script = (ROOT / "recipes" / "replay_tasks.py").read_text()
     small = tmp_path / "script.py"
     small.write_text(script.replace("images_per_class=10, factor=1", "images_per_class=2, factor=1"))
@@ -341,6 +343,13 @@ def test_the_script_learns_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("torchvision.datasets.CIFAR10", Ten)
     monkeypatch.setattr(sys, "argv", [str(small), "--epochs", "1", "--steps", "1", "--width", "4"])
     runpy.run_path(str(small))
+    table = capfd.readouterr().out.splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:7]]
+    for number, (task, *row) in enumerate(cells, 1):
+        known = [float(cell) for cell in row[:number]]
+        assert int(task) == number and row[number:5] == [""] * (5 - number)
+        assert float(row[-1]) == pytest.approx(sum(known) / number, abs=0.1)
+    assert "average accuracy" in table[-1]
     memory = ReplayMemory.load("replay/memory.beton")
     assert memory.classes == Ten.classes and memory.counts.tolist() == [2] * 10 and memory.factor == 1
     for number in range(5):

@@ -64,7 +64,7 @@ def test_retraining_searching_and_evaluating_take_it_with_settings_as_dictionari
     how = {"passes": 12, "seeds": 1, "full_epochs": 0}
     rows = retrain(distilled, pool, how, device="cpu", progress_bar=False)
     assert rows[0].passes == 12 and len(rows[0].accuracies) == 1
-    ranked = rank_networks([tiny], distilled, pool, how, device="cpu", progress_bar=False)
+    ranked = rank_networks({"tiny": tiny}, distilled, pool, how, device="cpu", progress_bar=False)
     assert len(ranked) == 1
     few = {"baselines": ["random"], "networks": [], "soft_labels": False, "worth": False}
     rows = evaluate(distilled, pool, pool, few, how, device="cpu", progress_bar=False)

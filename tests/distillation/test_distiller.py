@@ -13,6 +13,7 @@ import yaml
 from composer import Callback
 from composer.loggers import InMemoryLogger, LoggerDestination
 from composer.models import ComposerClassifier
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import resnet18
@@ -254,12 +255,15 @@ def test_pictures_and_metrics_reach_the_users_loggers(trajectory, pool, tmp_path
             self.last = images
 
     logger = Pictures()
-    path = run(trajectory, pool, tmp_path / "a.beton", loggers=[logger], image_interval=6)
-    assert logger.pictures == [("tgdd/synthetic", (3, 32, 22))] * 2
+    path = run(trajectory, pool, tmp_path / "a.beton", loggers=[logger], image_interval=6, picture=tmp_path / "a.png")
+    assert [name for name, _ in logger.pictures] == ["tgdd/synthetic"] * 3, "at the start, at step 6 and at the last"
     # As numbers in [0, 1], which is what TensorBoard's writer takes floats for; bytes it would show as white.
     assert logger.last.is_floating_point() and logger.last.max() == 1 and logger.last.unique().numel() > 50
-    first = read_beton(path)[0][0].float() / 255
-    torch.testing.assert_close(logger.last[:, 2:10, 2:10], first)
+    # The images beside those at the start, by the names of their classes, as in the figure of the set.
+    with Image.open(path.with_suffix(".png")) as picture:
+        drawn = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal((logger.last * 255).round().to(torch.uint8), drawn)
+    assert logger.hyperparameters["steps"] == 12 and logger.hyperparameters["learning_rate"] == 0.5
 
 
 class Remote(LoggerDestination):

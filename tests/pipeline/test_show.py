@@ -1,12 +1,10 @@
 """What `tgdd show` prints and draws: every pixel where it belongs, and the numbers of the card and the manifest."""
 
 import numpy as np
-import pytest
 import torch
 
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.beton.format import write_beton
-from tgdd_plugin.data.image_grid import make_image_grid
 from tgdd_plugin.pipeline.show import describe_beton, describe_trajectory
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.store import Trajectory
@@ -15,22 +13,6 @@ from tgdd_plugin.trajectory.writing import add_stage
 
 def made(channels, count=14, side=(5, 7)):
     return torch.from_numpy(np.random.default_rng(0).integers(0, 255, (count, channels, *side), dtype=np.uint8))
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("per_class", [2, 10])
-def test_grid_has_a_row_a_class(channels, per_class):
-    images = made(channels)
-    labels = torch.tensor([1, 0, 2, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 2])  # class 2 has but two
-    grid = make_image_grid(images, labels, per_class=per_class)
-    columns = min(per_class, 6)
-    wanted = np.full((3 * (5 + 2) + 2, columns * (7 + 2) + 2, 3), 255, np.uint8)
-    for row in range(3):
-        own = [image for image, label in zip(images, labels, strict=True) if label == row][:per_class]
-        for column, image in enumerate(own):
-            top, left = 2 + row * 7, 2 + column * 9
-            wanted[top : top + 5, left : left + 7] = image.permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(grid.permute(1, 2, 0).numpy(), wanted)
 
 
 def test_a_card_in_words(tmp_path):

@@ -1,20 +1,30 @@
-"""One progress bar for a whole training; Composer prints one per epoch, too many for a thousand short epochs."""
+"""One line of progress for a whole training; Composer prints one per epoch, too many for a thousand short epochs."""
 
 from __future__ import annotations
 
+import resource
 import sys
+import time
+from typing import Any
 
+import torch
 from composer import Callback, Logger, State
 from composer.core import TimeUnit
 from composer.utils import dist
 from tqdm.auto import tqdm
 
+SHARE, LONGEST, SHORTEST = 0.1, 600.0, 10.0
+"""Into a file, a line comes with each tenth of the training, or after ten minutes, but not within ten seconds."""
+
 
 class ProgressBar(Callback):
-    """Shows the progress of training on rank 0, in the unit of its ``max_duration`` (epochs or batches), and the loss.
+    """Shows on rank 0 how far a training is, its losses, the time left and the most memory that was taken.
+
+    On a terminal, and in Jupyter, that is one line, which is written over twice a second: a compact set has hundreds of
+    epochs a second. Anywhere else, such as in a file, it is a plain line now and then.
 
     Args:
-        title: The text before the bar.
+        title: What the line begins with.
     """
 
     def __init__(self, title: str) -> None:
@@ -23,26 +33,68 @@ class ProgressBar(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         assert state.max_duration is not None  # the Trainer checks this
         self.unit = state.max_duration.unit
-        self.bar = tqdm(
-            total=state.max_duration.value,
-            initial=state.timestamp.get(self.unit).value,
-            desc=self.title,
-            unit="ep" if self.unit is TimeUnit.EPOCH else "step",
-            # Twice a second is enough: a compact set has hundreds of epochs a second. Into a file, twice a minute.
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-            leave=False,
-            disable=dist.get_global_rank() != 0,
-        )
+        self.total = state.max_duration.value
+        self.began, self.first = time.monotonic(), self._done(state)
+        self._told = self.began, self.first
+        self.bar: Any = None
+        if dist.get_global_rank() == 0 and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+            unit = "ep" if self.unit is TimeUnit.EPOCH else "step"
+            options: dict[str, Any] = {"mininterval": 0.5, "leave": False, "dynamic_ncols": True}
+            self.bar = tqdm(total=self.total, initial=self.first, desc=self.title, unit=unit, **options)
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        self.bar.set_postfix(loss=f"{state.total_loss_dict.get('loss/train/total', float('nan')):.3g}", refresh=False)
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{losses_in_words(state)}, {memory_in_words()}", refresh=False)
         if self.unit is TimeUnit.BATCH:
-            self.bar.update()
+            self._tell(state)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         if self.unit is TimeUnit.EPOCH:
-            self.bar.update()
+            self._tell(state)
 
     def close(self, state: State, logger: Logger) -> None:
-        if hasattr(self, "bar"):
+        if getattr(self, "bar", None) is not None:
             self.bar.close()
+
+    def _done(self, state: State) -> int:
+        return int(state.timestamp.get(self.unit).value)
+
+    def _tell(self, state: State) -> None:
+        if self.bar is not None:
+            self.bar.update()
+            return
+        done, now = self._done(state), time.monotonic()
+        waited = now - self._told[0]
+        due = done - self._told[1] >= SHARE * self.total or waited > LONGEST
+        if not due or waited < SHORTEST or dist.get_global_rank() != 0 or done >= self.total:
+            return
+        self._told = now, done
+        left = (now - self.began) / (done - self.first) * (self.total - done)
+        what = "epoch" if self.unit is TimeUnit.EPOCH else "step"
+        print(
+            f"{self.title}: {what} {done} of {self.total}, {losses_in_words(state)}, {in_words(left)} left, "
+            f"{memory_in_words()}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def losses_in_words(state: State) -> str:
+    """The loss of the last batch and, where it has several, its terms."""
+    losses = {name.rpartition("/")[2]: value for name, value in state.total_loss_dict.items()}
+    return ", ".join(f"{'loss' if name == 'total' else name} {value:.3g}" for name, value in losses.items())
+
+
+def memory_in_words() -> str:
+    """The most memory that this process has taken so far, of a GPU if it uses one."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return f"{torch.cuda.max_memory_reserved() / 2**30:.2g} GiB of the GPU"
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"{taken / 2**30:.2g} GiB"
+
+
+def in_words(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -36,8 +36,10 @@ from tgdd_plugin.distillation.execution import RunOptions, fit_halving, trainer_
 from tgdd_plugin.distillation.finished import check_settings, find_difference, free_name, is_finished
 from tgdd_plugin.distillation.frozen_networks import FrozenNetworks, freeze_networks
 from tgdd_plugin.distillation.inputs import Inputs, resolve_inputs
+from tgdd_plugin.distillation.logs import DistillationLog
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.monitoring import NonFiniteLoss, estimate
+from tgdd_plugin.distillation.probe import Probe
 from tgdd_plugin.distillation.result import draw_result, result_card, write_result
 from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.settings import DistillSettings
@@ -63,6 +65,7 @@ def distill(
     overwrite: bool = False,
     checkpoint_interval: str = "500ba",
     image_interval: int | None = None,
+    probe_interval: int | None = None,
     loggers: Sequence[LoggerDestination] | LoggerSettings | Mapping[str, Any] = (),
     callbacks: Sequence[Callback] = (),
     progress_bar: bool = True,
@@ -100,6 +103,8 @@ def distill(
         checkpoint_interval: How often to save, as a Composer time string. Default: ``'500ba'``.
         image_interval: Steps between pictures of the images sent to ``loggers``; 0 for none. Default: as ``loggers``
             says, else 1000.
+        probe_interval: Steps between two probes, which train a network on the images as they are; 0 for none
+            (:class:`tgdd_plugin.distillation.probe.Probe`). Default: as ``loggers`` says, else 0.
         loggers: Composer loggers beside the log in ``<name>-log.csv``, or :class:`LoggerSettings`, also as a mapping,
             which say what logs are kept. None changes the images, and one that fails is left out with a warning.
         callbacks: The user's own callbacks, for the Trainer.
@@ -118,7 +123,7 @@ def distill(
     """
     output, settings = check_writable(Path(output)), as_settings(DistillSettings, settings)
     given = Normalization.of(mean, std)
-    logs, own = as_log_settings(loggers, image_interval=image_interval)
+    logs, own = as_log_settings(loggers, image_interval=image_interval, probe_interval=probe_interval)
     options = RunOptions(
         device,
         checkpoint_interval,
@@ -178,7 +183,10 @@ def _distill(
     chunk = frozen.fit_memory(inputs, on)
     rates = calibrate(inputs.settings, model, draws, chunk, on)
     model.alpha = rates.alpha
-    arguments = trainer_arguments(model, draws, rates.learning_rate, options, checkpoints, output)
+    probe = Probe(inputs, frozen, options.device) if options.logs.probe_interval else None
+    noted = {**asdict(inputs.settings), **asdict(rates)}
+    log = DistillationLog(synthetic, noted, inputs.class_names, options.logs, probe)
+    arguments = trainer_arguments(model, draws, rates.learning_rate, options, checkpoints, output, log)
     if "auto" in (inputs.settings.learning_rate, inputs.settings.alpha):
         card.method["calibrated"] = asdict(rates)
     if options.progress_bar and dist.get_global_rank() == 0:

@@ -19,11 +19,13 @@ from composer.utils import dist, ensure_tuple
 from tgdd_plugin.core.device import Device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.progress_bar import ProgressBar
+from tgdd_plugin.distillation.logs import LOGGED, DistillationLog
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.monitoring import DistillationMonitor
 from tgdd_plugin.distillation.sampling import Draws, Steps
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 from tgdd_plugin.logs.csv_logger import CSVLogger, log_path
+from tgdd_plugin.logs.destinations import make_loggers
 from tgdd_plugin.logs.guarding import guarded
 from tgdd_plugin.logs.settings import LoggerSettings
 
@@ -64,18 +66,14 @@ class RunOptions:
             ) from error
 
 
-LOGGED = {
-    "loss": "loss/train/total",
-    "match": "loss/train/match",
-    "constraint": "loss/train/constraint",
-    "learning_rate": "lr-SGD/group0",
-    "gradient_norm": "tgdd/gradient_norm",
-}
-"""The columns of a distillation's log, and the names of their metrics."""
-
-
 def trainer_arguments(
-    model: DistillationModel, draws: Draws, rate: float, options: RunOptions, checkpoints: Path, output: Path
+    model: DistillationModel,
+    draws: Draws,
+    rate: float,
+    options: RunOptions,
+    checkpoints: Path,
+    output: Path,
+    log: DistillationLog,
 ) -> Callable[[int], dict[str, Any]]:
     """Returns a function from a number of classes to the arguments of a Trainer that takes so many at a time.
 
@@ -86,18 +84,22 @@ def trainer_arguments(
         options: How the distillation runs.
         checkpoints: The folder of its checkpoints, which has the name of the run.
         output: The file that is made.
+        log: What tells the loggers more than the losses.
     """
     synthetic, settings = model.synthetic, draws.settings
     optimizer = torch.optim.SGD(synthetic.parameters(), lr=rate)
     # Right after the step, so that whatever looks at the pixels next (EMA, a checkpoint) finds them in [0, 1].
     optimizer.register_step_post_hook(lambda *_: synthetic.clamp_())
 
-    loggers = [*([CSVLogger(log_path(output), LOGGED)] if options.logs.csv else []), *options.loggers]
+    run_name = checkpoints.name.removeprefix(".")
+    loggers = [
+        *([CSVLogger(log_path(output), LOGGED)] if options.logs.csv else []),
+        *make_loggers(options.logs, run_name, resumed=can_resume(checkpoints)),
+        *options.loggers,
+    ]
 
     def arguments(chunk: int) -> dict[str, Any]:
-        monitors: list[Callback] = [DistillationMonitor(options.logs.image_interval, model, settings.steps)]
-        if loggers:
-            monitors.append(LRMonitor())
+        monitors: list[Callback] = [DistillationMonitor(model, settings.steps), log, LRMonitor()]
         if options.progress_bar:
             monitors.append(ProgressBar("distilling"))
         return {
@@ -117,8 +119,8 @@ def trainer_arguments(
             "precision": "fp32",
             "progress_bar": False,
             "seed": settings.seed,
-            "run_name": checkpoints.name.removeprefix("."),
-            "autoresume": _can_resume(checkpoints),
+            "run_name": run_name,
+            "autoresume": can_resume(checkpoints),
             "save_folder": str(checkpoints),
             "save_interval": options.checkpoint_interval,
             "save_overwrite": True,
@@ -129,7 +131,7 @@ def trainer_arguments(
     return arguments
 
 
-def _can_resume(checkpoints: Path) -> bool:
+def can_resume(checkpoints: Path) -> bool:
     """Whether rank 0 has a checkpoint; without one, Composer would ask the user's loggers, and some have no answer."""
     found = [(checkpoints / "latest-rank0.pt").exists()]
     dist.broadcast_object_list(found, src=0)

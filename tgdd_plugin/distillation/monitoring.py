@@ -1,4 +1,4 @@
-"""What is seen of a distillation: its cost before it starts, its images meanwhile, and a loss that is not finite."""
+"""What is seen of a distillation: its cost before it starts, and a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from composer import Callback, Logger, State
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.data.image_grid import make_image_grid
+from tgdd_plugin.core.progress_bar import in_words
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.sampling import Draws
 
@@ -30,34 +30,29 @@ class NonFiniteLoss(InputError):
 
 
 class DistillationMonitor(Callback):
-    """Shows the images to the user's loggers, and stops a run that comes to nothing.
+    """Stops a run that comes to nothing.
 
     A loss that is no longer finite ends it with the last good images. So does, without any, a gradient that is not
     finite in any step, or a step that moves nearly all pixels across their whole range: clamped to [0, 1], they would
     only jump between the ends. Both are looked at in steps 8, 16, 32, ... and the last, as that waits for the device.
 
     Args:
-        interval: Steps between pictures; 0 for none.
         model: The model that is trained.
         steps: The number of steps in all.
     """
 
-    def __init__(self, interval: int, model: DistillationModel, steps: int) -> None:
-        self.interval = interval
+    def __init__(self, model: DistillationModel, steps: int) -> None:
         self.model = model
         self.synthetic = model.synthetic
         self.steps = steps
         self._made = 0
         self._skipped: torch.Tensor | int = 0
         self._jumping: torch.Tensor | None = None
-        self._norm: torch.Tensor | None = None
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         # All gradients are there and the optimizer's step is yet to come: no hook of the optimizer's is called here.
         if (finite := self.synthetic.keep_finite_()) is not None:
             self._made, self._skipped = self._made + 1, self._skipped + ~finite
-        if logger.destinations:
-            self._norm = self.synthetic.gradient_norm()
         step = state.timestamp.batch.value + 1
         if step == self.steps or (step >= 8 and step & (step - 1) == 0):
             self._jumping = self.synthetic.jumping(state.optimizers[0].param_groups[0]["lr"])
@@ -70,11 +65,6 @@ class DistillationMonitor(Callback):
         if self._jumping is not None:
             self._check_steps(step, float(self._jumping), int(self._skipped))
             self._jumping = None
-        if self._norm is not None:
-            logger.log_metrics({"tgdd/gradient_norm": float(self._norm)}, step - 1)  # as the losses of this step
-        if self.interval and step % self.interval == 0:
-            # As floats: loggers such as TensorBoard's take numbers in [0, 1], and showed bytes as white.
-            logger.log_images(make_image_grid(*self.synthetic.to_uint8()).float() / 255, name="tgdd/synthetic")
 
     def _of_loss(self, step: int, batch: dict[str, Any]) -> str:
         names = {which: self.model.bank.names[batch[which]] for which in ("early", "late")}
@@ -147,7 +137,7 @@ def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, dev
     networks = f" of {len(model.networks)} networks" if len(model.networks) > 1 else ""
     return (
         f"{steps} steps of {real} real and {synthetic} synthetic images, {chunk} of {count} classes at a time: about "
-        f"{step:.3g} s each, {_duration(steps * step)} in all; {len(bank)} stages{networks} take {stages:.0f} MiB"
+        f"{step:.3g} s each, {in_words(steps * step)} in all; {len(bank)} stages{networks} take {stages:.0f} MiB"
     )
 
 
@@ -156,9 +146,3 @@ def some_classes(value: Any, first: int, count: int, device: torch.device) -> An
     if isinstance(value, dict):
         return {name: some_classes(inner, first, count, device) for name, inner in value.items()}
     return value[first : first + count].to(device) if isinstance(value, torch.Tensor) else value
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from composer.loggers import LoggerDestination
 from composer.utils import dist
 from torch import nn
 
@@ -32,6 +33,10 @@ from tgdd_plugin.evaluation.scorer import FULL_DATA, Key, Row, Scorer
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
 from tgdd_plugin.evaluation.soft_labels import find_teachers
 from tgdd_plugin.evaluation.tables import evaluate_table
+from tgdd_plugin.logs.csv_logger import log_path
+from tgdd_plugin.logs.destinations import TrainingLogs, as_log_settings
+from tgdd_plugin.logs.settings import LoggerSettings
+from tgdd_plugin.training.fitting import LOGGED
 from tgdd_plugin.trajectory.store import Trajectory
 
 RETRAIN_ROWS = EvaluateSettings(baselines=["random"], networks=[], soft_labels=False, worth=False)
@@ -50,6 +55,7 @@ def retrain(
     seed: int = 0,
     overwrite: bool = False,
     progress_bar: bool = True,
+    loggers: Sequence[LoggerDestination] | LoggerSettings | Mapping[str, Any] = (),
     trainer_options: Mapping[str, Any] | None = None,
 ) -> list[Row]:
     """Trains fresh networks on a ``.beton`` and scores them at the last epoch; nothing is chosen on the test set.
@@ -68,6 +74,8 @@ def retrain(
             Default: none, and all rows are made.
         overwrite: Whether ``results`` of another comparison are replaced. Default: ``False``.
         progress_bar: Whether to show progress bars. Default: ``True``.
+        loggers: Composer loggers beside the log in ``<results>-log.csv``, or :class:`LoggerSettings`, also as a
+            mapping, which say what logs are kept. None changes a row, and one that fails is left out with a warning.
         trainer_options: More arguments for the Composer ``Trainer`` of each training, such as ``loggers``,
             ``callbacks`` or ``precision``; see :func:`tgdd_plugin.training.train.train_network`. Default: none.
 
@@ -90,6 +98,7 @@ def retrain(
         baselines = Baselines(compact, real, _usual_results(file).with_suffix(""), device, progress_bar)
     jobs = plan_rows(compact, baselines, RETRAIN_ROWS, settings, seed=seed)
     scorer = _scorer(compact, test, settings, seed, device, progress_bar, trainer_options)
+    scorer = replace(scorer, logs=_logs(loggers, results, file))
     about = describe_comparison(file, compact, scorer, real, replace(settings, at_once=None))  # it changes no result
     dist.initialize_dist(device)
     with locked_on_rank_0(results) if results else nullcontext():
@@ -120,6 +129,7 @@ def evaluate(
     results: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     progress_bar: bool = True,
+    loggers: Sequence[LoggerDestination] | LoggerSettings | Mapping[str, Any] = (),
     trainer_options: Mapping[str, Any] | None = None,
 ) -> list[Row]:
     """Scores a ``.beton`` beside its baselines, on several architectures; the same call goes on where one stopped.
@@ -140,6 +150,7 @@ def evaluate(
             folder of its name keeps what later rows need. Default: ``<name>-evaluation.json`` beside ``<name>.beton``.
         overwrite: Whether ``results`` of another evaluation are replaced. Default: ``False``.
         progress_bar: Whether to show progress bars. Default: ``True``.
+        loggers: As in :func:`retrain`.
         trainer_options: As in :func:`retrain`; the results do not note them. Default: none.
 
     Returns:
@@ -161,6 +172,7 @@ def evaluate(
     if teacher is not None:
         softened = functools.partial(compact.softened, teacher, others=others, device=device)
     scorer = _scorer(compact, test, training, seed, device, progress_bar, trainer_options)
+    scorer = replace(scorer, logs=_logs(loggers, results, file))
     about = describe_comparison(file, compact, scorer, real, replace(training, at_once=None))  # it changes no result
     about["learning_rates"] = settings.learning_rates and list(settings.learning_rates)
     about["teachers"] = teacher and [stage.sha256 for stage in find_teachers(teacher)]
@@ -208,6 +220,14 @@ def _scorer(
         progress_bar,
         trainer_options,
     )
+
+
+def _logs(
+    loggers: Sequence[LoggerDestination] | LoggerSettings | Mapping[str, Any], results: Path | None, file: Path
+) -> TrainingLogs:
+    """The logs of a comparison's trainings, beside its results."""
+    settings, own = as_log_settings(loggers)
+    return TrainingLogs(settings, (results or file).stem, results and log_path(results), LOGGED, own)
 
 
 def _score(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from composer.loggers import LoggerDestination
 from torch import nn
 
 from tgdd_plugin.core.checked_json import Finite, Text, Whole
@@ -19,6 +21,7 @@ from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.logs.destinations import TrainingLogs
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import accuracy, has_diverged, train_each
 
@@ -128,6 +131,7 @@ class Scorer:
         progress_bar: Whether to show a progress bar for each training.
         trainer_options: More arguments for the Composer ``Trainer`` of each training, see
             :func:`tgdd_plugin.training.train.train_network`. Default: none.
+        logs: The logs of the trainings. Default: none.
     """
 
     test: ImagePool
@@ -138,6 +142,7 @@ class Scorer:
     at_once: bool | None = None
     progress_bar: bool = True
     trainer_options: Mapping[str, Any] | None = None
+    logs: TrainingLogs | None = None
 
     def score(
         self, row: Row, build: Callable[[], nn.Module], images: Callable[[int], Images], settings: TrainSettings
@@ -192,11 +197,20 @@ class Scorer:
             at_once=self.at_once,
             title=printable(f"{row.network} {row.name}").strip() if self.progress_bar else None,
             device=self.device,
+            logs=functools.partial(self._loggers, row),
             **(self.trainer_options or {}),
         )
         row.seconds, row.computed = [each.seconds for each in trained], trained[0].computed
         row.accuracies = [accuracy(network, self.test, self.normalization) for network in networks]
         return networks
+
+    def _loggers(self, row: Row, seeds: Sequence[int]) -> list[LoggerDestination]:
+        """The loggers of a row's training with some seeds."""
+        if self.logs is None:
+            return []
+        about = {"network": row.network, "trained_on": row.name, "labels": row.labels}
+        which = "-".join(str(seed) for seed in ([seeds[0], seeds[-1]] if len(seeds) > 1 else seeds))
+        return self.logs.of(" ".join([*about.values(), f"seed{which}"]), {**about, "seeds": which})
 
     def tune_learning_rate(
         self,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.settings import Flag, NonNegativeInt, settings_class
 
 
@@ -28,3 +31,12 @@ class LoggerSettings:
     probe_interval: NonNegativeInt = 0
     """Steps of a distillation between probes: a network is trained for 2,000 image passes on the images as they are,
     and scored on up to 2,000 real training images, which takes seconds each time. 0 for none."""
+
+    def check_installed(self) -> None:
+        """Raises an InputError if a package is missing that one of the loggers needs."""
+        for package in ("tensorboard", "wandb", "mlflow"):
+            if getattr(self, package) is not None and importlib.util.find_spec(package) is None:
+                raise InputError(
+                    f"`loggers.{package}` must be null where the package {package} is not installed, got "
+                    f"'{getattr(self, package)}'. Leave it out, or: pip install 'mosaicml[{package}]'"
+                )

@@ -30,6 +30,7 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
         InputError: If the recipe cannot be used, or what it names is not there.
     """
     recipe = _read(step, path, overrides)
+    recipe.loggers.check_installed()
     if step in ON_FILE:
         read_card(recipe.beton)
     elif step == "distill":

@@ -10,6 +10,7 @@ from tgdd_plugin.core.settings import Flag, Seed, settings_class
 from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
+from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.nas.settings import NasSettings
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.file_names import beton_name
@@ -54,6 +55,8 @@ class Recipe:
     """The distillation."""
     retrain: RetrainSettings = field(default_factory=RetrainSettings)
     """Training on the distilled set, beside random and full data; an evaluation and a search train likewise."""
+    loggers: LoggerSettings = field(default_factory=LoggerSettings)
+    """Where recordings, distillations and retrainings are logged; the results do not depend on it."""
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     """What stands beside the set in an evaluation."""
     replay: ReplaySettings = field(default_factory=ReplaySettings)

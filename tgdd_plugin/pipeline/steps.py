@@ -85,6 +85,7 @@ def _record(recipe: Recipe, data: Data, keep: bool = False) -> None:
         job=job,
         seed=recipe.seed,
         device=recipe.device,
+        loggers=recipe.loggers,
     )
     stages = sum(len(run.stages) for run in trajectory.runs.values())
     done = "already done, " if before == _complete_runs(folder) else ""
@@ -119,6 +120,7 @@ def _distill(recipe: Recipe, data: Data) -> None:
         mean=mean,
         std=std,
         device=recipe.device,
+        loggers=recipe.loggers,
         overwrite=recipe.overwrite,
         picture=recipe.beton.with_suffix(".png"),
     )
@@ -136,6 +138,7 @@ def _retrain(recipe: Recipe, data: Data) -> None:
         real=real,
         network=_network(recipe, real),
         device=recipe.device,
+        loggers=recipe.loggers,
         seed=recipe.seed,
         results=results,
         overwrite=recipe.overwrite,
@@ -159,6 +162,7 @@ def _evaluate(recipe: Recipe, data: Data) -> None:
         network=_network(recipe, real),
         others=_extra_networks(recipe, real) if trajectory else [],
         device=recipe.device,
+        loggers=recipe.loggers,
         seed=recipe.seed,
         results=results,
         overwrite=recipe.overwrite,

@@ -13,6 +13,7 @@ from composer.utils import create_interval_scheduler, format_name_with_dist
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.recording.announcing import announce_end, announce_start
 from tgdd_plugin.recording.description import check_class_names
 from tgdd_plugin.recording.introspection import (
     bare_network,
@@ -75,6 +76,8 @@ class TGDDCallback(Callback):
         on_error (str): What an error of the recording does once training has begun, such as a full disk. ``'warn'``:
             a write is tried again after a short pause; then there is one warning, training goes on, later stages are
             tried again, and the manifest notes the gap. ``'raise'``: training ends. Default: ``'warn'``.
+        quiet (bool): Whether to leave out the two lines on standard error that say what the recording will take, and in
+            the end what there is and what to do next. Default: ``False``.
 
     Raises:
         InputError: From the constructor for an unusable argument; at the start of training for what it cannot record: a
@@ -101,11 +104,13 @@ class TGDDCallback(Callback):
         exemplars: int = 40,
         overwrite: bool = False,
         on_error: OnError = "warn",
+        quiet: bool = False,
     ) -> None:
-        self._due, self.interval = _schedule(interval)
+        self._due, self.interval, self._time = _schedule(interval)
         self._is_due = False
         self.folder = folder
         self.head = head
+        self.quiet = quiet
         self.classes = [str(name) for name in classes] if classes is not None else None
         self.normalization = Normalization.of(mean, std)
         self._options: dict[str, Any] = {
@@ -163,6 +168,8 @@ class TGDDCallback(Callback):
                 weights=lambda: network_weights(state),  # collective under FSDP, so on every rank
                 batches=state.timestamp.batch.value,
             )
+        with self.recorder.safeguard.covers("telling what the recording takes"):
+            announce_start(self.recorder, self._time, state, quiet=self.quiet)
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
         self.recorder.look_at(*_pair(state.batch))
@@ -195,6 +202,7 @@ class TGDDCallback(Callback):
             self._record(state)
         if self.recorder.run is not None:
             self.recorder.finish()
+            announce_end(self.recorder, quiet=self.quiet)
 
     def close(self, state: State, logger: Logger) -> None:
         self.recorder.detach()  # not yet if training ended with an error
@@ -246,10 +254,12 @@ def _pair(batch: Any) -> tuple[Any, Any]:
     return (*pair[:2], None, None)[:2]  # type: ignore[return-value]
 
 
-def _schedule(interval: str | int | Time | Callable[[State, Event], bool]) -> tuple[Callable[..., bool], str]:
-    """Whether a stage is due, as a function of ``(state, event)``, and the interval in words."""
+def _schedule(
+    interval: str | int | Time | Callable[[State, Event], bool],
+) -> tuple[Callable[..., bool], str, Time | None]:
+    """Whether a stage is due, by ``(state, event)``; the interval in words; and as a time, unless it is a function."""
     if callable(interval):
-        return interval, getattr(interval, "__name__", type(interval).__name__)
+        return interval, getattr(interval, "__name__", type(interval).__name__), None
     try:
         time = Time.from_input(interval, TimeUnit.EPOCH)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -261,4 +271,4 @@ def _schedule(interval: str | int | Time | Callable[[State, Event], bool]) -> tu
             f"`interval` must be a Composer time above zero, got {interval!r}. Write it like '1ep', '50ba' or '0.1dur'."
         )
     due = create_interval_scheduler(time, checkpoint_events=False, final_events={Event.BATCH_END, Event.EPOCH_END})
-    return due, time.to_timestring()
+    return due, time.to_timestring(), time

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from composer.loggers import LoggerDestination
 from composer.utils import dist, ensure_tuple
 from torch import nn
 
@@ -26,9 +27,13 @@ from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.targets import named_classes
+from tgdd_plugin.logs.csv_logger import log_path
+from tgdd_plugin.logs.destinations import TrainingLogs, as_log_settings
+from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.networks.feature_network import find_head
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings
+from tgdd_plugin.training.fitting import LOGGED
 from tgdd_plugin.training.train import check_network, train_network
 from tgdd_plugin.trajectory.journal import remove_journals
 from tgdd_plugin.trajectory.manifest import JOB, MANIFEST, Run
@@ -48,6 +53,7 @@ def record(
     seed: int = 0,
     device: Device | None = None,
     progress_bar: bool = True,
+    loggers: Sequence[LoggerDestination] | LoggerSettings | Mapping[str, Any] = (),
     trainer_options: Mapping[str, Any] | None = None,
 ) -> Trajectory:
     """Trains ``settings.runs`` networks, or as many of each of several architectures, and records them into one folder.
@@ -67,6 +73,8 @@ def record(
         seed: The seed of the first run. Default: ``0``.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         progress_bar: Whether to show one. Default: ``True``.
+        loggers: Composer loggers beside the log in ``<run>-log.csv`` in the folder, or :class:`LoggerSettings`, also as
+            a mapping, which say what logs are kept. None changes a run, and one that fails is left out with a warning.
         trainer_options: More arguments for the Composer ``Trainer`` of each run, such as ``loggers``, ``callbacks`` or
             ``precision``; see :func:`tgdd_plugin.training.train.train_network`. Default: none.
 
@@ -74,6 +82,7 @@ def record(
         InputError: If the folder holds runs of another job, or another process records into it by this function.
     """
     settings = as_settings(RecordSettings, settings)
+    logs, own = as_log_settings(loggers)
     if empty := real.names_of((real.counts == 0).nonzero().flatten()):
         warnings.warn(
             f"{named_classes(empty)}: no training image, so that no class means are recorded; distill the "
@@ -104,6 +113,7 @@ def record(
             with torch.random.fork_rng():
                 torch.manual_seed(run_seed)
                 fresh = build()
+            training_logs = TrainingLogs(logs, group_name(folder), log_path(folder / name), LOGGED, own)
             train_network(
                 fresh,
                 DeviceLoader(
@@ -115,6 +125,7 @@ def record(
                 device=device,
                 title=f"recording run {number}/{len(runs)}" if progress_bar else None,
                 metrics=True,
+                logs=training_logs.of(name),
                 callbacks=[_recorder(folder, settings, real.classes, normalization, head), *ensure_tuple(callbacks)],
                 run_name=name,
                 **options,
@@ -136,6 +147,7 @@ def _recorder(
         std=list(normalization.std),
         exemplars=settings.exemplars,
         on_error="raise",  # a training that is made to be recorded
+        quiet=True,
     )
 
 
@@ -155,6 +167,12 @@ def _check_kinds(builders: Sequence[Callable[[], nn.Module]], num_classes: int, 
                 f"decorate the function that builds them with tgdd_plugin.networks.described, which notes its "
                 f"arguments."
             )
+
+
+def group_name(folder: Path) -> str:
+    """The name that loggers show of the runs in a trajectory folder: its own, or that of the folder it lies in."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "trajectory" else folder.name
 
 
 def run_name(seed: int, kind: int = 1) -> str:

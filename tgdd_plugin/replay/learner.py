@@ -235,6 +235,7 @@ class _Learner:
             exemplars=self.training.exemplars,
             on_error="raise",  # a training that is made to be recorded
             overwrite=True,  # what lies there is of this job, and was interrupted
+            quiet=True,
         )
 
 

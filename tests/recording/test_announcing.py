@@ -1,0 +1,63 @@
+"""What TGDDCallback tells its user on standard error, in a Composer script like any other."""
+
+import re
+
+import pytest
+from composer import Trainer
+
+from tests.common import fit, make_trainer, tiny_network
+from tgdd_plugin import TGDDCallback
+from tgdd_plugin.recording.announcing import in_bytes
+
+
+def said(capfd, callback, **options):
+    fit(callbacks=[callback], **options)
+    return [line for line in capfd.readouterr().err.splitlines() if "TGDDCallback" in line]
+
+
+def test_it_says_what_it_will_take_and_how_to_go_on(tmp_path, capfd):
+    folder = tmp_path / "my runs"
+    first, last = said(capfd, TGDDCallback(str(folder)))
+    size = (folder / "run" / "stage-ep0-ba0.safetensors").stat().st_size
+    stages = sorted((folder / "run").glob("stage-*"))
+    assert first == (
+        f"TGDDCallback records into '{folder}/run': {len(stages)} stages of {in_bytes(size)} each, about "
+        f"{in_bytes(len(stages) * size)} in all"
+    )
+    whole = sum(path.stat().st_size for path in (folder / "run").iterdir())
+    assert last == (
+        f"TGDDCallback recorded 4 stages, {in_bytes(whole)}, in '{folder}/run'; next: tgdd distill '{folder}'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("callback", "options", "announced"),
+    [
+        ({"interval": "2ba"}, {"max_duration": "3ep"}, 7),
+        ({"interval": "5ba"}, {"max_duration": "12ba"}, 4),
+        ({"interval": "1ep"}, {"max_duration": "10ba"}, 4),
+        ({"interval": "0.25dur"}, {}, 5),
+        ({"max_stages": 3}, {"max_duration": "6ep"}, 3),
+        ({"interval": lambda state, event: False}, {}, None),
+    ],
+)
+def test_it_knows_how_many_stages_there_will_be(tmp_path, capfd, callback, options, announced):
+    first, last = said(capfd, TGDDCallback(str(tmp_path), **callback), **options)
+    number = re.search(r": (\d+) stages of", first)
+    assert (number and int(number[1])) == announced
+    if announced is not None:
+        assert f"recorded {announced} stages" in last
+    assert number or ": stages of" in first
+
+
+def test_quiet_says_nothing_and_a_run_that_breaks_off_promises_nothing(tmp_path, capfd):
+    assert said(capfd, TGDDCallback(str(tmp_path / "a"), quiet=True)) == []
+    trainer: Trainer = make_trainer(tiny_network(), callbacks=[TGDDCallback(str(tmp_path / "b"))])
+    trainer.close()
+    assert "recorded" not in capfd.readouterr().err
+
+
+def test_a_disk_that_is_too_small_is_told_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100})())
+    with pytest.warns(UserWarning, match=r"will take about .*, and 100 bytes are free there; record less often"):
+        fit(callbacks=[TGDDCallback(str(tmp_path), quiet=True)])

@@ -1,0 +1,137 @@
+"""Running the Trainer of a training: its optimizer, schedule, duration, and what is seen of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from composer import Callback, Logger, Trainer
+from composer.callbacks import LRMonitor
+from composer.core import Algorithm, State
+from composer.loggers import LoggerDestination
+from composer.models import ComposerModel
+from composer.optim import ComposerScheduler, MultiStepScheduler
+from composer.utils import ensure_tuple
+
+from tgdd_plugin.core.progress_bar import ProgressBar
+from tgdd_plugin.logs.destinations import Hyperparameters
+from tgdd_plugin.logs.guarding import guarded
+from tgdd_plugin.training.classifier import Float32Fallback
+from tgdd_plugin.training.engine import Engine
+from tgdd_plugin.training.settings import Schedule, TrainSettings
+from tgdd_plugin.training.vectorized import SLOWER, Population
+
+WARM_UP = 0.3
+"""Share of a one-cycle training in which the learning rate rises."""
+
+LOGGED = {
+    "loss": "loss/train/mean",
+    "accuracy": "metrics/train/MulticlassAccuracy",
+    "learning_rate": "lr-SGD/group0",
+}
+"""The columns of a training's log, and the names of their metrics."""
+
+
+def count_batches(settings: TrainSettings, loader: Any) -> int:
+    """How many batches a training has."""
+    return loader.batches_of(settings.passes) if settings.passes else settings.epochs * len(loader)
+
+
+def fit(
+    model: ComposerModel,
+    engine: Engine,
+    loader: Any,
+    algorithms: list[Algorithm],
+    settings: TrainSettings,
+    logs: Sequence[LoggerDestination],
+    /,
+    *,
+    title: str | None = None,
+    callbacks: Callback | Sequence[Callback] | None = None,
+    loggers: LoggerDestination | Sequence[LoggerDestination] | None = None,
+    **trainer_options: Any,
+) -> None:
+    """Trains a model.
+
+    Args:
+        model: The model, which computes by ``engine``.
+        engine: What goes back to float32 where bf16 fails.
+        loader: The batches.
+        algorithms: What changes them, in this order.
+        settings: How it is trained.
+        logs: Loggers of ours.
+        title: The title of a progress bar. Default: ``None``, no bar.
+        callbacks, loggers: The user's own, beside ours.
+        trainer_options: More arguments for the Trainer; they override ours.
+    """
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
+    )
+    schedulers: dict[Schedule, ComposerScheduler] = {
+        "steps": MultiStepScheduler(["0.666667dur", "0.833333dur"], gamma=0.2),
+        "one-cycle": one_cycle,
+    }
+    all_loggers = [*logs, *ensure_tuple(loggers)]
+    telling: list[Callback] = [MeanLoss(model), LRMonitor(), Hyperparameters(asdict(settings))] if all_loggers else []
+    shown = [ProgressBar(title)] if title else []
+    ours = {
+        "optimizers": optimizer,
+        "schedulers": schedulers[settings.schedule],
+        "algorithms": algorithms,
+        "callbacks": [Float32Fallback(engine), *telling, *shown, *ensure_tuple(callbacks)],
+        "loggers": all_loggers,
+        "precision": "fp32",
+        "progress_bar": False,
+    }
+    in_batches = settings.passes is not None or settings.schedule == "one-cycle"
+    duration = f"{count_batches(settings, loader)}ba" if in_batches else f"{settings.epochs}ep"
+    with guarded(all_loggers):
+        trainer = Trainer(model=model, train_dataloader=loader, max_duration=duration, **{**ours, **trainer_options})
+        _run(trainer)
+
+
+def _run(trainer: Trainer) -> None:
+    try:
+        with warnings.catch_warnings():
+            # Composer warns of every last batch that is smaller than the others.
+            warnings.filterwarnings("ignore", message="Cannot split tensor of length")
+            # It also warns when the two shares of a CutMix label add up to 0.9999999.
+            warnings.filterwarnings("ignore", message="Some targets have less than 1 total probability")
+            # A short epoch may have only mixed batches; distillation refuses a run with no other stages.
+            warnings.filterwarnings("ignore", message="no class statistics.*mix every batch")
+            warnings.filterwarnings("ignore", message=SLOWER)
+            trainer.fit()
+    finally:
+        trainer.close()
+
+
+class MeanLoss(Callback):
+    """Tells the loggers the mean loss of networks that are trained at once, whose total loss is the sum of theirs.
+
+    Args:
+        model: What is trained.
+    """
+
+    def __init__(self, model: ComposerModel) -> None:
+        self.networks = len(model.module.networks) if isinstance(model, Population) else 1
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        mean = state.total_loss_dict["loss/train/total"] / self.networks
+        logger.log_metrics({"loss/train/mean": mean}, state.timestamp.batch.value - 1)
+
+
+def one_cycle(state: State, ssr: float = 1.0) -> float:
+    """The share of the highest learning rate by the middle of a batch, never 0 (L. N. Smith, arXiv 1803.09820).
+
+    Composer's own, LinearWithWarmupScheduler, gives the first batches a rate of 0, and warns where there are few.
+    """
+    assert state.max_duration is not None  # in batches
+    done = (state.timestamp.batch.value + 0.5) / state.max_duration.value
+    return min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
