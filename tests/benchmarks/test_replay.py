@@ -229,7 +229,7 @@ def test_rows_and_work_of_version_0_1_go_on(whole: Path, tmp_path: Path) -> None
     assert not (tmp_path / "work").exists()
 
 
-def test_the_table_has_means_over_orders(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_means_over_orders(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert replay.main(["--table", "--output", str(whole)]) == 0
     lines = capsys.readouterr().out.splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
@@ -279,7 +279,7 @@ def test_domains_are_the_same_classes_in_another_appearance(tmp_path: Path) -> N
     assert {row["stored"] for row in found} == {2 * 10 * 2} and {row["scenario"] for row in found} == {"domains"}
 
 
-def test_bad_input_ends_in_one_line(whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_ends_in_one_line(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*arguments: str) -> str:
         try:
             status = replay.main(list(arguments))

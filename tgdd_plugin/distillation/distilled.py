@@ -54,8 +54,10 @@ class Distilled(os.PathLike[str]):
     @property
     def losses(self) -> dict[str, list[float]]:
         """The columns of the log beside it (``<name>-log.csv``) by name: ``step``, ``loss``, ``match``, ``constraint``,
-        ``learning_rate`` and ``gradient_norm``, NaN where one was not measured; empty where there is no such log."""
-        return {name: values for name, values in self._log().items() if name != SECONDS}
+        ``learning_rate``, ``gradient_norm`` and ``probe_accuracy``. A value is NaN where it was not measured, and a
+        column left out where none was; without a log there are none."""
+        columns = {name: values for name, values in self._log().items() if name != SECONDS}
+        return {name: values for name, values in columns.items() if not all(map(math.isnan, values))}
 
     @property
     def seconds(self) -> float | None:
