@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo test numerical lint clean
+.PHONY: help setup demo test numerical lint docs clean
 
 help:
 	@echo "make setup   install everything into .venv (PYTHON=python3.12 to choose the Python)"
@@ -10,6 +10,7 @@ help:
 	@echo "make test    setup, lint and the tests"
 	@echo "make numerical  the tests that compare numbers up to rounding (see .ci/run)"
 	@echo "make lint    ruff, mypy and the order of imports"
+	@echo "make docs    setup, and the documentation as a site, in the folder site"
 	@echo "make clean   remove caches and build output (keeps .venv, runs/ and outputs/)"
 
 setup: $(STAMP)
@@ -37,6 +38,15 @@ lint: setup
 	$(BIN)/mypy tgdd_plugin
 	$(BIN)/lint-imports
 
+# mkdocs.yml is strict: a warning, such as one of a link that leads nowhere, is an error.
+docs: .venv/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "docs: open site/index.html in a browser"
+
+.venv/.docs-installed: $(STAMP)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
