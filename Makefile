@@ -40,8 +40,8 @@ lint: setup
 
 # mkdocs.yml is strict: a warning, such as one of a link that leads nowhere, is an error.
 docs: .venv/.docs-installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
-	@echo "docs: open site/index.html in a browser"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "docs: open site/index.html, or for the search too: python3 -m http.server --directory site"
 
 .venv/.docs-installed: $(STAMP)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -30,10 +30,13 @@ WHOLE = {
     "benchmarks/README.md": "benchmarks.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "CITATION.cff": "citation.md",
     "LICENSE": "license.md",
     "docs/digits.ipynb": "digits.md",
 }
 """Files that are pages of their own."""
+PLAIN = {"LICENSE": "Licence", "CITATION.cff": "Citation"}
+"""Those of them that are no Markdown, and their headings."""
 GROUPS = {
     "recording": "Recording",
     "trajectory": "Trajectories",
@@ -70,7 +73,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Turns links to files elsewhere into links to the pages that show them."""
+    """Turns links to files elsewhere into links to the pages that show them, and marks limits."""
     source = next((source for source, name in WHOLE.items() if name == page.file.src_uri), f"docs/{page.file.src_uri}")
 
     def moved(link: re.Match[str]) -> str:
@@ -85,13 +88,15 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         path = WHOLE.get(path, path.removeprefix("docs/"))
         return f"{link[1]}({path}{'#' + anchor if anchor else ''})"
 
-    return re.sub(r"(\]|src=)\(([^()\s]+)\)", moved, markdown)
+    markdown = re.sub(r"(\])\(([^()\s]+)\)", moved, markdown)
+    markdown = markdown.replace(" ± ", "\u00a0±\u00a0")  # a figure stays on one line
+    return markdown.replace("❗", '<strong class="limit">!</strong>')  # not every font has the sign
 
 
 def _whole(source: str) -> str:
     text = (ROOT / source).read_text(encoding="utf-8")
-    if source == "LICENSE":
-        return f"# Licence\n\n```text\n{text}```\n"
+    if source in PLAIN:
+        return f"# {PLAIN[source]}\n\n```text\n{text}```\n"
     return _notebook(text) if source.endswith(".ipynb") else text
 
 

@@ -27,6 +27,8 @@ def blocks_of(page: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
     return [
-        Block(found["language"], found["title"], textwrap.dedent(found["code"]), text[: found.start("code")].count("\n"))
+        Block(
+            found["language"], found["title"], textwrap.dedent(found["code"]), text[: found.start("code")].count("\n")
+        )
         for found in _BLOCK.finditer(text)
     ]

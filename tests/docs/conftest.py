@@ -1,12 +1,14 @@
 """What the examples of the documentation assume that their reader has, in small: images, a network, a recording.
 
-None of it is a stand-in: the images are scikit-learn's digits, as PNG files in class folders; the network has been trained
-under a TGDDCallback, and the ``.beton`` distilled from that.
+None of it is a stand-in: the images are scikit-learn's digits, as PNG files in class folders; the network has been
+trained under a TGDDCallback, and the ``.beton`` distilled from that.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,10 @@ from composer.models import ComposerClassifier
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
 
 from tests.docs import objects
-from tgdd_plugin import DistillSettings, TGDDCallback, distill
+from tgdd_plugin import Card, DistillSettings, ImagePool, TGDDCallback, distill, write_beton
 
 PER_CLASS = {"train": 128, "val": 8}
 
@@ -42,6 +45,14 @@ def example_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         torch.manual_seed(0)
         _record("my_run/trajectory", objects.build_network())
+        own = import_module("tests.docs.my_network").build
+        _record("own_run/trajectory", own(len(objects.CLASSES)))
+        _record("several/trajectory", objects.build_network(), "run0")
+        _record("several/trajectory", own(len(objects.CLASSES)), "run1")
+        for part, name in (("train", "train.beton"), ("val", "test.beton")):
+            pool = ImagePool.from_dataset(ImageFolder(f"photos/{part}"))
+            card = Card(pool.classes, 0, 0, [], objects.MEAN, objects.STD)
+            write_beton(name, pool.images, pool.labels, card)
         distill("my_run/trajectory", None, "my_set.beton", _SETTINGS, progress_bar=False, device="cpu")
     return folder
 
@@ -49,12 +60,12 @@ def example_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _SETTINGS = DistillSettings(images_per_class=4, factor=1, steps=2)
 
 
-def _record(folder: str, network: torch.nn.Module) -> None:
+def _record(folder: str, network: torch.nn.Module, name: str = "run0") -> None:
     trainer = Trainer(
         model=ComposerClassifier(network, num_classes=len(objects.CLASSES)),
         train_dataloader=DataLoader(objects.training_images(), batch_size=64, shuffle=True),
         max_duration="2ep",
-        run_name="run0",
+        run_name=name,
         callbacks=[TGDDCallback(folder)],
         device="cpu",
         progress_bar=False,
@@ -68,4 +79,7 @@ def here(example_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A copy of the folder, which is the current one while a page's examples run."""
     shutil.copytree(example_folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as of a script that lies there
+    for name in ("my_data", "my_network"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path

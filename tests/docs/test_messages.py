@@ -1,4 +1,4 @@
-"""The messages that the page on troubleshooting quotes are the code's: each is one of its strings, with values filled in."""
+"""The messages that the page on troubleshooting quotes are strings of the code, with values filled in."""
 
 from __future__ import annotations
 
