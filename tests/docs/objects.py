@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ def example_names() -> dict[str, Any]:
     for new in (["cat"], ["dog", "ship"]):
         own = [position for position, label in enumerate(data.targets) if CLASSES[label] in new]
         tasks.append((DataLoader(Subset(data, own), batch_size=20, shuffle=True), new))
-    return {
+    names = {
         "classes": CLASSES,
         "num_classes": len(CLASSES),
         "mean": MEAN,
@@ -56,3 +57,13 @@ def example_names() -> dict[str, Any]:
         "held_out_images": test_set,
         "tasks": tasks,
     }
+    return names | ({"benchmark": _benchmark()} if importlib.util.find_spec("avalanche") else {})
+
+
+def _benchmark() -> Any:
+    """The classes one after another, as Avalanche has them."""
+    from avalanche.benchmarks import class_incremental_benchmark
+    from avalanche.benchmarks.utils import as_classification_dataset
+
+    images = as_classification_dataset(training_images())
+    return class_incremental_benchmark({"train": images, "test": images}, num_experiences=3, class_order=[0, 1, 2])
