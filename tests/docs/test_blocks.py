@@ -29,6 +29,7 @@ SHORTER = {
     r"\bpasses=[\d_]+": "passes=24",
     r'max_duration="\d+ep"': 'max_duration="2ep"',
     r"nas\.candidates=\d+": "nas.candidates=2",
+    r"RetrainSettings\(passes": "RetrainSettings(full_epochs=1, passes",
     r"range\(1, 4\)": "range(1, 2)",
 }
 """What of the text of an example is made shorter."""
@@ -57,7 +58,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation, "FAST_EPOCHS", 1)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("default")  # as a reader has them
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
 def test_the_examples_of(page: Path, here: Path) -> None:
     names = example_names()
