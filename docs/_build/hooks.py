@@ -176,12 +176,13 @@ def _help(*names: str) -> str:
 
 
 def _api() -> str:
-    homes = sorted(tgdd_plugin._HOMES.items(), key=lambda item: list(GROUPS).index(item[1].partition(".")[0]))
+    order = {package: position for position, package in enumerate(GROUPS)}
+    homes = sorted(tgdd_plugin._HOMES.items(), key=lambda item: order.get(item[1].partition(".")[0], len(order)))
     parts, group = [], ""
     for position, (name, home) in enumerate(homes):
         package = home.partition(".")[0]
         if package != group:
-            parts.append(f"\n## {GROUPS[package]}\n")
+            parts.append(f"\n## {GROUPS.get(package, package.capitalize())}\n")
             group = package
         parts.append(f"\n::: tgdd_plugin.{home}.{name}\n")
         if [other.partition(".")[0] for _, other in homes[position + 1 : position + 2]] != [package]:
