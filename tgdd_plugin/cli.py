@@ -11,12 +11,14 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from types import ModuleType
+from typing import Any, NoReturn
 
 from tgdd_plugin import __version__
 from tgdd_plugin.core.errors import InputError, printable
+from tgdd_plugin.pipeline.exchange import add_exchange
 
 STEPS = {
     "run": "record, distill and retrain",
@@ -39,6 +41,15 @@ SECTIONS = {
 """The sections of a recipe that a step reads."""
 SHORTCUTS = {"distill": "a trajectory folder", "retrain": "a .beton", "evaluate": "a .beton", "nas": "a .beton"}
 """What a step takes in place of a recipe."""
+COMPLETION = 'For bash, put this into ~/.bashrc: eval "$(tgdd completion bash)"'
+STATUS = """\
+tgdd STEP --help lists every key of a step's recipe with its default and meaning.
+
+exit status:
+  0    done, or nothing was left to do
+  1    an error of the program, with a traceback
+  2    something given cannot be used; one line on standard error says what, and nothing is lost
+  130  interrupted; the same command keeps what is finished and goes on from the last checkpoint"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 after one line on standard error for input that cannot be used; 130 when interrupted.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks
+        from tgdd_plugin.pipeline.completion import complete
+
+        complete(parser)
+    options = _parsed(parser, arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack the letters of a class name
             stream.reconfigure(errors="backslashreplace")
@@ -62,6 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("tgdd: interrupted; the same command keeps what is finished and the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses a command line; key=value may stand behind an option, too, where argparse takes none for itself."""
+    options, rest = parser.parse_known_args(arguments)
+    if any(each.startswith("-") for each in rest) or (rest and "overrides" not in options):
+        parser.error(f"unrecognized arguments: {printable(' '.join(rest))}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,21 +117,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="tgdd",
         description="Records the trajectory of a training run and distills it into a tiny FFCV data set (a .beton).",
-        epilog="tgdd STEP --help lists every key of a step's recipe with its default and meaning.",
+        epilog=STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tgdd_plugin {__version__}")
     steps = parser.add_subparsers(dest="step", required=True, parser_class=_StepParser)
     for name, text in STEPS.items():
         step = steps.add_parser(name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
         shortcut = f", or {SHORTCUTS[name]}" if name in SHORTCUTS else ""
-        step.add_argument("path", help=f"recipe (YAML), or the name of one that comes with the package{shortcut}")
-        step.add_argument("overrides", nargs="*", metavar="key=value", help="such as distill.steps=500")
+        path = step.add_argument(
+            "path", help=f"recipe (YAML), or the name of one that comes with the package{shortcut}"
+        )
+        keys = step.add_argument("overrides", nargs="*", metavar="key=value", help="such as distill.steps=500")
+        _complete(path, lambda prefix, **_: _completion().recipe_names(prefix))
+        _complete(keys, lambda prefix, sections=SECTIONS[name], **_: _completion().recipe_keys(sections, prefix))
+        _add_json(step, "what was made")
         step.set_defaults(call=_work)
-    _add_exchange(steps)
+    add_exchange(steps)
     text = "print a trajectory folder or the card of a .beton, and draw the latter's images"
     show = steps.add_parser("show", help=text, description=text)
     show.add_argument("path", help="trajectory folder or .beton")
     show.add_argument("--picture", metavar="FILE", help="where to draw a .beton, as .png or .svg (default: beside it)")
+    _add_json(show, "all that is known", " (and draw nothing unless --picture asks for it)")
     show.set_defaults(call=_show)
     text = "write a recipe with every key and a comment on each, to start from"
     init = steps.add_parser("init", help=text, description=text)
@@ -116,38 +149,28 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("path", nargs="+", help="folder of a job, or .beton")
     report.add_argument("--output", metavar="HTML", help="where to (default: report.html in the first folder)")
     report.set_defaults(call=_report)
+    text = "print the lines that make a shell complete subcommands, recipes and keys"
+    completion = steps.add_parser("completion", help=text, description=f"{text}. {COMPLETION}")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    completion.set_defaults(call=lambda options: print(_completion().script(options.shell)))
     text = "print the JSON schema of recipes, with which editors complete and check their keys"
     steps.add_parser("schema", help=text, description=text).set_defaults(call=_schema)
     return parser
 
 
-def _add_exchange(steps: argparse._SubParsersAction[_StepParser]) -> None:
-    """The parsers of ``tgdd export`` and ``tgdd import``."""
-    text = "write a .beton as tensors or an image folder, as other code reads them"
-    export = steps.add_parser("export", help=text, description=text)
-    export.add_argument("path", help=".beton")
-    export.add_argument("folder", help="new or empty")
-    export.add_argument("--png", action="store_true", help="an image folder in place of tensors")
-    for option in ("--mean", "--std"):
-        export.add_argument(option, nargs="+", type=float, help="to normalize tensors by (default: the card's)")
-    export.set_defaults(call=_export)
-    text = "write the tensors (.pt) of other code as a .beton"
-    imported = steps.add_parser("import", help=text, description=text)
-    imported.add_argument("path", nargs="+", help=".pt of images and labels, or one of each")
-    imported.add_argument("output", help=".beton to write")
-    for option in ("--mean", "--std"):
-        imported.add_argument(option, nargs="+", type=float, required=True, help="per channel, for pixels in [0, 1]")
-    imported.add_argument("--classes", nargs="+", metavar="NAME", help="(default: numbers)")
-    imported.add_argument("--factor", type=int, default=1, help="of multi-formation, if not decoded (default: 1)")
-    imported.add_argument(
-        "--normalised",
-        action=argparse.BooleanOptionalAction,
-        help="whether the images are normalized (default: as their values tell)",
-    )
-    imported.add_argument("--experiment", type=int, default=-1, help="which of several sets (default: the last)")
-    imported.add_argument("--tolerance", type=float, help="how much clamping to [0, 1] may change a value on average")
-    imported.add_argument("--overwrite", action="store_true", help="replace a .beton of another set")
-    imported.set_defaults(call=_import)
+def _add_json(parser: argparse.ArgumentParser, what: str, more: str = "") -> None:
+    text = f"print {what} as one JSON object on standard output, and everything else on standard error{more}"
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def _complete(argument: argparse.Action, completer: Callable[..., list[str]]) -> None:
+    argument.completer = completer  # type: ignore[attr-defined]  # where argcomplete looks
+
+
+def _completion() -> ModuleType:
+    from tgdd_plugin.pipeline import completion  # takes no part in any other call
+
+    return completion
 
 
 def _work(options: argparse.Namespace) -> None:
@@ -161,7 +184,16 @@ def _work(options: argparse.Namespace) -> None:
     with contextlib.suppress(ValueError):  # outside the main thread, where no Ctrl-C comes
         # Composer, once imported, has Ctrl-C end the process without a word.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    work(options.step, recipe)
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        made = work(options.step, recipe)
+    if options.json:
+        _print_json({"step": options.step, **made})
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    from tgdd_plugin.pipeline.json_output import json_text
+
+    print(json_text(content))
 
 
 def _init(options: argparse.Namespace) -> None:
@@ -185,64 +217,29 @@ def _schema(options: argparse.Namespace) -> None:
     print(schema_text(), end="")
 
 
-def _export(options: argparse.Namespace) -> None:
-    from tgdd_plugin.beton.exporting import export_folder, export_tensors
-
-    if options.png and (options.mean or options.std):
-        raise InputError(
-            "`--mean` and `--std` must be left out with --png, whose images are not normalized, got both options. "
-            "Leave them out."
-        )
-    if options.png:
-        folder = export_folder(options.path, options.folder)
-    else:
-        folder = export_tensors(options.path, options.folder, mean=options.mean, std=options.std)
-    print(f"exported  {printable(str(folder))}: {', '.join(sorted(path.name for path in folder.iterdir())[:5])}")
-
-
-def _import(options: argparse.Namespace) -> None:
-    from tgdd_plugin.beton.importing import TOLERANCE, import_tensors
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        path = import_tensors(
-            options.path,
-            options.output,
-            classes=options.classes,
-            mean=options.mean,
-            std=options.std,
-            factor=options.factor,
-            normalised=options.normalised,
-            experiment=options.experiment,
-            tolerance=TOLERANCE if options.tolerance is None else options.tolerance,
-            overwrite=options.overwrite,
-        )
-    print(f"imported  {printable(str(path))}")
-    for warning in caught:
-        print(f"tgdd: {printable(str(warning.message))}", file=sys.stderr)
-
-
 def _show(options: argparse.Namespace) -> None:
     from tgdd_plugin.beton.card import read_card
-    from tgdd_plugin.pipeline.show import describe_beton, describe_trajectory
+    from tgdd_plugin.pipeline import show
     from tgdd_plugin.trajectory.store import Trajectory
 
     path = Path(options.path)
     if path.is_dir():
-        print(describe_trajectory(Trajectory.open(path)))
+        trajectory = Trajectory.open(path)
+        if options.json:
+            _print_json(show.trajectory_content(trajectory))
+        else:
+            print(show.describe_trajectory(trajectory))
     elif path.is_file():
         card = read_card(path)
-        print(describe_beton(path, card), flush=True)
-        # Reading the images takes torch and FFCV seconds to load, so the words come first.
-        from tgdd_plugin.beton.format import read_beton
-        from tgdd_plugin.data.set_figure import draw_set, is_drawing_of
-
-        images, labels = read_beton(path)
-        picture = Path(options.picture) if options.picture else path.with_suffix(".png")
-        # The distillation's own, which has the images at the start beside them, is kept.
-        if options.picture or not is_drawing_of(picture, images):
-            draw_set(picture, images, labels, card.classes)
-        print(f"\npicture     {printable(str(picture))}")
+        if not options.json:
+            print(show.describe_beton(path, card), flush=True)
+        picture = None
+        if options.picture or not options.json:
+            picture = show.draw_beton(path, card, options.picture)
+        if options.json:
+            _print_json({**show.beton_content(path, card), "picture": picture})
+        else:
+            print(f"\npicture     {printable(str(picture))}")
     else:
         raise InputError(f"There is no '{path}'. Name a trajectory folder or a .beton.")
 

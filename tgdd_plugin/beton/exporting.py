@@ -6,6 +6,7 @@ file: it is handed normalized tensors, or a folder for torchvision's ``ImageFold
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,9 @@ from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.atomic_files import whole_folder
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.normalization import Normalization
+
+LONGEST_NAME = 100
+"""The most bytes of a folder's name."""
 
 
 def export_tensors(
@@ -63,7 +67,7 @@ def export_tensors(
     return Path(folder)
 
 
-def export_folder(beton: str | Path, folder: str | Path) -> Path:
+def export_folder(beton: str | Path, folder: str | Path, *, class_names: bool = False) -> Path:
     """Writes a distilled set as an image folder: ``00000/00000.png``, ``00000/00001.png``, ..., ``00001/00000.png``.
 
     ``ImageFolder`` numbers the classes by the order of their folders' names, so these are the class ids, with zeros in
@@ -76,6 +80,8 @@ def export_folder(beton: str | Path, folder: str | Path) -> Path:
     Args:
         beton: The ``.beton``, its card beside it.
         folder: The folder to write, new or empty.
+        class_names: Whether the folders have the names of the classes (:func:`folder_names`), by whose alphabet
+            ``ImageFolder`` then numbers the classes. Default: ``False``.
 
     Raises:
         InputError: If the file or its card cannot be used, a class has no images, or ``folder`` has content.
@@ -88,14 +94,51 @@ def export_folder(beton: str | Path, folder: str | Path) -> Path:
             f"Class {empty} ('{card.classes[empty]}') of '{beton}' has no images, and an image folder would give its "
             f"number to the next class. Export tensors instead."
         )
+    names = folder_names(card.classes) if class_names else [f"{label:05d}" for label in range(len(counts))]
     with whole_folder(Path(folder)) as temporary:
-        for label, group in enumerate(images.split(counts.tolist())):
-            (temporary / f"{label:05d}").mkdir()
-            for i, image in enumerate(group):
-                pixels = image.permute(1, 2, 0).squeeze(2).contiguous().numpy()
-                Image.fromarray(pixels).save(temporary / f"{label:05d}" / f"{i:05d}.png")
+        write_pictures(temporary, images, labels, names)
         (temporary / "card.yaml").write_text(card.text())
     return Path(folder)
+
+
+def folder_names(classes: Sequence[str]) -> list[str]:
+    """Returns names of folders after those of classes, that any file system takes, each different.
+
+    What a file system may not take becomes a dash. Where two would then be the same, or one would be empty, the class
+    ids stand in front of all of them.
+    """
+    names = [re.sub(r"[^\w ().+-]+", "-", name).encode()[:LONGEST_NAME].decode(errors="ignore") for name in classes]
+    names = [name.strip(" .-") for name in names]
+    if all(names) and len({name.casefold() for name in names}) == len(names):  # some disks know no capitals
+        return names
+    return [f"{label:05d}-{name}".rstrip("-") for label, name in enumerate(names)]
+
+
+def write_pictures(folder: Path, images: torch.Tensor, labels: torch.Tensor, names: Sequence[str]) -> list[Path]:
+    """Writes images as PNG, ``<name of the class>/00000.png`` and so on.
+
+    Args:
+        folder: The folder for the folders of the classes.
+        images: uint8 ``(N, C, H, W)``.
+        labels: Their class ids ``(N,)``, in order.
+        names: The name of each class' folder.
+
+    Returns:
+        The files' paths within ``folder``, in the order of the images.
+    """
+    paths, count = [], dict.fromkeys(range(len(names)), 0)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        path = Path(names[label]) / f"{count[label]:05d}.png"
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).squeeze(2).contiguous().numpy()).save(folder / path)
+        paths.append(path)
+        count[label] += 1
+    return paths
+
+
+def read_decoded(path: Path) -> tuple[Card, torch.Tensor, torch.Tensor]:
+    """Reads the card of a ``.beton`` as of an unpacked file, and its decoded images and labels in class order."""
+    return _read(path)[:3]
 
 
 def _read(path: Path) -> tuple[Card, torch.Tensor, torch.Tensor, torch.Tensor | None]:

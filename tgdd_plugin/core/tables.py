@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tabulate import DataRow, TableFormat, tabulate
 
 from tgdd_plugin.core.errors import printable
+
+DrawTable = Callable[[Sequence[str], Sequence[Sequence[Any]]], str]
+"""One of the functions below: headers and rows in, the lines of a table out."""
 
 _RULES = {"l": ":---", "r": "---:", "-": "---"}
 _NAMES = {"l": "left", "r": "right"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import warnings
@@ -17,6 +16,7 @@ from PIL import Image
 from tgdd_plugin.core.atomic_files import whole_file
 from tgdd_plugin.core.errors import printable
 from tgdd_plugin.core.figures import Axes, Figure, rc_context
+from tgdd_plugin.data.picture_note import note_of
 
 PER_CLASS, WRAPPED = 10, 5
 """The most images of a class in a row, and the classes in a row where each has one image alone."""
@@ -63,7 +63,7 @@ def draw_set(
         warnings.simplefilter("ignore")
         figure = set_figure(images, labels, classes, start=start)
         form = "svg" if path.suffix.lower() == ".svg" else "png"
-        of = _note(images)
+        of = note_of(images)
         metadata: dict[str, Any] = {"Date": None, "Title": of} if form == "svg" else {"Software": None, "Title": of}
         with whole_file(path) as temporary:
             figure.savefig(temporary, format=form, dpi=DOTS, metadata=metadata, bbox_inches="tight")
@@ -110,13 +110,9 @@ def is_drawing_of(path: str | Path, images: torch.Tensor) -> bool:
     """Whether a PNG is a figure of these images that :func:`draw_set` drew."""
     try:
         with Image.open(path) as picture:
-            return picture.info.get("Title") == _note(images)
+            return picture.info.get("Title") == note_of(images)
     except (OSError, ValueError):
         return False
-
-
-def _note(images: torch.Tensor) -> str:
-    return f"images with SHA-256 {hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()}"
 
 
 def _cells(

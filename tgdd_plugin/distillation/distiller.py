@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.calibration import calibrate
 from tgdd_plugin.distillation.compatibility import NetworkOrFactory, bare_networks
 from tgdd_plugin.distillation.distilled import Distilled
+from tgdd_plugin.distillation.evolution import Evolution
 from tgdd_plugin.distillation.execution import RunOptions, fit_halving, trainer_arguments
 from tgdd_plugin.distillation.finished import check_settings, find_difference, free_name, is_finished
 from tgdd_plugin.distillation.frozen_networks import FrozenNetworks, freeze_networks
@@ -111,7 +112,8 @@ def distill(
         progress_bar: Whether to show a progress bar. Default: ``True``.
         trainer_options: More arguments for Composer's ``Trainer``; they override ours.
         picture: Where to draw the images beside those that they started from, by class
-            (:func:`tgdd_plugin.data.set_figure.draw_set`), as SVG or PNG. Default: ``None``, nowhere.
+            (:func:`tgdd_plugin.data.set_figure.draw_set`), as SVG or PNG. A few of them as they were after some steps
+            are drawn beside it, in ``<its name>-evolution.png``. Default: ``None``, nowhere.
 
     Returns:
         The written file, which stands wherever its path does: see :class:`Distilled`.
@@ -167,7 +169,11 @@ def _distill(
     on = torch_device(options.device)
     frozen = freeze_networks(inputs, network, head, on)
     synthetic = SyntheticImages(_start(inputs, frozen), inputs.settings.factor)
-    start = synthetic.to_uint8()[0] if options.picture else None
+    evolution = Evolution(synthetic, inputs.settings.steps)
+    start = None
+    if options.picture:
+        start = synthetic.to_uint8()[0]
+        options = replace(options, callbacks=[evolution, *options.callbacks])
     draws = Draws(inputs.settings, frozen.bank, inputs.pool, synthetic, dist.get_global_rank(), inputs.class_ids)
     draws(0)  # a class with too few images is found out here, not after the Trainer is set up
     model = DistillationModel(
@@ -198,7 +204,7 @@ def _distill(
         raise InputError(f"{error} The images before that step are in '{kept}'.") from None
     if dist.get_global_rank() == 0:
         if options.picture:  # first: once the file is there, the job is finished
-            draw_result(options.picture, synthetic, card, start)
+            draw_result(options.picture, synthetic, card, start, evolution)
         write_result(output, synthetic, card)
         shutil.rmtree(checkpoints, ignore_errors=True)
     dist.barrier()

@@ -13,6 +13,7 @@ from tgdd_plugin.beton.card import Card
 from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.core.errors import brief
 from tgdd_plugin.core.versions import installed_versions
+from tgdd_plugin.distillation.evolution import Evolution, strip_path
 from tgdd_plugin.distillation.inputs import Inputs
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
@@ -55,12 +56,18 @@ def result_card(inputs: Inputs, head: str | None = None) -> Card:
     )
 
 
-def draw_result(path: str | Path, synthetic: SyntheticImages, card: Card, start: torch.Tensor | None) -> None:
-    """Draws the images, decoded, beside those at the start; what goes wrong with it is told and ends nothing."""
+def draw_result(
+    path: str | Path, synthetic: SyntheticImages, card: Card, start: torch.Tensor | None, evolution: Evolution
+) -> None:
+    """Draws the images, decoded, beside those at the start, and how they changed as a film strip beside the figure.
+
+    What goes wrong with it is told and ends nothing.
+    """
     try:
         from tgdd_plugin.data.set_figure import draw_set  # loads matplotlib, which takes a second
 
         draw_set(path, *synthetic.to_uint8(), card.classes, start=start)
+        evolution.write(strip_path(path))
     except Exception as error:
         warnings.warn(f"'{path}' could not be drawn ({brief(error)}); the set itself is not affected", stacklevel=2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from tgdd_plugin.core.tables import markdown_table, text_table
+from tgdd_plugin.core.tables import DrawTable, markdown_table, text_table
 from tgdd_plugin.evaluation.metrics import hard_label_recovery, improvement_over_random, worth_in_random_images
 from tgdd_plugin.evaluation.scorer import FULL_DATA, Row
 
@@ -20,8 +20,13 @@ def retrain_table(rows: Sequence[Row]) -> str:
     return text_table(["trained on", "images", "passes", "accuracy %", "to full data", "seconds"], cells)
 
 
-def evaluate_table(rows: Sequence[Row]) -> str:
-    """Returns the rows as a Markdown table, with DD-Ranking's measures and how many random images they are worth."""
+def evaluate_table(rows: Sequence[Row], draw: DrawTable = markdown_table) -> str:
+    """Returns the rows as a table, with DD-Ranking's measures and how many random images they are worth.
+
+    Args:
+        rows: The rows.
+        draw: Draws it. Default: :func:`markdown_table`.
+    """
     cells = []
     for row in rows:
         measures = (hard_label_recovery(row, rows), improvement_over_random(row, rows))
@@ -30,4 +35,4 @@ def evaluate_table(rows: Sequence[Row]) -> str:
         about = [row.network, row.name, row.labels, row.images, row.image_passes]
         cells.append([*about, row.spread, *points, worth, f"{mean(row.seconds):.1f}"])
     headers = ["network", "trained on", "labels", "images", "passes", "accuracy %", "HLR", "IOR", "worth, images", "s"]
-    return markdown_table(headers, cells)
+    return draw(headers, cells)

@@ -20,7 +20,7 @@ from tgdd_plugin.core.checked_json import AnyFloat, Finite, Flag, Text, Whole
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.settings import as_settings
-from tgdd_plugin.core.tables import markdown_table
+from tgdd_plugin.core.tables import DrawTable, markdown_table
 from tgdd_plugin.evaluation.scorer import Images, Row, Scorer
 from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.training.settings import TrainSettings
@@ -197,8 +197,8 @@ def pareto_front(candidates: Sequence[Candidate], cost: str = "parameters") -> l
     return front
 
 
-def table(candidates: Sequence[Candidate], cost: str = "parameters") -> str:
-    """Returns the candidates, in the order given, as a Markdown table in which ``*`` marks the Pareto front."""
+def table(candidates: Sequence[Candidate], cost: str = "parameters", draw: DrawTable = markdown_table) -> str:
+    """Returns the candidates, in the order given, as a table in which ``*`` marks the Pareto front."""
     front = [id(each) for each in pareto_front(candidates, cost)]
     rows = []
     for rank, each in enumerate(candidates, 1):
@@ -212,4 +212,4 @@ def table(candidates: Sequence[Candidate], cost: str = "parameters") -> str:
         size, delay = (f"{each.parameters:,}", f"{each.latency:.2f}") if each.parameters else ("", "")
         seconds = f"{sum(each.seconds):.1f}" if each.seconds else ""
         rows.append([place, each.name, accuracy, size, delay, seconds, mark])
-    return markdown_table(["rank", "network", "accuracy %", "parameters", "latency, ms", "s", "Pareto"], rows)
+    return draw(["rank", "network", "accuracy %", "parameters", "latency, ms", "s", "Pareto"], rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 def content_of(results: Path) -> bytes | None:
@@ -10,12 +11,14 @@ def content_of(results: Path) -> bytes | None:
     return results.read_bytes() if results.is_file() else None
 
 
-def print_results(results: Path, before: bytes | None) -> None:
-    """Prints where results are.
+def print_results(results: Path, before: bytes | None) -> dict[str, Any]:
+    """Prints where results are, and returns it for programs.
 
     Args:
         results: The results file.
         before: Its content before the step, by :func:`content_of`. The same content now means that nothing was left to
             do.
     """
-    print(f"results   {results}{': already done' if before == content_of(results) else ''}")
+    done = before == content_of(results)
+    print(f"results   {results}{': already done' if done else ''}")
+    return {"results": results, "already_done": done}

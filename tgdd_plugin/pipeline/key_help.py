@@ -15,7 +15,7 @@ from tgdd_plugin.core.setting_errors import expected
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.settings import Recipe
 
-FILES = ("output", "seed", "device", "trajectory", "file", "head")
+FILES = ("output", "seed", "device", "trajectory", "file", "overwrite", "head")
 """The keys of a recipe that stand in no section."""
 
 
@@ -26,13 +26,31 @@ def describe_keys(sections: Iterable[str]) -> str:
         sections: Names of sections of :class:`Recipe`, such as ``'distill'``.
     """
     lines = ["keys of the recipe, which can also be set on the command line as key=value:"]
-    lines += _section("", "The job as a whole.", [field for field in _fields(Recipe) if field[0] in FILES])
+    lines += _section("", "The job as a whole.", _keys_of(""))
     documented = dict(_fields(Recipe))
     for section in sections:
-        value = getattr(Recipe(), section)
-        cls = NetworkSettings if section == "network" else type(value)
-        lines += _section(section, documented[section]["description"], [] if value == [] else _fields(cls))
+        lines += _section(section, documented[section]["description"], _keys_of(section))
     return "\n".join(lines)
+
+
+def keys_and_values(sections: Iterable[str]) -> dict[str, list[str]]:
+    """The keys of some sections, and those that stand in none, with the values of each that has a few only."""
+    found = {}
+    for section in ("", *sections):
+        for key, schema in _keys_of(section):
+            choices = [choice for part in (schema, *schema.get("anyOf", [])) for choice in part.get("enum", [])]
+            types = [part.get("type") for part in (schema, *schema.get("anyOf", []))]
+            choices += ["true", "false"] * ("boolean" in types)
+            found[f"{section}.{key}" if section else key] = [str(choice) for choice in choices]
+    return found
+
+
+def _keys_of(section: str) -> list[tuple[str, Any]]:
+    """The keys of a section, or of none, with what the schema says of each; a list of sections has none of its own."""
+    if not section:
+        return [field for field in _fields(Recipe) if field[0] in FILES]
+    value = getattr(Recipe(), section)
+    return [] if value == [] else _fields(NetworkSettings if section == "network" else type(value))
 
 
 def _fields(cls: Any) -> list[tuple[str, Any]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.tables import text_table
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.scorer import Row
 from tgdd_plugin.nas import final_training, optuna_search, ranking
@@ -28,8 +30,12 @@ def check_search(recipe: Recipe) -> None:
         raise InputError(final_training.NO_EPOCHS)
 
 
-def search_and_train(recipe: Recipe, real: ImagePool, test: ImagePool) -> None:
-    """Searches, prints and writes the candidates, and trains the first one if the recipe says so."""
+def search_and_train(recipe: Recipe, real: ImagePool, test: ImagePool) -> dict[str, Any]:
+    """Searches, prints and writes the candidates, and trains the first one if the recipe says so.
+
+    Returns:
+        The candidates and where they are, for programs.
+    """
     results = recipe.beton.with_name(f"{recipe.beton.stem}-nas.json")
     weights, before = results.with_suffix(".safetensors"), content_of(results)
     candidates = optuna_search.search(
@@ -43,10 +49,10 @@ def search_and_train(recipe: Recipe, real: ImagePool, test: ImagePool) -> None:
     )
     table = ranking.table(candidates, recipe.nas.cost)
     _write_candidates(results, recipe, candidates, table)
-    print(f"\n{table}\n")
+    print(f"\n{ranking.table(candidates, recipe.nas.cost, partial(text_table, align='rlrrrrl'))}\n")
+    made = {"file": recipe.beton, "candidates": [each.summary() for each in candidates]}
     if not recipe.nas.train_best:
-        print_results(results, before)
-        return
+        return {**made, **print_results(results, before)}
     best = final_training.train_best(
         candidates[0],
         recipe.nas,
@@ -61,7 +67,7 @@ def search_and_train(recipe: Recipe, real: ImagePool, test: ImagePool) -> None:
     found = f"The first, trained on the full data: {best.spread} % on the test images."
     _write_candidates(results, recipe, candidates, f"{table}\n\n{found}", best)
     print(f"{found}\n\nweights   {weights}")
-    print_results(results, before)
+    return {**made, "best": best.summary(), "weights": weights, **print_results(results, before)}
 
 
 def _write_candidates(

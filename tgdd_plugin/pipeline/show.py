@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,46 @@ def describe_beton(path: Path, card: Card) -> str:
     return "\n".join(lines)
 
 
+def draw_beton(path: Path, card: Card, picture: str | Path | None = None) -> Path:
+    """Draws the images of a ``.beton``, unless the figure that the distillation drew is there.
+
+    Args:
+        path: The ``.beton``.
+        card: Its card.
+        picture: Where to. Default: beside it, as PNG.
+
+    Returns:
+        The picture's path.
+    """
+    # Reading the images takes torch and FFCV seconds to load; the words do not wait for that.
+    from tgdd_plugin.beton.format import read_beton
+    from tgdd_plugin.data.set_figure import draw_set, is_drawing_of
+
+    images, labels = read_beton(path)
+    where = Path(picture) if picture else path.with_suffix(".png")
+    # The distillation's own, which has the images at the start beside them, is kept.
+    if picture or not is_drawing_of(where, images):
+        draw_set(where, images, labels, card.classes)
+    return where
+
+
+def beton_content(path: Path, card: Card) -> dict[str, Any]:
+    """What :func:`describe_beton` says as plain values: the card, whole, and where its file is."""
+    return {"file": path, "bytes": path.stat().st_size, **asdict(card)}
+
+
+def trajectory_content(trajectory: Trajectory) -> dict[str, Any]:
+    """What :func:`describe_trajectory` says as plain values: the manifest of every run, whole."""
+    runs = [
+        {"folder": folder, **asdict(run), "bytes": _bytes_of(folder, run)} for folder, run in trajectory.runs.items()
+    ]
+    return {"trajectory": trajectory.folder, "runs": runs}
+
+
+def _bytes_of(folder: Path, run: Run) -> int:
+    return sum((folder / stage.file).stat().st_size for stage in run.stages)
+
+
 def _accuracy_table(entry: dict[str, Any]) -> str:
     rows = []
     for row in entry["rows"]:
@@ -86,7 +127,7 @@ def describe_trajectory(trajectory: Trajectory) -> str:
     ]
     lines = [printable(line) for line in lines]
     for folder, run in trajectory.runs.items():
-        size = sum((folder / stage.file).stat().st_size for stage in run.stages) / 2**20
+        size = _bytes_of(folder, run) / 2**20
         state = "complete" if run.complete else "not complete"
         lines += [
             "",

@@ -13,6 +13,7 @@ from torch import nn
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.tables import text_table
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import input_shape
@@ -21,6 +22,7 @@ from tgdd_plugin.distillation.finished import check_settings
 from tgdd_plugin.evaluation import comparison, tables
 from tgdd_plugin.networks.factory import network_factory, recorded_factory
 from tgdd_plugin.networks.settings import NetworkSettings
+from tgdd_plugin.pipeline.costs import costs_path, measured, recording_costs_path
 from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.pipeline.finished_results import content_of, print_results
 from tgdd_plugin.pipeline.recipe import recipe_text
@@ -36,37 +38,44 @@ Data = Callable[[], tuple[ImagePool, ImagePool]]
 """Returns train and test images; they are read when they are first asked for."""
 
 
-def work(step: str, recipe: Recipe) -> None:
+def work(step: str, recipe: Recipe) -> dict[str, Any]:
     """Does one step of a job, or all of them.
 
     Args:
         step: One of :data:`STEPS`.
         recipe: The job, as :func:`tgdd_plugin.pipeline.job.read_job` returns it.
 
+    Returns:
+        What was made, for programs: paths, whether it was ``already_done``, and results as plain values.
+
     Raises:
         InputError: If what the recipe names cannot be used.
     """
-    STEPS[step](recipe, functools.cache(lambda: load_data(recipe.data, progress=True)))
+    return STEPS[step](recipe, functools.cache(lambda: load_data(recipe.data, progress=True)))
 
 
-def _run(recipe: Recipe, data: Data) -> None:
+def _run(recipe: Recipe, data: Data) -> dict[str, Any]:
     from tgdd_plugin.pipeline.report import write_report  # loads matplotlib, which no other step needs
 
     # Found out now, and not after hours of work.
     check_settings(check_writable(recipe.beton), recipe.distill, overwrite=recipe.overwrite)
-    _record(recipe, data, keep=True)
-    _distill(recipe, data)
-    _retrain(recipe, data)
+    made = {
+        "record": _record(recipe, data, keep=True),
+        "distill": _distill(recipe, data),
+        "retrain": _retrain(recipe, data),
+    }
     # The job as it was done, overrides included, beside its results.
     write_whole(recipe.beton.with_name(f"{recipe.beton.stem}-recipe.yaml"), recipe_text(recipe))
-    print(f"report    {write_report([recipe.beton], recipe.beton.with_name(f'{recipe.beton.stem}-report.html'))}")
+    report = write_report([recipe.beton], recipe.beton.with_name(f"{recipe.beton.stem}-report.html"))
+    print(f"report    {report}")
+    return {**made, "report": report}
 
 
-def _record(recipe: Recipe, data: Data, keep: bool = False) -> None:
+def _record(recipe: Recipe, data: Data, keep: bool = False) -> dict[str, Any]:
     folder = recipe.trajectory_folder
     if keep and is_foreign(folder):
         print(f"recorded  {folder}: kept, it was recorded by a Trainer of yours")
-        return
+        return {"trajectory": folder, "already_done": True}
     check_writable(folder / JOB)
     real, _ = data()
     network = recipe.network or NetworkSettings()
@@ -74,22 +83,30 @@ def _record(recipe: Recipe, data: Data, keep: bool = False) -> None:
     if recipe.extra_networks:
         job["extra_networks"] = [asdict(other) for other in recipe.extra_networks]
     before = _complete_runs(folder)
-    trajectory = record(
-        folder,
-        real,
-        [network_factory(network, real.shape, real.num_classes), *_extra_networks(recipe, real)],
-        recipe.record,
-        head=recipe.head,
-        mean=recipe.data.mean,
-        std=recipe.data.std,
-        job=job,
-        seed=recipe.seed,
-        device=recipe.device,
-        loggers=recipe.loggers,
-    )
+    with measured(recording_costs_path(folder), "record") as measure:
+        trajectory = record(
+            folder,
+            real,
+            [network_factory(network, real.shape, real.num_classes), *_extra_networks(recipe, real)],
+            recipe.record,
+            head=recipe.head,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+            job=job,
+            seed=recipe.seed,
+            device=recipe.device,
+            loggers=recipe.loggers,
+        )
+        measure.worked = before != _complete_runs(folder)
     stages = sum(len(run.stages) for run in trajectory.runs.values())
-    done = "already done, " if before == _complete_runs(folder) else ""
+    done = "" if measure.worked else "already done, "
     print(f"recorded  {trajectory.folder}: {done}{len(trajectory.runs)} run(s), {stages} stages")
+    return {
+        "trajectory": trajectory.folder,
+        "already_done": not measure.worked,
+        "runs": len(trajectory.runs),
+        "stages": stages,
+    }
 
 
 def _complete_runs(folder: Path) -> list[Path]:
@@ -97,7 +114,7 @@ def _complete_runs(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}") if Run.read(path.parent).complete)
 
 
-def _distill(recipe: Recipe, data: Data) -> None:
+def _distill(recipe: Recipe, data: Data) -> dict[str, Any]:
     trajectory = Trajectory.open(recipe.trajectory_folder)
     check_settings(check_writable(recipe.beton), recipe.distill, overwrite=recipe.overwrite)
     if recipe.network is None and not recipe.extra_networks:
@@ -107,68 +124,74 @@ def _distill(recipe: Recipe, data: Data) -> None:
     mean, std = recipe.data.mean, recipe.data.std
     if is_distilled(recipe.beton, trajectory, real, recipe.distill, head=recipe.head, mean=mean, std=std):
         print(f"distilled {recipe.beton}: already done, and kept as it is")
-        return
+        return {"file": recipe.beton, "already_done": True}
     shape = real.shape if real else input_shape(trajectory.run)
     given = [recipe.network, *recipe.extra_networks] if recipe.network else recipe.extra_networks
-    path = distill(
-        trajectory,
-        real,
-        recipe.beton,
-        recipe.distill,
-        network=[network_factory(each, shape, trajectory.run.num_classes) for each in given] or None,
-        head=recipe.head,
-        mean=mean,
-        std=std,
-        device=recipe.device,
-        loggers=recipe.loggers,
-        overwrite=recipe.overwrite,
-        picture=recipe.beton.with_suffix(".png"),
-    )
+    with measured(costs_path(recipe.beton), "distill", keep=False):  # other steps' costs were of another set
+        path = distill(
+            trajectory,
+            real,
+            recipe.beton,
+            recipe.distill,
+            network=[network_factory(each, shape, trajectory.run.num_classes) for each in given] or None,
+            head=recipe.head,
+            mean=mean,
+            std=std,
+            device=recipe.device,
+            loggers=recipe.loggers,
+            overwrite=recipe.overwrite,
+            picture=recipe.beton.with_suffix(".png"),
+        )
     print(f"distilled {path}, drawn in {path.with_suffix('.png').name}")
+    return {"file": recipe.beton, "already_done": False, "picture": recipe.beton.with_suffix(".png")}
 
 
-def _retrain(recipe: Recipe, data: Data) -> None:
+def _retrain(recipe: Recipe, data: Data) -> dict[str, Any]:
     real, test = data()
     results = recipe.beton.with_name(f"{recipe.beton.stem}-retrain.json")
     before = content_of(results)
-    rows = comparison.retrain(
-        recipe.beton,
-        test,
-        recipe.retrain,
-        real=real,
-        network=_network(recipe, real),
-        device=recipe.device,
-        loggers=recipe.loggers,
-        seed=recipe.seed,
-        results=results,
-        overwrite=recipe.overwrite,
-    )
+    with measured(costs_path(recipe.beton), "retrain") as measure:
+        rows = comparison.retrain(
+            recipe.beton,
+            test,
+            recipe.retrain,
+            real=real,
+            network=_network(recipe, real),
+            device=recipe.device,
+            loggers=recipe.loggers,
+            seed=recipe.seed,
+            results=results,
+            overwrite=recipe.overwrite,
+        )
+        measure.worked = before != content_of(results)
     print(f"\n{tables.retrain_table(rows)}\n")
-    print_results(results, before)
+    return {"file": recipe.beton, **print_results(results, before), "rows": [row.summary() for row in rows]}
 
 
-def _evaluate(recipe: Recipe, data: Data) -> None:
+def _evaluate(recipe: Recipe, data: Data) -> dict[str, Any]:
     real, test = data()
     trajectory = Trajectory.open(recipe.trajectory) if recipe.trajectory else _own_trajectory(recipe)
     results = recipe.beton.with_name(f"{recipe.beton.stem}-evaluation.json")
     before = content_of(results)
-    rows = comparison.evaluate(
-        recipe.beton,
-        test,
-        real,
-        recipe.evaluate,
-        recipe.retrain,
-        trajectory=trajectory,
-        network=_network(recipe, real),
-        others=_extra_networks(recipe, real) if trajectory else [],
-        device=recipe.device,
-        loggers=recipe.loggers,
-        seed=recipe.seed,
-        results=results,
-        overwrite=recipe.overwrite,
-    )
-    print(f"\n{tables.evaluate_table(rows)}\n")
-    print_results(results, before)
+    with measured(costs_path(recipe.beton), "evaluate") as measure:
+        rows = comparison.evaluate(
+            recipe.beton,
+            test,
+            real,
+            recipe.evaluate,
+            recipe.retrain,
+            trajectory=trajectory,
+            network=_network(recipe, real),
+            others=_extra_networks(recipe, real) if trajectory else [],
+            device=recipe.device,
+            loggers=recipe.loggers,
+            seed=recipe.seed,
+            results=results,
+            overwrite=recipe.overwrite,
+        )
+        measure.worked = before != content_of(results)
+    print(f"\n{tables.evaluate_table(rows, functools.partial(text_table, align='lll' + 7 * 'r'))}\n")
+    return {"file": recipe.beton, **print_results(results, before), "rows": [row.summary() for row in rows]}
 
 
 def _network(recipe: Recipe, real: ImagePool) -> Callable[[], nn.Module] | None:
@@ -190,7 +213,7 @@ def _own_trajectory(recipe: Recipe) -> Trajectory | None:
     return trajectory if trajectory.checksums == read_card(recipe.beton).trajectory.get("stages") else None
 
 
-def _replay(recipe: Recipe, data: Data) -> None:
+def _replay(recipe: Recipe, data: Data) -> dict[str, Any]:
     path = check_writable(Path(recipe.output) / "scores.json")
     before = content_of(path)
     if recipe.extra_networks:
@@ -231,21 +254,20 @@ def _replay(recipe: Recipe, data: Data) -> None:
         seed=recipe.seed,
         device=recipe.device,
     )
-    table = scores.table()
-    write_whole(folder / "scores.md", table + "\n")
-    print(f"\n{table}\n")
-    print_results(path, before)
+    write_whole(folder / "scores.md", scores.table() + "\n")
+    print(f"\n{scores.table(text_table)}\n")
+    return {**print_results(path, before), "rows": scores.rows, "seen": scores.seen, "figures": scores.figures()}
 
 
-def _nas(recipe: Recipe, data: Data) -> None:
+def _nas(recipe: Recipe, data: Data) -> dict[str, Any]:
     # Optuna and its database take a second that no other step needs.
     from tgdd_plugin.pipeline.nas_step import check_search, search_and_train
 
     check_search(recipe)
-    search_and_train(recipe, *data())
+    return search_and_train(recipe, *data())
 
 
-STEPS: dict[str, Callable[[Recipe, Data], None]] = {
+STEPS: dict[str, Callable[[Recipe, Data], dict[str, Any]]] = {
     "run": _run,
     "record": _record,
     "distill": _distill,

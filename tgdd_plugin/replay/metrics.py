@@ -11,7 +11,7 @@ from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.checked_json import Finite, Text, build_checked
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.tables import markdown_table
+from tgdd_plugin.core.tables import DrawTable, markdown_table
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class Scores:
             raise InputError(f"'{path}' is damaged: {error}. Delete it to learn the tasks anew.") from error
         return scores
 
-    def table(self) -> str:
-        """Returns the matrix and the measures as a Markdown table, in per cent."""
+    def table(self, draw: DrawTable = markdown_table) -> str:
+        """Returns the matrix and the measures as a table, in per cent."""
         tasks = self.about.get("tasks", [])[: len(self.rows)]
         headers = ["after task", *(f"on {', '.join(names)}" for names in tasks), "all so far"]
         cells = []
@@ -101,4 +101,4 @@ class Scores:
             later = [""] * (len(self.rows) - len(row))
             cells.append([number, *(f"{100 * value:.1f}" for value in row), *later, f"{100 * seen:.1f}"])
         words = (f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in self.figures().items())
-        return f"{markdown_table(headers, cells)}\n\n{', '.join(words)}"
+        return f"{draw(headers, cells)}\n\n{', '.join(words)}"
