@@ -88,7 +88,7 @@ def test_a_bare_card_and_names_that_are_markup(tmp_path: Path) -> None:
     folder = export_hub(path, tmp_path / "hub")
     text = (folder / "README.md").read_text()
     assert "not recorded" in text and "Not measured yet" in text and "<b>" not in text.split("---\n", 2)[2]
-    assert head(folder)["dataset_info"]["features"][1]["dtype"]["class_label"]["names"]["1"] == "---\nx: y"
+    assert head(folder)["dataset_info"]["features"][1]["dtype"]["class_label"]["names"]["1"] == r"---\x0ax: y"
 
 
 def test_datasets_loads_it(tmp_path: Path) -> None:

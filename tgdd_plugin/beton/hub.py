@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tgdd_plugin.beton.card import Card, card_path, passes_of
 from tgdd_plugin.beton.exporting import folder_names, read_decoded, write_pictures
 from tgdd_plugin.core.atomic_files import whole_folder
-from tgdd_plugin.core.errors import shown
+from tgdd_plugin.core.errors import printable, shown
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.core.tables import markdown_table
 
@@ -75,11 +75,15 @@ def _readme(beton: Path, card: Card, labels: torch.Tensor, pictured: bool) -> st
 
 def _head(beton: Path, card: Card, count: int) -> dict[str, Any]:
     """The lines at the head of the card by which the Hub lists and loads the data set."""
-    unique = len(set(card.classes)) == len(card.classes)  # as datasets wants them
-    names = {str(label): name if unique else f"{name} ({label})" for label, name in enumerate(card.classes)}
+    names = [printable(name) for name in card.classes]  # a line of dashes in one would end the head
+    if len(set(names)) < len(names):  # datasets wants each once
+        names = [f"{name} ({label})" for label, name in enumerate(names)]
     features = [
         {"name": "image", "dtype": "image"},
-        {"name": "label", "dtype": {"class_label": {"names": names}}},
+        {
+            "name": "label",
+            "dtype": {"class_label": {"names": dict(zip(map(str, range(len(names))), names, strict=True))}},
+        },
     ]
     return {
         "pretty_name": beton.stem,

@@ -13,6 +13,8 @@ from tgdd_plugin.core.errors import printable
 from tgdd_plugin.pipeline.report_curves import Point, draw_accuracies
 from tgdd_plugin.pipeline.report_parts import SetReport, find_sets, gather
 
+OTHER_CLASSES = "These sets are of different classes: their accuracies cannot be compared."
+
 
 def write_report(paths: Sequence[str | Path], output: str | Path) -> Path:
     """Writes a report of some sets.
@@ -34,8 +36,9 @@ def write_report(paths: Sequence[str | Path], output: str | Path) -> Path:
         loader=PackageLoader("tgdd_plugin.pipeline", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"printable": lambda value: printable(str(value)), "passes": passes_of, "time": _time}
-    compared = draw_accuracies(_compared(sets)) if len(sets) > 1 else None
-    text = environment.get_template("report.html").render(sets=sets, warnings=_differences(sets), compared=compared)
+    warnings = _differences(sets)
+    compared = draw_accuracies(_compared(sets)) if len(sets) > 1 and OTHER_CLASSES not in warnings else None
+    text = environment.get_template("report.html").render(sets=sets, warnings=warnings, compared=compared)
     write_whole(Path(output), text)
     return Path(output)
 
@@ -54,7 +57,7 @@ def _differences(sets: Sequence[SetReport]) -> list[str]:
     found = []
     made = [report for report in sets if report.card]
     if len({tuple(report.card.classes) for report in made if report.card}) > 1:
-        found.append("These sets are of different classes: their accuracies cannot be compared.")
+        found.append(OTHER_CLASSES)
     tested = {(entry["test_images"], entry["network"]) for report in made for entry in report.entries[:1]}
     if len(tested) > 1 and not found:
         found.append("These sets were scored on other test images or by other networks: compare with care.")

@@ -32,7 +32,7 @@ def draw_training(runs: Sequence[Run]) -> str | None:
         runs: The runs of a trajectory.
 
     Returns:
-        An SVG element; ``None`` if no stage has a metric.
+        SVG elements; ``None`` if no stage has a metric.
     """
     names = list(dict.fromkeys(name for run in runs for stage in run.stages for name in stage.metrics))[:MOST_METRICS]
 
@@ -54,7 +54,7 @@ def draw_log(columns: Mapping[str, Sequence[float]]) -> str | None:
         columns: The values by the names of their columns; ``step`` has the steps.
 
     Returns:
-        An SVG element; ``None`` if there is nothing to draw.
+        SVG elements; ``None`` if there is nothing to draw.
     """
     names = [name for name in columns if name not in ("step", "seconds", "learning_rate")]
     names = [name for name in names if any(map(math.isfinite, columns[name]))][:MOST_METRICS]
@@ -87,9 +87,9 @@ def draw_accuracies(series: Mapping[str, Sequence[Point]]) -> str | None:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
         axes.set_ylabel("test accuracy %", fontsize=8)
-        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
-    return _small_multiples([""], "seconds of a training", draw, width=6.4)
+    return _small_multiples([""], "seconds of a training", draw, (5.2, 3.6))
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -100,9 +100,9 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _small_multiples(
-    names: Sequence[str], below: str, draw: Callable[[Axes, str], None], width: float = 3.4
+    names: Sequence[str], below: str, draw: Callable[[Axes, str], None], size: tuple[float, float] = (3.4, 2.6)
 ) -> str | None:
-    """A plot for each name, side by side, by ``draw``; ``None`` without names."""
+    """A plot for each name by ``draw``, each an SVG element of its own; ``None`` without names."""
     if not names:
         return None
     gray = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "legend.labelcolor")
@@ -111,13 +111,17 @@ def _small_multiples(
     # The browser has the letters that matplotlib's own font lacks.
     with warnings.catch_warnings(), rc_context(style):
         warnings.simplefilter("ignore")
-        figure = Figure(figsize=(width * len(names), 2.6), layout="constrained")
-        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            draw(axes, name)
-            axes.set_xlabel(below, fontsize=8)
-            axes.set_title(shown(name, 40), fontsize=9)
-            axes.spines[["top", "right"]].set_visible(False)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        return "".join(_plot(name, below, draw, size) for name in names)
+
+
+def _plot(name: str, below: str, draw: Callable[[Axes, str], None], size: tuple[float, float]) -> str:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    draw(axes, name)
+    axes.set_xlabel(below, fontsize=8)
+    axes.set_title(shown(name, 40), fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
