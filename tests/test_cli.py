@@ -84,6 +84,7 @@ def test_a_job_from_start_to_end(job):
     stages = {f"trajectory/seed0/stage-ep{i}-ba{i}.safetensors" for i in range(3)}  # 60 images are one batch
     wanted = {"sets-ipc2.beton", "sets-ipc2.beton.yaml", "trajectory/job.json"}
     wanted |= {"sets-ipc2-retrain.json", "sets-ipc2-recipe.yaml", "sets-ipc2.png", "sets-ipc2-report.html"}
+    wanted |= {"sets-ipc2-evolution.png", "sets-ipc2-costs.json", "trajectory/costs.json"}
     recorded = {f"trajectory/seed0/{name}" for name in ("manifest.json", "exemplars.safetensors")}
     assert written == wanted | stages | recorded  # and no checkpoint, no temporary file
     lines = done.stdout.splitlines()
@@ -107,6 +108,60 @@ def test_a_job_from_start_to_end(job):
     card = read_card(out / "sets-ipc2.beton")
     assert card.accuracy[0]["rows"] == content["rows"]
     assert (card.images, card.images_per_class, card.factor, card.shape) == (24, 2, 2, [1, 8, 8])
+
+
+def test_what_a_job_took_is_noted(job):
+    out = job[0] / "out"
+    record = json.loads((out / "trajectory/costs.json").read_text())
+    costs = json.loads((out / "sets-ipc2-costs.json").read_text())
+    assert [*record] == ["record"] and [*costs] == ["distill", "retrain"]
+    for cost in (*record.values(), *costs.values()):
+        assert 0 < cost["seconds"] < 600 and 100 < cost["memory_mib"] < 30_000
+    rows = json.loads((out / "sets-ipc2-retrain.json").read_text())["rows"]
+    assert costs["retrain"]["seconds"] > sum(sum(row["seconds"]) for row in rows)
+    assert "Time and memory" in (out / "sets-ipc2-report.html").read_text()
+
+
+def strict(text):
+    """One JSON object, without the NaN and Infinity that Python would take."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_programs_get_one_object_and_people_the_rest(here, capfd):
+    assert cli.main(["run", "recipe.yaml", "--json", "retrain.epochs=3"]) == 0
+    out, err = capfd.readouterr()
+    made = strict(out)
+    assert "distilled out/sets-ipc2.beton: already done" in err and "trained on" in err
+    assert [*made] == ["step", "record", "distill", "retrain", "report"] and made["step"] == "run"
+    assert made["record"] == {"trajectory": "out/trajectory", "already_done": True, "runs": 1, "stages": 3}
+    assert made["distill"] == {"file": "out/sets-ipc2.beton", "already_done": True}
+    content = json.loads(Path("out/sets-ipc2-retrain.json").read_text())
+    assert made["retrain"]["rows"] == content["rows"] and made["retrain"]["results"] == "out/sets-ipc2-retrain.json"
+    assert Path(made["report"]).is_file()
+    assert cli.main(["show", "--json", "out/sets-ipc2.beton"]) == 0
+    out, err = capfd.readouterr()
+    shown, card = strict(out), read_card("out/sets-ipc2.beton")
+    assert err == "" and shown["picture"] is None and shown["bytes"] == Path("out/sets-ipc2.beton").stat().st_size
+    assert shown["sha256"] == card.sha256 and shown["accuracy"] == card.accuracy and shown["file"].endswith(".beton")
+    manifest = Path("out/trajectory/seed0/manifest.json")
+    manifest.write_text(
+        re.sub(r'"loss/train/total": [0-9.]+', '"loss/train/total": NaN', manifest.read_text(), count=1)
+    )
+    assert cli.main(["show", "out/trajectory", "--json"]) == 0
+    (run,) = strict(capfd.readouterr().out)["runs"]
+    losses = [stage["metrics"].get("loss/train/total", "none") for stage in run["stages"]]
+    assert losses[:2] == ["none", None] and isinstance(losses[2], float)
+    for command in (["run", "none.yaml"], ["show", "nowhere"]):
+        assert cli.main([*command, "--json"]) == 2
+        out, err = capfd.readouterr()
+        assert out == "" and err.startswith("tgdd: ")
+
+
+@pytest.mark.parametrize("options", [["--jsn"], ["--json", "--x=1"]])
+def test_an_unknown_option_is_not_taken_for_a_key(here, capfd, options):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["run", "recipe.yaml", *options])
+    assert stopped.value.code == 2 and "unrecognized arguments: --" in capfd.readouterr().err
 
 
 def test_a_job_on_a_recording_of_ones_own_leaves_it_alone(here, capfd):
@@ -178,6 +233,7 @@ def test_another_job_replaces_nothing_unasked(here, capfd):
     assert cli.main(["run", *steps, *quick, "file=out/five.beton"]) == 0
     after = snapshot(here / "out")
     new = {f"five{end}" for end in (".beton", ".beton.yaml", "-retrain.json", "-recipe.yaml", ".png", "-report.html")}
+    new |= {"five-evolution.png", "five-costs.json"}
     assert after.keys() - before.keys() == new and {**after, **before} == after
     # And asked for, it takes the first one's place, its results with it; the note of the job asks for nothing.
     assert cli.main(["run", *steps, *quick, "overwrite=true"]) == 0
@@ -228,6 +284,8 @@ def test_a_file_is_named_after_what_was_recorded(here, capfd, name, data, folder
     assert cli.main(["distill", folder, *settings]) == 0, capfd.readouterr().err
     assert capfd.readouterr().out == f"distilled outputs/{wanted}-ipc1.beton, drawn in {wanted}-ipc1.png\n"
     assert sorted(path.name for path in Path("outputs").iterdir()) == [
+        f"{wanted}-ipc1-costs.json",
+        f"{wanted}-ipc1-evolution.png",
         f"{wanted}-ipc1-log.csv",
         f"{wanted}-ipc1.beton",
         f"{wanted}-ipc1.beton.yaml",
@@ -453,6 +511,7 @@ assert not {"composer", "torch", "ffcv"} & set(sys.modules)
     done = subprocess.run([sys.executable, "-c", script], **options)
     assert done.returncode == 0, done.stderr
     assert all(step in done.stdout for step in ("run", "record", "distill", "retrain", "show"))
+    assert all(f"\n  {status} " in done.stdout for status in (0, 1, 2, 130)), "the exit status"
 
 
 def test_the_recipe_of_a_run_is_what_the_card_says(job):

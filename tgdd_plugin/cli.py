@@ -204,6 +204,10 @@ def _init(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    from tgdd_plugin.pipeline.file_checks import find_sets
+
+    for path in options.path:
+        find_sets(Path(path))  # before torch and matplotlib are loaded, which takes seconds
     from tgdd_plugin.pipeline.report import write_report
 
     first = Path(options.path[0])

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tgdd_plugin import InputError
+from tgdd_plugin.beton.card import Card
+from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.data.settings import TORCHVISION, DataSettings
 from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.pipeline.job import read_job
@@ -42,7 +44,57 @@ MISTAKES = [
     ("distill", DIGITS, [], "There is no trajectory folder 'outputs/trajectory'"),
     ("retrain", DIGITS, [], "'outputs/digits-ipc10.beton'"),
     ("nas", DIGITS, ["file=other.beton"], "'other.beton'"),
+    ("run", DIGITS, ["network.name=convnett"], "`network` must be one of convnet"),
+    ("run", DIGITS, ["data.name=image_folder", "data.root=here"], "There is no folder 'here/train'"),
+    ("run", DIGITS, ["data.name=image_folder", "data.root=bare"], "'bare/train' must have a folder for each class"),
+    (
+        "run",
+        DIGITS,
+        ["data.name=image_folder", "data.root=hollow"],
+        "'hollow/train/cat' must have images",
+    ),
+    ("run", DIGITS, ["data.name=beton", "data.train=a.beton", "data.test=b.beton"], "There is no file 'a.beton'"),
+    ("run", DIGITS, ["output=my.yaml/x"], "Cannot write 'my.yaml/x/digits-ipc10.beton'"),
+    ("run", DIGITS, ["file=hollow"], "'hollow' is a folder"),
+    ("distill", DIGITS, ["trajectory=nowhere"], "There is no trajectory folder 'nowhere'"),
+    ("distill", DIGITS, ["trajectory=bare"], "has no recorded run"),
+    ("replay", DIGITS, ["replay.tasks=11"], "`replay.tasks` must be at most 10"),
+    ("run", DIGITS, ["file=eight.beton"], "'eight.beton' is of another job"),
+    ("retrain", DIGITS, ["file=eight.beton", "data.name=cifar10"], "must be the data that 'eight.beton' was made from"),
+    ("evaluate", DIGITS, ["file=eight.beton", "trajectory=nowhere"], "There is no trajectory folder 'nowhere'"),
+    ("evaluate", DIGITS, ["file=eight.beton", "evaluate.networks=[lenet]"], "`network` must be one of convnet"),
+    ("nas", DIGITS, ["file=eight.beton", "nas.factory=lenet"], "`network` must be one of convnet"),
 ]
+"""Of a step: the text of ``my.yaml``, what is set on the command line, and what the answer has in it."""
+
+OTHERS = [
+    (["run", "eight.beton"], "tgdd run takes no .beton, got 'eight.beton'. Give a recipe (YAML)."),
+    (
+        ["distill", "eight.beton"],
+        "tgdd distill takes no .beton, got 'eight.beton'. Give a trajectory folder or",
+    ),
+    (["retrain", "hollow"], "tgdd retrain takes no folder, got 'hollow'. Give a .beton or a recipe (YAML)."),
+    (["run", "hollow"], "tgdd run takes no folder"),
+    (["export", "none.beton", "out"], "There is no file 'none.beton'"),
+    (["export", "eight.beton", "out", "--class-names"], "`--class-names` must come with --png"),
+    (["import", "none.pt", "out.beton", "--mean", "0.5", "--std", "0.5"], "There is no file 'none.pt'"),
+    (["show", "nowhere"], "There is no 'nowhere'"),
+    (["show", "hollow"], "has no recorded run"),
+    (["report", "nowhere"], "There is no .beton or folder 'nowhere'"),
+    (["report", "hollow"], "There is no folder with a .beton"),
+    (["init", "eight.beton"], "which is there already"),
+]
+"""Command lines, and what the answer has in it."""
+
+
+def prepare(folder: Path) -> None:
+    """A folder without class folders, one with a class without images, and a set of 8-pixel images."""
+    (folder / "bare" / "train").mkdir(parents=True)
+    (folder / "hollow" / "train" / "cat").mkdir(parents=True)
+    (folder / "hollow" / "train" / "cat" / "a.gif").write_bytes(b"GIF89a")
+    (folder / "eight.beton").write_bytes(b"a set")
+    card = Card(["a", "b"], 2, 1, [1, 8, 8], [0.5], [0.5], sha256=sha256(folder / "eight.beton"))
+    card.write(folder / "eight.beton")
 
 
 @pytest.mark.parametrize(("step", "text", "overrides", "wanted"), MISTAKES)
@@ -50,12 +102,14 @@ def test_a_mistake_is_one_line(
     step: str, text: str | None, overrides: list[str], wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
     if text is not None:
         Path("my.yaml").write_text(text)
     with pytest.raises(InputError) as caught:
         read_job(step, "my.yaml", overrides)
     assert wanted in str(caught.value) and "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["my.yaml"] * (text is not None)
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, *[tmp_path / "my.yaml"] * (text is not None)])
 
 
 SCRIPT = """
@@ -64,22 +118,30 @@ from pathlib import Path
 from tgdd_plugin import cli
 
 statuses = []
-for step, text, overrides, _ in json.loads(sys.argv[1]):
+mistakes, others = json.loads(sys.argv[1])
+for step, text, overrides, _ in mistakes:
     Path("my.yaml").unlink(missing_ok=True)
     if text is not None:
         Path("my.yaml").write_text(text)
     statuses.append(cli.main([step, "my.yaml", *overrides]))
+for arguments, _ in others:
+    statuses.append(cli.main(arguments))
 heavy = [name for name in ("torch", "torchvision", "composer", "ffcv", "sklearn", "optuna") if name in sys.modules]
 print(json.dumps([statuses, heavy]))
 """
 
 
 def test_no_heavy_package_is_loaded_for_it(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    given = json.dumps([MISTAKES, OTHERS])
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(MISTAKES)], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", SCRIPT, given], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert json.loads(done.stdout) == [[2] * len(MISTAKES), []]
-    assert len(done.stderr.splitlines()) == len(MISTAKES)
+    assert json.loads(done.stdout) == [[2] * (len(MISTAKES) + len(OTHERS)), []]
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(MISTAKES) + len(OTHERS)
+    for line, (*_, wanted) in zip(lines, [*MISTAKES, *OTHERS], strict=True):
+        assert wanted in line
 
 
 @pytest.mark.parametrize("overrides", [["distill.start=noise"], ["distill.factor=1", "distill.start=real"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from tgdd_plugin.core.errors import InputError
@@ -74,6 +75,12 @@ class DataSettings:
     holdout: Holdout = 0.0
     """Share of the training images to hold out and score on in place of the test images, for choosing settings without
     a look at the test set."""
+
+    def image_folders(self) -> tuple[Path, Path]:
+        """The folders of ``image_folder``, for training and for testing, named or found in root."""
+        root = Path(self.root)
+        found = next((path for path in (root / "val", root / "test") if path.is_dir()), root / "val")
+        return Path(self.train) if self.train else root / "train", Path(self.test) if self.test else found
 
     @property
     def known(self) -> Known | None:

@@ -12,8 +12,12 @@ from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.existing import existing_card, is_same
 from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.distillation.result import method_of
 from tgdd_plugin.distillation.settings import DistillSettings
+
+
+def method_of(settings: DistillSettings) -> dict[str, Any]:
+    """Returns the ``method`` of a card: the name and all settings."""
+    return {"name": "TGDD", **asdict(settings)}
 
 
 def find_difference(output: str | Path, job: Card) -> str | None:

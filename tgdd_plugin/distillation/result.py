@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,14 +12,9 @@ from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.core.errors import brief
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.distillation.evolution import Evolution, strip_path
+from tgdd_plugin.distillation.finished import method_of
 from tgdd_plugin.distillation.inputs import Inputs
-from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
-
-
-def method_of(settings: DistillSettings) -> dict[str, Any]:
-    """Returns the ``method`` of a card: the name and all settings."""
-    return {"name": "TGDD", **asdict(settings)}
 
 
 def result_card(inputs: Inputs, head: str | None = None) -> Card:

@@ -19,7 +19,7 @@ from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.core.import_string import import_function
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.networks import convnets, densenets, resnet_ap, resnets, vision_transformers
-from tgdd_plugin.networks.settings import NetworkSettings
+from tgdd_plugin.networks.settings import NetworkSettings, check_network_name
 
 MOST_PARAMETERS = 2 * 10**8
 """The most parameters of a network that is built because a file says so; this package's have 25 million at most."""
@@ -80,11 +80,7 @@ def find_factory(name: str) -> Callable[..., nn.Module]:
     """
     if name in OWN:
         return OWN[name]
-    if ":" not in name:
-        raise InputError(
-            f"`network` must be one of {', '.join(OWN)}, or a factory of yours as module:function, got '{name}'. "
-            f"Choose one of them."
-        )
+    check_network_name(name)
     return import_function("network", name)
 
 

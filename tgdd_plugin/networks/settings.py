@@ -7,7 +7,24 @@ from typing import Any
 
 import pydantic
 
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.settings import settings_class
+
+OWN = ("convnet", "resnet10", "resnet18", "resnet_ap10", "densenet121", "vit")
+"""The names of this package's networks."""
+
+
+def check_network_name(name: str) -> None:
+    """Checks that a name is that of a network of this package or of a factory, without loading either.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    if name not in OWN and ":" not in name:
+        raise InputError(
+            f"`network` must be one of {', '.join(OWN)}, or a factory of yours as module:function, got '{name}'. "
+            f"Choose one of them."
+        )
 
 
 def _free_keys(schema: dict[str, Any]) -> None:

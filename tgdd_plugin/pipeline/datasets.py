@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.import_string import import_function
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.settings import DataSettings
+from tgdd_plugin.pipeline.file_checks import check_data
 
 _KNOWN: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
     "cifar10": (tv.CIFAR10, {"train": True}, {"train": False}),
@@ -36,6 +36,7 @@ def load_data(settings: DataSettings, *, progress: bool = False) -> tuple[ImageP
     Raises:
         InputError: If they cannot be found or used.
     """
+    check_data(settings)
     train, test = _read(settings, progress)
     if settings.per_class is not None:
         generator = torch.Generator().manual_seed(0)
@@ -84,22 +85,10 @@ def _from_beton(path: str) -> ImagePool:
 
 
 def _image_folders(settings: DataSettings) -> tuple[Any, Any]:
-    root = Path(settings.root)
-    train = Path(settings.train) if settings.train else root / "train"
-    test = (
-        Path(settings.test)
-        if settings.test
-        else next((p for p in (root / "val", root / "test") if p.is_dir()), root / "val")
-    )
+    train, test = settings.image_folders()
     steps: list[Any] = [Grayscale()] if settings.grayscale else []
     if settings.image_size:
         steps += [Resize(settings.image_size), CenterCrop(settings.image_size)]
-    for folder in (train, test):
-        if not folder.is_dir():
-            raise InputError(
-                f"There is no folder '{folder}'. Set `data.root` to a folder with train/<class>/ and val/<class>/ in "
-                f"it."
-            )
     try:
         sets = [tv.ImageFolder(str(folder), transform=Compose(steps) if steps else None) for folder in (train, test)]
     except FileNotFoundError as error:

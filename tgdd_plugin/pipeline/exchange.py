@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from tgdd_plugin.core.errors import InputError, printable
@@ -43,8 +44,10 @@ def add_exchange(steps: argparse._SubParsersAction[Any]) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from tgdd_plugin.beton.exporting import export_folder, export_tensors
+    from tgdd_plugin.beton.card import read_card
 
+    # Found out before torch is loaded, which takes a second.
+    read_card(options.path)
     if (options.png or options.hub) and (options.mean or options.std):
         raise InputError(
             "`--mean` and `--std` must be left out with --png and --hub, whose images are not normalized, got both "
@@ -52,6 +55,8 @@ def _export(options: argparse.Namespace) -> None:
         )
     if options.class_names and not options.png:
         raise InputError("`--class-names` must come with --png, got it alone. Add --png, or leave it out.")
+    from tgdd_plugin.beton.exporting import export_folder, export_tensors
+
     if options.png:
         folder = export_folder(options.path, options.folder, class_names=options.class_names)
     elif options.hub:
@@ -66,6 +71,9 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
+    for path in options.path:
+        if not Path(path).is_file():
+            raise InputError(f"There is no file '{path}'. Name a .pt that torch.save wrote.")
     from tgdd_plugin.beton.importing import TOLERANCE, import_tensors
 
     with warnings.catch_warnings(record=True) as caught:

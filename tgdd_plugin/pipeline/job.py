@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tgdd_plugin.beton.card import read_card
+from tgdd_plugin.core.atomic_files import check_writable
 from tgdd_plugin.core.errors import InputError, shown
+from tgdd_plugin.distillation.finished import check_settings
+from tgdd_plugin.networks.settings import check_network_name
+from tgdd_plugin.pipeline.file_checks import check_data, check_fit, check_kind
 from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.pipeline.shipped_recipes import shipped_recipes
@@ -15,6 +18,8 @@ from tgdd_plugin.trajectory.manifest import run_folders
 
 ON_FILE = ("retrain", "evaluate", "nas")
 """The steps that take a ``.beton`` in place of a recipe."""
+INSTEAD = {"distill": "a trajectory folder", **dict.fromkeys(ON_FILE, "a .beton")}
+"""What a step takes in place of a recipe."""
 
 
 def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
@@ -32,15 +37,27 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
     recipe = _read(step, path, overrides)
     recipe.loggers.check_installed()
     if step in ON_FILE:
-        read_card(recipe.beton)
-    elif step == "distill":
+        check_fit(recipe.data, recipe.beton)
+    if step == "distill" or (step == "evaluate" and recipe.trajectory):
         run_folders(recipe.trajectory_folder)
+    for name in {"evaluate": recipe.evaluate.networks, "nas": [recipe.nas.factory]}.get(step, []):
+        check_network_name(name)
+    if step != "distill" or recipe.distill.source != "recorded":
+        check_data(recipe.data)
     if step in ("run", "distill") and recipe.distill.source != "recorded":
         _check_size(recipe)
     if step == "run" and recipe.distill.source == "recorded":
         _check_exemplars(recipe)
     if step == "replay" and recipe.replay.policy == "hybrid" and recipe.distill.source == "recorded":
         _check_real_images(recipe)
+    if step == "replay" and recipe.data.known and recipe.replay.tasks > recipe.data.known.classes:
+        raise InputError(
+            f"`replay.tasks` must be at most {recipe.data.known.classes}, the number of classes, got "
+            f"{recipe.replay.tasks}. Lower it."
+        )
+    if step in ("run", "distill"):
+        # Found out now, and not after hours of work.
+        check_settings(check_writable(recipe.beton), recipe.distill, overwrite=recipe.overwrite)
     return recipe
 
 
@@ -52,15 +69,16 @@ def _read(step: str, path: str, overrides: list[str]) -> Recipe:
         return read_recipe(None, [f"trajectory={json.dumps(path)}", *source, *overrides])
     if step in ON_FILE and path.endswith(".beton"):
         return read_recipe(None, [f"file={json.dumps(path)}", *overrides])
+    instead = INSTEAD.get(step, "")
     if not Path(path).exists() and Path(path).suffix not in (".yaml", ".yml"):
         recipes = shipped_recipes()
         if path not in recipes:
-            others = {"distill": "a trajectory folder, ", **dict.fromkeys(ON_FILE, "a .beton, ")}
             raise InputError(
-                f"There is no '{shown(path)}'. Give {others.get(step, '')}a recipe (YAML), or the name of one that "
-                f"comes with the package: {', '.join(recipes)}."
+                f"There is no '{shown(path)}'. Give {instead}{', ' * bool(instead)}a recipe (YAML), or the name of one "
+                f"that comes with the package: {', '.join(recipes)}."
             )
         return read_recipe(recipes[path], overrides)
+    check_kind(step, path, instead)
     return read_recipe(path, overrides)
 
 

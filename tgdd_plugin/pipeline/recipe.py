@@ -15,7 +15,7 @@ from tgdd_plugin.core.bounded_yaml import parse_yaml
 from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.core.setting_errors import nearest, unknown_key
 from tgdd_plugin.core.settings import validate
-from tgdd_plugin.networks.settings import NetworkSettings
+from tgdd_plugin.networks.settings import NetworkSettings, check_network_name
 from tgdd_plugin.pipeline.file_names import beton_name
 from tgdd_plugin.pipeline.origin import recorded_name
 from tgdd_plugin.pipeline.settings import Recipe
@@ -102,6 +102,7 @@ def _place(content: dict[str, Any], keys: list[str], value: str, override: str) 
 
 def _check_arguments(network: NetworkSettings, where: str) -> None:
     """Raises an InputError if there is no such factory, or it does not take the arguments."""
+    check_network_name(network.name)
     from tgdd_plugin.networks.factory import find_factory  # loads torch, which takes a second
 
     parameters = inspect.signature(find_factory(network.name)).parameters

@@ -10,8 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tgdd_plugin.beton.card import passes_of
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.errors import printable
+from tgdd_plugin.pipeline.file_checks import find_sets
 from tgdd_plugin.pipeline.report_curves import Point, draw_accuracies
-from tgdd_plugin.pipeline.report_parts import SetReport, find_sets, gather
+from tgdd_plugin.pipeline.report_parts import SetReport, gather
 
 OTHER_CLASSES = "These sets are of different classes: their accuracies cannot be compared."
 

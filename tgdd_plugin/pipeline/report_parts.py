@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tgdd_plugin.beton.card import Card, card_path, read_card
+from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.bounded_reading import MIB, RECIPE_SIZE, read_bounded
 from tgdd_plugin.core.bounded_yaml import parse_yaml
@@ -118,33 +118,6 @@ class SetReport:
         """The settings of the distillation."""
         method = self.card.method if self.card else {}
         return [(printable(str(name)), printable(str(value))) for name, value in method.items()]
-
-
-def find_sets(path: Path) -> list[Path]:
-    """The files of which a report tells: ``.beton`` files, or one to be where a job was cut off before it was there.
-
-    Raises:
-        InputError: If there is neither.
-    """
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        betons = [file for file in sorted(path.glob("*.beton")) if not file.name.startswith(".")]
-        if found := [file for file in betons if card_path(file).is_file()]:
-            return found
-        if logs := sorted(path.glob("*-log.csv")):
-            return [log.with_name(f"{log.name.removesuffix('-log.csv')}.beton") for log in logs]
-        if _has_runs(path / "trajectory"):
-            return [path / f"{path.resolve().name}.beton"]
-    what = "folder with a .beton and its card, or a recording," if path.is_dir() else ".beton or folder"
-    raise InputError(f"There is no {what} '{path}'. Name what tgdd run or tgdd distill wrote.")
-
-
-def _has_runs(folder: Path) -> bool:
-    try:
-        return bool(run_folders(folder))
-    except InputError:
-        return False
 
 
 def gather(file: Path) -> SetReport:

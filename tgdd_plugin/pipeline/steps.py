@@ -18,7 +18,6 @@ from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import input_shape
 from tgdd_plugin.distillation.distiller import distill, is_distilled
-from tgdd_plugin.distillation.finished import check_settings
 from tgdd_plugin.evaluation import comparison, tables
 from tgdd_plugin.networks.factory import network_factory, recorded_factory
 from tgdd_plugin.networks.settings import NetworkSettings
@@ -57,8 +56,6 @@ def work(step: str, recipe: Recipe) -> dict[str, Any]:
 def _run(recipe: Recipe, data: Data) -> dict[str, Any]:
     from tgdd_plugin.pipeline.report import write_report  # loads matplotlib, which no other step needs
 
-    # Found out now, and not after hours of work.
-    check_settings(check_writable(recipe.beton), recipe.distill, overwrite=recipe.overwrite)
     made = {
         "record": _record(recipe, data, keep=True),
         "distill": _distill(recipe, data),
@@ -116,7 +113,6 @@ def _complete_runs(folder: Path) -> list[Path]:
 
 def _distill(recipe: Recipe, data: Data) -> dict[str, Any]:
     trajectory = Trajectory.open(recipe.trajectory_folder)
-    check_settings(check_writable(recipe.beton), recipe.distill, overwrite=recipe.overwrite)
     if recipe.network is None and not recipe.extra_networks:
         for kind in trajectory.representative_runs.values():
             recorded_factory(kind.network)  # what cannot be built is found out before any image is read

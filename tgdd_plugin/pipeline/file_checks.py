@@ -1,0 +1,116 @@
+"""What files tell of a mistake in a job without being read in full: what is missing, empty, or something else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tgdd_plugin.beton.card import card_path, read_card
+from tgdd_plugin.core.errors import InputError, shown
+from tgdd_plugin.data.settings import DataSettings
+from tgdd_plugin.trajectory.manifest import run_folders
+
+PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""The suffixes of files that torchvision's ``ImageFolder`` takes for images."""
+
+
+def check_kind(step: str, path: str, wanted: str) -> None:
+    """Checks that a file or folder that stands in place of a recipe is not another kind of thing.
+
+    Args:
+        step: The name of the step.
+        path: What was given.
+        wanted: What may be given in place of a recipe, in words; empty if nothing may.
+
+    Raises:
+        InputError: If it is a ``.beton`` or a folder, and the step takes none.
+    """
+    remedy = f"Give {wanted + ' or ' if wanted else ''}a recipe (YAML)."
+    if path.endswith(".beton") and wanted != "a .beton":
+        steps = "tgdd retrain, evaluate and nas take one"
+        raise InputError(f"tgdd {step} takes no .beton, got '{shown(path)}'. {remedy} ({steps}.)")
+    if Path(path).is_dir() and wanted != "a trajectory folder":
+        recorded = _has_runs(Path(path))
+        what = "trajectory folder" if recorded else "folder"
+        hint = " tgdd distill takes one." if recorded else ""
+        raise InputError(f"tgdd {step} takes no {what}, got '{shown(path)}'. {remedy}{hint}")
+
+
+def check_data(data: DataSettings) -> None:
+    """Checks that the files are there which the images are read from.
+
+    Raises:
+        InputError: If a folder of ``image_folder`` is missing or has no images, or a ``.beton`` of ``beton``, or its
+            card, cannot be used.
+    """
+    if data.name == "image_folder":
+        for folder in data.image_folders():
+            _check_images(folder)
+    elif data.name == "beton":
+        for file in (data.train, data.test):
+            if file and not Path(file).is_file():
+                raise InputError(f"There is no file '{file}'. Name .beton files in data.train and data.test.")
+
+
+def check_fit(data: DataSettings, beton: Path) -> None:
+    """Checks the size of the images of a ``.beton`` against what is known of the data by its name.
+
+    Raises:
+        InputError: If it is another one, or its card cannot be used.
+    """
+    card = read_card(beton)
+    if data.known is not None and card.shape[1:] != [data.known.side, data.known.side]:
+        raise InputError(
+            f"`data.name` must be the data that '{beton}' was made from, whose images are of {card.shape}, got "
+            f"{data.name}, of {data.known.side} pixels a side. Name that data set in data.name."
+        )
+
+
+def find_sets(path: Path) -> list[Path]:
+    """The files of which a report tells: ``.beton`` files, or one to be where a job was cut off before it was there.
+
+    Raises:
+        InputError: If there is neither.
+    """
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        betons = [file for file in sorted(path.glob("*.beton")) if not file.name.startswith(".")]
+        if found := [file for file in betons if card_path(file).is_file()]:
+            return found
+        if logs := sorted(path.glob("*-log.csv")):
+            return [log.with_name(f"{log.name.removesuffix('-log.csv')}.beton") for log in logs]
+        if _has_runs(path / "trajectory"):
+            return [path / f"{path.resolve().name}.beton"]
+    what = "folder with a .beton and its card, or a recording," if path.is_dir() else ".beton or folder"
+    raise InputError(f"There is no {what} '{path}'. Name what tgdd run or tgdd distill wrote.")
+
+
+def _has_runs(folder: Path) -> bool:
+    try:
+        return bool(run_folders(folder))
+    except InputError:
+        return False
+
+
+def _check_images(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(
+            f"There is no folder '{folder}'. Set `data.root` to a folder with train/<class>/ and val/<class>/ in it."
+        )
+    classes = [entry.path for entry in os.scandir(folder) if entry.is_dir()]
+    if not classes:
+        raise InputError(
+            f"'{folder}' must have a folder for each class, got none. Put the images at <class>/<image> in it."
+        )
+    for path in sorted(classes):
+        if not _has_image(path):
+            raise InputError(
+                f"The class folder '{path}' must have images ({', '.join(PICTURES)}), got none. Put some there, or "
+                f"delete the folder."
+            )
+
+
+def _has_image(folder: str) -> bool:
+    """Whether a folder, or one in it, has a file whose name is that of an image."""
+    return any(name.lower().endswith(PICTURES) for _, _, names in os.walk(folder, followlinks=True) for name in names)
