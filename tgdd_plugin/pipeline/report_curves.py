@@ -100,7 +100,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _small_multiples(
-    names: Sequence[str], below: str, draw: Callable[[Axes, str], None], size: tuple[float, float] = (3.4, 2.6)
+    names: Sequence[str], below: str, draw: Callable[[Axes, str], None], size: tuple[float, float] = (3.2, 2.5)
 ) -> str | None:
     """A plot for each name by ``draw``, each an SVG element of its own; ``None`` without names."""
     if not names:
