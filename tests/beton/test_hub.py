@@ -67,7 +67,7 @@ def test_the_card_says_what_it_is_and_leaves_the_licence_open(tmp_path: Path) ->
     front, text = head(folder), (folder / "README.md").read_text()
     assert front["task_categories"] == ["image-classification"] and front["size_categories"] == ["n<1K"]
     assert "dataset-distillation" in front["tags"] and "license" not in front and "\n# license: ..." in text
-    labels = front["dataset_info"]["features"][1]["dtype"]["class_label"]["names"]
+    labels = front["configs"][0]["features"][1]["dtype"]["class_label"]["names"]
     assert labels == {"0": "zebra", "1": "cat/dog", "2": "10"}
     for wanted in (
         "6 synthetic training images of 3 classes, 3 × 4 × 6",
@@ -88,7 +88,7 @@ def test_a_bare_card_and_names_that_are_markup(tmp_path: Path) -> None:
     folder = export_hub(path, tmp_path / "hub")
     text = (folder / "README.md").read_text()
     assert "not recorded" in text and "Not measured yet" in text and "<b>" not in text.split("---\n", 2)[2]
-    assert head(folder)["dataset_info"]["features"][1]["dtype"]["class_label"]["names"]["1"] == r"---\x0ax: y"
+    assert head(folder)["configs"][0]["features"][1]["dtype"]["class_label"]["names"]["1"] == r"---\x0ax: y"
 
 
 def test_datasets_loads_it(tmp_path: Path) -> None:

@@ -78,22 +78,19 @@ def _head(beton: Path, card: Card, count: int) -> dict[str, Any]:
     names = [printable(name) for name in card.classes]  # a line of dashes in one would end the head
     if len(set(names)) < len(names):  # datasets wants each once
         names = [f"{name} ({label})" for label, name in enumerate(names)]
-    features = [
-        {"name": "image", "dtype": "image"},
-        {
-            "name": "label",
-            "dtype": {"class_label": {"names": dict(zip(map(str, range(len(names))), names, strict=True))}},
-        },
-    ]
+    labels = {"class_label": {"names": dict(zip(map(str, range(len(names))), names, strict=True))}}
+    config = {
+        "config_name": "default",
+        "data_files": [{"split": "train", "path": f"{PICTURES.as_posix()}/**"}],
+        # Else datasets would read the labels as plain numbers.
+        "features": [{"name": "image", "dtype": "image"}, {"name": "label", "dtype": labels}],
+    }
     return {
-        "pretty_name": beton.stem,
+        "pretty_name": printable(beton.stem),
         "task_categories": ["image-classification"],
         "size_categories": [next((name for most, name in _SIZES if count < most), "n>1M")],
         "tags": ["dataset-distillation", "ffcv", "tgdd", "synthetic"],
-        "configs": [
-            {"config_name": "default", "data_files": [{"split": "train", "path": f"{PICTURES.as_posix()}/**"}]}
-        ],
-        "dataset_info": {"features": features},
+        "configs": [config],
     }
 
 
