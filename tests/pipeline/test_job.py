@@ -151,6 +151,12 @@ def test_what_is_right_is_taken(overrides: list[str], tmp_path: Path, monkeypatc
     assert read_job("run", "my.yaml", ["distill.images_per_class=33", *overrides]).distill.images_per_class == 33
 
 
+def test_a_folder_does_not_hide_the_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert read_job("run", "digits", []).output == "outputs/digits"
+
+
 def test_what_is_known_of_data_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the digits; of torchvision's sets, which are not at hand, what their classes and papers say."""
     train, _ = load_data(DataSettings())

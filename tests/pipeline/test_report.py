@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -328,25 +329,51 @@ def test_no_text_of_a_card_becomes_a_tag(made: Path, text: str) -> None:
     assert [tag for tag in after if tag not in varying] == [tag for tag in before if tag not in varying]
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_it_without_complaint(tmp_path: Path, width: int) -> None:
+PROBE = """<script>
+const root = document.documentElement;
+const found = [root.scrollWidth, window.innerWidth, getComputedStyle(document.body).backgroundColor];
+const slider = document.querySelector(".evolution input"), tile = document.querySelector(".evolution i");
+const place = () => getComputedStyle(tile).backgroundPositionY;
+found.push(place());
+slider.value = 0;
+slider.dispatchEvent(new Event("input"));
+found.push(place(), document.querySelector(".evolution output").textContent);
+document.querySelectorAll(".strip")[1].click();
+const box = document.querySelector("dialog"), large = box.querySelector("i");
+found.push(box.open, box.querySelectorAll("i").length, box.querySelector("span").textContent);
+found.push(large.offsetWidth > 2 * document.querySelector(".strip i").offsetWidth);
+found.push(getComputedStyle(large).backgroundImage.startsWith('url("data:image/png'));
+box.click();
+found.push(box.open);
+document.title = JSON.stringify(found);
+</script></body>"""
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
+def test_a_browser_shows_it_without_complaint(tmp_path: Path, width: int, dark: bool) -> None:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("there is no Chromium here")
-    job(tmp_path)
+    job(tmp_path, classes=["cat", "dog"])
     page = write_report([tmp_path], tmp_path / "report.html")
-    probe = "<script>document.title=`${document.documentElement.scrollWidth} ${window.innerWidth}`</script></body>"
-    (tmp_path / "probe.html").write_text(page.read_text().replace("</body>", probe))
+    (tmp_path / "probe.html").write_text(page.read_text().replace("</body>", PROBE))
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    options += ["--enable-logging=stderr", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
     done = subprocess.run(
-        [browser, *options, "--enable-logging=stderr", f"--window-size={width},900", "--dump-dom", "probe.html"],
+        [browser, *options, f"--window-size={width},900", "--dump-dom", "probe.html"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    found = re.search(r"<title>(\d+) (\d+)</title>", done.stdout)
-    assert found and int(found[1]) <= int(found[2]), "nothing stands out to the side"
     assert "CONSOLE" not in done.stderr
+    title = re.search(r"<title>(.*)</title>", done.stdout)
+    assert title
+    wide, window, ground, last, first, step, opened, tiles, name, large, drawn, still = json.loads(unescape(title[1]))
+    assert wide <= window, "nothing stands out to the side"
+    assert ground == ("rgb(22, 24, 28)" if dark else "rgb(255, 255, 255)")
+    assert (last, first, step) == ("100%", "0%", "step 0"), "the slider shows the start"
+    assert (opened, tiles, name, large, drawn) == (True, 4, "Distilled images of cat", True, True), "the zoom"
+    assert not still, "a click beside the images closes it"
     assert page.stat().st_size < 3 * 2**20

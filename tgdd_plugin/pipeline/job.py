@@ -70,14 +70,15 @@ def _read(step: str, path: str, overrides: list[str]) -> Recipe:
     if step in ON_FILE and path.endswith(".beton"):
         return read_recipe(None, [f"file={json.dumps(path)}", *overrides])
     instead = INSTEAD.get(step, "")
-    if not Path(path).exists() and Path(path).suffix not in (".yaml", ".yml"):
+    if not Path(path).is_file() and Path(path).suffix not in (".yaml", ".yml"):
         recipes = shipped_recipes()
-        if path not in recipes:
+        if path in recipes:  # also where a folder of that name, perhaps of its results, is there
+            return read_recipe(recipes[path], overrides)
+        if not Path(path).exists():
             raise InputError(
                 f"There is no '{shown(path)}'. Give {instead}{', ' * bool(instead)}a recipe (YAML), or the name of one "
                 f"that comes with the package: {', '.join(recipes)}."
             )
-        return read_recipe(recipes[path], overrides)
     check_kind(step, path, instead)
     return read_recipe(path, overrides)
 
