@@ -144,7 +144,7 @@ def test_a_job_in_one_file(tmp_path: Path) -> None:
     ):
         assert wanted in page.text, wanted
     assert page.tags.count("script") == 1 and EVIL in page.text, "a class name is text"
-    assert page.tags.count("svg") == 2 + 2 + 1 and "img" not in page.tags
+    assert page.tags.count("svg") == 2 + 3 + 1 and "img" not in page.tags
     assert all(address.startswith("#") for address in page.addresses), "no other file"
     assert "not shown" not in page.text and "There is no" not in page.text
 
@@ -288,7 +288,7 @@ def test_several_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture
     page = Page(tmp_path / "a" / "report.html")
     assert "2 sets beside each other" in page.text and "cannot be compared" not in page.text
     assert "first 8 4" in page.text and "second 8 4" in page.text and "81.2 ± 1.2 62.5 90.0 ± 1.2" in page.text
-    assert page.addresses[:2] == ["#1", "#2"] and page.tags.count("svg") == 2 * 5 + 1, "one of them compares the two"
+    assert page.addresses[:2] == ["#1", "#2"] and page.tags.count("svg") == 2 * 6 + 1, "one of them compares the two"
     job(tmp_path / "c", "third", ["cat", "dog"])
     assert cli.main(["report", str(tmp_path / "a"), str(tmp_path / "c"), "--output", str(tmp_path / "x.html")]) == 0
     assert "These sets are of different classes" in Page(tmp_path / "x.html").text
