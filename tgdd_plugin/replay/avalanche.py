@@ -32,12 +32,21 @@ class AvalancheBuffer:
         memory: The memory.
         collect: A function ``(agent, experience) -> source`` that chooses what to keep of an experience: a source as
             :meth:`ReplayMemory.add` takes it, such as the ``.beton`` distilled from the experience; or ``None`` for
-            nothing, or if it has called :meth:`ReplayMemory.add` itself. Default: the images of the experience.
+            nothing, or if it has called :meth:`ReplayMemory.add` itself. Default: the images of the experience. Classes
+            may come back in later experiences, which then share the images of the class.
+        transform: What makes an item's image of a uint8 image ``(C, H, W)``, such as the strategy's transforms for
+            training. Default: the memory's normalization alone.
     """
 
-    def __init__(self, memory: ReplayMemory, collect: Callable[[Any, Any], SourceLike | None] | None = None) -> None:
+    def __init__(
+        self,
+        memory: ReplayMemory,
+        collect: Callable[[Any, Any], SourceLike | None] | None = None,
+        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         self.memory = memory
         self.collect = collect
+        self.transform = transform
 
     @property
     def max_size(self) -> int:
@@ -58,7 +67,7 @@ class AvalancheBuffer:
     @property
     def buffer(self) -> MemoryDataset:
         """The decoded images as a data set."""
-        return MemoryDataset.of(self.memory)
+        return MemoryDataset.of(self.memory, self.transform)
 
     def post_adapt(self, agent: Any, exp: Any) -> None:
         """Adds what ``collect`` makes of an experience."""
@@ -69,7 +78,7 @@ class AvalancheBuffer:
         if source is not None:
             _, _, *labels = exp.dataset[0]
             _check_ids(source, self.memory, exp)
-            self.memory.add(source, label=int(labels[0]) if labels else None)
+            self.memory.add(source, label=int(labels[0]) if labels else None, domain=True)
 
     def update(self, strategy: Any, **_: Any) -> None:
         """Calls :meth:`post_adapt` with the experience of the strategy."""
@@ -94,6 +103,7 @@ class MemoryDataset(Dataset):
         labels: Class ids, ``(N,)``.
         normalization: What the images are normalized with; an empty set needs none.
         task_labels: Avalanche's task labels, ``(N,)``. Default: none.
+        transform: In place of the normalization, from a uint8 image ``(C, H, W)``. Default: none.
     """
 
     def __init__(
@@ -102,29 +112,29 @@ class MemoryDataset(Dataset):
         labels: torch.Tensor,
         normalization: Normalization | None,
         task_labels: torch.Tensor | None = None,
+        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.images, self.labels = images, labels
-        self.normalization = normalization
+        self.transform = normalization if transform is None else transform
         self.task_labels = task_labels
         self.targets: list[int] = labels.tolist()
 
     @classmethod
-    def of(cls, memory: ReplayMemory) -> MemoryDataset:
+    def of(cls, memory: ReplayMemory, transform: Callable[[torch.Tensor], torch.Tensor] | None = None) -> MemoryDataset:
         """Returns the decoded images of a memory."""
         labels = [task.label for task in memory.tasks]
         own = None
         if any(label is not None for label in labels):
             own = torch.tensor([label or 0 for label in labels])[memory.sources].repeat_interleave(memory.factor**2)
         normalization = memory.normalization() if len(memory) else None
-        return cls(memory.decoded, memory.decoded_labels, normalization, own)
+        return cls(memory.decoded, memory.decoded_labels, normalization, own, transform)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        image = self.images[index].cpu()
-        assert self.normalization is not None  # there is an image
-        item = self.normalization(image), self.labels[index]
+        assert self.transform is not None  # there is an image
+        item = self.transform(self.images[index].cpu()), self.labels[index]
         return item if self.task_labels is None else (*item, int(self.task_labels[index]))
 
 
