@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from composer import Callback
 from safetensors.torch import load_file
@@ -26,13 +27,14 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.replay import learner, network_growth, policies
+from tgdd_plugin.replay.heads import separate_heads
 from tgdd_plugin.replay.learner import learn
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.metrics import Scores
 from tgdd_plugin.replay.network_growth import grow
 from tgdd_plugin.replay.policies import TaskResult, distilled
 from tgdd_plugin.replay.settings import ReplaySettings
-from tgdd_plugin.replay.tasks import Task, split_classes
+from tgdd_plugin.replay.tasks import Task, check_tasks, split_classes
 from tgdd_plugin.training.train import accuracy, train_network
 
 MEAN, STD = [0.4], [0.3]
@@ -155,6 +157,34 @@ def test_uneven_splits_differ_by_one_class(count: int, sizes: list[int]) -> None
             assert (
                 "abcde"[int(image.max()) // 10] == task.train.classes[label] and task.train.classes[label] in task.new
             )
+
+
+def numbered(per_class: int = 12) -> ImagePool:
+    """Images of five classes, each with its own number in its pixels."""
+    labels = torch.arange(5 * per_class) % 5
+    return ImagePool(torch.arange(5 * per_class, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4), labels)
+
+
+def test_tasks_of_the_sizes_that_are_given() -> None:
+    pool = numbered()
+    tasks = split_classes(pool, pool, ReplaySettings(tasks=(3, 1, 1), order=2))
+    assert [len(task.new) for task in tasks] == [3, 1, 1] and [task.train.num_classes for task in tasks] == [3, 4, 5]
+    even = split_classes(pool, pool, ReplaySettings(tasks=2, order=2))
+    assert even[-1].train.classes == tasks[-1].train.classes
+    with pytest.raises(InputError, match=r"must add up to 5, the number of classes, got \[3, 1\], which is 4. Say for"):
+        split_classes(pool, pool, ReplaySettings(tasks=(3, 1)))
+
+
+def test_a_share_of_each_class_comes_back_in_later_tasks() -> None:
+    """Of 12 images 6: three each in two later tasks, six in one; those of the last class have none to come back in."""
+    pool = numbered()
+    tasks = split_classes(pool, pool, ReplaySettings(tasks=(2, 2, 1), returning=0.5))
+    assert [task.train.counts.tolist() for task in tasks] == [[6, 6], [3, 3, 6, 6], [3, 3, 6, 6, 12]]
+    assert [task.new for task in tasks] == [list("01"), list("0123"), list("01234")]
+    assert [task.test.counts.tolist() for task in tasks] == [[12, 12], [0, 0, 12, 12], [0, 0, 0, 0, 12]]
+    came = torch.cat([task.train.images[:, 0, 0, 0] for task in tasks]).tolist()
+    assert sorted(came) == list(range(60)), "each image once"
+    check_tasks(tasks)
 
 
 def test_the_order_is_the_seeds() -> None:
@@ -576,6 +606,52 @@ def test_a_class_that_comes_again_has_images_of_both_tasks(tmp_path: Path) -> No
     run(tmp_path, keep(2), tasks)
     memory = ReplayMemory.load(tmp_path / "task1" / "memory.beton")
     assert memory.counts.tolist() == [2, 2, 2] and memory.sources.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_returning_class_has_images_of_its_tasks_in_the_memory(tmp_path: Path) -> None:
+    settings = ReplaySettings(tasks=3, returning=0.4)
+    scores = run(tmp_path, keep(2), split_classes(*pools(), settings), settings=settings)
+    memory = ReplayMemory.load(tmp_path / "task2" / "memory.beton")
+    assert memory.counts.tolist() == [2, 2, 2] and memory.sources.tolist() == [0, 1, 1, 2, 2, 2]
+    assert [len(row) for row in scores.rows] == [1, 2, 3]
+
+
+def test_with_a_head_for_each_task_the_loss_is_that_of_the_images_own_head() -> None:
+    """Gradients of ordinary cross-entropy beside those of each image's own slice of the outputs."""
+    torch.manual_seed(0)
+    network, images = build(5).double(), torch.randn(6, 1, 8, 8, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 2, 3, 4])
+    weights = list(network.parameters())
+    outputs, loss = network(images), torch.zeros(())
+    for image, label in enumerate(labels.tolist()):
+        own = slice(0, 2) if label < 2 else slice(2, 5)
+        loss = loss + F.cross_entropy(outputs[image, own], torch.tensor(label - own.start)) / 6
+    wanted = torch.autograd.grad(loss, weights)
+    separate_heads(network, [2, 3])
+    found = torch.autograd.grad(F.cross_entropy(network(images), labels), weights)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_told_the_task_a_network_chooses_within_it(tmp_path: Path) -> None:
+    """Two heads, beside the outputs of the saved networks cut by hand; a head of one class is always right."""
+    settings = ReplaySettings(tasks=(2, 1), heads="task")
+    tasks = split_classes(*pools(), settings)
+    scores = run(tmp_path, keep(2), tasks, settings=settings)
+    assert scores.rows[1][1] == 1.0
+    network = build(3).eval()
+    network.load_state_dict(load_file(tmp_path / "task1" / "network.safetensors"))
+    with torch.no_grad():
+        outputs = network(NORMALIZATION(tasks[0].test.images))[:, :2]
+    assert scores.rows[1][0] == pytest.approx((outputs.argmax(1) == tasks[0].test.labels).double().mean().item())
+    assert run(tmp_path, stop, tasks, settings=settings).rows == scores.rows, "a finished job"
+
+
+def test_heads_need_classes_of_one_task_each(tmp_path: Path) -> None:
+    settings = ReplaySettings(tasks=3, returning=0.4, heads="task")
+    with pytest.raises(InputError, match=r"`replay.heads` must be 'one' where classes come back, as 'rows' does"):
+        run(tmp_path / "job", stop, split_classes(*pools(), settings), settings=settings)
+    assert not (tmp_path / "job").exists()
 
 
 # What cannot work: found out before anything is trained, in one line.

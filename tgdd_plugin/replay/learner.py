@@ -7,7 +7,6 @@ tasks are not distilled again.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,19 +30,23 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.replay.algorithm import DistilledReplay
+from tgdd_plugin.replay.heads import OneHead, head_sizes, separate_heads
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.metrics import Scores
-from tgdd_plugin.replay.network_growth import grow, load_network, save_network
+from tgdd_plugin.replay.network_growth import check_growth, grow, load_network, save_network
 from tgdd_plugin.replay.policies import Policy, TaskResult
 from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.tasks import Task, check_tasks
-from tgdd_plugin.training.train import accuracy, check_network, train_network
+from tgdd_plugin.training.train import accuracy, train_network
 
 NETWORK, MEMORY, FINETUNED = "network.safetensors", "memory.beton", "tuned.safetensors"
 """The files in the folder of a task."""
 
 NOT_NOTED = {"policy": "distilled"}
 """What the folders of version 0.1 did without noting it in ``scores.json``."""
+
+WITHOUT = {"returning": None, "heads": "one"}
+"""The same, of the section ``replay``."""
 
 
 def learn(
@@ -98,7 +101,9 @@ def learn(
     training, settings = as_settings(RecordSettings, training), as_settings(ReplaySettings, settings)
     normalization, on = Normalization(mean, std), torch_device(device)
     check_tasks(tasks)
-    _check_networks(tasks, build)
+    if settings.heads == "task":
+        head_sizes(tasks)
+    check_growth(build, tasks[0].train.shape, [task.train.num_classes for task in tasks])
     memory = ReplayMemory(tasks[-1].train.classes, images_per_class=images_per_class, mean=mean, std=std, device=on)
     folder = Path(folder)
     learner = _Learner(
@@ -145,7 +150,10 @@ class _Learner:
         """Builds a network for the classes of a task, with the weights of the earlier one."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            return grow(self.build(self.tasks[number].train.num_classes), earlier)
+            network = grow(self.build(self.tasks[number].train.num_classes), earlier)
+        if self.settings.heads == "task":
+            return separate_heads(network, head_sizes(self.tasks[: number + 1]))
+        return network
 
     def finished_task(self, number: int, grown: nn.Module, memory: ReplayMemory) -> tuple[nn.Module, ReplayMemory]:
         """Loads the network and the memory after a task that was finished by an earlier call."""
@@ -210,7 +218,11 @@ class _Learner:
 
     def accuracies(self, number: int, network: nn.Module) -> list[float]:
         """Returns the accuracy on the test images of each task up to this one."""
-        return [accuracy(network, task.test, self.normalization) for task in self.tasks[: number + 1]]
+        told = self.settings.heads == "task"
+        return [
+            accuracy(OneHead(network, task) if told else network, task.test, self.normalization)
+            for task in self.tasks[: number + 1]
+        ]
 
     def _place(self, number: int) -> Path:
         return self.folder / f"task{number}"
@@ -237,15 +249,6 @@ class _Learner:
             overwrite=True,  # what lies there is of this job, and was interrupted
             quiet=True,
         )
-
-
-def _check_networks(tasks: Sequence[Task], build: Callable[[int], nn.Module]) -> None:
-    """Raises an InputError if a network does not take the images, or cannot take over the weights of a smaller one."""
-    smaller = None
-    for count in sorted({task.train.num_classes for task in tasks}):
-        check_network(functools.partial(build, count), tasks[0].train.shape, count)
-        with torch.random.fork_rng():
-            smaller = grow(build(count), smaller)
 
 
 def _saved_memory(place: Path, device: torch.device) -> ReplayMemory | None:
@@ -284,6 +287,7 @@ def _open_scores(learner: _Learner, images_per_class: int, job: dict[str, Any]) 
     scores = Scores.read(path) if path.is_file() else Scores({})
     earlier = {name: value for name, value in NOT_NOTED.items() if name in about} | with_current_keys(scores.about)
     earlier["training"] = with_later_settings(earlier.get("training") or {}, about["training"])
+    earlier["replay"] = WITHOUT | (earlier.get("replay") or {})
     other = first_difference(earlier, with_current_keys(about))
     # A job that failed before it had trained anything binds nobody.
     if other and path.is_file() and (scores.rows or (folder / "task0" / NETWORK).is_file()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import safetensors
@@ -12,6 +14,7 @@ from torch import nn
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import load_weights, weights_content
+from tgdd_plugin.training.train import check_network
 
 
 def grow(network: nn.Module, earlier: nn.Module | None) -> nn.Module:
@@ -44,6 +47,19 @@ def grow(network: nn.Module, earlier: nn.Module | None) -> nn.Module:
         for name, tensor in new.items():
             tensor[tuple(slice(size) for size in old[name].shape)] = old[name].to(tensor.device)
     return network
+
+
+def check_growth(build: Callable[[int], nn.Module], shape: Sequence[int], counts: Iterable[int]) -> None:
+    """Checks that networks of all sizes take images of ``shape``, and can take over the weights of the smaller ones.
+
+    Raises:
+        InputError: If not.
+    """
+    smaller = None
+    for count in sorted(set(counts)):
+        check_network(functools.partial(build, count), shape, count)
+        with torch.random.fork_rng():
+            smaller = grow(build(count), smaller)
 
 
 def save_network(network: nn.Module, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tgdd_plugin.core.settings import Count, NonNegativeInt, Positive, Seed, Share, settings_class
+from tgdd_plugin.core.settings import Count, NonNegativeInt, Positive, ProperShare, Seed, Share, settings_class
 
 PolicyName = Literal["random", "reservoir", "herding", "distilled", "hybrid"]
 
@@ -25,10 +25,16 @@ class ReplaySettings:
         InputError: For an unknown key, or a value of the wrong type or out of range.
     """
 
-    tasks: Count = 5
-    """Into how many tasks the classes are split, as evenly as may be."""
+    tasks: Count | tuple[Count, ...] = 5
+    """Into how many tasks the classes are split, as evenly as may be; or how many classes each task has, in a list."""
     order: Seed | None = None
     """Seed of the order of the classes. null: as the data has them."""
+    returning: ProperShare | None = None
+    """Share of each class's training images that come in later tasks, spread evenly over them: classes that come back,
+    and share their images in the memory among their tasks. The test images belong to the first task. null: none."""
+    heads: Literal["one", "task"] = "one"
+    """one: the network is not told the task, and chooses among all classes so far (class-incremental). task: a head for
+    each task, and the network is told the task of an image (task-incremental)."""
     ratio: Positive = 1.0
     """Images from the memory for each new image in a batch."""
     weight: Share | None = None

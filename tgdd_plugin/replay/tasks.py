@@ -18,7 +18,7 @@ class Task:
 
     Args:
         train, test: Real images; their ``classes`` are those of all tasks so far, the new ones last.
-        new: The names of the classes that the images belong to.
+        new: The names of the classes that the training images belong to.
     """
 
     train: ImagePool
@@ -27,34 +27,71 @@ class Task:
 
 
 def split_classes(train: ImagePool, test: ImagePool, settings: ReplaySettings) -> list[Task]:
-    """Makes class-incremental tasks: every class belongs to one of them.
+    """Makes class-incremental tasks: every class has its first images and its test images in one of them.
 
     Raises:
-        InputError: If there are fewer classes than tasks, or a class has no images.
+        InputError: If the classes cannot be split so, or a class has no images.
     """
     count = train.num_classes
-    if settings.tasks > count:
-        raise InputError(
-            f"`replay.tasks` must be at most {count}, the number of classes, got {settings.tasks}. Lower it."
-        )
     order = torch.arange(count)
     if settings.order is not None:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.order))
-    names, place, tasks = [train.classes[i] for i in order.tolist()], order.argsort(), []
-    for part in torch.arange(count).tensor_split(settings.tasks):
+    names, place = [train.classes[i] for i in order.tolist()], order.argsort()
+    parts = torch.arange(count).split(_sizes(settings.tasks, count))
+    first = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)])
+    labels, test_labels = place[train.labels], place[test.labels]
+    when = first[labels]
+    if settings.returning is not None:
+        when = _with_returning(labels, when, len(parts), settings)
+    tasks = []
+    for number, part in enumerate(parts):
         seen = names[: int(part[-1]) + 1]
-        pools = []
-        for pool, purpose in ((train, "training"), (test, "test")):
-            labels = place[pool.labels]
-            index = torch.isin(labels, part).nonzero()[:, 0]
-            missing = [names[i] for i in part.tolist() if not bool((labels == i).any())]
-            if missing:
+        index, test_index = (when == number).nonzero()[:, 0], (first[test_labels] == number).nonzero()[:, 0]
+        for there, purpose in ((labels[index], "training"), (test_labels[test_index], "test")):
+            if missing := [names[i] for i in part.tolist() if not bool((there == i).any())]:
                 raise InputError(
                     f"Class '{missing[0]}' has no {purpose} images. Give some of each class for training and test."
                 )
-            pools.append(ImagePool(pool.take(index), labels[index], seen))
-        tasks.append(Task(pools[0], pools[1], [names[i] for i in part.tolist()]))
+        new = [names[i] for i in labels[index].unique().tolist()]
+        tasks.append(
+            Task(
+                ImagePool(train.take(index), labels[index], seen),
+                ImagePool(test.take(test_index), test_labels[test_index], seen),
+                new,
+            )
+        )
     return tasks
+
+
+def _sizes(tasks: int | tuple[int, ...], count: int) -> list[int]:
+    """How many of ``count`` classes each task has.
+
+    Raises:
+        InputError: If that is impossible.
+    """
+    if isinstance(tasks, tuple):
+        if sum(tasks) != count:
+            raise InputError(
+                f"`replay.tasks` must add up to {count}, the number of classes, got {list(tasks)}, which is "
+                f"{sum(tasks)}. Say for each task how many classes it has."
+            )
+        return list(tasks)
+    if tasks > count:
+        raise InputError(f"`replay.tasks` must be at most {count}, the number of classes, got {tasks}. Lower it.")
+    return [len(part) for part in torch.arange(count).tensor_split(tasks)]
+
+
+def _with_returning(labels: torch.Tensor, when: torch.Tensor, tasks: int, settings: ReplaySettings) -> torch.Tensor:
+    """The task of each training image ``(N,)``, where a share of each class comes in the tasks after its first one."""
+    generator, when = torch.Generator().manual_seed(settings.order or 0), when.clone()
+    for label in labels.unique():
+        own = (labels == label).nonzero()[:, 0]
+        number = int(when[own[0]])
+        if later := tasks - 1 - number:
+            share = round(len(own) * (settings.returning or 0))
+            back = own[torch.randperm(len(own), generator=generator)[:share]]
+            when[back] = number + 1 + torch.arange(share) % later
+    return when
 
 
 def check_tasks(tasks: Sequence[Task]) -> None:
