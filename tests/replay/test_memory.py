@@ -434,6 +434,16 @@ def test_a_buffer_takes_and_gives_normalised_images(task: int | None) -> None:
         AvalancheBuffer(other).post_adapt(None, SimpleNamespace(dataset=data))
 
 
+def test_a_transform_takes_the_place_of_the_normalization() -> None:
+    """As of training images, which are augmented: from the uint8 image to what the network gets."""
+    memory = ReplayMemory(total_images=4, **SCALE)
+    buffer = AvalancheBuffer(memory, transform=lambda image: image.flip(2).double() / 255).buffer
+    assert len(buffer) == 0
+    memory.add((pictures(2), torch.tensor([0, 1])))
+    buffer = AvalancheBuffer(memory, transform=lambda image: image.flip(2).double() / 255).buffer
+    assert torch.equal(buffer[1][0], memory.images[1].flip(2).double() / 255) and int(buffer[1][1]) == 1
+
+
 def test_what_is_collected_of_an_experience_is_the_users_choice(tmp_path: Path) -> None:
     given = iter([beton(tmp_path / "a.beton", ["cat"]), None])
     memory = ReplayMemory(images_per_class=2)
