@@ -3,8 +3,8 @@
     python -m benchmarks.long_stream --tasks 20 --classes 5
 
 Images of CIFAR-100's shape are simulated, a pattern with noise for each class; a small ConvNet learns the tasks one
-after another (``tgdd_plugin.replay.learner.learn``). Seconds are those of the process. The accuracy on all earlier tasks
-is measured after each task and grows with them: its seconds are told apart.
+after another (``tgdd_plugin.replay.learner.learn``). Seconds are those of the process. The accuracy on all earlier
+tasks is measured after each task and grows with them: its seconds are told apart.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from tgdd_plugin.networks.features import features_of, herding_subset
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.settings import PolicyName, real_images
 from tgdd_plugin.replay.sources import SourceLike
-from tgdd_plugin.replay.tasks import Task
+from tgdd_plugin.replay.tasks import Task, check_enough_for_steps
 from tgdd_plugin.trajectory.store import Trajectory
 
 
@@ -75,9 +75,13 @@ def replay_policy(
         real_share: The share of real images of the policy ``'hybrid'``. Default: ``0.5``.
 
     Raises:
-        InputError: If a class has fewer images than are to be kept, or ``settings`` names classes or a budget.
+        InputError: If a class has fewer images than are to be kept, a task fewer than a step of distilling draws, or
+            ``settings`` names classes or a budget.
     """
-    count = memory_settings(settings).images_per_class
+    sized = memory_settings(settings)
+    count = sized.images_per_class
+    if name in ("distilled", "hybrid") and sized.source != "recorded":
+        check_enough_for_steps(tasks, sized.real_per_class)
     match name:
         case "random":
             check_enough_images(tasks, count)

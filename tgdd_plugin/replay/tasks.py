@@ -122,3 +122,17 @@ def check_tasks(tasks: Sequence[Task]) -> None:
                 f"Task {number} must have images of {list(shape)} like the first task, got {list(shapes[0])} for "
                 f"training and {list(shapes[1])} for testing. Give all images in one size."
             )
+
+
+def check_enough_for_steps(tasks: Sequence[Task], real_per_class: int) -> None:
+    """Checks that a class of every task has as many images as a step of distilling draws; others are repeated.
+
+    Raises:
+        InputError: If not.
+    """
+    for number, task in enumerate(tasks, 1):
+        if (most := int(task.train.counts.max())) < real_per_class:
+            raise InputError(
+                f"`distill.real_per_class` must be at most {most}, the most images of a class in task {number}, got "
+                f"{real_per_class}. Lower it, or add images."
+            )
