@@ -43,10 +43,10 @@ from composer.core import Event
 from benchmarks.harness import Bench, run
 from benchmarks.replay_table import GDUMB, LEARNER, METHODS, PROTOCOL, table
 from benchmarks.results import Parser, Row, seconds, stopwatch
-from tgdd_plugin import DistillSettings, ImagePool, read_beton
+from tgdd_plugin import DistillSettings, ImagePool, InputError, read_beton
 from tgdd_plugin.networks.factory import network_factory
 from tgdd_plugin.networks.settings import NetworkSettings
-from tgdd_plugin.replay.learner import MEMORY, learn
+from tgdd_plugin.replay.learner import MEMORY, WITHOUT, learn
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.metrics import Scores
 from tgdd_plugin.replay.policies import (
@@ -98,6 +98,8 @@ class Case:
 
 def domain_tasks(train: ImagePool, test: ImagePool, settings: ReplaySettings) -> list[Task]:
     """Makes tasks that each have all classes in another appearance, at most as many as :data:`DOMAINS` has."""
+    if isinstance(settings.tasks, tuple):
+        raise InputError(f"`replay.tasks` must be a number with --domain, got {list(settings.tasks)}. Give one.")
     names = list(DOMAINS)[: settings.tasks]
     generator = torch.Generator().manual_seed(settings.order or 0)
     tasks = []
@@ -142,14 +144,21 @@ class Comparison:
         split = domain_tasks if self.scenario == "domains" else split_classes
         return split(self.bench.train, self.bench.test, replace(self.bench.recipe.replay, order=order))
 
+    def _settings(self, case: Case, tasks: list[Task]) -> ReplaySettings:
+        given = replace(self.bench.recipe.replay, order=case.order)
+        return given if isinstance(given.tasks, tuple) else replace(given, tasks=len(tasks))
+
     def row(self, case: Case) -> Row:
         """Opens the row of a case, with the settings that it depends on."""
         recipe, tasks = self.bench.recipe, self.make(case.order)
-        replay = asdict(replace(recipe.replay, order=case.order, tasks=len(tasks)))
+        replay = asdict(self._settings(case, tasks))
+        for name, value in WITHOUT.items():  # keys that earlier rows lack
+            if replay[name] == value:
+                del replay[name]
         depends: dict[str, Any] = {"record": asdict(replace(recipe.record, runs=1)), "scenario": self.scenario}
         about: dict[str, Any] = {"kind": "continual", "method": case.method, "source": case.source, "form": case.form}
         if case.method in ("finetune", "joint"):
-            replay = {name: replay[name] for name in ("tasks", "order")}
+            replay = {name: replay[name] for name in ("tasks", "order", "returning") if name in replay}
         else:
             del replay["policy"]  # the row's method
             if case.method != "hybrid":
@@ -210,7 +219,7 @@ class Comparison:
                 select_exemplars,
                 self.count * shares,
                 recipe.record,
-                replace(recipe.replay, order=case.order, tasks=len(tasks)),
+                self._settings(case, tasks),
                 mean=bench.normalization.mean,
                 std=bench.normalization.std,
                 seed=recipe.seed,
