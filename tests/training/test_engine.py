@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -320,3 +322,21 @@ def test_batch_sizes_are_those_that_come(count: int) -> None:
     own = DeviceLoader(torch.zeros(count, 1, 8, 8, dtype=torch.uint8), torch.zeros(count).long(), Normalization([0.5], [0.3]), batch_size=8)  # fmt: skip  # noqa: E501
     sizes = [len(labels) for _, labels in own]
     assert own.batch_sizes() == {size: sizes.count(size) for size in sizes}
+
+
+def test_a_training_that_is_over_keeps_neither_its_images_nor_its_classifier() -> None:
+    """Composer's engines register their State for the end of the process."""
+    normalization = Normalization([0.5], [0.25])
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    loader = DeviceLoader(images, torch.arange(4) % 2, normalization, batch_size=4, device="cpu")
+    seen: list[weakref.ref[Any]] = [weakref.ref(loader)]
+
+    class Look(Callback):
+        def fit_end(self, state: State, logger: Logger) -> None:
+            seen.extend(weakref.ref(each) for each in (state.model, state.optimizers[0], self))
+
+    network = convnet(2, 1, 8, depth=1, width=4)
+    train_network(network, loader, 2, TrainSettings(epochs=1, cutmix=0.0), device="cpu", callbacks=[Look()])
+    del loader
+    gc.collect()
+    assert len(seen) == 4 and [each() for each in seen] == [None] * 4

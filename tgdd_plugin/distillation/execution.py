@@ -16,6 +16,7 @@ from composer.core import Time
 from composer.loggers import LoggerDestination
 from composer.utils import dist, ensure_tuple
 
+from tgdd_plugin.core.closing import close
 from tgdd_plugin.core.device import Device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.progress_bar import ProgressBar
@@ -173,7 +174,7 @@ def _fit_halving(
                 remedy = "Lower classes_per_chunk" if chunk > 1 else "Lower real_per_class or max_decoded"
                 raise InputError(f"{chunk} class(es) at a time do not fit in memory. {remedy}.") from None
         finally:
-            trainer.close()
+            close(trainer)
         warnings.warn(f"{chunk} classes at a time do not fit in memory; going on with {(chunk + 1) // 2}", stacklevel=2)
         chunk = (chunk + 1) // 2
         with torch.no_grad():

@@ -16,6 +16,7 @@ from composer.models import ComposerModel
 from composer.optim import ComposerScheduler, MultiStepScheduler
 from composer.utils import ensure_tuple
 
+from tgdd_plugin.core.closing import close
 from tgdd_plugin.core.progress_bar import ProgressBar
 from tgdd_plugin.logs.destinations import Hyperparameters
 from tgdd_plugin.logs.guarding import guarded
@@ -109,7 +110,7 @@ def _run(trainer: Trainer) -> None:
             warnings.filterwarnings("ignore", message=SLOWER)
             trainer.fit()
     finally:
-        trainer.close()
+        close(trainer)
 
 
 class MeanLoss(Callback):
