@@ -4,56 +4,50 @@
     python -m benchmarks.nas recipes/nas_cifar10.yaml --count 120 --minutes 9    # stops in time; the same goes on
     python -m benchmarks.nas --table                                   # prints the tables of what is there
 
-A sample of the recipe's search space that has every value equally often is trained in full, as `record` says for
+A sample of the recipe's search space that has every value equally often is trained in full, as `retrain` says for
 retrain.full_epochs, and scored on the test images: the truth. Each network is also trained on every proxy, as `retrain`
-says, and judged by training images that are held out for it. The proxies:
+says, and judged by training images that are held out for it. Beside them stand the network's parameters, FLOPs and
+synflow, and the means of their ranks. The proxies:
 
 distilled, sampled or recorded: the set that ships.     random: as many images of each class, other ones for each seed.
 herding: as many, chosen by the features of the network that was recorded.
 one epoch: no compact set, but one epoch of so many different random images that as many are seen in all.
-..., soft labels (--soft): the distilled and the random images with what the recorded networks, trained, say of them.
+..., soft labels: the distilled and the random images with what the recorded networks, trained, say of them.
 
-A row is a network. --part 0/2 and --part 1/2 share the networks between two processes. --networks says how many are
-trained of each on each proxy, --truths on the full data.
+A row is a network's truth, or a network on the proxies. --part 0/2 and --part 1/2 share the networks between two
+processes. --networks says how many are trained of each on each proxy, --truths on the full data. --truths 0, and
+--proxies without a name, make one kind of row alone; --truth names the folder of truths that several --output share.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-import numpy as np
 import torch
-from scipy import stats
 
 from benchmarks.harness import Bench, Images, run
-from benchmarks.results import Parser, Row, key_of, markdown, provenance, read_rows
+from benchmarks.nas_table import DISTILLED, EPOCH, FULL, PROXIES, SOFT, table
+from benchmarks.results import Parser, Row, key_of
 from tgdd_plugin import DistillSettings, InputError
 from tgdd_plugin.beton.card import card_path
 from tgdd_plugin.data.coresets import herding
-from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.distillation.compatibility import bare_networks
 from tgdd_plugin.evaluation.scorer import random_images
 from tgdd_plugin.evaluation.soft_labels import predict_soft_labels
+from tgdd_plugin.nas.costs import costs_of
 from tgdd_plugin.nas.search_space import candidate_builder, check_factory, name_of
 from tgdd_plugin.networks.features import features_of
 from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.train import accuracy, check_network
-
-FULL, EPOCH, SOFT = "full", "one epoch", ", soft labels"
-DISTILLED = ("distilled, sampled", "distilled, recorded")
-PROXIES = (*DISTILLED, "random", "herding", EPOCH, *(name + SOFT for name in (*DISTILLED, "random")))
-TOP = (5, 10)
-SAMPLES = 2000
-CHANCE = 2.0  # times chance: a network below was not trained by full training
+from tgdd_plugin.training.train import accuracy, check_network, train_each
 
 
 class Ranking:
@@ -69,12 +63,8 @@ class Ranking:
         if not bench.recipe.retrain.full_epochs:
             raise InputError("retrain.full_epochs is 0; the truth is what networks reach on the full data")
         self.networks = self.space.sample(options.count, options.sample)
-        self.sizes: dict[str, int] = {}  # parameters
         for arguments in self.networks:  # what cannot work is found out before any work
-            build = self.build(arguments)
-            check_network(build, bench.train.shape, bench.train.num_classes)
-            with torch.random.fork_rng():
-                self.sizes[name_of(arguments)] = sum(weights.numel() for weights in build().parameters())
+            check_network(self.build(arguments), bench.train.shape, bench.train.num_classes)
         generator = torch.Generator().manual_seed(bench.recipe.seed)
         self.pool, self.validation_images = bench.train.split(self.space.validation, generator)
         # From here on: recording, distilling and every training go without the validation images.
@@ -82,15 +72,16 @@ class Ranking:
         self.count = bench.recipe.distill.images_per_class
         self.short = bench.retraining(bench.recipe.distill)
         self.made: dict[str, str] = {}  # of what was made for it, a checksum
-        self.proxies: dict[str, Callable[[int], Images]] = {}
-        for source in options.source:
-            self.proxies[f"distilled, {source}"] = functools.cache(functools.partial(self.distilled, source))
-        self.proxies["random"] = lambda seed: random_images(self.pool, self.count, seed)
-        self.proxies["herding"] = functools.cache(lambda seed: self.herded())
-        self.proxies[EPOCH] = lambda seed: random_images(self.pool, self.different, seed)
-        if options.soft:
-            for proxy in [name for name in self.proxies if name == "random" or name in DISTILLED]:
-                self.proxies[proxy + SOFT] = functools.cache(functools.partial(self.softened, proxy))
+        self.every: dict[str, Callable[[int], Images]] = {
+            "distilled, sampled": functools.cache(functools.partial(self.distilled, "sampled")),
+            "distilled, recorded": functools.cache(functools.partial(self.distilled, "recorded")),
+            "random": lambda seed: random_images(self.pool, self.count, seed),
+            "herding": functools.cache(lambda seed: self.herded()),
+            EPOCH: lambda seed: random_images(self.pool, self.different, seed),
+        }
+        for proxy in (*DISTILLED, "random"):
+            self.every[proxy + SOFT] = functools.cache(functools.partial(self.softened, proxy))
+        self.proxies = {name: images for name, images in self.every.items() if name in options.proxies}
 
     @property
     def different(self) -> int:
@@ -135,13 +126,13 @@ class Ranking:
         """A proxy's images with the trajectory's soft labels."""
         trajectory = self.trajectory()
         networks = bare_networks(self.bench.builds, trajectory, self.pool.shape)
-        pixels = self.proxies[proxy](seed)[0].to(self.bench.on)
+        pixels = self.every[proxy](seed)[0].to(self.bench.on)
         teachers = [run.stages[-1].sha256 for run in trajectory.runs.values()]
         self.made[proxy + SOFT] = key_of({"set": self.made.get(proxy), "teachers": teachers})
         return pixels, predict_soft_labels(trajectory, networks, pixels, self.bench.normalization)
 
     def row(self, arguments: dict[str, Any]) -> Row:
-        """The row of a network, with the settings it depends on."""
+        """The row of a network on the proxies, with the settings it depends on, and its costs."""
         recipe = self.bench.recipe
         depends = {
             "arguments": arguments,
@@ -150,38 +141,81 @@ class Ranking:
             "distill": asdict(recipe.distill),
             "retrain": asdict(replace(recipe.retrain, seeds=1, at_once=None)),
         }
-        parameters = self.sizes[name_of(arguments)]
-        name = name_of(arguments).replace("=", "").replace(" ", "-")
+        row = self.bench.row(_file_of(arguments), depends, kind="network", arguments=arguments)
+        if "costs" not in row.content:
+            began = time.perf_counter()
+            with torch.random.fork_rng():
+                torch.manual_seed(recipe.seed)
+                costs = asdict(costs_of(self.build(arguments)(), self.pool.shape, torch.device("cpu")))
+            row.content["costs"] = {**costs, "seconds": time.perf_counter() - began}
+        return row
+
+    def truth(self, arguments: dict[str, Any]) -> Row:
+        """The row of a network's full training, which depends on no proxy."""
+        training = asdict(self.bench.recipe.retrain.full_training(len(self.pool)))
+        depends = {"arguments": arguments, "factory": self.space.factory, "training": training}
         classes = self.pool.num_classes
         return self.bench.row(
-            name, depends, kind="network", arguments=arguments, parameters=parameters, classes=classes
+            f"truth-{_file_of(arguments)}", depends, kind="truth", arguments=arguments, classes=classes
         )
 
-    def column(
-        self,
-        arguments: dict[str, Any],
-        name: str,
-        seeds: Sequence[int],
-        images: Callable[[int], Images],
-        validation_images: ImagePool,
-    ) -> None:
-        """Trains the networks that a row's column lacks."""
+    def train_in_full(self, arguments: dict[str, Any], seeds: Sequence[int]) -> None:
+        """Trains the networks that a truth lacks."""
+        row, how = self.truth(arguments), self.bench.recipe.retrain.full_training(len(self.pool))
+        for seed in row.missing(FULL, seeds):
+            title = f"{row.content['name']}, seed {seed}"
+            images, build = (self.pool.images, self.pool.labels), self.build(arguments)
+            network, spent = self.bench.fit(row.work / f"full{seed}", title, images, how, seed, build=build)
+            found = accuracy(network, self.bench.test, self.bench.normalization)
+            self.bench.note(row, FULL, {"seed": seed, "accuracy": found, "seconds": spent})
+
+    def train_on_proxies(self, arguments: dict[str, Any]) -> None:
+        """Trains the networks that a row's columns lack, those of one kind as retrain.at_once says."""
+        if not self.proxies:
+            return
         row = self.row(arguments)
-        retrain, made = self.bench.recipe.retrain, self.made.get(name)
-        # As on another machine, a set may have been distilled anew, to other images.
-        row.content[name] = [entry for entry in row.content.get(name, []) if entry.get("sha256") == made]
-        how = replace(self.short, epochs=1, passes=None) if name == EPOCH else self.short
-        if name == FULL:  # as the recorded network was, whatever suits a training on few images
-            own = {each.name: getattr(self.bench.recipe.record, each.name) for each in fields(TrainSettings)}
-            how = TrainSettings(**{**own, "epochs": retrain.full_epochs, "passes": None})
-        for seed in row.missing(name, seeds):
-            title = f"{row.content['name']}, {name}, seed {seed}"
-            work = row.work / f"{name.replace(', ', '-').replace(' ', '-')}{seed}"
-            build = self.build(arguments)
-            network, spent = self.bench.fit(work, title, images(seed), how, seed, build=build)
-            found = accuracy(network, validation_images, self.bench.normalization)
-            entry = {"seed": seed, "accuracy": found, "seconds": spent}
-            self.bench.note(row, name, {**entry, "sha256": made} if made else entry)
+        kinds: dict[tuple[bool, bool], list[tuple[str, int]]] = {}
+        for name in self.proxies:
+            # As on another machine, a set may have been distilled anew, to other images.
+            kept = [entry for entry in row.content.get(name, []) if entry.get("sha256") == self.made.get(name)]
+            row.content[name] = kept
+            kind = kinds.setdefault((name == EPOCH, name.endswith(SOFT)), [])
+            kind += [(name, seed) for seed in row.missing(name, self.bench.seeds)]
+        for (one_epoch, _), jobs in kinds.items():
+            if jobs:
+                how = replace(self.short, epochs=1, passes=None) if one_epoch else self.short
+                self._train_alike(row, jobs, how)
+
+    def _train_alike(self, row: Row, jobs: Sequence[tuple[str, int]], how: TrainSettings) -> None:
+        networks, loaders, on = [], [], self.bench.on
+        for name, seed in jobs:
+            pixels, labels = self.proxies[name](seed)
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                networks.append(self.build(row.content["arguments"])())
+            size, normalization = how.batch_size, self.bench.normalization
+            loaders.append(DeviceLoader(pixels.to(on), labels, normalization, batch_size=size, seed=seed, device=on))
+        classes, retrain, device = self.pool.num_classes, self.bench.recipe.retrain, self.bench.recipe.device
+        seeds = [seed for _, seed in jobs]
+        trained = train_each(
+            networks,
+            loaders,
+            classes,
+            how,
+            seeds=seeds,
+            at_once=retrain.at_once,
+            title=row.content["name"],
+            device=device,
+        )
+        for (name, seed), network, training in zip(jobs, networks, trained, strict=True):
+            found = accuracy(network, self.validation_images, self.bench.normalization)
+            entry = {"seed": seed, "accuracy": found, "seconds": training.seconds}
+            entry |= {"sha256": self.made[name]} if name in self.made else {}
+            self.bench.note(row, name, entry)
+
+
+def _file_of(arguments: dict[str, Any]) -> str:
+    return name_of(arguments).replace("=", "").replace(" ", "-")
 
 
 def work(bench: Bench, options: argparse.Namespace) -> None:
@@ -191,97 +225,22 @@ def work(bench: Bench, options: argparse.Namespace) -> None:
     ranking = Ranking(bench, options)
     for images in ranking.proxies.values():  # what they are made of, before hours of training
         images(bench.recipe.seed)
-    whole = ranking.pool.images, ranking.pool.labels
+    truths = range(bench.recipe.seed, bench.recipe.seed + options.truths)
     for arguments in ranking.networks[ranking.part :: ranking.parts]:
-        for proxy, images in ranking.proxies.items():
-            ranking.column(arguments, proxy, bench.seeds, images, ranking.validation_images)
-        truths = range(bench.recipe.seed, bench.recipe.seed + options.truths)
-        ranking.column(arguments, FULL, truths, lambda seed: whole, bench.test)
-
-
-def correlation(truth: Sequence[float], proxy: Sequence[float], kind: str) -> tuple[float, float, float]:
-    """A rank correlation, and the 95 % bootstrap interval over networks (percentiles, seed 0).
-
-    Args:
-        truth, proxy: Of the same networks.
-        kind: ``'spearman'`` or ``'kendall'`` (tau-b).
-    """
-    of = {"spearman": stats.spearmanr, "kendall": stats.kendalltau}[kind]
-    pairs = np.array([truth, proxy])
-    draw = np.random.default_rng(0)
-    again = [of(*pairs[:, draw.integers(pairs.shape[1], size=pairs.shape[1])]).statistic for _ in range(SAMPLES)]
-    low, high = np.nanpercentile(again, [2.5, 97.5])
-    return float(of(*pairs).statistic), float(low), float(high)
-
-
-def top_overlap(truth: Sequence[float], proxy: Sequence[float], count: int) -> float:
-    """Share of the proxy's best ``count`` networks that are among the truth's."""
-    best = [set(np.argsort(-np.array(values), kind="stable")[:count].tolist()) for values in (truth, proxy)]
-    return len(best[0] & best[1]) / count
-
-
-def regret(truth: Sequence[float], proxy: Sequence[float]) -> float:
-    """The truth's best minus the truth of the proxy's best, in the truth's unit."""
-    return max(truth) - truth[int(np.argmax(proxy))]
-
-
-def table(folder: Path) -> str:
-    """The Markdown table of a folder's rows, one line for each proxy, over all networks and over those that train."""
-    rows = [row for row in read_rows(folder) if row["kind"] == "network" and row.get(FULL)]
-    jobs = {json.dumps({**row["settings"], "arguments": None}, sort_keys=True) for row in rows}
-    if len(jobs) > 1:
-        raise InputError(f"'{folder}' has networks of {len(jobs)} different jobs; give each an --output of its own")
-    if len(rows) < 3:
-        return f"{len(rows)} networks are trained in full; a ranking wants at least 3"
-    chance = 100 / rows[0]["classes"]
-    head = ["networks", "proxy", "Spearman (95 %)", "Kendall (95 %)", *(f"top {n}" for n in TOP), "regret, points"]
-    head += ["time, % of full training"]
-    lines = []
-    proxies = list(dict.fromkeys(name for row in rows for name in row if name in PROXIES))
-    trained = [row for row in rows if of(row, FULL) > CHANCE * chance]
-    for title, chosen in (("all", rows), ("trained", trained)):
-        for proxy in proxies:
-            both = [row for row in chosen if row.get(proxy)]
-            if len(both) < 3:
-                continue
-            truth, found = [of(row, FULL) for row in both], [of(row, proxy) for row in both]
-            cells = []
-            for kind in ("spearman", "kendall"):
-                value, low, high = correlation(truth, found, kind)
-                cells.append(f"{value:.2f} ({low:.2f} .. {high:.2f})")
-            tops = [f"{100 * top_overlap(truth, found, n):.0f} %" if len(both) > n else "" for n in TOP]
-            cost = 100 * sum(seconds(row, proxy) for row in both) / sum(seconds(row, FULL) for row in both)
-            cells += [*tops, f"{regret(truth, found):.1f}", f"{cost:.1f}"]
-            lines.append([f"{title}: {len(both)}", proxy, *cells])
-    truths = sorted(of(row, FULL) for row in rows)
-    notes = [
-        f"Truth: accuracy on {' and '.join(sorted({row['scored_on'] for row in rows}))} after full training, "
-        f"{truths[0]:.1f} to {truths[-1]:.1f} %, median {truths[len(truths) // 2]:.1f}; 'trained' are those above "
-        f"{CHANCE:g} times chance. Top n: share of the proxy's best n among the truth's. Regret: what picking the "
-        f"proxy's best loses. Time of all networks of a proxy together, without making the set.",
-    ]
-    return markdown(head, lines, [*notes, *provenance(rows)[1:]])
-
-
-def of(row: dict[str, Any], column: str) -> float:
-    """A network's mean accuracy in a column, in per cent."""
-    return 100 * mean(entry["accuracy"] for entry in row[column])
-
-
-def seconds(row: dict[str, Any], column: str) -> float:
-    """All its trainings' time in a column; of full training, one's."""
-    spent = [entry["seconds"] for entry in row[column]]
-    return mean(spent) if column == FULL else sum(spent)
+        ranking.train_on_proxies(arguments)
+        ranking.train_in_full(arguments, truths)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__, "outputs/nas")
     parser.add_argument("--count", type=int, default=30, help="networks (default 30)")
     parser.add_argument("--sample", type=int, default=0, metavar="SEED", help="of the choice of networks (default 0)")
-    parser.add_argument("--soft", action="store_true", help="soft labels too")
+    parser.add_argument("--proxies", nargs="*", choices=PROXIES, default=PROXIES[:5], help="which (default: but soft)")
     parser.add_argument("--truths", type=int, default=1, help="full trainings of each network (default 1)")
     parser.add_argument("--part", default="0/1", metavar="I/N", help="every N-th network, from the I-th on")
-    return run(parser, arguments, work, table)
+    parser.add_argument("--truth", type=Path, metavar="FOLDER", help="where the truths are (default: in --output)")
+    options = parser.read(arguments)[0]
+    return run(parser, arguments, work, functools.partial(table, truths=options.truth))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import nas, results
+from benchmarks import nas, nas_table, results
 from tgdd_plugin import read_beton
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.settings import DataSettings
+from tgdd_plugin.nas.costs import flops, synflow
 from tgdd_plugin.nas.settings import NasSettings
+from tgdd_plugin.networks.convnets import convnet
 from tgdd_plugin.pipeline.datasets import load_data
 
 ROOT = Path(__file__).parents[2]
@@ -33,8 +35,8 @@ def run(output: Path, *options: str, small: list[str] = SMALL) -> int:
     return nas.main([RECIPE, "--output", str(output), "--count", "4", *options, "--", *small])
 
 
-def networks(folder: Path) -> list[dict[str, Any]]:
-    return [row for row in results.read_rows(folder) if row["kind"] == "network"]
+def networks(folder: Path, kind: str = "network") -> list[dict[str, Any]]:
+    return [row for row in results.read_rows(folder) if row["kind"] == kind]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,19 @@ def test_a_row_for_each_network_with_all_proxies(whole: Path) -> None:
     assert sorted(map(str, (row["arguments"] for row in found))) == sorted(map(str, space.sample(4)))
     for row in found:
         assert {name for name in row if name in nas.PROXIES} == PROXIES
-        assert [len(row[name]) for name in sorted(PROXIES)] == [2] * 5 and len(row["full"]) == 1
+        assert [len(row[name]) for name in sorted(PROXIES)] == [2] * 5
+    truths = networks(whole, "truth")
+    assert sorted(map(str, (row["arguments"] for row in truths))) == sorted(map(str, space.sample(4)))
+    assert all(len(row["full"]) == 1 for row in truths)
+
+
+def test_the_costs_are_those_of_the_first_seeds_network(whole: Path) -> None:
+    for row in networks(whole):
+        torch.manual_seed(0)
+        network = convnet(10, 1, 8, **row["arguments"])
+        assert row["costs"]["parameters"] == sum(weights.numel() for weights in network.parameters())
+        assert row["costs"]["flops"] == flops(network, (1, 8, 8))
+        assert row["costs"]["synflow"] == synflow(network, (1, 8, 8))
 
 
 def test_the_judging_images_are_in_no_set(whole: Path) -> None:
@@ -64,7 +78,8 @@ def test_the_judging_images_are_in_no_set(whole: Path) -> None:
 
 def test_the_same_command_trains_nothing_and_parts_make_the_same_rows(whole: Path, tmp_path: Path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("benchmarks.harness.train_network", lambda *_, **__: pytest.fail("trained again"))
+        for training in ("benchmarks.harness.train_network", "benchmarks.nas.train_each"):
+            patch.setattr(training, lambda *_, **__: pytest.fail("trained again"))
         assert run(whole) == 0
     assert run(tmp_path, "--part", "1/2") == 2  # no set yet
     assert run(tmp_path, "--part", "0/2") == 0
@@ -73,8 +88,8 @@ def test_the_same_command_trains_nothing_and_parts_make_the_same_rows(whole: Pat
 
     def numbers(folder: Path) -> Any:
         return {
-            row["name"]: {name: [entry["accuracy"] for entry in row[name]] for name in [*PROXIES, "full"]}
-            for row in networks(folder)
+            row["name"]: {name: [each["accuracy"] for each in row[name]] for name in [*PROXIES, "full"] if name in row}
+            for row in [*networks(folder), *networks(folder, "truth")]
         }
 
     assert numbers(tmp_path) == numbers(whole)
@@ -87,9 +102,9 @@ def test_soft_labels_and_sets_of_several_networks(tmp_path: Path, monkeypatch, c
         seen.append((len(images), labels.dtype, labels.ndim))
         return DeviceLoader(images, labels, *arguments, **options)
 
-    monkeypatch.setattr("benchmarks.harness.DeviceLoader", watched)
+    monkeypatch.setattr("benchmarks.nas.DeviceLoader", watched)
     small = [*SMALL, "retrain.seeds=1", "extra_networks=[{name: convnet, depth: 2, width: 4}]"]
-    assert run(tmp_path, "--soft", "--count", "3", small=small) == 0
+    assert run(tmp_path, "--count", "3", "--proxies", *nas.PROXIES, small=small) == 0
     soft = {f"{name}, soft labels" for name in ("distilled, sampled", "distilled, recorded", "random")}
     for row in networks(tmp_path):
         assert {name for name in row if name in nas.PROXIES} == PROXIES | soft
@@ -103,7 +118,19 @@ def test_the_table_has_a_line_for_each_proxy(whole: Path, capsys) -> None:
     assert nas.main(["--table", "--output", str(whole)]) == 0
     printed = capsys.readouterr().out
     for proxy in PROXIES:
-        assert f"| all: 4 | {proxy} |" in printed
+        assert f"| all: 4 | {proxy} |" in printed and f"| all: 4 | {proxy} + flops |" in printed
+    assert "| all: 4 | parameters + flops + synflow |" in printed
+
+
+def test_truths_and_proxies_can_be_made_apart(whole: Path, tmp_path: Path, capsys) -> None:
+    first = ["--truths", "0", "--proxies", "random", "herding"]
+    assert run(tmp_path, *first, "--truth", str(whole)) == 0
+    assert "| all: 4 | random |" in capsys.readouterr().out and not networks(tmp_path, "truth")
+    assert run(tmp_path, *first, "--truth", str(tmp_path)) == 0
+    assert "0 networks are trained in full and on the proxies" in capsys.readouterr().out
+    other = [*SMALL, "nas.validation=0.2"]
+    assert run(tmp_path / "other", *first, "--truth", str(whole), small=other) == 2
+    assert "of other images" in capsys.readouterr().err
 
 
 def test_input_that_cannot_be_used(tmp_path: Path, capsys) -> None:
@@ -148,14 +175,30 @@ def test_correlations_are_those_of_the_definition() -> None:
     truth = torch.randint(0, 9, (20,), generator=generator).tolist()
     proxy = [value + int(torch.randint(0, 5, (), generator=generator)) for value in truth]
     for kind, by_hand in (("spearman", spearman_by_hand), ("kendall", kendall_by_hand)):
-        value, low, high = nas.correlation(truth, proxy, kind)
+        value, low, high = nas_table.interval(getattr(nas_table, kind), truth, proxy)
         assert value == pytest.approx(by_hand(truth, proxy))
         assert low < value < high <= 1
-    assert nas.correlation(truth, truth, "spearman") == pytest.approx((1, 1, 1))
-    assert nas.correlation(truth, [-value for value in truth], "kendall")[0] == pytest.approx(-1)
+    assert nas_table.interval(nas_table.spearman, truth, truth) == pytest.approx((1, 1, 1))
+    assert nas_table.kendall(truth, [-value for value in truth]) == pytest.approx(-1)
+
+
+def test_a_gain_is_of_the_same_networks_in_each_draw() -> None:
+    draw = torch.Generator().manual_seed(1)
+    truth = torch.randn(40, generator=draw)
+    near, far = (truth + size * torch.randn(40, generator=draw) for size in (0.1, 3.0))
+    value, low, high = nas_table.interval(nas_table.gain, truth.tolist(), near.tolist(), far.tolist())
+    by_hand = [spearman_by_hand(truth.tolist(), proxy.tolist()) for proxy in (near, far)]
+    assert value == pytest.approx(by_hand[0] - by_hand[1]) and 0 < low < value < high
+    same = nas_table.interval(nas_table.gain, truth.tolist(), far.tolist(), (2 * far).tolist())
+    assert same == pytest.approx((0, 0, 0))  # with draws of its own for each it would be wide
+
+
+def test_a_mean_of_ranks_is_that_of_the_definition() -> None:
+    one, other = [3.0, 1.0, 2.0, 2.0], [10.0, 40.0, 30.0, float("-inf")]
+    assert nas_table.mean_rank(one, other) == [(4 + 2) / 2, (1 + 4) / 2, (2.5 + 3) / 2, (2.5 + 1) / 2]
 
 
 def test_top_and_regret() -> None:
     truth, proxy = [90.0, 80.0, 70.0, 60.0], [1.0, 4.0, 3.0, 2.0]
-    assert nas.regret(truth, proxy) == 10.0 and nas.regret(truth, truth) == 0.0
-    assert nas.top_overlap(truth, proxy, 2) == 0.5 and nas.top_overlap(truth, truth, 3) == 1.0
+    assert nas_table.regret(truth, proxy) == 10.0 and nas_table.regret(truth, truth) == 0.0
+    assert nas_table.top_overlap(truth, proxy, 2) == 0.5 and nas_table.top_overlap(truth, truth, 3) == 1.0

@@ -609,7 +609,7 @@ def headless():
             "must have arguments that 'tests.common:manifest' takes",
         ),
         ({"settings": EvaluateSettings([], ["tgdd_plugin.networks:vit", "tests.nowhere:x"])}, "nowhere"),
-        ({"real": pool(15, 1)}, r"Class 0 \('dark'\) has 5 real images, 8 were asked for the random baseline"),
+        ({"real": pool(15, 1)}, r"Class 0 \('dark'\) has 5 real images, 8 were asked for the random ones"),
         ({"real": pool(3, 1), "settings": EvaluateSettings([], [])}, "has 1 real images, 2 were asked for"),
         ({"real": pool(6, 1), "settings": EvaluateSettings([], [], learning_rates=[1.0])}, "leaves 6 and 0 images"),
         (

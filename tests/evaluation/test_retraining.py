@@ -348,7 +348,7 @@ def test_a_network_in_place_of_a_function_is_refused(file, trained):
 
 def test_too_few_real_images_are_refused(file, trained):
     few = REAL.subset(torch.arange(3 * 5))
-    refused(trained, r"Class 0 \('dark'\) has 5 real images, 8 were asked for the random baseline", file, real=few)
+    refused(trained, r"Class 0 \('dark'\) has 5 real images, 8 were asked for the random ones", file, real=few)
 
 
 def test_an_unknown_network_is_refused(tmp_path, trained):

@@ -12,7 +12,8 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.settings import RetrainSettings
-from tgdd_plugin.nas.ranking import Candidate, latency, pareto_front, rank_networks, ranked, table
+from tgdd_plugin.nas.costs import flops, synflow
+from tgdd_plugin.nas.ranking import Candidate, mean_ranks, pareto_front, rank_networks, ranked, table
 from tgdd_plugin.training.train import accuracy, train_network
 
 
@@ -44,6 +45,7 @@ def test_accuracies_are_those_of_a_plain_training(beton):
         expected.append(accuracy(network, held_out, card.normalization))
     assert found.accuracies == expected
     assert found.parameters == 4 * 9 + 4 + 16 * K + K
+    assert found.flops == flops(tiny_network(0), (1, 8, 8)) and found.synflow == synflow(tiny_network(0), (1, 8, 8))
     assert len(found.seconds) == 2 and min(found.seconds) > 0 and found.latency > 0
 
 
@@ -112,9 +114,37 @@ def test_the_front_can_be_of_latency_and_has_nothing_that_failed():
     assert [one.name for one in ranked(every)] == ["slow", "fast", "pruned", "failed"]
 
 
-def test_latency_leaves_the_network_as_it_was():
-    network = tiny_network(norm=True).train()
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    assert latency(network, (1, 8, 8), torch.device("cpu")) > 0
-    assert network.training
-    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+def test_several_things_rank_by_the_mean_of_their_ranks():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 6, (20, 3), generator=generator).tolist()
+    every = [candidate(str(i), a / 6, size, flops=flops or None) for i, (a, size, flops) in enumerate(values)]
+
+    def rank(column, value):  # 0 FLOPs stand for what could not be counted, which is below all
+        of_all = [row[column] for row in values]
+        return 1 + sum(other > value for other in of_all) + (of_all.count(value) - 1) / 2
+
+    expected = [sum(rank(column, value) for column, value in enumerate(row)) / 3 for row in values]
+    assert mean_ranks(every, ["accuracy", "parameters", "flops"]) == pytest.approx(expected)
+    best = [expected[int(each.name)] for each in ranked(every, ["accuracy", "parameters", "flops"])]
+    assert best == sorted(best)
+
+
+def test_the_order_can_be_another_than_that_of_accuracy_and_the_table_says_by_what():
+    every = [
+        candidate("small", 0.9, 10, flops=1_000_000, synflow=2.0),
+        candidate("large", 0.8, 30, flops=3_000_000, synflow=4.0),
+        candidate("middle", 0.7, 20, flops=2_000_000),
+        candidate("pruned", 1.0, 1, pruned=True),
+        candidate("failed", 1.0, 1, problem="it burnt"),
+    ]
+    assert [each.name for each in ranked(every)] == ["small", "large", "middle", "pruned", "failed"]
+    order = ranked(every, ["accuracy", "flops"])
+    assert [each.name for each in order] == ["large", "small", "middle", "pruned", "failed"]
+    lines = table(order, by=["accuracy", "flops"]).splitlines()
+    assert lines[0] == (
+        "| rank | network | accuracy % | mean rank | parameters | MFLOPs | synflow | latency, ms | s | Pareto |"
+    )
+    assert lines[2].startswith("| 1 | large | 80.0 | 1.5 | 30 | 3.00 | 4.00e+00 |")
+    assert lines[4].startswith("| 3 | middle | 70.0 | 2.5 | 20 | 2.00 |  |")
+    assert lines[5].startswith("|  | pruned | 100.0 (given up) |  | 1 |")
+    assert "mean rank" not in table(order)

@@ -247,29 +247,31 @@ class Scorer:
         return f"{name}, {threads} thread" + ("s" if threads > 1 else "")
 
 
-def random_images(real: ImagePool, per_class: int, seed: int) -> Images:
+def random_images(real: ImagePool, per_class: int | Sequence[int], seed: int) -> Images:
     """Draws real images of each class at random, others for each seed; of a rare class, which has fewer, all.
 
     Args:
         real: The real images.
-        per_class: The number of images of each class.
+        per_class: The number of images of each class, or one number for each.
         seed: The seed of the draw.
 
     Raises:
         InputError: If a class has no images, or none has as many.
     """
     generator = torch.Generator().manual_seed(seed)
-    fewest, most = int(real.counts.min()), int(real.counts.max())
-    if fewest == 0 or most < per_class:
-        label = int(real.counts.argmin())
+    wanted = [per_class] * real.num_classes if isinstance(per_class, int) else per_class
+    asked, counts = max(wanted), real.counts.tolist()
+    empty = [label for label, count in enumerate(counts) if wanted[label] and not count]
+    if empty or max(counts) < asked:
+        label = empty[0] if empty else int(real.counts.argmin())
         raise InputError(
-            f"Class {label} ('{real.classes[label]}') has {fewest or 'no'} real images, {per_class} were asked for the "
-            f"random baseline, which repeats none. Add images of that class, or distill "
-            + (f"at most images_per_class={most}." if fewest else "without it (distill.classes).")
+            f"Class {label} ('{real.classes[label]}') has {counts[label] or 'no'} real images, {asked} were asked for "
+            f"the random ones, which repeat none. Add images of that class, or distill "
+            + ("without it (distill.classes)." if empty else f"at most images_per_class={max(counts)}.")
         )
     drawn = [
-        real.draw(torch.tensor([label]), min(per_class, count), generator)[0]
-        for label, count in enumerate(real.counts.tolist())
+        real.draw(torch.tensor([label]), min(number, counts[label]), generator)[0]
+        for label, number in enumerate(wanted)
     ]
     index = torch.cat(drawn)
     return real.take(index), real.labels[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from tqdm.auto import tqdm
 
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
+from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.settings import as_settings
+from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.evaluation.scorer import random_images
 from tgdd_plugin.evaluation.settings import RetrainSettings
-from tgdd_plugin.nas.ranking import Candidate, ranked
-from tgdd_plugin.nas.search_space import check_factory
+from tgdd_plugin.nas.ranking import Candidate, note_costs, ranked
+from tgdd_plugin.nas.search_space import candidate_builder, check_factory
 from tgdd_plugin.nas.settings import NasSettings
 from tgdd_plugin.nas.trial_queue import without_password
 from tgdd_plugin.nas.workers import SearchJob, candidate_of, run_workers, show_progress
@@ -45,8 +48,8 @@ def search(
     Args:
         file: The ``.beton``, its card beside it.
         real: The real training images, a share of which are the validation images: an :class:`ImagePool`, or any data
-            set :meth:`ImagePool.from_dataset` takes. No candidate is trained on them; the set may have been distilled
-            from them, as it is the same for all.
+            set :meth:`ImagePool.from_dataset` takes. No candidate is trained on the validation images; the set may have
+            been distilled from them, as it is the same for all.
         settings: What is searched, and how. Default: ``NasSettings()``.
         training: How candidates are trained, and how many networks of each. Default: ``RetrainSettings()``.
         storage: The file or URL of the study, if the settings name none. Default: ``'nas.db'``.
@@ -69,10 +72,15 @@ def search(
     check_factory(settings)
     torch_device(device)
     pool = fitting_pool(real, "real", file, read_card(file))
-    validation_images = pool.split(settings.validation, torch.Generator().manual_seed(seed))[1]
+    rest, validation_images = pool.split(settings.validation, torch.Generator().manual_seed(seed))
     where = settings.storage or str(storage)
     arrays = validation_images.images.cpu().numpy(), validation_images.labels.numpy(), validation_images.classes
-    job = SearchJob(where, Path(file), arrays, settings, training, device, seed)
+    drawn = None
+    if settings.images == "random":
+        per_class = read_beton(file)[1].bincount(minlength=pool.num_classes).tolist()
+        seeds = range(seed, seed + training.seeds)
+        drawn = {each: [tensor.cpu().numpy() for tensor in random_images(rest, per_class, each)] for each in seeds}
+    job = SearchJob(where, Path(file), arrays, drawn, settings, training, device, seed)
     try:
         queue = job.queue()
         total = len(queue.slots)
@@ -81,7 +89,7 @@ def search(
                 job.work(queue, lambda: show_progress(bar, queue))
             else:
                 run_workers(job, queue, bar)
-        candidates = ranked([candidate_of(trial) for trial in queue.tried()])
+        candidates = [candidate_of(trial) for trial in queue.tried()]
     except (OptunaError, SQLAlchemyError) as error:
         raise InputError(
             f"The study in '{without_password(where)}' cannot be used any more ({brief(error)}). What is in it is "
@@ -92,7 +100,19 @@ def search(
             f"None of the {total} candidates could be trained; '{candidates[0].name}' failed: {candidates[0].problem}. "
             f"Correct the factory or its choices (`nas.factory`, `nas.choices`)."
         )
-    return _without_repeats(candidates)
+    candidates = _without_repeats(ranked(candidates))
+    _fill_in_costs(candidates, settings, pool, torch_device(device), seed)
+    return ranked(candidates, settings.rank_by)
+
+
+def _fill_in_costs(
+    candidates: Sequence[Candidate], settings: NasSettings, pool: ImagePool, device: torch.device, seed: int
+) -> None:
+    """Computes the costs that ranking asks for where a study lacks them, as one of an earlier version does."""
+    for each in candidates:
+        if not each.problem and any(getattr(each, name, True) is None for name in settings.rank_by):
+            build = candidate_builder(settings, each.arguments, pool.shape, pool.num_classes)
+            note_costs(each, build, pool.shape, device, seed)
 
 
 def _without_repeats(candidates: list[Candidate]) -> list[Candidate]:

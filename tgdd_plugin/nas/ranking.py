@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,11 +22,12 @@ from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.core.tables import DrawTable, markdown_table
 from tgdd_plugin.evaluation.scorer import Images, Row, Scorer
 from tgdd_plugin.evaluation.settings import RetrainSettings
+from tgdd_plugin.nas.costs import costs_of
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import check_network
 
-LATENCY_CALLS = 20
-"""The number of timed calls of a network, of which the median counts."""
+ACCURACY = "accuracy"
+"""What candidates are ranked by if nothing else is said; the other things are fields of theirs."""
 
 
 @dataclass
@@ -37,9 +37,8 @@ class Candidate:
     Args:
         name: Its name for people.
         arguments: The arguments of the factory, if it is of a search space.
-        parameters: The number of trainable weights.
-        latency: Milliseconds of a forward pass of one image in evaluation mode, the median of :data:`LATENCY_CALLS`;
-            other work of the machine counts in.
+        parameters, latency, flops, synflow: Of a network as it is initialised by the first seed, see
+            :class:`tgdd_plugin.nas.costs.Costs`.
         accuracies: The accuracy on the validation images of each seed's network, from 0 to 1.
         seconds: The seconds of each training.
         problem: The reason why it has no accuracy; empty if it has one.
@@ -50,6 +49,8 @@ class Candidate:
     arguments: dict[Text, Any] = field(default_factory=dict)
     parameters: Whole = 0
     latency: AnyFloat = 0.0
+    flops: Whole | None = None
+    synflow: Finite | None = None
     accuracies: list[Finite] = field(default_factory=list)
     seconds: list[Finite] = field(default_factory=list)
     problem: Annotated[str, Strict()] = ""
@@ -108,14 +109,15 @@ def rank_networks(
     classes = len(card.classes)
     scorer = Scorer(pool, card.normalization, seeds, classes, device, settings.at_once, progress_bar, trainer_options)
     training = settings.training(len(images[0]))
-    return ranked([measure(Candidate(name), build, scorer, images, training) for name, build in networks.items()])
+    every = [measure(Candidate(name), build, scorer, lambda seed: images, training) for name, build in networks.items()]
+    return ranked(every)
 
 
 def measure(
     candidate: Candidate,
     build: Callable[[], nn.Module],
     scorer: Scorer,
-    images: Images,
+    images: Callable[[int], Images],
     training: TrainSettings,
     keep_on: Callable[[Candidate], bool] | None = None,
 ) -> Candidate:
@@ -125,7 +127,7 @@ def measure(
         candidate: The candidate, which is filled in and returned.
         build: Builds a fresh network of the candidate.
         scorer: The scorer; its test images are the validation images.
-        images: The training images.
+        images: Returns the training images of a seed.
         training: How networks are trained.
         keep_on: Gets the candidate after each seed, which are then trained one after another, and says whether to train
             the next. Default: ``None``, all seeds are trained at once.
@@ -135,12 +137,9 @@ def measure(
         try:
             if not candidate.parameters:
                 check_network(build, scorer.test.shape, scorer.num_classes)
-                with torch.random.fork_rng():
-                    network = build()
-                candidate.parameters = sum(tensor.numel() for tensor in network.parameters() if tensor.requires_grad)
-                candidate.latency = latency(network, scorer.test.shape, on)
+                note_costs(candidate, build, scorer.test.shape, on, scorer.seeds[0])
             row = Row(candidate.name)
-            replace(scorer, seeds=seeds).score(row, build, lambda seed: images, training)
+            replace(scorer, seeds=seeds).score(row, build, images, training)
         except Exception as error:  # a candidate of the user's can fail in any way, and the others are to be tried
             candidate.problem = str(error) if isinstance(error, InputError) else brief(error)
             break
@@ -152,31 +151,61 @@ def measure(
     return candidate
 
 
-@torch.no_grad()
-def latency(network: nn.Module, shape: Sequence[int], device: torch.device) -> float:
-    """Returns the milliseconds of a forward pass of one image ``(C, H, W)`` in evaluation mode, a median."""
-    network = copy.deepcopy(network).to(device).eval()
-    image, spent = torch.zeros(1, *shape, device=device), []
-    for _ in range(3 + LATENCY_CALLS):  # the first few find their algorithms and fill caches
-        began = time.perf_counter()
-        network(image)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent.append(time.perf_counter() - began)
-    return 1000 * sorted(spent[3:])[LATENCY_CALLS // 2]
+def note_costs(
+    candidate: Candidate, build: Callable[[], nn.Module], shape: Sequence[int], device: torch.device, seed: int
+) -> None:
+    """Fills in those of a candidate's costs that it lacks, of a network that is initialised by ``seed``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        costs = costs_of(build(), shape, device)
+    for name, value in asdict(costs).items():
+        setattr(candidate, name, getattr(candidate, name) or value)
 
 
-def ranked(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Returns candidates by falling mean accuracy, of equals the one with fewer parameters first.
+def mean_ranks(candidates: Sequence[Candidate], by: Sequence[str]) -> list[float]:
+    """Returns the mean of each candidate's ranks by several things; 1 is the best, equals share the mean of theirs.
 
-    Those that were given up follow, then those that failed.
+    Args:
+        candidates: The candidates, each with an accuracy.
+        by: ``'accuracy'``, or the names of costs, of which more is the better; a candidate that lacks one has the
+            lowest rank in it.
     """
+    ranks = torch.zeros(len(candidates), dtype=torch.double)
+    for name in by:
+        found = [each.row.mean if name == ACCURACY else getattr(each, name) for each in candidates]
+        values = torch.tensor([-math.inf if value is None else value for value in found], dtype=torch.double)
+        better, equal = (values > values[:, None]).sum(1), (values == values[:, None]).sum(1)
+        ranks += better + (equal + 1) / 2
+    return (ranks / len(by)).tolist()
 
-    def place(candidate: Candidate) -> tuple[bool, bool, float, int]:
+
+def ranked(candidates: Sequence[Candidate], by: Sequence[str] = (ACCURACY,)) -> list[Candidate]:
+    """Returns candidates by their mean rank, of equals the more accurate first, then the one with fewer parameters.
+
+    Those that were given up follow, by their accuracy, then those that failed.
+
+    Args:
+        candidates: The candidates.
+        by: What they are ranked by, see :func:`mean_ranks`. Default: their mean accuracy alone.
+    """
+    ranks = _ranks_of_sound(candidates, by)
+
+    def place(candidate: Candidate) -> tuple[bool, bool, float, float, int]:
         mean = 0.0 if candidate.problem else candidate.row.mean
-        return bool(candidate.problem), candidate.pruned, -mean, candidate.parameters
+        rank = ranks.get(id(candidate), 0.0)
+        return bool(candidate.problem), candidate.pruned, rank, -mean, candidate.parameters
 
     return sorted(candidates, key=place)
+
+
+def _ranks_of_sound(candidates: Sequence[Candidate], by: Sequence[str]) -> dict[int, float]:
+    """Returns the mean ranks of the candidates that neither failed nor were given up, by their ids."""
+    sound = _sound(candidates)
+    return dict(zip(map(id, sound), mean_ranks(sound, by), strict=True))
+
+
+def _sound(candidates: Sequence[Candidate]) -> list[Candidate]:
+    return [each for each in candidates if not (each.problem or each.pruned)]
 
 
 def pareto_front(candidates: Sequence[Candidate], cost: str = "parameters") -> list[Candidate]:
@@ -190,16 +219,30 @@ def pareto_front(candidates: Sequence[Candidate], cost: str = "parameters") -> l
         The candidates of the front by rising cost, and so by rising accuracy.
     """
     front: list[Candidate] = []
-    sound = [each for each in candidates if not (each.problem or each.pruned)]
-    for each in sorted(sound, key=lambda c: (getattr(c, cost), -c.row.mean)):
+    for each in sorted(_sound(candidates), key=lambda c: (getattr(c, cost), -c.row.mean)):
         if not front or each.row.mean > front[-1].row.mean:
             front.append(each)
     return front
 
 
-def table(candidates: Sequence[Candidate], cost: str = "parameters", draw: DrawTable = markdown_table) -> str:
-    """Returns the candidates, in the order given, as a table in which ``*`` marks the Pareto front."""
+def table(
+    candidates: Sequence[Candidate],
+    cost: str = "parameters",
+    by: Sequence[str] = (ACCURACY,),
+    draw: DrawTable = markdown_table,
+) -> str:
+    """Returns the candidates, in the order given, as a table in which ``*`` marks the Pareto front.
+
+    Args:
+        candidates: The candidates.
+        cost: The cost of the Pareto front, ``'parameters'`` or ``'latency'``. Default: ``'parameters'``.
+        by: What they were ranked by; if that is not accuracy alone, the mean ranks are a column. Default: accuracy.
+        draw: How the table is drawn. Default: in Markdown.
+    """
     front = [id(each) for each in pareto_front(candidates, cost)]
+    ranks = {} if list(by) == [ACCURACY] else _ranks_of_sound(candidates, by)
+    head = ["rank", "network", "accuracy %", *(["mean rank"] if ranks else [])]
+    head += ["parameters", "MFLOPs", "synflow", "latency, ms", "s", "Pareto"]
     rows = []
     for rank, each in enumerate(candidates, 1):
         place, mark = "", ""
@@ -209,7 +252,10 @@ def table(candidates: Sequence[Candidate], cost: str = "parameters", draw: DrawT
             accuracy = f"{each.row.spread} (given up)"
         else:
             place, accuracy, mark = str(rank), each.row.spread, "*" if id(each) in front else ""
+        mean_rank = [f"{ranks[id(each)]:.1f}" if id(each) in ranks else ""] if ranks else []
         size, delay = (f"{each.parameters:,}", f"{each.latency:.2f}") if each.parameters else ("", "")
+        work = "" if each.flops is None else f"{each.flops / 1e6:,.2f}"
+        flow = "" if each.synflow is None else f"{each.synflow:.2e}"
         seconds = f"{sum(each.seconds):.1f}" if each.seconds else ""
-        rows.append([place, each.name, accuracy, size, delay, seconds, mark])
-    return draw(["rank", "network", "accuracy %", "parameters", "latency, ms", "s", "Pareto"], rows)
+        rows.append([place, each.name, accuracy, *mean_rank, size, work, flow, delay, seconds, mark])
+    return draw(head, rows)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.settings import Count, Flag, Plain, ProperShare, settings_class
+from tgdd_plugin.core.settings import Count, Flag, Plain, ProperShare, check_once, settings_class
 
 CONVNETS: dict[str, list[Any]] = {
     "depth": [1, 2, 3, 4],
@@ -24,6 +24,7 @@ CONVNETS: dict[str, list[Any]] = {
 "Dataset Condensation with Gradient Matching", ICLR 2021)."""
 
 Arguments = dict[str, Any]
+RankedBy = Literal["accuracy", "parameters", "flops", "synflow"]
 
 
 @settings_class
@@ -123,6 +124,9 @@ class NasSettings(SearchSpace):
     prune: Flag = False
     """Give a candidate no more seeds once it is below the median of the candidates that had all of theirs (Optuna's
     median pruner, which leaves the first five alone)."""
+    images: Literal["file", "random"] = "file"
+    """What candidates are trained on. file: the images of the .beton; random: as many random real images of each class,
+    once they are decoded, other ones for each seed and none of the validation images."""
     validation: ProperShare = 0.1
     """Share of the real training images that candidates are ranked by; the test images have no part in the search."""
     workers: Count = 1
@@ -132,6 +136,9 @@ class NasSettings(SearchSpace):
     which workers on many machines can share. null: beside the .beton."""
     study: str = "nas"
     """The name of the study in its storage."""
+    rank_by: Annotated[list[RankedBy], Field(min_length=1)] = field(default_factory=lambda: ["accuracy"])
+    """What candidates are ranked by: accuracy, parameters, flops (of one image) or synflow (Tanaka et al., NeurIPS
+    2020); of several the mean of the ranks counts. Of each more is the better."""
     cost: Literal["parameters", "latency"] = "parameters"
     """What the Pareto front weighs accuracy against."""
     train_best: Flag = False
@@ -139,6 +146,7 @@ class NasSettings(SearchSpace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_once("rank_by", self.rank_by)
         if self.candidates is not None and self.candidates > self.size:
             raise InputError(
                 f"`candidates` must be from 1 to {self.size}, the size of the space, got {self.candidates}. Lower "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
-from tgdd_plugin.evaluation.scorer import Scorer
+from tgdd_plugin.evaluation.scorer import Images, Scorer
 from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.nas.ranking import Candidate, measure
 from tgdd_plugin.nas.search_space import candidate_builder, name_of
@@ -46,6 +47,8 @@ class SearchJob:
         file: The ``.beton``.
         validation: Images, labels and class names of the validation images. Tensors would be handed to processes
             through ``/dev/shm``, arrays are not.
+        random_images: The images and labels that each seed's networks are trained on in place of the file's, by the
+            seed; ``None`` for the file's.
         settings: What is searched, and how.
         training: How candidates are trained.
         device: ``'cpu'`` or ``'gpu'``; ``None`` for a GPU if there is one.
@@ -55,6 +58,7 @@ class SearchJob:
     storage: str
     file: Path
     validation: tuple[np.ndarray, np.ndarray, list[str]]
+    random_images: dict[int, list[np.ndarray]] | None
     settings: NasSettings
     training: RetrainSettings
     device: Device | None
@@ -64,6 +68,13 @@ class SearchJob:
         """Returns the validation images as a pool."""
         images, labels, classes = self.validation
         return ImagePool(torch.from_numpy(images), torch.from_numpy(labels), classes)
+
+    def training_images(self, seed: int) -> Images:
+        """Returns the images that a seed's networks are trained on."""
+        if self.random_images is None:
+            return read_beton(self.file)
+        images, labels = self.random_images[seed]
+        return torch.from_numpy(images), torch.from_numpy(labels)
 
     def queue(self) -> Queue:
         """Opens the study of the search, or begins it."""
@@ -79,9 +90,17 @@ class SearchJob:
             "seed": self.seed,
             "file": read_card(self.file).sha256,
             "judge": self.validation_images().fingerprint(),  # the key in studies of earlier versions, too
+            "images": self._random_fingerprint(),
         }
         pruner = optuna.pruners.MedianPruner(n_warmup_steps=0) if settings.prune else optuna.pruners.NopPruner()
         return Queue(self.storage, settings.study, slots, json.loads(json.dumps(about)), pruner)
+
+    def _random_fingerprint(self) -> str | None:
+        """Says which random images these are; ``None`` for the file's, as in studies of earlier versions."""
+        if self.random_images is None:
+            return None
+        pools = [ImagePool(*self.training_images(seed)) for seed in self.random_images]
+        return "random, " + " ".join(pool.fingerprint()[:16] for pool in pools)
 
     def work(self, queue: Queue, done: Callable[[], None]) -> None:
         """Trains candidates until none is left.
@@ -103,8 +122,8 @@ class _Attempt:
 
     def __init__(self, job: SearchJob, queue: Queue) -> None:
         self.job, self.queue = job, queue
-        self.card, self.images = read_card(job.file), read_beton(job.file)
-        self.training = job.training.training(len(self.images[0]))
+        self.card, self.images = read_card(job.file), functools.cache(job.training_images)
+        self.training = job.training.training(len(self.images(job.seed)[1]))
         self.scorer = Scorer(
             job.validation_images().to(torch_device(job.device)),
             self.card.normalization,

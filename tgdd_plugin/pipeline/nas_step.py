@@ -47,7 +47,7 @@ def search_and_train(recipe: Recipe, real: ImagePool, test: ImagePool) -> dict[s
         device=recipe.device,
         seed=recipe.seed,
     )
-    table = ranking.table(candidates, recipe.nas.cost)
+    table = ranking.table(candidates, recipe.nas.cost, recipe.nas.rank_by)
     _write_candidates(results, recipe, candidates, table)
     print(f"\n{ranking.table(candidates, recipe.nas.cost, partial(text_table, align='rlrrrrl'))}\n")
     made = {"file": recipe.beton, "candidates": [each.summary() for each in candidates]}
