@@ -49,7 +49,9 @@ def search_and_train(recipe: Recipe, real: ImagePool, test: ImagePool) -> dict[s
     )
     table = ranking.table(candidates, recipe.nas.cost, recipe.nas.rank_by)
     _write_candidates(results, recipe, candidates, table)
-    print(f"\n{ranking.table(candidates, recipe.nas.cost, partial(text_table, align='rlrrrrl'))}\n")
+    numbers = "r" * (7 if list(recipe.nas.rank_by) == [ranking.ACCURACY] else 8)
+    aligned = partial(text_table, align=f"rl{numbers[:-1]}l")
+    print(f"\n{ranking.table(candidates, recipe.nas.cost, recipe.nas.rank_by, aligned)}\n")
     made = {"file": recipe.beton, "candidates": [each.summary() for each in candidates]}
     if not recipe.nas.train_best:
         return {**made, **print_results(results, before)}
