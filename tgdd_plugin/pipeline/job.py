@@ -13,7 +13,7 @@ from tgdd_plugin.pipeline.file_checks import check_data, check_fit, check_kind
 from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.pipeline.shipped_recipes import shipped_recipes
-from tgdd_plugin.replay.settings import real_images
+from tgdd_plugin.replay.settings import real_images, task_sizes
 from tgdd_plugin.trajectory.manifest import run_folders
 
 ON_FILE = ("retrain", "evaluate", "nas")
@@ -50,11 +50,8 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
         _check_exemplars(recipe)
     if step == "replay" and recipe.replay.policy == "hybrid" and recipe.distill.source == "recorded":
         _check_real_images(recipe)
-    if step == "replay" and recipe.data.known and recipe.replay.tasks > recipe.data.known.classes:
-        raise InputError(
-            f"`replay.tasks` must be at most {recipe.data.known.classes}, the number of classes, got "
-            f"{recipe.replay.tasks}. Lower it."
-        )
+    if step == "replay" and recipe.data.known:
+        task_sizes(recipe.replay.tasks, recipe.data.known.classes)
     if step in ("run", "distill"):
         # Found out now, and not after hours of work.
         check_settings(check_writable(recipe.beton), recipe.distill, overwrite=recipe.overwrite)

@@ -49,8 +49,8 @@ def search_and_train(recipe: Recipe, real: ImagePool, test: ImagePool) -> dict[s
     )
     table = ranking.table(candidates, recipe.nas.cost, recipe.nas.rank_by)
     _write_candidates(results, recipe, candidates, table)
-    numbers = "r" * (7 if list(recipe.nas.rank_by) == [ranking.ACCURACY] else 8)
-    aligned = partial(text_table, align=f"rl{numbers[:-1]}l")
+    numbers = 6 if list(recipe.nas.rank_by) == [ranking.ACCURACY] else 7  # a column of mean ranks
+    aligned = partial(text_table, align=f"rl{'r' * numbers}l")
     print(f"\n{ranking.table(candidates, recipe.nas.cost, recipe.nas.rank_by, aligned)}\n")
     made = {"file": recipe.beton, "candidates": [each.summary() for each in candidates]}
     if not recipe.nas.train_best:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.settings import Count, NonNegativeInt, Positive, ProperShare, Seed, Share, settings_class
 
 PolicyName = Literal["random", "reservoir", "herding", "distilled", "hybrid"]
@@ -51,3 +52,21 @@ class ReplaySettings:
     real_share: Share = 0.5
     """Of the policy hybrid: the share of real images among those of each class, at least one of each kind where a class
     has two or more. Where distill.source is recorded, the real ones are chosen among the trajectory's exemplars."""
+
+
+def task_sizes(tasks: int | tuple[int, ...], count: int) -> list[int]:
+    """How many of ``count`` classes each task has, by ``tasks`` of the settings.
+
+    Raises:
+        InputError: If that is impossible.
+    """
+    if isinstance(tasks, tuple):
+        if sum(tasks) != count:
+            raise InputError(
+                f"`replay.tasks` must add up to {count}, the number of classes, got {list(tasks)}, which is "
+                f"{sum(tasks)}. Say for each task how many classes it has."
+            )
+        return list(tasks)
+    if tasks > count:
+        raise InputError(f"`replay.tasks` must be at most {count}, the number of classes, got {tasks}. Lower it.")
+    return [count // tasks + (number < count % tasks) for number in range(tasks)]

@@ -9,7 +9,7 @@ import torch
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
-from tgdd_plugin.replay.settings import ReplaySettings
+from tgdd_plugin.replay.settings import ReplaySettings, task_sizes
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def split_classes(train: ImagePool, test: ImagePool, settings: ReplaySettings) -
     if settings.order is not None:
         order = torch.randperm(count, generator=torch.Generator().manual_seed(settings.order))
     names, place = [train.classes[i] for i in order.tolist()], order.argsort()
-    parts = torch.arange(count).split(_sizes(settings.tasks, count))
+    parts = torch.arange(count).split(task_sizes(settings.tasks, count))
     first = torch.cat([torch.full_like(part, number) for number, part in enumerate(parts)])
     labels, test_labels = place[train.labels], place[test.labels]
     when = first[labels]
@@ -61,24 +61,6 @@ def split_classes(train: ImagePool, test: ImagePool, settings: ReplaySettings) -
             )
         )
     return tasks
-
-
-def _sizes(tasks: int | tuple[int, ...], count: int) -> list[int]:
-    """How many of ``count`` classes each task has.
-
-    Raises:
-        InputError: If that is impossible.
-    """
-    if isinstance(tasks, tuple):
-        if sum(tasks) != count:
-            raise InputError(
-                f"`replay.tasks` must add up to {count}, the number of classes, got {list(tasks)}, which is "
-                f"{sum(tasks)}. Say for each task how many classes it has."
-            )
-        return list(tasks)
-    if tasks > count:
-        raise InputError(f"`replay.tasks` must be at most {count}, the number of classes, got {tasks}. Lower it.")
-    return [len(part) for part in torch.arange(count).tensor_split(tasks)]
 
 
 def _with_returning(labels: torch.Tensor, when: torch.Tensor, tasks: int, settings: ReplaySettings) -> torch.Tensor:
