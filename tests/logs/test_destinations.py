@@ -66,6 +66,18 @@ def test_tensorboard_reads_losses_pictures_and_settings(trajectory, pool, tmp_pa
     assert noted["steps"].string_value == "12" and noted["start"].string_value == '"mix"'
 
 
+def test_tensorboard_names_the_trainings(trajectory, pool, tmp_path):
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    path = run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, steps=1))
+    how = {"passes": 6, "batch_size": 3, "seeds": 2, "full_epochs": 0, "at_once": False}
+    retrain(path, pool, how, device="cpu", progress_bar=False, loggers={"tensorboard": str(tmp_path / "events")})
+    record(
+        tmp_path / "t", pool, tiny, HOW, device="cpu", progress_bar=False, loggers={"tensorboard": str(tmp_path / "e")}
+    )
+    names = sorted(str(place.relative_to(tmp_path)) for place in tmp_path.glob("e*/*/*") if place.is_dir())
+    assert names == ["e/t/seed0", "events/a/ConvNet-distilled-hard-seed0", "events/a/ConvNet-distilled-hard-seed1"]
+
+
 def test_mlflow_reads_losses_pictures_and_settings_of_one_resumed_run(trajectory, pool, tmp_path, monkeypatch, bare):
     pytest.importorskip("mlflow", reason="MLflow is not installed")
     pytest.importorskip("alembic", reason="MLflow's SQLite store is not installed")
@@ -160,7 +172,7 @@ def test_recordings_have_a_log_for_each_run(pool, tmp_path):
     assert not list((tmp_path / "bare").glob("*.csv")) and kept.checksums == bare.checksums
     for run_folder, noted in kept.runs.items():
         rows = rows_of(tmp_path / "kept" / f"{run_folder.name}-log.csv")
-        assert list(rows[0]) == ["step", "loss", "accuracy", "learning_rate", "seconds"]
+        assert list(rows[0]) == ["step", "loss", "learning_rate", "accuracy", "seconds"]
         assert [int(row["step"]) for row in rows] == list(range(1, 9))
         losses = [float(row["loss"]) for row in rows[4:]]
         assert np.mean(losses) == pytest.approx(noted.stages[-1].metrics["loss/train/total"], rel=1e-5)

@@ -62,7 +62,7 @@ def make_loggers(
     """
     makers: dict[str, Callable[[], LoggerDestination]] = {}
     if (folder := settings.tensorboard) is not None:
-        makers["tensorboard"] = lambda: EventFiles(str(Path(folder, group or "")), flush_interval=1000)
+        makers["tensorboard"] = lambda: EventFiles(str(Path(folder, group or "")), name)
     if (project := settings.wandb) is not None:
         keywords = {} if resumed is None else {"id": name, "resume": "allow" if resumed else None}
         makers["wandb"] = lambda: WandBLogger(project, group, name, init_kwargs=keywords)
@@ -125,7 +125,19 @@ class EventFiles(TensorboardLogger):
     """Composer's logger for TensorBoard, for trainings of many short epochs and without an evaluation.
 
     Composer's begins a new file at the end of each epoch, and writes the hyperparameters after an evaluation only.
+
+    Args:
+        log_dir: The folder of all trainings.
+        name: The name of the training, whose folder in that it is.
     """
+
+    def __init__(self, log_dir: str, name: str) -> None:
+        super().__init__(log_dir, flush_interval=1000)
+        self.name = name
+
+    def init(self, state: State, logger: Logger) -> None:
+        self.run_name = self.name
+        self._initialize_summary_writer()
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         pass

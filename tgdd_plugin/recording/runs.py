@@ -33,7 +33,7 @@ from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.networks.feature_network import find_head
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings
-from tgdd_plugin.training.fitting import LOGGED
+from tgdd_plugin.training.fitting import ACCURACY, LOGGED
 from tgdd_plugin.training.train import check_network, train_network
 from tgdd_plugin.trajectory.journal import remove_journals
 from tgdd_plugin.trajectory.manifest import JOB, MANIFEST, Run
@@ -104,7 +104,7 @@ def record(
         options = dict(trainer_options or {})
         callbacks = options.pop("callbacks", None)
         pool = real.to(on)
-        seeds = range(seed, seed + settings.runs)
+        seeds, columns = range(seed, seed + settings.runs), {**LOGGED, **ACCURACY}
         runs = [(run_name(number, kind), build, number) for kind, build in enumerate(builders, 1) for number in seeds]
         for number, (name, build, run_seed) in enumerate(runs, 1):
             if (folder / name / MANIFEST).is_file() and Run.read(folder / name).complete:
@@ -113,7 +113,7 @@ def record(
             with torch.random.fork_rng():
                 torch.manual_seed(run_seed)
                 fresh = build()
-            training_logs = TrainingLogs(logs, group_name(folder), log_path(folder / name), LOGGED, own)
+            training_logs = TrainingLogs(logs, group_name(folder), log_path(folder / name), columns, own)
             train_network(
                 fresh,
                 DeviceLoader(

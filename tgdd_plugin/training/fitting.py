@@ -30,10 +30,12 @@ WARM_UP = 0.3
 
 LOGGED = {
     "loss": "loss/train/mean",
-    "accuracy": "metrics/train/MulticlassAccuracy",
     "learning_rate": "lr-SGD/group0",
 }
 """The columns of a training's log, and the names of their metrics."""
+
+ACCURACY = {"accuracy": "metrics/train/MulticlassAccuracy"}
+"""One more where the accuracy on the training images is computed."""
 
 
 def count_batches(settings: TrainSettings, loader: Any) -> int:
