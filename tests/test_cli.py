@@ -85,6 +85,7 @@ def test_a_job_from_start_to_end(job):
     wanted = {"sets-ipc2.beton", "sets-ipc2.beton.yaml", "trajectory/job.json"}
     wanted |= {"sets-ipc2-retrain.json", "sets-ipc2-recipe.yaml", "sets-ipc2.png", "sets-ipc2-report.html"}
     wanted |= {"sets-ipc2-evolution.png", "sets-ipc2-log.csv", "sets-ipc2-costs.json", "trajectory/costs.json"}
+    wanted |= {"sets-ipc2-retrain-log.csv", "trajectory/seed0-log.csv"}
     recorded = {f"trajectory/seed0/{name}" for name in ("manifest.json", "exemplars.safetensors")}
     assert written == wanted | stages | recorded  # and no checkpoint, no temporary file
     lines = done.stdout.splitlines()
@@ -233,7 +234,7 @@ def test_another_job_replaces_nothing_unasked(here, capfd):
     assert cli.main(["run", *steps, *quick, "file=out/five.beton"]) == 0
     after = snapshot(here / "out")
     new = {f"five{end}" for end in (".beton", ".beton.yaml", "-retrain.json", "-recipe.yaml", ".png", "-report.html")}
-    new |= {"five-evolution.png", "five-log.csv", "five-costs.json"}
+    new |= {"five-evolution.png", "five-log.csv", "five-retrain-log.csv", "five-costs.json"}
     assert after.keys() - before.keys() == new and {**after, **before} == after
     # And asked for, it takes the first one's place, its results with it; the note of the job asks for nothing.
     assert cli.main(["run", *steps, *quick, "overwrite=true"]) == 0

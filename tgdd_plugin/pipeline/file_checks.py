@@ -78,8 +78,9 @@ def find_sets(path: Path) -> list[Path]:
         betons = [file for file in sorted(path.glob("*.beton")) if not file.name.startswith(".")]
         if found := [file for file in betons if card_path(file).is_file()]:
             return found
-        if logs := sorted(path.glob("*-log.csv")):
-            return [log.with_name(f"{log.name.removesuffix('-log.csv')}.beton") for log in logs]
+        names = [log.name.removesuffix("-log.csv") for log in sorted(path.glob("*-log.csv"))]
+        if distilling := [name for name in names if not name.endswith(("-retrain", "-evaluation"))]:
+            return [path / f"{name}.beton" for name in distilling]
         if _has_runs(path / "trajectory"):
             return [path / f"{path.resolve().name}.beton"]
     what = "folder with a .beton and its card, or a recording," if path.is_dir() else ".beton or folder"
