@@ -319,9 +319,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_text_of_a_card_becomes_a_tag(made: Path, text: str) -> None:
     before = Page(made.with_name("before.html")).tags
     card = read_card(made)
-    card.method = {"name": f"TGDD{text}"}
+    card.method = {"name": "TGDD", f"key{text}": f"</pre>{text}"}
     card.accuracy[0]["network"] = f"</table>{text}<b>"
-    card.accuracy[0]["rows"][1]["name"] = f"random{text}"
+    rows = card.accuracy[0]["rows"][:3]
+    card.accuracy[0]["rows"] = [*rows, {**rows[1], "name": f"</svg>{text}"}]
     card.write(made)
     after = Page(write_report([made], made.with_name("after.html"))).tags
     # A letter that no font has is drawn as text, another name of the lines alters how the legend is grouped.
