@@ -23,7 +23,7 @@ from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
-from tgdd_plugin.networks.feature_network import find_head
+from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.trajectory.manifest import Run, Stage
 from tgdd_plugin.trajectory.store import Trajectory
 from tgdd_plugin.trajectory.writing import add_stage, write_manifest_and_prune

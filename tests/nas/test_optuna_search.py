@@ -24,6 +24,8 @@ from tgdd_plugin.nas import final_training, optuna_search, trial_queue, workers
 from tgdd_plugin.nas.ranking import Candidate
 from tgdd_plugin.nas.search_space import candidate_builder, name_of
 from tgdd_plugin.nas.settings import NasSettings
+from tgdd_plugin.pipeline.nas_step import results_file
+from tgdd_plugin.pipeline.recipe import read_recipe
 
 SPACE = {"channels": [1], "norm": [False, True], "dropout": [0.0, 0.25, 0.5]}
 SETTINGS = {"factory": "tests.common:TinyNetwork", "choices": SPACE, "validation": 0.3}
@@ -322,6 +324,28 @@ def test_the_command_writes_table_results_and_weights(beton, tmp_path, capsys):
     assert capsys.readouterr().out == printed.rstrip("\n") + ": already done\n"
     assert cli.main(["nas", str(recipe), "nas.choices.norm=[]"]) == 2
     assert "`nas.choices.norm` must be a non-empty list" in capsys.readouterr().err
+
+
+def test_each_study_has_results_of_its_own(beton, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(output=tmp_path, file=beton))
+    assert cli.main(["nas", str(recipe)]) == 0
+    first = (tmp_path / "few-nas.json").read_bytes()
+    assert cli.main(["nas", str(recipe), "nas.study=wider", "nas.choices.dropout=[0.0, 0.5]"]) == 0
+    assert (tmp_path / "few-nas.json").read_bytes() == first
+    other = json.loads((tmp_path / "few-nas-wider.json").read_text())
+    assert len(other["candidates"]) == 4
+    assert states(tmp_path, "wider", "few-nas.db") == {"COMPLETE": 4} and states(tmp_path, file="few-nas.db")
+    files = [results_file(read_recipe(recipe, [f"nas.study={name}"])).name for name in ("a-b", "a/b", "nas", "'///'")]
+    assert files[0] == "few-nas-a-b.json" and files[2] == "few-nas.json" and len(set(files)) == 4
+    with trial_queue._quiet():
+        study = optuna.load_study(study_name="wider", storage=trial_queue.open_storage(str(tmp_path / "few-nas.db")))
+    for trial in study.get_trials():  # what Optuna's dashboard shows
+        matching = next(one for one in other["candidates"] if one["arguments"] == trial.params)
+        assert (trial.user_attrs["parameters"], trial.user_attrs["latency"]) == (
+            matching["parameters"],
+            matching["latency"],
+        )
 
 
 def test_ctrl_c_stops_the_workers_and_nothing_is_lost(beton, tmp_path):

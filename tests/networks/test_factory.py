@@ -13,7 +13,8 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.networks.convnets import ACTIVATIONS, NORMS, POOLINGS, convnet
 from tgdd_plugin.networks.densenets import densenet121
 from tgdd_plugin.networks.factory import OWN, build_recorded
-from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head
+from tgdd_plugin.networks.feature_network import FeatureNetwork
+from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.networks.noted_class import class_name
 from tgdd_plugin.networks.resnet_ap import BasicBlockAP, resnet_ap10
 from tgdd_plugin.networks.resnets import RESNET_NORMS, resnet10, resnet18

@@ -8,7 +8,8 @@ from torchvision.models import resnet18, vit_b_16
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.networks import convnet, described
 from tgdd_plugin.networks.factory import build_network
-from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head, fit_names
+from tgdd_plugin.networks.feature_network import FeatureNetwork, fit_names
+from tgdd_plugin.networks.heads import find_head
 
 pytestmark = pytest.mark.numerical
 

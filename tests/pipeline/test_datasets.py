@@ -21,6 +21,7 @@ from torchvision.datasets import cifar as tv_cifar
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.pipeline.datasets import load_data
 
@@ -175,7 +176,9 @@ def test_image_folder(tmp_path, test_part):
 
 def test_image_folder_of_several_sizes_wants_image_size(tmp_path):
     write_folder(tmp_path, {"train": {"a": 3, "b": 3}, "val": {"a": 3, "b": 3}}, size=[(10, 14), (12, 12), (20, 9)])
-    with pytest.raises(InputError, match=r"image 1 of 12x12 .*first of 10x14 .*image_size in a recipe"):
+    with pytest.raises(
+        InputError, match=r"image 1 .'.*/train/a/001.png'. of 12x12 .*first of 10x14 .*image_size in a recipe"
+    ):
         load_data(DataSettings("image_folder", root=str(tmp_path)))
     train, test = load_data(DataSettings("image_folder", root=str(tmp_path), image_size=8))
     assert train.shape == test.shape == (3, 8, 8)
@@ -203,6 +206,37 @@ def test_image_folder_problems_are_clear_lines(tmp_path):
     with pytest.raises(InputError, match=r"'.*/empty/train/a' must have images .*, got none") as caught:
         load_data(DataSettings("image_folder", root=str(tmp_path / "empty")))
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    write_folder(tmp_path, {"train": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}})
+    broken = tmp_path / "train/b/001.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(InputError, match=rf"Item 3 \('{broken}'\) of the data set cannot be read") as caught:
+        load_data(DataSettings("image_folder", root=str(tmp_path)))
+    assert "\n" not in str(caught.value)
+    Image.fromarray(np.zeros((9, 6, 3), np.uint8)).save(broken)
+    with pytest.raises(InputError, match=rf"got image 3 \('{broken}'\) of 9x6 .* and the first of 6x6"):
+        load_data(DataSettings("image_folder", root=str(tmp_path)))
+
+
+def test_files_that_are_not_read_are_counted_by_suffix(tmp_path):
+    write_folder(tmp_path, {"train": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}})
+    for name in ("train/a/one.gif", "train/b/two.GIF", "train/b/notes.txt", "train/b/README", "train/a/.hidden"):
+        (tmp_path / name).write_bytes(b"")
+    wanted = rf"^4 file\(s\) in '{tmp_path}/train' are not read \(2 of .gif, 1 of .txt, 1 of no suffix\)"
+    with pytest.warns(UserWarning, match=wanted):
+        train, test = load_data(DataSettings("image_folder", root=str(tmp_path)))
+    assert (len(train), len(test)) == (4, 2)
+
+
+@pytest.mark.parametrize("names", [("image", "label"), ("img", "labels"), ("pixel_values", "target")])
+def test_items_that_are_mappings(names):
+    items = [dict(zip(names, (np.full((4, 4), i, np.uint8), i % 2), strict=True)) for i in range(4)]
+    pool = ImagePool.from_dataset(items)
+    assert pool.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3] and pool.labels.tolist() == [0, 1, 0, 1]
+    with pytest.raises(InputError, match="Item 0 of the data set must be a pair .image, label., got a dict"):
+        ImagePool.from_dataset([{"x": 1, "y": 2}])
 
 
 def test_a_class_without_test_images_keeps_its_place(tmp_path, monkeypatch):

@@ -168,3 +168,19 @@ def test_what_is_known_of_data_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
         assert known.classes == (100 if name == "cifar100" else 10)
     assert DataSettings(name="cifar10", per_class=9000).known == (32, 10, 5000)
     assert DataSettings(name="image_folder").known is None
+
+
+def recorded_folder(tmp_path: Path) -> str:
+    (tmp_path / "t" / "run").mkdir(parents=True)
+    (tmp_path / "t" / "run" / "manifest.json").write_text("{}")
+    return str(tmp_path / "t")
+
+
+def test_a_normalization_alone_names_no_data(tmp_path: Path) -> None:
+    folder = recorded_folder(tmp_path)
+    recipe = read_job("distill", folder, ["data.mean=[0.1]", "data.std=[0.2]"])
+    assert (recipe.distill.source, recipe.data.mean, recipe.data.std) == ("recorded", [0.1], [0.2])
+    named = read_job("distill", folder, ["data.name=digits", "data.mean=[0.1]", "data.std=[0.2]"])
+    assert named.distill.source != "recorded"
+    with pytest.raises(InputError, match="`data.name` must be given with `data.root`"):
+        read_job("distill", folder, ["data.root=pictures"])

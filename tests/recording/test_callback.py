@@ -453,16 +453,16 @@ def test_given_names_and_normalisation_come_first(tmp_path: Path) -> None:
 
 
 def test_images_that_are_no_tensor_batch(tmp_path: Path) -> None:
-    """A batch that is a mapping tells nothing about the input; recording goes on."""
+    """A batch that is a mapping of other names tells nothing about the input; recording goes on."""
 
     class FromMapping(OwnModel):
         def forward(self, batch: Any) -> torch.Tensor:
-            return self.net(batch["image"])
+            return self.net(batch["x"])
 
         def loss(self, outputs: torch.Tensor, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-            return self.not_a_tensor(outputs, batch["label"])
+            return self.not_a_tensor(outputs, batch["y"])
 
-    loader = DataLoader([{"image": image, "label": label} for image, label in Pictures()], batch_size=8)
+    loader = DataLoader([{"x": image, "y": label} for image, label in Pictures()], batch_size=8)
     with (
         pytest.warns(UserWarning, match="no class statistics in the stage"),
         pytest.warns(UserWarning, match="exemplars"),

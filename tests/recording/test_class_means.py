@@ -303,10 +303,10 @@ class FromMapping(ComposerModel):
         self.net = tiny_network()
 
     def forward(self, batch: Any) -> torch.Tensor:
-        return self.net(batch["image"])
+        return self.net(batch["x"])
 
     def loss(self, outputs: torch.Tensor, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return nn.functional.cross_entropy(outputs, batch["label"])
+        return nn.functional.cross_entropy(outputs, batch["y"])
 
 
 class Twice(TinyNetwork):
@@ -324,7 +324,7 @@ class Unused(TinyNetwork):
 
 
 def mapping() -> dict[str, Any]:
-    data = [{"image": image, "label": label} for image, label in Pictures()]
+    data = [{"x": image, "y": label} for image, label in Pictures()]
     return {"network": FromMapping(), "train_dataloader": DataLoader(data, batch_size=8)}  # type: ignore[arg-type]
 
 
@@ -515,15 +515,15 @@ def test_one_output_has_class_ids_only() -> None:
 
 def test_head_input_is_kept_in_training_only() -> None:
     network, slot = tiny_network(), HeadInput()
-    slot.attach(network.fc)
+    slot.attach({"fc": network.fc})
     images = Pictures().images[:5]
     network(images)
-    features = slot.take()
+    features = slot.take("fc")
     assert features is not None and not features.requires_grad
     torch.testing.assert_close(features, network.features(images))
-    assert slot.take() is None
+    assert slot.take("fc") is None
     network.eval()(images)
-    assert slot.take() is None
+    assert slot.take("fc") is None
     slot.detach()
     network.train()(images)
-    assert slot.take() is None
+    assert slot.take("fc") is None

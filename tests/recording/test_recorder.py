@@ -328,7 +328,7 @@ def test_images_whose_labels_are_ignored_count_nowhere(tmp_path, ignored, compos
 def test_their_means_are_those_of_the_other_images_alone():
     means = HeadStatistics()
     head = torch.nn.Linear(2, 3)
-    means.attach(head, 3, "cpu")
+    means.attach({"fc": head}, "fc", "cpu")
     features = torch.randn(6, 2)
     means.begin_pass()
     head(features)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import with_config
+from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from tgdd_plugin.core.checked_json import OPEN, Text, Whole
@@ -16,6 +16,7 @@ class _Built(TypedDict, total=False):
     factory: Text | None
     arguments: dict[Text, Any] | None
     algorithms: list[Text]
+    surgery: Annotated[list[dict[Text, Any]], Field(max_length=100)]
 
 
 _NAMED: Any = {"class": Text, "parameters": Whole}
@@ -23,8 +24,8 @@ _NAMED: Any = {"class": Text, "parameters": Whole}
 
 class NetworkRecord(_Built, TypedDict("_Named", _NAMED)):  # type: ignore[misc]
     """``class`` (``module:name``) and number of ``parameters``; what may be missing are ``factory``
-    (``module:function``), its ``arguments``, and ``algorithms`` that may have changed the network. Nothing of it is
-    imported or called unchecked."""
+    (``module:function``), its ``arguments``, names of ``algorithms`` that may have changed the network, and as
+    ``surgery`` those that did, with their arguments. Nothing of it is imported or called unchecked."""
 
 
 class PartialNetworkRecord(_Built, TypedDict("_MaybeNamed", _NAMED, total=False)):  # type: ignore[misc]

@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, printable
+from tgdd_plugin.data.batches import images_and_labels
 
 
-def to_pair(item: Any, position: int) -> tuple[torch.Tensor, int]:
+def item_name(dataset: Any, position: int) -> str:
+    """Returns the position of an item for an error message, with the path of its file where the data set knows it.
+
+    Args:
+        dataset: A data set, such as torchvision's ``ImageFolder``, or a ``Subset`` of one.
+        position: The position.
+    """
+    inner, place = dataset, position
+    try:
+        while not hasattr(inner, "samples") and hasattr(inner, "dataset"):
+            inner, place = inner.dataset, int(inner.indices[place])
+        path = inner.samples[place][0]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # a data set of another kind
+        return str(position)
+    return f"{position} ('{printable(str(path))}')" if isinstance(path, (str, Path)) else str(position)
+
+
+def to_pair(item: Any, position: int | str) -> tuple[torch.Tensor, int]:
     """Converts an item of a data set into a uint8 image of shape (C, H, W), with C 1 or 3, and its class id.
 
     Args:
         item: The pair (image, label): a PIL image, a uint8 array ``(H, W)`` or ``(H, W, C)``, or a tensor ``(H, W)`` or
-            ``(C, H, W)``, uint8 or floating point in [0, 1]; and a whole number.
-        position: The position of the item, for an error message.
+            ``(C, H, W)``, uint8 or floating point in [0, 1]; and a whole number. Or a mapping with both, under the
+            names that :func:`tgdd_plugin.data.batches.images_and_labels` knows.
+        position: Which item it is, for an error message.
 
     Raises:
         InputError: If the item is anything else.
     """
+    if isinstance(item, Mapping):
+        pair = images_and_labels(item)
+        item = item if pair[0] is None or pair[1] is None else pair
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise InputError(
             f"Item {position} of the data set must be a pair (image, label), got a {type(item).__name__}. Return the "
@@ -43,7 +67,7 @@ def to_pair(item: Any, position: int) -> tuple[torch.Tensor, int]:
     return _to_uint8(image, position), number
 
 
-def _to_uint8(image: Any, position: int) -> torch.Tensor:
+def _to_uint8(image: Any, position: int | str) -> torch.Tensor:
     """Converts an image in any of the accepted forms into uint8 of shape (C, H, W)."""
     if isinstance(image, Image.Image):
         if image.mode == "F" or image.mode.startswith("I"):

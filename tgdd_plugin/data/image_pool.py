@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tgdd_plugin.core.errors import InputError, brief
-from tgdd_plugin.data.conversion import to_pair
+from tgdd_plugin.data.conversion import item_name, to_pair
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of pixels beyond which a pool is memory-mapped from a temporary file. 4 GiB; CIFAR takes 0.15."""
@@ -254,15 +254,15 @@ class ImagePool:
                 item = dataset[i]
             except Exception as error:  # the user's files and code can fail in any way
                 raise InputError(
-                    f"Item {i} of the data set cannot be read ({brief(error)}). Fix or remove it."
+                    f"Item {item_name(dataset, i)} of the data set cannot be read ({brief(error)}). Fix or remove it."
                 ) from error
-            image, labels[i] = to_pair(item, i)
+            image, labels[i] = to_pair(item, item_name(dataset, i))
             if images is None:
                 images = allocate((count, *image.shape))
             if image.shape != images.shape[1:]:
                 raise InputError(
-                    f"All images must have one size, got image {i} of {_size(image)} and the first of "
-                    f"{_size(images[0])}. Use, for example, torchvision's Resize and CenterCrop (image_size in a "
+                    f"All images must have one size, got image {item_name(dataset, i)} of {_size(image)} and the first "
+                    f"of {_size(images[0])}. Use, for example, torchvision's Resize and CenterCrop (image_size in a "
                     f"recipe)."
                 )
             images[i] = image

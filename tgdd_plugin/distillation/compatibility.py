@@ -5,19 +5,21 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from composer.models import ComposerClassifier
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.networks.classifiers import as_classifier
 from tgdd_plugin.networks.factory import build_recorded, is_own
 from tgdd_plugin.networks.feature_network import fit_names
+from tgdd_plugin.networks.surgery import apply_surgery, unknown_changes
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -53,7 +55,7 @@ def check_pool(pool: ImagePool, run: Run) -> None:
 
 
 NetworkOrFactory = nn.Module | Callable[[], nn.Module]
-"""A network, or a function that builds it; the network may be in a ``ComposerClassifier``."""
+"""A network, or a function that builds it; a ``ComposerClassifier`` or another ``ComposerModel`` will do."""
 
 
 def bare_networks(
@@ -68,7 +70,7 @@ def bare_networks(
         shape: (C, H, W) of the images.
 
     Returns:
-        Copies of what was given, and new networks.
+        Copies of what was given, and new networks, changed as Composer's algorithms changed those that were trained.
 
     Raises:
         InputError: If an architecture has none and is not one of this package's, or one of several fits no run.
@@ -77,7 +79,7 @@ def bare_networks(
     networks = [_bare(each) for each in several]
     runs = trajectory.representative_runs
     if len(networks) == len(runs) == 1:  # if it does not fit, the check of its stages says how
-        return networks
+        return [_changed(networks[0], trajectory, *next(iter(runs.items())))]
     # By class name; a class may have had another name where it was trained, so networks that no run names are tried on
     # every run.
     named = [
@@ -89,10 +91,15 @@ def bare_networks(
     used: set[int] = set()
     for (folder, run), own in zip(runs.items(), named, strict=True):
         weights = trajectory.load(folder, run.stages[0])
-        fitting = [n for n, each in enumerate(networks) if n in own | free and _fits(each, run, weights)]
+        changed = {
+            n: apply_surgery(copy.deepcopy(each), run.network.get("surgery") or ())
+            for n, each in enumerate(networks)
+            if n in own | free
+        }
+        fitting = [n for n, each in changed.items() if _fits(each, run, weights)]
         if fitting:
             best = max(fitting, key=lambda n: (n in own, n not in used))
-            found.append(copy.deepcopy(networks[best]))
+            found.append(changed[best])
             used.add(best)
             free.discard(best)
         elif networks and not is_own(run.network):
@@ -102,7 +109,7 @@ def bare_networks(
                 f"{', '.join(map(_name, networks))}. Give it, too (in a recipe under extra_networks)."
             )
         else:
-            found.append(build_recorded(run.network, shape, run.num_classes))
+            found.append(_changed(build_recorded(run.network, shape, run.num_classes), trajectory, folder, run))
     for n, network in enumerate(networks):
         if n not in used:
             names = ", ".join(f"'{run.name}'" for run in runs.values())
@@ -115,8 +122,21 @@ def bare_networks(
 
 
 def _bare(given: NetworkOrFactory) -> nn.Module:
-    built = given if isinstance(given, nn.Module) else given()
-    return copy.deepcopy(built.module if isinstance(built, ComposerClassifier) else built)
+    return as_classifier(copy.deepcopy(given if isinstance(given, nn.Module) else given()))
+
+
+def _changed(network: nn.Module, trajectory: Trajectory, folder: Path, run: Run) -> nn.Module:
+    """Returns a network changed as the run's was, and says by which algorithms it may be another one if it is."""
+    network = apply_surgery(network, run.network.get("surgery") or ())
+    if unknown := unknown_changes(run.network):
+        try:
+            fit_names(trajectory.load(folder, run.stages[0]), network, f"run '{run.name}'")
+        except InputError as error:
+            raise InputError(
+                f"{error} The run was trained with {', '.join(map(shown, unknown))}, which may have changed it and "
+                f"whose arguments were not recorded: change the network that you give in the same way."
+            ) from None
+    return network
 
 
 def _name(network: nn.Module) -> str:

@@ -20,7 +20,8 @@ from tgdd_plugin.distillation.rare_classes import warn_of_rare_classes
 from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.networks.chunk_size import chunk_sizes
 from tgdd_plugin.networks.compilation import should_compile
-from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head
+from tgdd_plugin.networks.feature_network import FeatureNetwork
+from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.trajectory.shortcomings import warn_of_incomplete
 
 

@@ -15,6 +15,7 @@ from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.distillation.compatibility import bare_networks
 from tgdd_plugin.evaluation.scorer import Images
 from tgdd_plugin.evaluation.soft_labels import predict_soft_labels
+from tgdd_plugin.networks.classifiers import classifiers
 from tgdd_plugin.networks.factory import build_recorded
 from tgdd_plugin.training.train import check_network
 from tgdd_plugin.trajectory.store import Trajectory
@@ -42,7 +43,8 @@ class CompactSet:
 
         Args:
             file: The ``.beton``.
-            network: Builds a fresh network. Default: for this package's networks, as the card says.
+            network: Builds a fresh network, or a ``ComposerModel``. Default: for this package's networks, as the card
+                says.
 
         Raises:
             InputError: If the file or its card cannot be read, or the network does not fit them.
@@ -51,7 +53,7 @@ class CompactSet:
         record, arguments = card.network, card.network.get("arguments") or {}
         if "num_classes" in arguments:  # fewer, if the set is of some of the classes alone
             record = {**record, "arguments": {**arguments, "num_classes": len(card.classes)}}
-        build = network or (lambda: build_recorded(record, card.shape, len(card.classes)))
+        build = classifiers(network) if network else (lambda: build_recorded(record, card.shape, len(card.classes)))
         return cls(card, images, build, check_network(build, card.shape, len(card.classes)))
 
     def distilled(self, seed: int) -> Images:

@@ -66,7 +66,8 @@ def retrain(
         settings: How networks are trained, and how many. Default: ``RetrainSettings()``;
             a mapping of its keys will do.
         real: The real training images, for the rows of random and full data. Default: those rows are left out.
-        network: A function that builds a fresh network. Default: for this package's networks, as the card says.
+        network: A function that builds a fresh network, or a ``ComposerModel`` with one in it. Default: for this
+            package's networks, as the card says.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         seed: The first of ``settings.seeds`` seeds: of the initial weights, the order of images, the augmentation, and
             the choice of random images. Default: ``0``.

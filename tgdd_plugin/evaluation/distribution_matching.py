@@ -20,7 +20,7 @@ from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.distiller import distill
 from tgdd_plugin.distillation.settings import DistillSettings
-from tgdd_plugin.networks.feature_network import find_head
+from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.store import Trajectory
 from tgdd_plugin.trajectory.writing import add_stage, write_manifest_and_prune
@@ -56,7 +56,7 @@ def match_distributions(
     settings = replace(settings, source="sampled", alpha=0.0, factor=1, start="real", stages="all", packed=False)
     folder = output.with_name(f".{output.stem}-networks")
     if dist.get_global_rank() == 0:
-        fresh_networks(folder, build, real.classes, normalization, settings.seed)
+        fresh_networks(folder, build, real.classes, normalization, settings.seed, real.shape)
     dist.barrier()
     trajectory = Trajectory.open(folder)
     mean, std = normalization.mean, normalization.std
@@ -75,6 +75,7 @@ def fresh_networks(
     classes: Sequence[str],
     normalization: Normalization,
     seed: int = 0,
+    shape: Sequence[int] | None = None,
 ) -> Trajectory:
     """Writes freshly initialized networks as the stages of a run that was never trained.
 
@@ -84,6 +85,7 @@ def fresh_networks(
         classes: The names of the K classes.
         normalization: The normalization to note in the manifest.
         seed: The seed of the weights. Default: ``0``.
+        shape: (C, H, W) of the images, for networks with several layers that could be the head. Default: ``None``.
 
     Returns:
         The opened trajectory.
@@ -96,7 +98,7 @@ def fresh_networks(
         run = Run(
             name="fresh",
             network={"class": type(network).__qualname__, "parameters": count},
-            head=find_head(network, len(classes)),
+            head=find_head(network, len(classes), shape=shape),
             num_classes=len(classes),
             classes=list(classes),
             mean=list(normalization.mean),

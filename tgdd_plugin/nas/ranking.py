@@ -23,6 +23,7 @@ from tgdd_plugin.core.tables import DrawTable, markdown_table
 from tgdd_plugin.evaluation.scorer import Images, Row, Scorer
 from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.nas.costs import costs_of
+from tgdd_plugin.networks.classifiers import classifiers
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import check_network
 
@@ -109,7 +110,10 @@ def rank_networks(
     classes = len(card.classes)
     scorer = Scorer(pool, card.normalization, seeds, classes, device, settings.at_once, progress_bar, trainer_options)
     training = settings.training(len(images[0]))
-    every = [measure(Candidate(name), build, scorer, lambda seed: images, training) for name, build in networks.items()]
+    every = [
+        measure(Candidate(name), classifiers(build), scorer, lambda seed: images, training)
+        for name, build in networks.items()
+    ]
     return ranked(every)
 
 

@@ -178,7 +178,10 @@ class Queue:
                 done()
 
     def note(self, trial: Trial, content: dict[str, Any]) -> None:
-        """Saves the result of a trial, as plain values."""
+        """Saves the result of a trial, as plain values; its numbers also as attributes that Optuna's tools show."""
+        for name, value in content.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                trial.set_user_attr(name, value)
         trial.set_user_attr(_NOTED, content)
 
     def killed(self, trial: Trial) -> int:

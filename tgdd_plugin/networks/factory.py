@@ -19,6 +19,7 @@ from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.core.import_string import import_function
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.networks import convnets, densenets, resnet_ap, resnets, vision_transformers
+from tgdd_plugin.networks.classifiers import as_classifier
 from tgdd_plugin.networks.settings import NetworkSettings, check_network_name
 
 MOST_PARAMETERS = 2 * 10**8
@@ -85,7 +86,7 @@ def find_factory(name: str) -> Callable[..., nn.Module]:
 
 
 def build_network(name: str, arguments: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
-    """Builds a network by name.
+    """Builds a network by name, as a module that turns images into logits (:func:`as_classifier`).
 
     Args:
         name: The network's name, as in :func:`find_factory`.
@@ -105,7 +106,7 @@ def build_network(name: str, arguments: dict[str, Any], shape: Sequence[int], nu
     if "num_classes" in parameters or takes_any:
         arguments.setdefault("num_classes", num_classes)
     try:
-        return factory(**arguments)
+        return as_classifier(factory(**arguments))
     except TypeError as error:
         raise InputError(
             f"`network` must have arguments that '{name}' takes, got {arguments} ({error}). Correct them."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -10,33 +11,8 @@ from torch.func import functional_call
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.networks.chunk_size import even_part
-
-
-def find_head(network: nn.Module, num_classes: int | None = None, name: str | None = None) -> str:
-    """Finds the name of the network's head: the linear layer whose input is φ(x) and whose output is h(x).
-
-    Args:
-        network: Any module.
-        num_classes: The number of classes K, if known; layers with another number of outputs are then left out.
-        name: The head, if the user named it; then it is only checked.
-
-    Raises:
-        InputError: If there is no such layer.
-    """
-    linear = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear)}
-    if name is not None and name not in linear:
-        raise InputError(
-            f"`head` must be the name of an nn.Linear of the network, got '{name}'. Name one of its linear layers, "
-            f"{sorted(linear)}; a network without any cannot be used, as TGDD matches the input of the linear head."
-        )
-    wide = [n for n, m in linear.items() if num_classes in (None, m.out_features) and name in (None, n)]
-    if not wide:
-        wanted = f"with {num_classes} outputs" if num_classes else "at all"
-        raise InputError(
-            f"{type(network).__name__} has no linear layer {wanted} to be its head (it has {sorted(linear)}). TGDD "
-            f"matches the head's input, so end the network with nn.Linear(features, classes), or name it by head=."
-        )
-    return wide[-1]
+from tgdd_plugin.networks.classifiers import logits_of
+from tgdd_plugin.networks.heads import last_called
 
 
 class FeatureNetwork:
@@ -58,6 +34,7 @@ class FeatureNetwork:
     def __init__(self, network: nn.Module, head: str, *, compiled: bool = False) -> None:
         self.network = network.eval().requires_grad_(False)
         self.slice_size: int | None = None
+        self.head = head
         self._with_features = _WithFeatures(self.network, head)
         # Convolutions are faster in channels-last, but GroupNorm's backward pass, not compiled, many times slower.
         self._layout = torch.channels_last if compiled else torch.contiguous_format
@@ -93,11 +70,14 @@ class FeatureNetwork:
         """Calls the network once on a blank image of ``shape`` (C, H, W).
 
         Raises:
-            InputError: If it does not take such images or does not return logits of shape ``(1, K)``.
+            InputError: If it does not take such images, does not call its head, or does not return logits of shape
+                ``(1, K)``.
         """
         try:
             logits = self._blank(weights, shape)[1]
-        except (RuntimeError, IndexError, TypeError, AssertionError) as error:
+        except HeadNotCalled:
+            raise self._not_called(weights, shape) from None
+        except (RuntimeError, IndexError, TypeError, ValueError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"{type(self.network).__name__} does not take images of shape {tuple(shape)}: {reason}. Give images "
@@ -109,6 +89,23 @@ class FeatureNetwork:
                 f"{type(self.network).__name__} must return logits of shape (1, {num_classes}) for one image, got "
                 f"{got}. Return the logits alone."
             )
+
+    def _not_called(self, weights: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> InputError:
+        """Returns the error of a head that is never called, with the layer that is called in its place."""
+        linear = {name: module for name, module in self.network.named_modules() if isinstance(module, nn.Linear)}
+
+        def call() -> None:
+            with suppress(HeadNotCalled):
+                self._blank(weights, shape)
+
+        last = last_called(self.network, linear, call)
+        remedy = f"Name the layer that makes the logits by head=, such as head='{last}', which is called last."
+        if last is None:
+            remedy = "No other linear layer is called either, and TGDD needs one that makes the logits."
+        return InputError(
+            f"`head` must be a layer that is called in evaluation mode, got '{self.head}': the head is never called "
+            f"when {type(self.network).__name__} takes an image. {remedy}"
+        )
 
     @torch.no_grad()
     def _blank(self, weights: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,6 +135,10 @@ def _named(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"network.{name}": tensor for name, tensor in weights.items()}
 
 
+class HeadNotCalled(Exception):
+    """A forward pass did not call the head."""
+
+
 class _WithFeatures(nn.Module):
     """A network that returns the input of its head together with its logits."""
 
@@ -149,7 +150,9 @@ class _WithFeatures(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self._seen.clear()
-        logits = self.network(images)
+        logits = logits_of(self.network(images))
+        if not self._seen:
+            raise HeadNotCalled
         # Cloned: a compiled pass that changes the memory layout cannot return a view of the head's input.
         return self._seen.pop().flatten(1).clone(), logits
 
@@ -168,7 +171,8 @@ def fit_names(recorded: Mapping[str, torch.Tensor], network: nn.Module, where: s
         The recorded name for each name of the network.
 
     Raises:
-        InputError: If a tensor is missing or of another shape.
+        InputError: If a tensor is missing or of another shape, or the stage has one that the network lacks: it would
+            be another function.
     """
     wanted = network.state_dict()
     first = next(iter(wanted))
@@ -179,6 +183,12 @@ def fit_names(recorded: Mapping[str, torch.Tensor], network: nn.Module, where: s
         raise InputError(
             f"{type(network).__name__} does not fit {where}: the stage has no '{missing[0]}' "
             f"({len(missing)} of {len(wanted)} tensors missing). Build the network that the run was trained with."
+        )
+    lacking = [name for name in recorded if name.startswith(prefix) and name.removeprefix(prefix) not in wanted]
+    if lacking:
+        raise InputError(
+            f"{type(network).__name__} does not fit {where}: the network has no '{lacking[0]}', which the stage has "
+            f"({len(lacking)} such tensor(s)). Build the network that the run was trained with, changed as it was then."
         )
     for name, tensor in wanted.items():
         if recorded[prefix + name].shape != tensor.shape:

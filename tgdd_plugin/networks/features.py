@@ -14,7 +14,8 @@ from tgdd_plugin.data.coresets import herding
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.chunk_size import chunk_sizes
-from tgdd_plugin.networks.feature_network import FeatureNetwork, find_head
+from tgdd_plugin.networks.feature_network import FeatureNetwork
+from tgdd_plugin.networks.heads import find_head
 
 CHOSEN_FROM = 1000
 """The most images of a class that :func:`herding_subset` looks at."""
@@ -35,7 +36,7 @@ def features_of(
         pool: The images.
         normalization: What the images are normalized with.
         head: The name of the linear layer whose input is φ(x). Default: ``None``, found by
-            :func:`tgdd_plugin.networks.feature_network.find_head`.
+            :func:`tgdd_plugin.networks.heads.find_head`.
         batch_size: The number of images that are moved to the device at a time. Default: ``512``.
 
     Returns:
@@ -46,7 +47,7 @@ def features_of(
             their channels.
     """
     normalization.check_channels(pool.shape[0])
-    frozen = FeatureNetwork(copy.deepcopy(network), find_head(network, pool.num_classes, head))
+    frozen = FeatureNetwork(copy.deepcopy(network), find_head(network, pool.num_classes, head, pool.shape))
     weights = network.state_dict()
     frozen.check(weights, pool.shape, pool.num_classes)
     device = next(iter(weights.values())).device

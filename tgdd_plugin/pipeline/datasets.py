@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +15,7 @@ from torchvision.transforms import CenterCrop, Compose, Grayscale, Resize
 
 from tgdd_plugin.beton.card import card_path, read_card
 from tgdd_plugin.beton.format import read_beton
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.core.import_string import import_function
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.settings import DataSettings
@@ -95,9 +99,35 @@ def _image_folders(settings: DataSettings) -> tuple[Any, Any]:
         raise InputError(
             f"{str(error).splitlines()[0].rstrip('.')}. Put the images at <class>/<image>, in '{train}' and '{test}'."
         ) from error
+    for folder in (train, test):
+        _tell_ignored(folder)
     if sets[0].classes != sets[1].classes:
         raise InputError(f"'{train}' and '{test}' have different class folders. Give both the same names.")
     return sets[0], sets[1]
+
+
+def _tell_ignored(folder: Path) -> None:
+    """Warns of files in the class folders that are not read, counted by suffix: their images would be missed."""
+    files = (
+        name
+        for inner in folder.iterdir()
+        if inner.is_dir()
+        for *_, names in os.walk(inner, followlinks=True)
+        for name in names
+    )
+    ignored = Counter(
+        Path(name).suffix.lower() or "no suffix"
+        for name in files
+        if not name.startswith(".") and not tv.folder.has_file_allowed_extension(name, tv.folder.IMG_EXTENSIONS)
+    )
+    if ignored:
+        ordered = sorted(ignored.items(), key=lambda each: (-each[1], each[0]))[:10]
+        counts = ", ".join(f"{count} of {printable(suffix)}" for suffix, count in ordered)
+        warnings.warn(
+            f"{ignored.total()} file(s) in '{folder}' are not read ({counts}). Convert images among them to one of "
+            f"{', '.join(tv.folder.IMG_EXTENSIONS)}",
+            stacklevel=2,
+        )
 
 
 def _datasets(settings: DataSettings) -> tuple[Any, Any]:

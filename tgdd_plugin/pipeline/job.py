@@ -60,9 +60,8 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
 
 def _read(step: str, path: str, overrides: list[str]) -> Recipe:
     if step == "distill" and Path(path).is_dir():
-        # Without a word about data the folder itself is all there is to distill from.
-        named = any(override.startswith("data.") for override in overrides)
-        source = [] if named else ["distill.source=recorded"]
+        # Where no data are named the folder itself is all there is to distill from.
+        source = [] if _names_data(overrides) else ["distill.source=recorded"]
         return read_recipe(None, [f"trajectory={json.dumps(path)}", *source, *overrides])
     if step in ON_FILE and path.endswith(".beton"):
         return read_recipe(None, [f"file={json.dumps(path)}", *overrides])
@@ -78,6 +77,24 @@ def _read(step: str, path: str, overrides: list[str]) -> Recipe:
             )
     check_kind(step, path, instead)
     return read_recipe(path, overrides)
+
+
+def _names_data(overrides: list[str]) -> bool:
+    """Whether overrides name data; a normalization alone does not, as the images may come from elsewhere.
+
+    Raises:
+        InputError: If something is said of data that are not named, which would then be the default ones.
+    """
+    keys = {override.partition("=")[0] for override in overrides}
+    if keys & {"data.name", "data"}:
+        return True
+    for key in sorted(keys):
+        if key.startswith("data.") and key not in ("data.mean", "data.std"):
+            raise InputError(
+                f"`data.name` must be given with `{shown(key)}`, which says something of real images, got no name. "
+                f"Give data.name=..., or leave it out and distill from what was recorded."
+            )
+    return False
 
 
 def _check_size(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from functools import partial
@@ -15,6 +16,8 @@ from tgdd_plugin.core.tables import text_table
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.scorer import Row
 from tgdd_plugin.nas import final_training, optuna_search, ranking
+from tgdd_plugin.nas.settings import NasSettings
+from tgdd_plugin.pipeline.file_names import safe_name
 from tgdd_plugin.pipeline.finished_results import content_of, print_results
 from tgdd_plugin.pipeline.settings import Recipe
 
@@ -30,20 +33,30 @@ def check_search(recipe: Recipe) -> None:
         raise InputError(final_training.NO_EPOCHS)
 
 
+def results_file(recipe: Recipe) -> Path:
+    """Returns the file of a search's results, beside the ``.beton``: each study has its own."""
+    name, ending = recipe.nas.study, ""
+    if name != NasSettings.study:
+        ending = f"-{safe_name(name)}"
+        if safe_name(name) != name:  # so that no other name is as this one is written
+            ending += f"-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return recipe.beton.with_name(f"{recipe.beton.stem}-nas{ending}.json")
+
+
 def search_and_train(recipe: Recipe, real: ImagePool, test: ImagePool) -> dict[str, Any]:
     """Searches, prints and writes the candidates, and trains the first one if the recipe says so.
 
     Returns:
         The candidates and where they are, for programs.
     """
-    results = recipe.beton.with_name(f"{recipe.beton.stem}-nas.json")
+    results = results_file(recipe)
     weights, before = results.with_suffix(".safetensors"), content_of(results)
     candidates = optuna_search.search(
         recipe.beton,
         real,
         recipe.nas,
         recipe.retrain,
-        storage=results.with_suffix(".db"),
+        storage=recipe.beton.with_name(f"{recipe.beton.stem}-nas.db"),
         device=recipe.device,
         seed=recipe.seed,
     )

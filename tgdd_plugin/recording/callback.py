@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from composer.core import Callback, Event, State, Time, TimeUnit
+from composer.core import Callback, DataSpec, Event, State, Time
 from composer.loggers import Logger
-from composer.utils import create_interval_scheduler, format_name_with_dist
+from composer.utils import format_name_with_dist
 
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.core.versions import installed_versions
+from tgdd_plugin.data.batches import images_and_labels
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.networks.classifiers import bare_network
 from tgdd_plugin.recording.announcing import announce_end, announce_start
+from tgdd_plugin.recording.batch_watch import BatchWatch, data_specs_of
 from tgdd_plugin.recording.description import check_class_names
+from tgdd_plugin.recording.interval import schedule
 from tgdd_plugin.recording.introspection import (
-    bare_network,
     describe_network,
     find_augmentation,
     find_classes,
-    find_head_layer,
+    find_head_layers,
     find_normalization,
+    is_language_model,
     is_mixed,
     network_weights,
     own_images,
     training_weights,
+    unwrapped,
 )
 from tgdd_plugin.recording.recorder import TrajectoryRecorder
 from tgdd_plugin.recording.run_folder import complete_at_end, on_rank_0, run_folder_of
@@ -60,17 +67,18 @@ class TGDDCallback(Callback):
         dtype (str): ``'float32'``, ``'float16'`` or ``'bfloat16'``: how floating-point weights are stored. What is too
             large for ``'float16'`` stays ``'float32'``. Default: ``'float32'``.
         head (str, optional): Name of the linear head, without the ``module.`` of ``ComposerClassifier``.
-            Default: the last ``nn.Linear`` with as many outputs as there are classes.
+            Default: the ``nn.Linear`` with as many outputs as there are classes; of several, the one that a forward
+            pass in evaluation mode calls last.
         classes (Sequence[str], optional): Class names. Default: the training data set's ``classes``, if it has any.
         mean, std (Sequence[float], optional): Per-channel normalization of the inputs, for pixels in [0, 1]. Default:
-            that of the training data set's torchvision ``Normalize``, or 0 and 1 if the inputs themselves lie in
-            [0, 1].
+            found in the training data set's torchvision ``Normalize`` or in the transforms of the ``DataSpec``, or by
+            what these do to the first batch; 0 and 1 if the inputs themselves lie in [0, 1].
         statistics (bool): Whether to record class means. Training goes on without them, with one warning, where
             batches are not (images, one label for each) or always mixed. Default: ``True``.
         exemplars (int): How many real images of each class to keep in the run's folder, for distillation to start from;
             0 where images must not leave. They are the first of the run's first epoch, as rank 0's loader gives them:
-            before :class:`SiameseAugmentation`, CutMix and MixUp, but after transforms of the data set and Composer's
-            ``CutOut``. 256 MiB of them at most. Default: ``40``, enough for 10 images per class at factor 2.
+            before any algorithm, but after transforms of the data set. 256 MiB of them at most. Default: ``40``,
+            enough for 10 images per class at factor 2.
         overwrite (bool): Whether to replace a complete recording of the same run name; one that was cut short is
             replaced with a warning when its run begins anew. Default: ``False``.
         on_error (str): What an error of the recording does once training has begun, such as a full disk. ``'warn'``:
@@ -106,7 +114,7 @@ class TGDDCallback(Callback):
         on_error: OnError = "warn",
         quiet: bool = False,
     ) -> None:
-        self._due, self.interval, self._time = _schedule(interval)
+        self._due, self.interval, self._time = schedule(interval)
         self._is_due = False
         self.folder = folder
         self.head = head
@@ -122,6 +130,12 @@ class TGDDCallback(Callback):
             "on_error": on_error,
         }
         self.recorder = TrajectoryRecorder(folder, **self._options)
+        self._watch = BatchWatch(
+            self._look,
+            lambda: self.recorder.images.wanted,
+            lambda: self.recorder.safeguard.covers("looking at a batch"),
+        )
+        self._refused = False
 
     def init(self, state: State, logger: Logger) -> None:
         if sum(isinstance(callback, TGDDCallback) for callback in state.callbacks) > 1:
@@ -130,10 +144,13 @@ class TGDDCallback(Callback):
             )
         if getattr(state, "deepspeed_enabled", False):
             raise InputError("TGDDCallback cannot record under DeepSpeed, which shards the weights. Use DDP or FSDP.")
+        self._refused = False  # an earlier Trainer's model may have been
         self.recorder = TrajectoryRecorder(format_name_with_dist(self.folder, state.run_name), **self._options)
         self.recorder.run_folder = run_folder_of(self.recorder.folder, state.run_name)
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        if self._refused and event != Event.INIT:
+            return
         # Asked first: an error of an interval function of the user's is theirs.
         self._is_due = event in (Event.BATCH_END, Event.EPOCH_END) and self._due(state, event)
         try:
@@ -157,22 +174,32 @@ class TGDDCallback(Callback):
                 f"`parallelism_config['fsdp']['state_dict_type']` must be 'full', got "
                 f"'{state.fsdp_state_dict_type}', under which no rank holds the whole weights. Set it to 'full'."
             )
-        head, layer = find_head_layer(state, self.head)
-        run = self._describe(state, head, layer.out_features)
+        heads = find_head_layers(state, self.head, self.classes)
+        head = list(heads)[-1]
+        if self.head is None and is_language_model(unwrapped(state.model), heads[head]):
+            self._refuse(head, heads[head].out_features)
+            return
+        specs = data_specs_of(state.train_dataloader)
+        run = self._describe(state, head, heads[head].out_features, specs)
         with training_weights(state):
             self.recorder.start(
                 run,
                 bare_network(state.model)[0],
-                layer=layer,
+                heads=heads,
                 device=state.device.tensor_to_device(torch.empty(0)).device,
                 weights=lambda: network_weights(state),  # collective under FSDP, so on every rank
                 batches=state.timestamp.batch.value,
             )
         with self.recorder.safeguard.covers("telling what the recording takes"):
             announce_start(self.recorder, self._time, state, quiet=self.quiet)
+        self._watch.attach(specs)
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        self._watch.expect()
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        self.recorder.look_at(*_pair(state.batch))
+        if self._watch.has_missed():  # algorithms come first here, and may have changed the batch
+            self.recorder.look_at(*images_and_labels(state.batch))
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
         self.recorder.features.begin_pass()
@@ -181,8 +208,10 @@ class TGDDCallback(Callback):
         # By now the algorithms have mixed or smoothed the labels, so what they did can be seen. Images that an
         # algorithm added come after the loader's own.
         if self.recorder.run is not None:
+            model = unwrapped(state.model)
+            self.recorder.settle_head(model, lambda: model(state.batch))
             own, mixed = own_images(state.algorithms), is_mixed(state.algorithms)
-            self.recorder.features.add(_pair(state.batch)[1], own, counted=not mixed)
+            self.recorder.features.add(images_and_labels(state.batch)[1], own, counted=not mixed)
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         self.recorder.features.end_pass()
@@ -200,11 +229,13 @@ class TGDDCallback(Callback):
         # Missed so far if training was stopped by a callback after this one, or by an evaluation.
         if state.timestamp.batch.value != self.recorder.last_batch:
             self._record(state)
+        self._watch.detach()
         if self.recorder.run is not None:
             self.recorder.finish()
             announce_end(self.recorder, quiet=self.quiet)
 
     def close(self, state: State, logger: Logger) -> None:
+        self._watch.detach()
         self.recorder.detach()  # not yet if training ended with an error
 
     def state_dict(self) -> dict[str, Any]:
@@ -227,11 +258,31 @@ class TGDDCallback(Callback):
                 weights=lambda: network_weights(state),  # collective under FSDP, so on every rank
             )
 
-    def _describe(self, state: State, head: str, num_classes: int) -> Run:
+    def _look(self, images: Any, labels: Any, seen: Normalization | None) -> None:
+        """Looks at a batch as the network would get it without any algorithm."""
+        run = self.recorder.run
+        if run is not None and run.mean is None and seen is not None:
+            run.mean, run.std = list(seen.mean), list(seen.std)
+        if run is not None and self._watch.changes_images:
+            run.augmentation = None
+        self.recorder.look_at(images, labels)
+
+    def _refuse(self, head: str, outputs: int) -> None:
+        self._refused = True
+        if rank() == 0:
+            warnings.warn(
+                f"nothing is recorded, training goes on: the head '{head}' has {outputs} outputs, one for each token "
+                f"of the network's embedding, so this is a language model and no image classifier. Leave TGDDCallback "
+                f"out, or name the head of the classes by head=",
+                stacklevel=2,
+            )
+
+    def _describe(self, state: State, head: str, num_classes: int, specs: Sequence[DataSpec]) -> Run:
         """The manifest's head, read from the Trainer's state, with no stage yet."""
         check_class_names(self.classes, num_classes, f"the head '{head}'")
         if self.normalization is None:
-            mean, std = find_normalization(state.train_dataloader)
+            transforms = [one for spec in specs for one in (spec.batch_transforms, spec.microbatch_transforms)]
+            mean, std = find_normalization(state.train_dataloader, *transforms)
         else:
             mean, std = list(self.normalization.mean), list(self.normalization.std)
         return Run(
@@ -246,29 +297,3 @@ class TGDDCallback(Callback):
             augmentation=find_augmentation(state.train_dataloader, state.algorithms),
             versions=installed_versions("mosaicml"),
         )
-
-
-def _pair(batch: Any) -> tuple[Any, Any]:
-    """Images and targets of a batch, or ``None`` for what it has not."""
-    pair = batch if isinstance(batch, (tuple, list)) else ()
-    return (*pair[:2], None, None)[:2]  # type: ignore[return-value]
-
-
-def _schedule(
-    interval: str | int | Time | Callable[[State, Event], bool],
-) -> tuple[Callable[..., bool], str, Time | None]:
-    """Whether a stage is due, by ``(state, event)``; the interval in words; and as a time, unless it is a function."""
-    if callable(interval):
-        return interval, getattr(interval, "__name__", type(interval).__name__), None
-    try:
-        time = Time.from_input(interval, TimeUnit.EPOCH)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InputError(
-            f"`interval` must be a Composer time above zero, got {interval!r}. Write it like '1ep', '50ba' or '0.1dur'."
-        ) from error
-    if time.value <= 0 or time.unit == TimeUnit.ITERATION:
-        raise InputError(
-            f"`interval` must be a Composer time above zero, got {interval!r}. Write it like '1ep', '50ba' or '0.1dur'."
-        )
-    due = create_interval_scheduler(time, checkpoint_events=False, final_events={Event.BATCH_END, Event.EPOCH_END})
-    return due, time.to_timestring(), time

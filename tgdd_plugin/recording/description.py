@@ -11,13 +11,17 @@ from torch import nn
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.networks.feature_network import find_head
+from tgdd_plugin.data.pixel_range import pixel_scale
+from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.networks.noted_class import class_name
 from tgdd_plugin.trajectory.manifest import Run
 
 
 def describe_module(
-    network: nn.Module, parameters: int | None = None, algorithms: Sequence[str] = ()
+    network: nn.Module,
+    parameters: int | None = None,
+    algorithms: Sequence[str] = (),
+    surgery: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """What the manifest says of a network (see :class:`tgdd_plugin.trajectory.manifest.Run`).
 
@@ -26,6 +30,7 @@ def describe_module(
         parameters: The number of its parameters. Default: ``None``, counted; where they are sharded, the count of the
             whole ones must be given.
         algorithms: Names of what may have changed the network. Default: none.
+        surgery: What did so, as :func:`tgdd_plugin.networks.surgery.note_surgery` notes it. Default: none.
     """
     notes = (getattr(module, "tgdd_network", None) for module in network.modules())
     built: dict[str, Any] = next(filter(None, notes), {})
@@ -35,6 +40,7 @@ def describe_module(
         "factory": built.get("factory"),
         "arguments": built.get("arguments", {}),
         "algorithms": list(algorithms),
+        **({"surgery": list(surgery)} if surgery else {}),
     }
 
 
@@ -48,6 +54,7 @@ def describe_run(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     augmentation: str | None = None,
+    shape: Sequence[int] | None = None,
     interval: str = "1ep",
 ) -> Run:
     """The manifest of a run that is about to begin, for :meth:`TrajectoryRecorder.start`.
@@ -56,12 +63,14 @@ def describe_run(
         name: The run's name, and that of its folder.
         network: The network that will be trained.
         num_classes: K.
-        head: Name of the linear layer whose input is matched. Default: the last ``nn.Linear`` with K outputs.
+        head: Name of the linear layer whose input is matched. Default: the ``nn.Linear`` with K outputs; of several the
+            one called last, if ``shape`` is given, and else the last one in the module listing.
         classes: Class names. Default: ``None``, numbers.
         mean, std: Per-channel normalization of the inputs, for pixels in [0, 1]. Default: not known, and then to be
             given when distilling; without it no exemplars are kept.
         augmentation: The augmentation of the training images as a strategy, such as ``'color_crop_flip'`` or
             ``'none'``. Distillation gives the synthetic images the same. Default: ``None``, not known.
+        shape: (C, H, W) of the images, for finding the head. Default: ``None``.
         interval: How often a stage is recorded, in words, as a note. Default: ``'1ep'``.
 
     Raises:
@@ -72,7 +81,7 @@ def describe_run(
     return Run(
         name=name,
         network=describe_module(network),
-        head=find_head(network, num_classes, head),
+        head=find_head(network, num_classes, head, shape),
         num_classes=num_classes,
         classes=None if classes is None else [str(one) for one in classes],
         mean=list(normalization.mean) if normalization else None,
@@ -92,12 +101,16 @@ def check_class_names(classes: Sequence[str] | None, num_classes: int, owner: st
         )
 
 
-def note_input(run: Run, values: torch.Tensor) -> None:
-    """Notes what the first batch of finite values is like, for distillation to compare its own inputs with."""
+def note_input(run: Run, images: torch.Tensor) -> None:
+    """Notes what the first batch of finite values is like, for distillation to compare its own inputs with.
+
+    Where the normalization is not known and the values are plain pixels, up to 1 or to 255, it is noted as well.
+    """
+    values = images.float()
     mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3))
     if not (mean.isfinite().all() and std.isfinite().all()):
         return  # it says nothing; the next batch may
     run.input = {"shape": [float(n) for n in values.shape[1:]], "mean": mean.tolist(), "std": std.tolist()}
-    if run.mean is None and 0 <= values.min() and 0.5 < values.max() <= 1:
+    if run.mean is None and (scale := pixel_scale(images)) is not None:
         run.mean = [0.0] * values.shape[1]
-        run.std = [1.0] * values.shape[1]
+        run.std = [1 / scale] * values.shape[1]

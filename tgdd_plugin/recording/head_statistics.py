@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from tgdd_plugin.core.ranks import rank
+from tgdd_plugin.networks.heads import last_called
 from tgdd_plugin.recording.class_means import ClassMeans, HeadInput
 
 
@@ -23,7 +25,11 @@ class HeadStatistics:
         self.enabled = enabled
         self._means = ClassMeans()
         self._input = HeadInput()
+        self._layers: dict[str, nn.Linear] = {}
+        self._head = ""
+        self._settled = True
         self._num_classes = 0
+        self._device: torch.device | str = "cpu"
         self._told = False
 
     @property
@@ -31,12 +37,58 @@ class HeadStatistics:
         """Why there are no means for the last stage, or ``None``."""
         return self._means.problem
 
-    def attach(self, layer: nn.Linear, num_classes: int, device: torch.device | str) -> None:
-        """Watches a head from now on; sums so far are kept if they are of its shape."""
-        self._num_classes = num_classes
+    def attach(self, layers: Mapping[str, nn.Linear], head: str, device: torch.device | str) -> None:
+        """Watches a head from now on; sums so far are kept if they are of its shape.
+
+        Args:
+            layers: The layers that can be the head, by name.
+            head: Which of them is taken for it, until :meth:`settle` tells.
+            device: Where to add up.
+        """
+        self._layers, self._settled = dict(layers), len(layers) == 1
+        self._device = device
+        self._watch(head)
+        if self.enabled or not self._settled:
+            self._input.attach(layers)
+
+    def _watch(self, head: str) -> None:
+        layer = self._layers[head]
+        self._head, self._num_classes = head, layer.out_features
         if self.enabled:
-            self._means.prepare(num_classes, layer.in_features, device)
-            self._input.attach(layer)
+            self._means.prepare(layer.out_features, layer.in_features, self._device)
+
+    def settle(self, network: nn.Module, call: Callable[[], Any]) -> nn.Linear | None:
+        """Finds out, after the first forward pass in training, which of several layers is the head.
+
+        It is the one that was called last. Where several with as many outputs were called, some may be of use in
+        training alone: then the network is called once more, in evaluation mode.
+
+        Args:
+            network: The network.
+            call: Calls it with a batch.
+
+        Returns:
+            The layer, if it is another one than was taken for it; it is watched from now on.
+        """
+        if self._settled or (last := self._input.last) is None:
+            return None
+        self._settled = True
+        outputs = self._layers[last].out_features
+        rivals = {name: self._layers[name] for name in self._input.called if self._layers[name].out_features == outputs}
+        head = (last_called(network, rivals, call) if len(rivals) > 1 else None) or last
+        if self.enabled:
+            self._input.leave(head)
+        else:
+            self._input.detach()
+        if head == self._head:
+            return None
+        self._watch(head)
+        return self._layers[head]
+
+    @property
+    def head(self) -> str:
+        """The name of the layer that is taken for the head."""
+        return self._head
 
     def detach(self) -> None:
         """Leaves the network as it was."""
@@ -59,7 +111,7 @@ class HeadStatistics:
         """
         if not self.enabled:
             return
-        features = self._input.take()
+        features = self._input.take(self._head)
         if own is not None and features is not None:
             features, targets = features[:own], targets[:own]
         if counted:
@@ -74,7 +126,7 @@ class HeadStatistics:
         """The batch is over, and trained on."""
         if self.enabled:
             self._means.commit()
-            self._input.take()  # activation checkpointing has filled it once more, in the backward pass
+            self._input.take(self._head)  # activation checkpointing has filled it once more, in the backward pass
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Means and counts since the last call, see :meth:`ClassMeans.take`. Collective.

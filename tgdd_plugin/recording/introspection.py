@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from composer.algorithms import EMA, AugMix, ColOut, CutMix, CutOut, MixUp, ProgressiveResizing, RandAugment
 from composer.core import Algorithm, State
-from composer.models import ComposerClassifier
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, default_collate
@@ -18,12 +18,10 @@ from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentatio
 from tgdd_plugin.augmentation.strategy import OPERATIONS, parse_augmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.networks.feature_network import find_head
+from tgdd_plugin.networks.classifiers import WRAPPERS, bare_network
+from tgdd_plugin.networks.heads import head_candidates
+from tgdd_plugin.networks.surgery import note_surgery
 from tgdd_plugin.recording.description import describe_module
-
-# Names under which torch.compile, FSDP and activation checkpointing keep the module that they wrap.
-WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-
 
 # torchvision's transforms, v1 and v2 by the same names, as operations of this package.
 PLAIN = {
@@ -63,12 +61,17 @@ def find_classes(loader: Any, num_classes: int) -> list[str] | None:
     return None
 
 
-def find_normalization(loader: Any) -> tuple[list[float] | None, list[float] | None]:
+def find_normalization(loader: Any, *others: Any) -> tuple[list[float] | None, list[float] | None]:
     """Per-channel mean and std that a loader's images were normalized with, for pixels in [0, 1].
 
     Looks for torchvision's ``Normalize`` (v1 or v2) among the transforms of the data set and of the wrappers around it,
     and for ``mean`` and ``std`` of the loader itself, or of its ``normalization``
     (:class:`tgdd_plugin.data.device_loader.DeviceLoader`).
+
+    Args:
+        loader: The loader.
+        others: What else may normalize its batches, such as the transforms of a ``DataSpec`` (Composer's
+            ``NormalizationFn``).
 
     Returns:
         ``(mean, std)``, or ``(None, None)`` if nothing was found.
@@ -77,7 +80,7 @@ def find_normalization(loader: Any) -> tuple[list[float] | None, list[float] | N
     for dataset in dataset_layers(loader):
         # VisionDataset keeps its transform twice: as `transform` and inside `transforms`.
         transforms += [getattr(dataset, "transform", None), getattr(dataset, "transforms", None)]
-    transforms += [getattr(loader, "normalization", None), loader]
+    transforms += [getattr(loader, "normalization", None), loader, *others]
     while transforms:
         transform = transforms.pop(0)
         if found := _normalization(transform):
@@ -116,7 +119,7 @@ def find_augmentation(loader: Any, algorithms: Iterable[Algorithm]) -> str | Non
     found = [_operations(algorithm) for algorithm in algorithms]
     # This package's own loaders do not augment. Others may anywhere, and a function that collates batches, too.
     if not type(loader).__module__.startswith("tgdd_plugin."):
-        if not isinstance(loader, DataLoader) or loader.collate_fn is not default_collate:
+        if not isinstance(loader, DataLoader) or not _only_collates(loader.collate_fn):
             return None
         for dataset in _all_datasets(loader.dataset):
             transforms = [getattr(dataset, "transform", None), getattr(dataset, "transforms", None)]
@@ -127,6 +130,11 @@ def find_augmentation(loader: Any, algorithms: Iterable[Algorithm]) -> str | Non
             return None
         operations |= names
     return "_".join(name for name in OPERATIONS if name in operations) or "none"
+
+
+def _only_collates(function: Any) -> bool:
+    """Whether a function is known to make batches and nothing else: torch's, or Composer's for PIL images."""
+    return function is default_collate or getattr(function, "__name__", "") == "pil_image_collate"
 
 
 def _operations(algorithm: Algorithm) -> set[str] | None:
@@ -170,27 +178,18 @@ def _transform_operations(transform: Any) -> set[str] | None:
 
 
 def _floats(value: Any) -> list[float] | None:
-    """A list, tuple, array or tensor of one dimension as a list; ``None`` for anything else."""
-    value = value.tolist() if hasattr(value, "tolist") else value
+    """A list, tuple, array or tensor of one dimension, but for those of size 1, as a list; else ``None``."""
+    if hasattr(value, "tolist"):
+        if hasattr(value, "shape") and len(value.shape) > 1 and max(value.shape) == math.prod(value.shape):
+            value = value.reshape(-1)  # (1, C, 1, 1), say
+        value = value.tolist()
     if not isinstance(value, (list, tuple)) or not all(isinstance(v, (int, float)) for v in value):
         return None
     return [float(v) for v in value]
 
 
-def bare_network(model: nn.Module) -> tuple[nn.Module, str]:
-    """The network inside a Trainer's model, and the prefix of its names in the model's state.
-
-    That is the module a ``ComposerClassifier`` was made of, and any other ``ComposerModel`` itself.
-    """
-    network, prefix = _unwrapped(model), ""
-    if isinstance(network, ComposerClassifier):
-        network, prefix = network.module, "module."
-    while (inner := next((getattr(network, w) for w in WRAPPERS if hasattr(network, w)), None)) is not None:
-        network = inner
-    return network, prefix
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """A Trainer's model without what DDP wraps around it."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
@@ -231,22 +230,34 @@ def network_weights(state: State) -> dict[str, torch.Tensor]:
     }
 
 
-def find_head_layer(state: State, head: str | None = None) -> tuple[str, nn.Linear]:
-    """The network's head, by its bare name, inside whatever wraps it.
+def find_head_layers(
+    state: State, head: str | None = None, classes: Sequence[str] | None = None
+) -> dict[str, nn.Linear]:
+    """The layers that can be the network's head, by their bare names, inside whatever wraps it.
 
     Args:
         state: The Trainer's, with any wrappers in place.
-        head: Its name, if the user gave it.
+        head: The head's name, if the user gave it.
+        classes: The names of the classes, if the user gave them: their number, where the model does not say it.
 
     Raises:
-        InputError: If there is no such head.
+        InputError: If there is none.
     """
     network, _ = bare_network(state.model)
     # Modules are named with the wrappers around them, which the recorded names lack.
-    linear = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    linear = (name for name, module in network.named_modules() if isinstance(module, nn.Linear))
     spelt = next((name for name in linear if bare_name(name) == head), head)
-    found = find_head(network, getattr(_unwrapped(state.model), "num_classes", None), spelt)
-    return bare_name(found), linear[found]
+    outputs = getattr(unwrapped(state.model), "num_classes", None)
+    if outputs is None and head is None and classes is not None:
+        outputs = len(classes)
+    found = head_candidates(network, outputs, spelt)
+    return {bare_name(name): layer for name, layer in found.items()}
+
+
+def is_language_model(network: nn.Module, head: nn.Linear) -> bool:
+    """Whether what looks like a head gives every token of a vocabulary a score."""
+    sizes = {module.num_embeddings for module in network.modules() if isinstance(module, nn.Embedding)}
+    return head.out_features in sizes
 
 
 def describe_network(state: State) -> dict[str, Any]:
@@ -255,7 +266,9 @@ def describe_network(state: State) -> dict[str, Any]:
     # Parameters are but shards under FSDP; the gathered ones are whole.
     whole: dict[str, Any] = state.get_model_state_dict()
     sizes = [whole.get(prefix + bare_name(name), parameter).numel() for name, parameter in network.named_parameters()]
-    return describe_module(network, sum(sizes), [type(algorithm).__name__ for algorithm in state.algorithms])
+    algorithms = state.algorithms
+    names = [type(algorithm).__name__ for algorithm in algorithms]
+    return describe_module(network, sum(sizes), names, note_surgery(algorithms))
 
 
 def is_mixed(algorithms: Iterable[Algorithm]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from torch import nn
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import on_all_ranks, rank
-from tgdd_plugin.recording.description import note_input
-from tgdd_plugin.recording.exemplars import Exemplars
+from tgdd_plugin.recording.first_images import FirstImages
 from tgdd_plugin.recording.head_statistics import HeadStatistics
 from tgdd_plugin.recording.metric_means import MetricMeans
 from tgdd_plugin.recording.run_folder import on_rank_0, run_folder_of, stored_tensor, take_over, warn_of_missing_stages
@@ -83,7 +82,8 @@ class TrajectoryRecorder:
         self._metrics = MetricMeans()
         self.features = HeadStatistics(enabled=self.options.statistics)
         """Adds up the class means; a loop that splits its batches calls it itself, see :meth:`end_batch`."""
-        self._exemplars = Exemplars(0, 0)
+        self.images = FirstImages(exemplars, self._warn)
+        """Looks at the first batches."""
         self._warned: set[str] = set()
         self._lock = ExitStack()  # on the run's folder, from start() to finish() or detach()
         self.safeguard = Safeguard(on_error)
@@ -93,7 +93,7 @@ class TrajectoryRecorder:
         run: Run,
         network: nn.Module,
         *,
-        layer: nn.Linear | None = None,
+        heads: Mapping[str, nn.Linear] | None = None,
         device: torch.device | str | None = None,
         weights: Callable[[], Mapping[str, torch.Tensor]] | None = None,
         batches: int | None = None,
@@ -103,7 +103,8 @@ class TrajectoryRecorder:
         Args:
             run: What is recorded, see :func:`describe_run`.
             network: The network that is trained, with its weights as they are before the next batch.
-            layer: Its linear head. Default: the one that ``run`` names.
+            heads: The linear layers that can be its head, by name; the first forward pass in training tells which one
+                is, see :meth:`settle_head`. Default: the one that ``run`` names.
             device: Where class means are added up. Default: where the head's weights are.
             weights: Returns the weights to record, where it is not the network's ``state_dict()``. Default: ``None``.
             batches: Batches trained on before. Default: as loaded, else 0.
@@ -118,14 +119,13 @@ class TrajectoryRecorder:
             # A checkpoint of a run that was recorded elsewhere says nothing of this one's stages.
             self.last_batch, self._due_so_far = -1, 0
             self._drop_sums()
-        self._resume(run)
-        if layer is None:
+        if heads is None:
             found = network.get_submodule(run.head)
             assert isinstance(found, nn.Linear), "describe_run() names a linear layer"
-            layer = found
-        self.features.attach(layer, run.num_classes, device or layer.weight.device)
-        if rank() == 0:
-            self._exemplars = Exemplars(run.num_classes, 0 if run.exemplars else self.options.exemplars)
+            heads = {run.head: found}
+        self._resume(run, heads)
+        self.features.attach(heads, run.head, device or heads[run.head].weight.device)
+        self.images.start(run, self.run_folder)
         if self.last_batch < 0:
             if self.batches > 0:
                 warn_of_missing_stages(self.run_folder, self.batches, self._restored_folder)
@@ -182,7 +182,7 @@ class TrajectoryRecorder:
             most = self.options.max_stages
             add_stage(self.run_folder, run, stored, most, class_means=class_means, index=index, **when)
 
-        self.safeguard.write(self.run_folder, run, self._exemplars, write)
+        self.safeguard.write(self.run_folder, run, self.images.exemplars, write)
         if run.stages and not run.stages[-1].finite:  # on rank 0, which has the manifest
             self._warn("finite", f"{diverged(run)}. Distilling leaves them out; train again at a lower learning rate")
         elif self.features.problem:
@@ -199,9 +199,9 @@ class TrajectoryRecorder:
         if epoch is not None and self.batches != self.last_batch:
             self.stage(epoch)
         self.features.detach()
-        self._exemplars.done = True
+        self.images.exemplars.done = True
         with self._lock:
-            self.safeguard.write_end(self.run_folder, run, self._exemplars)
+            self.safeguard.write_end(self.run_folder, run, self.images.exemplars)
 
     def detach(self) -> None:
         """Leaves the network as it was, without the hook on its head, and the run's folder to other processes."""
@@ -210,23 +210,21 @@ class TrajectoryRecorder:
 
     def look_at(self, images: Any, targets: Any) -> None:
         """Looks at a batch before it is trained on, on rank 0: notes what the inputs are like, and keeps exemplars."""
-        run = self.run
-        if run is None or rank() != 0:
+        self.images.look_at(images, targets)
+
+    def settle_head(self, network: nn.Module, call: Callable[[], Any]) -> None:
+        """Finds out, after the first forward pass in training, which of the layers given to :meth:`start` is the head.
+
+        ``call`` calls ``network``, or what it is wrapped in, with the batch, in case a second forward pass must tell.
+        """
+        layer = self.features.settle(network, call)
+        if layer is None or self.run is None:
             return
-        if run.input is None and isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point():
-            note_input(run, images.float())
-            # At once, as a resumed run would note another batch. If the disk is full, the next stage will say so.
-            with suppress(OSError):
-                run.write(self.run_folder, ongoing=True)
-        if not self._exemplars.done:
-            problem = self._exemplars.add(images, targets, run.normalization)
-            if problem:
-                self._warn(
-                    "exemplars",
-                    f"fewer than exemplars={self.options.exemplars} real images of each class are kept, or none: "
-                    f"{problem}. To distill without the data set, take start='noise' or fewer images per class",
-                )
-            self._exemplars.keep(self.run_folder, run)
+        run, run.head = self.run, self.features.head
+        if run.num_classes != layer.out_features:
+            run.num_classes, run.classes = layer.out_features, None
+            self.images.start(run, self.run_folder)
+        self.images.write()
 
     def end_batch(self, metrics: Mapping[str, Any], batches: int) -> None:
         """The batch is over, and trained on: what :meth:`batch` does, for loops that split it.
@@ -245,10 +243,8 @@ class TrajectoryRecorder:
 
     def end_epoch(self) -> None:
         """An epoch is over: from here on images come again."""
-        self._exemplars.done = True
-        if self.run is not None:
-            with self.safeguard.covers("keeping the exemplars"):
-                self._exemplars.keep(self.run_folder, self.run)
+        with self.safeguard.covers("keeping the exemplars"):
+            self.images.end_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: plain values and tensors; the stages are on disk. Collective."""
@@ -275,11 +271,15 @@ class TrajectoryRecorder:
         if "class_means" in state:  # checkpoints of the first version have none
             self.features.load_state_dict(state["class_means"])
 
-    def _resume(self, run: Run) -> None:
+    def _resume(self, run: Run, heads: Mapping[str, nn.Linear]) -> None:
         """Takes over what an earlier part of the same run left in the folder."""
         position, kept = (self.last_batch, self._due_so_far), self.options.exemplars > 0
         arguments = (self.batches, position, kept, self.options.overwrite)
-        found = on_rank_0(self.run_folder, lambda: take_over(self.run_folder, run, self._lock, *arguments))
+
+        def take() -> tuple[Any, ...]:
+            return take_over(self.run_folder, run, self._lock, heads, *arguments), run.head, run.num_classes
+
+        found, run.head, run.num_classes = on_rank_0(self.run_folder, take)
         self.run = run
         if found[0] != self.last_batch:
             self._drop_sums()  # what the checkpoint had added up is part of the last stage, or of none that is kept

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.locks import locked
@@ -61,13 +62,20 @@ def take_over(folder: Path, run: Run, lock: ExitStack, *arguments: Any) -> tuple
 
 
 def _take_over(
-    folder: Path, run: Run, batch: int, position: tuple[int, int], keep_exemplars: bool, overwrite: bool
+    folder: Path,
+    run: Run,
+    heads: Mapping[str, nn.Linear],
+    batch: int,
+    position: tuple[int, int],
+    keep_exemplars: bool,
+    overwrite: bool,
 ) -> tuple[int, int]:
     """Takes over what an earlier part of the same run left in its folder, up to ``batch``; removes what came later.
 
     Args:
         folder: The run's folder.
         run: The manifest of the run as it begins or goes on, which gets the earlier stages.
+        heads: The layers that can be the head; an earlier part of the run found out which of them is.
         batch: Batches trained on before.
         position: Where a checkpoint says that the run stood: the batch of the last stage (-1: none), and how many
             stages were due.
@@ -97,9 +105,13 @@ def _take_over(
         if batch > 0:
             run.stages = [stage for stage in earlier.stages if stage.batch <= batch]
             run.input = earlier.input
+            if earlier.head in heads and heads[earlier.head].out_features == earlier.num_classes:
+                run.head, run.num_classes = earlier.head, earlier.num_classes
             run.gaps = [gap for gap in earlier.gaps if gap["batch"] <= batch]
             if keep_exemplars and (folder / EXEMPLARS).is_file():
                 run.exemplars = earlier.exemplars
+            if earlier.augmentation is None:  # as the first batch may have shown
+                run.augmentation = None
             if run.mean is None:
                 run.mean, run.std = earlier.mean, earlier.std
     write_manifest_and_prune(folder, run)

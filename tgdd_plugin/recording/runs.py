@@ -30,7 +30,8 @@ from tgdd_plugin.data.targets import named_classes
 from tgdd_plugin.logs.csv_logger import log_path
 from tgdd_plugin.logs.destinations import TrainingLogs, as_log_settings
 from tgdd_plugin.logs.settings import LoggerSettings
-from tgdd_plugin.networks.feature_network import find_head
+from tgdd_plugin.networks.classifiers import classifiers
+from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.training.fitting import ACCURACY, LOGGED
@@ -90,7 +91,7 @@ def record(
             stacklevel=2,
         )
     folder = check_writable(Path(folder) / JOB).parent
-    builders = list(network) if isinstance(network, Sequence) else [network]
+    builders = [classifiers(build) for build in (network if isinstance(network, Sequence) else [network])]
     for build in builders:
         check_network(build, real.shape, real.num_classes)
     if len(builders) > 1:

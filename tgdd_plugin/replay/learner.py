@@ -27,6 +27,7 @@ from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.networks.classifiers import classifiers
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.replay.algorithm import DistilledReplay
@@ -101,6 +102,7 @@ def learn(
     training, settings = as_settings(RecordSettings, training), as_settings(ReplaySettings, settings)
     normalization, on = Normalization(mean, std), torch_device(device)
     check_tasks(tasks)
+    build = classifiers(build)
     if settings.heads == "task":
         head_sizes(tasks)
     check_growth(build, tasks[0].train.shape, [task.train.num_classes for task in tasks])

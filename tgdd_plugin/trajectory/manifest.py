@@ -115,7 +115,8 @@ class Run:
     Args:
         name: The Trainer's ``run_name``.
         network: ``class`` of the network, number of ``parameters``, and, where it is known how to build it again,
-            ``factory`` (``module:function``) and ``arguments``; names of ``algorithms`` that may have changed it.
+            ``factory`` (``module:function``) and ``arguments``; names of ``algorithms`` that may have changed it,
+            and as ``surgery`` Composer's that did, with their arguments.
         head: Name of the linear layer whose input is φ(x) and whose output is h(x).
         num_classes: K.
         classes: Names of the classes, if known.

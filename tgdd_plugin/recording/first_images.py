@@ -1,0 +1,73 @@
+"""What a recording keeps of the images themselves: what the first batch is like, and a few of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tgdd_plugin.core.ranks import rank
+from tgdd_plugin.recording.description import note_input
+from tgdd_plugin.recording.exemplars import Exemplars
+from tgdd_plugin.trajectory.manifest import Run
+
+
+class FirstImages:
+    """Looks at the batches of a run, on rank 0, until it has seen enough.
+
+    Args:
+        per_class: Real images of each class to keep; 0 for none.
+        warn: Called with a key and a message; of several with one key, the first is told.
+    """
+
+    def __init__(self, per_class: int, warn: Callable[[str, str], None]) -> None:
+        self.per_class, self._warn = per_class, warn
+        self.exemplars = Exemplars(0, 0)
+        self._run: Run | None = None
+        self._folder = Path()
+
+    def start(self, run: Run, folder: Path) -> None:
+        """Begins to look at a run's batches; exemplars that its folder has are kept."""
+        self._run, self._folder = run, folder
+        if rank() == 0:
+            self.exemplars = Exemplars(run.num_classes, 0 if run.exemplars else self.per_class)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is still something to look for on this rank."""
+        return self._run is not None and rank() == 0 and (self._run.input is None or not self.exemplars.done)
+
+    def look_at(self, images: Any, targets: Any) -> None:
+        """Notes what the inputs are like, and keeps exemplars; anything but images and labels is passed over."""
+        run = self._run
+        if run is None or rank() != 0:
+            return
+        if isinstance(images, torch.Tensor) and images.dtype == torch.uint8:
+            images = images.float()
+        if run.input is None and isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point():
+            note_input(run, images)
+            self.write()  # at once, as a resumed run would note another batch
+        if not self.exemplars.done:
+            problem = self.exemplars.add(images, targets, run.normalization)
+            if problem:
+                self._warn(
+                    "exemplars",
+                    f"fewer than exemplars={self.per_class} real images of each class are kept, or none: "
+                    f"{problem}. To distill without the data set, take start='noise' or fewer images per class",
+                )
+            self.exemplars.keep(self._folder, run)
+
+    def end_epoch(self) -> None:
+        """From here on images come again."""
+        self.exemplars.done = True
+        if self._run is not None:
+            self.exemplars.keep(self._folder, self._run)
+
+    def write(self) -> None:
+        """Writes the manifest, on rank 0. If the disk is full, the next stage will say so."""
+        if self._run is not None and rank() == 0:
+            with suppress(OSError):
+                self._run.write(self._folder, ongoing=True)

@@ -1,0 +1,30 @@
+"""How often a stage is recorded: a Composer time, or a function of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from composer.core import Event, State, Time, TimeUnit
+from composer.utils import create_interval_scheduler
+
+from tgdd_plugin.core.errors import InputError
+
+
+def schedule(
+    interval: str | int | Time | Callable[[State, Event], bool],
+) -> tuple[Callable[..., bool], str, Time | None]:
+    """Whether a stage is due, by ``(state, event)``; the interval in words; and as a time, unless it is a function."""
+    if callable(interval):
+        return interval, getattr(interval, "__name__", type(interval).__name__), None
+    try:
+        time = Time.from_input(interval, TimeUnit.EPOCH)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"`interval` must be a Composer time above zero, got {interval!r}. Write it like '1ep', '50ba' or '0.1dur'."
+        ) from error
+    if time.value <= 0 or time.unit == TimeUnit.ITERATION:
+        raise InputError(
+            f"`interval` must be a Composer time above zero, got {interval!r}. Write it like '1ep', '50ba' or '0.1dur'."
+        )
+    due = create_interval_scheduler(time, checkpoint_events=False, final_events={Event.BATCH_END, Event.EPOCH_END})
+    return due, time.to_timestring(), time
