@@ -22,7 +22,7 @@ MOVE = 0.006
 """Root mean square of what a step shall move the pixels by. Under the published rates ConvNets' are moved by 0.003 to
 0.012 (digits, Fashion-MNIST and CIFAR-10, 1 to 50 images per class)."""
 
-BALANCE = 0.6
+BALANCE = 0.5
 """How large the constraint's gradient shall be beside the matching's. With the published alpha, 0.2 to 2.6 there."""
 
 STEPS = 4
