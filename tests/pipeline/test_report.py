@@ -310,6 +310,9 @@ def test_no_set_is_one_line(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = job(tmp_path_factory.mktemp("made"))
+    card = read_card(path)
+    card.accuracy[0]["rows"].append(row("another", 50.0))
+    card.write(path)
     write_report([path], path.with_name("before.html"))
     return path
 
@@ -321,8 +324,7 @@ def test_no_text_of_a_card_becomes_a_tag(made: Path, text: str) -> None:
     card = read_card(made)
     card.method = {"name": "TGDD", f"key{text}": f"</pre>{text}"}
     card.accuracy[0]["network"] = f"</table>{text}<b>"
-    rows = card.accuracy[0]["rows"][:3]
-    card.accuracy[0]["rows"] = [*rows, {**rows[1], "name": f"</svg>{text}"}]
+    card.accuracy[0]["rows"][3]["name"] = f"</svg>{text}"
     card.write(made)
     after = Page(write_report([made], made.with_name("after.html"))).tags
     # A letter that no font has is drawn as text, another name of the lines alters how the legend is grouped.
