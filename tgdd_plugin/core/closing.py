@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 from composer import Trainer
 
 HEAVY = (
@@ -18,6 +20,10 @@ def close(trainer: Trainer) -> None:
     closed, so that every closed Trainer's network, data and callbacks would stay in memory until the process ends.
     """
     trainer.close()
+    for callback in trainer.state.callbacks:
+        folder = getattr(callback, "tmp_dir_for_symlink", None)  # of CheckpointSaver, which leaves it to the end, too
+        if isinstance(folder, tempfile.TemporaryDirectory):
+            folder.cleanup()
     content = vars(trainer.state)
     for name in HEAVY:
         if name in content:
