@@ -152,7 +152,7 @@ def test_a_killed_process_binds_nobody_and_its_work_is_gone_on_with(tmp_path: Pa
     assert not manifest(tmp_path / "t/seed0")["complete"]
     do("record", tmp_path)
     assert manifest(tmp_path / "t/seed0")["complete"]
-    assert sorted(os.listdir(tmp_path / "t")) == ["job.json", "seed0"]
+    assert sorted(os.listdir(tmp_path / "t")) == ["job.json", "seed0", "seed0-log.csv"]
 
 
 def test_several_runs_of_one_trajectory_are_recorded_at_once(tmp_path: Path) -> None:

@@ -72,8 +72,7 @@ SETTINGS = DistillSettings(budget=BUDGET, steps=2, real_per_class=8)
 @pytest.fixture
 def file(trajectory: Trajectory, real: ImagePool, tmp_path: Path) -> Path:
     path = run(trajectory, real, tmp_path / "set.beton", SETTINGS)
-    assert isinstance(path, Path)
-    return path
+    return path.path
 
 
 def test_a_file_is_sized_to_its_budget_and_says_so(file: Path, trajectory: Trajectory, real: ImagePool) -> None:

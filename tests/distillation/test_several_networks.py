@@ -402,7 +402,7 @@ def test_own_networks_of_a_recipe_are_named_by_it_alone(tmp_path, monkeypatch, c
     assert main(["run", "recipe.yaml", *small]) == 0
     assert len(read_card("out/digits-ipc1.beton").trajectory["networks"]) == 3
     assert main(["evaluate", "recipe.yaml", *small]) == 0
-    assert "| soft |" in capsys.readouterr().out
+    assert re.search(r"  soft +10 +20 ", capsys.readouterr().out)
     shutil.rmtree("out")
     assert main(["run", "recipe.yaml", "network=", *small[1:]]) == 0
     networks = read_card("out/digits-ipc1.beton").trajectory["networks"]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +179,7 @@ def test_rows_results_table_and_card_agree(done):
         assert all(round(50 * a) == pytest.approx(50 * a) for a in row.accuracies)
     assert sorted(path.name for path in folder.iterdir()) == [
         "set-evaluation",
+        "set-evaluation-log.csv",
         "set-evaluation.json",
         "set-evaluation.md",
         "set.beton",
@@ -733,7 +735,7 @@ def here(digits, tmp_path, monkeypatch):
 def told(capfd):
     """The rows as printed, and the last line."""
     lines = capfd.readouterr().out.splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ConvNet")]
+    cells = [re.split(r"  +", line) for line in lines if line.startswith("ConvNet")]
     return [cell[1:4] for cell in cells], lines[-1]
 
 

@@ -1,6 +1,7 @@
 """The search: each candidate once, by one process or several, killed or not."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -314,7 +315,7 @@ def test_the_command_writes_table_results_and_weights(beton, tmp_path, capsys):
     recipe.write_text(RECIPE.format(output=tmp_path, file=beton))
     assert cli.main(["nas", str(recipe), "nas.train_best=true"]) == 0
     printed = capsys.readouterr().out
-    assert "| 1 | channels=1 norm=" in printed and "trained on the full data" in printed
+    assert re.search(r"^ +1  channels=1 norm=", printed, re.MULTILINE) and "trained on the full data" in printed
     content = json.loads((tmp_path / "few-nas.json").read_text())
     assert len(content["candidates"]) == 2 and content["best"]["images"] == 60
     assert (tmp_path / "few-nas.md").read_text().startswith("| rank |")

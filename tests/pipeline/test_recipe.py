@@ -280,11 +280,15 @@ def test_a_users_own_factory_has_its_own_arguments(tmp_path, monkeypatch):
     (tmp_path / "own_network_7.py").write_text(
         "from torch import nn\n"
         "def tiny(num_classes, hidden=3):\n    return nn.Linear(hidden, num_classes)\n"
-        "def anything(**options):\n    return options\n"
+        "def anything(**options):\n    network = nn.Identity()\n    network.given = options\n    return network\n"
+        "def nothing():\n    return {}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     built = read_recipe(write(tmp_path, "network: {name: 'own_network_7:tiny', hidden: 5}")).network
     assert network_factory(built, (1, 8, 8), 2)().in_features == 5
     assert "Did you mean `network.hidden`?" in refused(tmp_path, "network: {name: 'own_network_7:tiny', hiden: 5}")
     free = read_recipe(write(tmp_path, "network: {name: 'own_network_7:anything', colour: red}")).network
-    assert network_factory(free, (1, 8, 8), 2)() == {"colour": "red", "num_classes": 2}
+    assert network_factory(free, (1, 8, 8), 2)().given == {"colour": "red", "num_classes": 2}
+    none = read_recipe(write(tmp_path, "network: {name: 'own_network_7:nothing'}")).network
+    with pytest.raises(InputError, match="`network` must be a network, or a function that builds one, got a dict"):
+        network_factory(none, (1, 8, 8), 2)()

@@ -22,6 +22,7 @@ from torch import nn
 from tests.common import Crash, recorded
 from tests.patterned import patterned
 from tgdd_plugin import DistillSettings, ImagePool, InputError, Trajectory, cli, distill, read_beton
+from tgdd_plugin.core.tables import text_table
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
@@ -87,9 +88,11 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def lasting(folder: Path) -> dict[str, bytes]:
-    """What a later call may not make otherwise; a manifest tells of seconds that differ."""
-    return {name: content for name, content in snapshot(folder).items() if not name.endswith(".json")}
+def lasting(folder: Path) -> dict[str, Any]:
+    """What a later call may not make otherwise; manifests and the last column of logs tell of seconds that differ."""
+    kept = {name: content for name, content in snapshot(folder).items() if not name.endswith(".json")}
+    logs = {name: [line.rpartition(b",")[0] for line in content.splitlines()] for name, content in kept.items()}
+    return {name: logs[name] if name.endswith("-log.csv") else content for name, content in kept.items()}
 
 
 @contextmanager
@@ -771,7 +774,8 @@ def test_the_command_learns_the_tasks_and_keeps_what_is_done(here: Path, capfd: 
     assert cli.main(["replay", "recipe.yaml"]) == 0
     out, err = capfd.readouterr()
     scores = Scores.read(here / "out" / "scores.json")
-    assert (here / "out" / "scores.md").read_text().strip() in out and out.endswith("results   out/scores.json\n")
+    assert scores.table(text_table) in out and out.endswith("results   out/scores.json\n")
+    assert (here / "out" / "scores.md").read_text().strip() == scores.table()
     assert [len(row) for row in scores.rows] == [1, 2] and sorted(sum(scores.about["tasks"], [])) == ["0", "1", "2"]
     for word in ("Warning", "warn", "Traceback"):
         assert word not in err
@@ -793,7 +797,10 @@ def test_the_command_learns_the_tasks_and_keeps_what_is_done(here: Path, capfd: 
     ("override", "pattern"),
     [
         ("replay.tasks=4", "`replay.tasks` must be at most 3, the number of classes, got 4. Lower it."),
-        ("replay.tasks=0", "`replay.tasks` must be a whole number of at least 1, got 0"),
+        (
+            "replay.tasks=0",
+            "`replay.tasks` must be a whole number of at least 1, or a list of whole numbers of at least 1, got 0",
+        ),
         ("replay.task=2", "Did you mean `replay.tasks`?"),
         ("replay.weight=2", "`replay.weight` must be a finite number of at least 0 and of at most 1, or null, got 2"),
         ("distill.classes=[rows]", "`distill.classes` must be left out in replay, got ['rows']. Each task has its own"),

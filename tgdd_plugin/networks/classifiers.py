@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tgdd_plugin.core.errors import InputError
+
 # Names under which torch.compile, FSDP and activation checkpointing keep the module that they wrap.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
@@ -56,7 +58,15 @@ def as_classifier(given: nn.Module) -> nn.Module:
 
     This package's networks stay as they are. Any other's forward pass is wrapped in place, so that names of weights
     stay the same: its answer goes through :func:`logits_of`, and a ``ComposerModel`` gets its images in a batch.
+
+    Raises:
+        InputError: If it is no network.
     """
+    if not isinstance(given, nn.Module):
+        raise InputError(
+            f"`network` must be a network, or a function that builds one, got a {type(given).__name__}. Give a "
+            f"torch.nn.Module."
+        )
     network = bare_network(given)[0]
     if network is not given and not hasattr(network, "tgdd_network") and hasattr(given, "tgdd_network"):
         network.tgdd_network = given.tgdd_network  # how it was built, see tgdd_plugin.networks.described
