@@ -37,7 +37,8 @@ class ProgressBar(Callback):
         self.began, self.first = time.monotonic(), self._done(state)
         self._told = self.began, self.first
         self.bar: Any = None
-        if dist.get_global_rank() == 0 and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        notebook = type(sys.stderr).__module__.startswith("ipykernel")
+        if dist.get_global_rank() == 0 and (sys.stderr.isatty() or notebook):
             unit = "ep" if self.unit is TimeUnit.EPOCH else "step"
             options: dict[str, Any] = {"mininterval": 0.5, "leave": False, "dynamic_ncols": True}
             self.bar = tqdm(total=self.total, initial=self.first, desc=self.title, unit=unit, **options)
