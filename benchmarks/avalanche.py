@@ -19,9 +19,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.referees import path_of, save, table
-from benchmarks.results import TIME_UP
+from benchmarks.referees import add_options, path_of, run_all, save, table
 from tgdd_plugin import DistillSettings, ImagePool, InputError, ReplayMemory
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.settings import DataSettings
@@ -152,52 +150,32 @@ def run(method: str, seed: int, options: argparse.Namespace, pools: tuple[ImageP
     save(options.output, {**about, "settings": settings}, matrix, printed, time.perf_counter() - began)
 
 
+def prepare(options: argparse.Namespace) -> Callable[[str, int], None]:
+    """Reads the data, and returns a function that does one run."""
+    if find_spec("avalanche") is None:
+        raise InputError("Avalanche is not installed. Install avalanche-lib==0.6.0, best into an environment apart.")
+    train, test = load_data(DataSettings(name=options.dataset, root=options.data, per_class=options.per_class))
+    if options.test_per_class is not None:
+        own = [(test.labels == label).nonzero()[: options.test_per_class, 0] for label in range(test.num_classes)]
+        test = test.subset(torch.cat(own))
+    if options.buffer < train.num_classes:
+        raise InputError(f"`--buffer` must be at least {train.num_classes}, one image of each class.")
+    return lambda method, seed: run(method, seed, options, (train, test))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="data", help="folder of torchvision's data sets (default data)")
+    add_options(parser, "avalanche", [*THEIRS, *OURS])
     parser.add_argument("--dataset", default="fashion_mnist", help="a named data set (default fashion_mnist)")
-    parser.add_argument("--methods", nargs="+", choices=[*THEIRS, *OURS], default=[*THEIRS, *OURS], metavar="M")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="(default 0 1 2)")
     parser.add_argument("--tasks", type=int, default=5, help="(default 5)")
-    parser.add_argument("--buffer", type=int, default=100, help="images in the memory (default 100)")
-    parser.add_argument("--per-class", type=int, default=1000, help="training images of each class (default 1000)")
     parser.add_argument("--test-per-class", type=int, help="test images of each class (default: all)")
-    parser.add_argument("--epochs", type=int, default=6, help="of each task (default 6)")
     parser.add_argument("--width", type=int, default=32, help="of ConvNet-3 (default 32)")
-    parser.add_argument("--lr", type=float, default=0.01, help="with momentum 0.9 (default 0.01)")
-    parser.add_argument("--steps", type=int, default=300, help="of distilling a task (default 300)")
-    parser.add_argument("--memory-epochs", type=int, default=30, help="on the memory alone (default 30)")
     parser.add_argument("--gdumb-epochs", type=int, default=256, help="of GDumb, on its memory (default 256)")
-    parser.add_argument("--minutes", type=float, help=f"begin no run after that, and end with status {TIME_UP}")
-    parser.add_argument("--output", type=Path, default=Path("outputs/avalanche"), help="(default outputs/avalanche)")
-    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     options = parser.parse_args(arguments)
     if options.table:
         print(table(options.output))
         return 0
-    try:
-        if find_spec("avalanche") is None:
-            raise InputError(
-                "Avalanche is not installed. Install avalanche-lib==0.6.0, best into an environment apart."
-            )
-        data = DataSettings(name=options.dataset, root=options.data, per_class=options.per_class)
-        train, test = load_data(data)
-        if options.test_per_class is not None:
-            own = [(test.labels == label).nonzero()[: options.test_per_class, 0] for label in range(test.num_classes)]
-            test = test.subset(torch.cat(own))
-        if options.buffer < train.num_classes:
-            raise InputError(f"`--buffer` must be at least {train.num_classes}, one image of each class.")
-        end = time.monotonic() + 60 * (options.minutes or float("inf"))
-        for seed in options.seeds:
-            for method in options.methods:
-                if time.monotonic() > end:
-                    return TIME_UP
-                run(method, seed, options, (train, test))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(table(options.output))
-    return 0
+    return run_all(options, lambda: prepare(options))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine
-from benchmarks.results import markdown, read_rows, spread
+from benchmarks.results import TIME_UP, markdown, read_rows, spread
+from tgdd_plugin import InputError
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.replay.metrics import Scores
@@ -45,6 +49,48 @@ def disagreement(library: str, matrix: Sequence[Sequence[float]], printed: dict[
     seen = Scores({}, [list(row) for row in matrix]).seen
     differences = [abs(100 * mine - theirs) for mine, theirs in zip(seen, printed["seen"], strict=True)]
     return max(*differences, abs(100 * DEFINITIONS[library](matrix) - printed["forgetting"]))
+
+
+def add_options(parser: argparse.ArgumentParser, library: str, methods: Sequence[str]) -> None:
+    """The options that both runners have."""
+    parser.add_argument("--data", default="data", help="folder of torchvision's data sets (default data)")
+    parser.add_argument("--methods", nargs="+", choices=methods, default=list(methods), metavar="M")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="(default 0 1 2)")
+    parser.add_argument("--buffer", type=int, default=100, help="images in the memory (default 100)")
+    parser.add_argument("--per-class", type=int, default=1000, help="training images of each class (default 1000)")
+    parser.add_argument("--epochs", type=int, default=6, help="of each task (default 6)")
+    parser.add_argument("--lr", type=float, default=0.01, help="with momentum 0.9 (default 0.01)")
+    parser.add_argument("--steps", type=int, default=300, help="of distilling a task (default 300)")
+    parser.add_argument("--memory-epochs", type=int, default=30, help="on the memory alone (default 30)")
+    parser.add_argument("--minutes", type=float, help=f"begin no run after that, and end with status {TIME_UP}")
+    folder = Path("outputs") / library
+    parser.add_argument("--output", type=Path, default=folder, help=f"(default {folder})")
+    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
+
+
+def run_all(options: argparse.Namespace, prepare: Callable[[], Callable[[str, int], None]]) -> int:
+    """Does the runs of all seeds and methods as far as time allows, and prints the table.
+
+    Args:
+        options: Those of :func:`add_options`.
+        prepare: Makes a function that does one run, of a method and a seed, unless its file is there.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        run = prepare()
+        end = time.monotonic() + 60 * (options.minutes or float("inf"))
+        for seed in options.seeds:
+            for method in options.methods:
+                if time.monotonic() > end:
+                    return TIME_UP
+                run(method, seed)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(table(options.output))
+    return 0
 
 
 def save(folder: Path, about: dict[str, Any], matrix: list[list[float]], printed: dict[str, Any], spent: float) -> None:

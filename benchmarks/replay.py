@@ -46,7 +46,7 @@ from benchmarks.results import Parser, Row, seconds, stopwatch
 from tgdd_plugin import DistillSettings, ImagePool, InputError, read_beton
 from tgdd_plugin.networks.factory import network_factory
 from tgdd_plugin.networks.settings import NetworkSettings
-from tgdd_plugin.replay.learner import MEMORY, WITHOUT, learn
+from tgdd_plugin.replay.learner import learn
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.metrics import Scores
 from tgdd_plugin.replay.policies import (
@@ -60,6 +60,7 @@ from tgdd_plugin.replay.policies import (
     reservoir,
 )
 from tgdd_plugin.replay.settings import ReplaySettings
+from tgdd_plugin.replay.task_folders import MEMORY, WITHOUT
 from tgdd_plugin.replay.tasks import Task, split_classes
 from tgdd_plugin.training.train import accuracy
 

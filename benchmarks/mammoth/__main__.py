@@ -19,15 +19,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.referees import path_of, save, table
-from benchmarks.results import TIME_UP
+from benchmarks.referees import add_options, path_of, run_all, save, table
 from tgdd_plugin import InputError
 
 COMMIT = "ff35b09c9fd3c61746a0f57ccc0d1361e008c89c"
@@ -156,20 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", nargs="?", type=Path, help="folder of Mammoth's repository")
-    parser.add_argument("--data", default="data", help="folder of torchvision's data sets (default data)")
+    add_options(parser, "mammoth", [*THEIRS, *OURS])
     parser.add_argument("--dataset", choices=DATASETS, default="fashion_mnist", help="(default fashion_mnist)")
-    parser.add_argument("--methods", nargs="+", choices=[*THEIRS, *OURS], default=[*THEIRS, *OURS], metavar="M")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="(default 0 1 2)")
-    parser.add_argument("--buffer", type=int, default=100, help="images in the buffer (default 100)")
-    parser.add_argument("--per-class", type=int, default=1000, help="training images of each class (default 1000)")
     parser.add_argument("--test-per-class", type=int, default=1000, help="test images of each class (default 1000)")
-    parser.add_argument("--epochs", type=int, default=6, help="of each task (default 6)")
-    parser.add_argument("--lr", type=float, default=0.01, help="with momentum 0.9 (default 0.01)")
-    parser.add_argument("--steps", type=int, default=300, help="of distilling a task (default 300)")
-    parser.add_argument("--memory-epochs", type=int, default=30, help="on this package's memories alone (default 30)")
-    parser.add_argument("--minutes", type=float, help=f"begin no run after that, and end with status {TIME_UP}")
-    parser.add_argument("--output", type=Path, default=Path("outputs/mammoth"), help="(default outputs/mammoth)")
-    parser.add_argument("--table", action="store_true", help="only print the table of what is there")
     options = parser.parse_args(given[:cut])
     options.extra, options.output = given[cut + 1 :], options.output.resolve()  # Mammoth changes the working folder
     if options.table:
@@ -178,21 +166,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.checkout is None:
         print("name a checkout of Mammoth, or give --table", file=sys.stderr)
         return 2
-    options.data = Path(options.data).resolve()
-    try:
-        check_checkout(options.checkout.resolve())
-        runner = load(options.checkout.resolve())
-        end = time.monotonic() + 60 * (options.minutes or float("inf"))
-        for seed in options.seeds:
-            for method in options.methods:
-                if time.monotonic() > end:
-                    return TIME_UP
-                run(runner, method, seed, options)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(table(options.output))
-    return 0
+    options.data, checkout = Path(options.data).resolve(), options.checkout.resolve()
+
+    def prepare() -> Callable[[str, int], None]:
+        check_checkout(checkout)
+        runner = load(checkout)
+        return lambda method, seed: run(runner, method, seed, options)
+
+    return run_all(options, prepare)
 
 
 if __name__ == "__main__":

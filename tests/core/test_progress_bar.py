@@ -9,7 +9,8 @@ from composer import Callback
 
 from tests.common import make_trainer
 from tgdd_plugin.core import progress_bar
-from tgdd_plugin.core.progress_bar import ProgressBar, in_words
+from tgdd_plugin.core.progress_bar import ProgressBar
+from tgdd_plugin.core.usage import in_words
 
 
 class Clock(Callback):

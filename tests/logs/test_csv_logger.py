@@ -10,7 +10,8 @@ from composer.loggers import InMemoryLogger
 
 from tests.patterned import SETTINGS, Crash, run
 from tgdd_plugin import InputError
-from tgdd_plugin.logs.csv_logger import CSVLogger, read_log
+from tgdd_plugin.logs.csv_logger import CSVLogger
+from tgdd_plugin.logs.log_file import read_log
 
 LAST = ["probe_accuracy", "seconds"]
 

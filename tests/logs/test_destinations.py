@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.patterned import SETTINGS, Crash, run, tiny
 from tgdd_plugin import InputError, retrain
-from tgdd_plugin.logs.csv_logger import read_log
+from tgdd_plugin.logs.log_file import read_log
 from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.recording.runs import record
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,6 +83,21 @@ def passes_of(row: Mapping[str, Any]) -> int:
     """The image passes of a row of ``accuracy``, also where an earlier version noted none."""
     passes: int = row.get("passes") or row["images"] * row["epochs"]
     return passes
+
+
+def accuracy_cells(entry: Mapping[str, Any], text: Callable[[Any], str]) -> list[list[Any]]:
+    """The rows of an entry of ``accuracy`` for a table: what was trained on, images, passes and accuracy in per cent.
+
+    Args:
+        entry: The entry.
+        text: What makes a name from the card, which may be anything, fit to be shown.
+    """
+    cells = []
+    for row in entry["rows"]:
+        spread = "" if row["std_points"] is None else f" ± {row['std_points']:.1f}"
+        name = text(row["name"]) + (", soft labels" if row.get("labels") == "soft" else "")
+        cells.append([name, row["images"], passes_of(row), f"{row['mean_percent']:.1f}{spread}"])
+    return cells
 
 
 @dataclass

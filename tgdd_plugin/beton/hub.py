@@ -11,7 +11,7 @@ import torch
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tgdd_plugin.beton.card import Card, card_path, passes_of
+from tgdd_plugin.beton.card import Card, accuracy_cells, card_path
 from tgdd_plugin.beton.exporting import folder_names, read_decoded, write_pictures
 from tgdd_plugin.core.atomic_files import whole_folder
 from tgdd_plugin.core.errors import printable, shown
@@ -95,12 +95,7 @@ def _head(beton: Path, card: Card, count: int) -> dict[str, Any]:
 
 
 def _table(entry: dict[str, Any]) -> str:
-    rows = []
-    for row in entry["rows"]:
-        spread = "" if row["std_points"] is None else f" ± {row['std_points']:.1f}"
-        name = _plain(row["name"]) + (", soft labels" if row.get("labels") == "soft" else "")
-        rows.append([name, row["images"], passes_of(row), f"{row['mean_percent']:.1f}{spread}"])
-    return markdown_table(["trained on", "images", "passes", "test accuracy %"], rows, "lrrr")
+    return markdown_table(["trained on", "images", "passes", "test accuracy %"], accuracy_cells(entry, _plain), "lrrr")
 
 
 def _plain(value: Any) -> str:

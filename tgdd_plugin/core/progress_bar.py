@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from typing import Any
@@ -12,6 +11,8 @@ from composer import Callback, Logger, State
 from composer.core import TimeUnit
 from composer.utils import dist
 from tqdm.auto import tqdm
+
+from tgdd_plugin.core.usage import in_words, peak_memory
 
 SHARE, LONGEST, SHORTEST = 0.1, 600.0, 10.0
 """Into a file, a line comes with each tenth of the training, or after ten minutes, but not within ten seconds."""
@@ -90,12 +91,4 @@ def memory_in_words() -> str:
     """The most memory that this process has taken so far, of a GPU if it uses one."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return f"{torch.cuda.max_memory_reserved() / 2**30:.2g} GiB of the GPU"
-    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f"{taken / 2**30:.2g} GiB"
-
-
-def in_words(seconds: float) -> str:
-    """A duration for people."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return f"{peak_memory() / 2**30:.2g} GiB"

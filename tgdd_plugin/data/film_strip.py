@@ -54,7 +54,7 @@ def strip_columns(classes: int, per_class: int, shape: Sequence[int]) -> tuple[i
         classes, per_class: What there is.
         shape: (C, H, W) of an image.
     """
-    height, width = _shrunk(*shape[-2:])
+    height, width = shrunk(shape[-2:], SIDE)
     fitting = max(1, RAW_SIZE // (MOST_FRAMES * shape[0] * height * width))
     columns = min(MOST_COLUMNS, fitting)
     shown = min(classes, columns)
@@ -74,7 +74,7 @@ def write_strip(
         images: All images at the end, uint8 ``(N, C, H, W)``, whose checksum is noted.
     """
     steps = sorted(frames)
-    size = list(_shrunk(*frames[steps[0]].shape[-2:]))
+    size = list(shrunk(frames[steps[0]].shape[-2:], SIDE))
     # (F, M, C, H, W) to (F·H, M·W, C)
     pixels = torch.stack([resize(frames[step], size, antialias=True) for step in steps]).permute(0, 3, 1, 4, 2)
     pixels = pixels.reshape(len(steps) * size[0], -1, pixels.shape[-1])
@@ -109,6 +109,8 @@ def read_strip(path: str | Path) -> FilmStrip:
     return FilmStrip(steps, labels, png, (width // len(labels), height // len(steps)), of)
 
 
-def _shrunk(height: int, width: int) -> tuple[int, int]:
-    share = min(1.0, SIDE / max(height, width))
+def shrunk(height_and_width: Sequence[int], side: int) -> tuple[int, int]:
+    """Returns the size of a picture whose longer side is shrunk to ``side`` pixels where it has more."""
+    height, width = height_and_width
+    share = min(1.0, side / max(height, width))
     return max(1, round(height * share)), max(1, round(width * share))

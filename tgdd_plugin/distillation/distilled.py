@@ -13,7 +13,7 @@ import torch
 from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.errors import InputError, printable
-from tgdd_plugin.logs.csv_logger import SECONDS, log_path, read_log
+from tgdd_plugin.logs.log_file import SECONDS, log_path, read_log
 
 if TYPE_CHECKING:
     from tgdd_plugin.core.figures import Figure

@@ -127,14 +127,7 @@ def distill(
     given = Normalization.of(mean, std)
     logs, own = as_log_settings(loggers, image_interval=image_interval, probe_interval=probe_interval)
     options = RunOptions(
-        device,
-        checkpoint_interval,
-        logs,
-        own,
-        callbacks,
-        progress_bar,
-        trainer_options or {},
-        picture,
+        device, checkpoint_interval, logs, own, callbacks, progress_bar, trainer_options or {}, picture
     )
     torch_device(device)  # a GPU that is not there is told first
     dist.initialize_dist(device)
@@ -169,10 +162,9 @@ def _distill(
     on = torch_device(options.device)
     frozen = freeze_networks(inputs, network, head, on)
     synthetic = SyntheticImages(_start(inputs, frozen), inputs.settings.factor)
+    start, _ = synthetic.to_uint8()
     evolution = Evolution(synthetic, inputs.settings.steps)
-    start = None
     if options.picture:
-        start = synthetic.to_uint8()[0]
         options = replace(options, callbacks=[evolution, *options.callbacks])
     draws = Draws(inputs.settings, frozen.bank, inputs.pool, synthetic, dist.get_global_rank(), inputs.class_ids)
     draws(0)  # a class with too few images is found out here, not after the Trainer is set up
@@ -191,7 +183,7 @@ def _distill(
     model.alpha = rates.alpha
     probe = Probe(inputs, frozen, options.device) if options.logs.probe_interval else None
     noted = {**asdict(inputs.settings), **asdict(rates)}
-    log = DistillationLog(synthetic, noted, inputs.class_names, options.logs, probe)
+    log = DistillationLog(synthetic, start, noted, inputs.class_names, options.logs, probe)
     arguments = trainer_arguments(model, draws, rates.learning_rate, options, checkpoints, output, log)
     if "auto" in (inputs.settings.learning_rate, inputs.settings.alpha):
         card.method["calibrated"] = asdict(rates)

@@ -9,7 +9,7 @@ import torch
 from composer import Callback, Logger, State
 
 from tgdd_plugin.data.film_strip import MOST_FRAMES, strip_columns, write_strip
-from tgdd_plugin.distillation.synthetic_images import SyntheticImages
+from tgdd_plugin.distillation.synthetic_images import SyntheticImages, as_bytes
 
 
 def strip_path(picture: str | Path) -> Path:
@@ -66,5 +66,4 @@ class Evolution(Callback):
     @torch.no_grad()
     def _look(self) -> torch.Tensor:
         device = self.synthetic.pixels.device
-        images = self.synthetic.decode(self._classes.to(device), self._chosen.to(device))
-        return images.clamp(0, 1).mul(255).round().to(torch.uint8).flatten(0, 1).cpu()
+        return as_bytes(self.synthetic.decode(self._classes.to(device), self._chosen.to(device)))

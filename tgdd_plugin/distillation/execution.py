@@ -25,9 +25,10 @@ from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.monitoring import DistillationMonitor
 from tgdd_plugin.distillation.sampling import Draws, Steps
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
-from tgdd_plugin.logs.csv_logger import CSVLogger, log_path
+from tgdd_plugin.logs.csv_logger import CSVLogger
 from tgdd_plugin.logs.destinations import make_loggers
 from tgdd_plugin.logs.guarding import guarded
+from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings
 
 

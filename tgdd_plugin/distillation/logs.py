@@ -28,7 +28,8 @@ class DistillationLog(Callback):
     """Tells the loggers the settings, the norm of the pixels' gradient, the images, and how well a network learns them.
 
     Args:
-        synthetic: The images, as they are at the start.
+        synthetic: The images.
+        start: What they were at the start, decoded, uint8 ``(N, C, H, W)``.
         settings: The settings by name, with what was worked out, ``steps`` among them.
         classes: The names of the classes.
         logs: How often there are pictures, of the images beside those at the start, and probes.
@@ -38,6 +39,7 @@ class DistillationLog(Callback):
     def __init__(
         self,
         synthetic: SyntheticImages,
+        start: torch.Tensor,
         settings: Mapping[str, Any],
         classes: Sequence[str],
         logs: LoggerSettings,
@@ -48,7 +50,7 @@ class DistillationLog(Callback):
         self.classes = classes
         self.logs = logs
         self.probe = probe
-        self._start, _ = synthetic.to_uint8()
+        self._start = start
         self._norm: torch.Tensor | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:

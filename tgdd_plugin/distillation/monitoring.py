@@ -11,7 +11,7 @@ import torch
 from composer import Callback, Logger, State
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.progress_bar import in_words
+from tgdd_plugin.core.usage import in_words
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.sampling import Draws
 

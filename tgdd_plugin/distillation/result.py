@@ -50,7 +50,7 @@ def result_card(inputs: Inputs, head: str | None = None) -> Card:
 
 
 def draw_result(
-    path: str | Path, synthetic: SyntheticImages, card: Card, start: torch.Tensor | None, evolution: Evolution
+    path: str | Path, synthetic: SyntheticImages, card: Card, start: torch.Tensor, evolution: Evolution
 ) -> None:
     """Draws the images, decoded, beside those at the start, and how they changed as a film strip beside the figure.
 

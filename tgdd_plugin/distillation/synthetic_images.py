@@ -89,7 +89,12 @@ class SyntheticImages(nn.Module):
         classes = torch.arange(len(self.pixels), device=self.pixels.device)
         images = self.pixels if packed else self.decode(classes)
         labels = classes.cpu().repeat_interleave(images.shape[1])
-        return images.clamp(0, 1).mul(255).round().to(torch.uint8).flatten(0, 1).cpu(), labels
+        return as_bytes(images), labels
+
+
+def as_bytes(images: torch.Tensor) -> torch.Tensor:
+    """Returns images ``(K, n, C, H, W)`` as they ship, uint8 ``(K·n, C, H, W)`` on the CPU."""
+    return images.clamp(0, 1).mul(255).round().to(torch.uint8).flatten(0, 1).cpu()
 
 
 def start_pixels(

@@ -33,8 +33,8 @@ from tgdd_plugin.evaluation.scorer import FULL_DATA, Key, Row, Scorer
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
 from tgdd_plugin.evaluation.soft_labels import find_teachers
 from tgdd_plugin.evaluation.tables import evaluate_table
-from tgdd_plugin.logs.csv_logger import log_path
 from tgdd_plugin.logs.destinations import TrainingLogs, as_log_settings
+from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.training.fitting import LOGGED
 from tgdd_plugin.trajectory.store import Trajectory

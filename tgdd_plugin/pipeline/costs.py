@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ import torch
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.bounded_reading import MIB, parse_json, read_bounded
 from tgdd_plugin.core.checked_json import Finite
+from tgdd_plugin.core.usage import peak_memory
 
 COSTS_SIZE = 1 * MIB
 """Most bytes of a file of costs."""
@@ -77,14 +76,8 @@ def measured(path: Path, step: str, *, keep: bool = True) -> Iterator[Measure]:
     yield measure
     if not measure.worked:
         return
-    cost = Cost(round(time.perf_counter() - began, 3), round(_peak() / MIB, 1))
+    cost = Cost(round(time.perf_counter() - began, 3), round(peak_memory() / MIB, 1))
     if gpu and (most := torch.cuda.max_memory_allocated()):
         cost.gpu_memory_mib = round(most / MIB, 1)
     costs = {**(read_costs(path) if keep else {}), step: cost}
     write_whole(path, json.dumps({name: asdict(each) for name, each in costs.items()}, indent=1) + "\n")
-
-
-def _peak() -> int:
-    """The most bytes of memory that this process has held."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most

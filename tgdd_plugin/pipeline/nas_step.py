@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,7 @@ def search_and_train(recipe: Recipe, real: ImagePool, test: ImagePool) -> dict[s
     )
     table = ranking.table(candidates, recipe.nas.cost, recipe.nas.rank_by)
     _write_candidates(results, recipe, candidates, table)
-    numbers = 6 if list(recipe.nas.rank_by) == [ranking.ACCURACY] else 7  # a column of mean ranks
-    aligned = partial(text_table, align=f"rl{'r' * numbers}l")
-    print(f"\n{ranking.table(candidates, recipe.nas.cost, recipe.nas.rank_by, aligned)}\n")
+    print(f"\n{ranking.table(candidates, recipe.nas.cost, recipe.nas.rank_by, _aligned)}\n")
     made = {"file": recipe.beton, "candidates": [each.summary() for each in candidates]}
     if not recipe.nas.train_best:
         return {**made, **print_results(results, before)}
@@ -83,6 +81,11 @@ def search_and_train(recipe: Recipe, real: ImagePool, test: ImagePool) -> dict[s
     _write_candidates(results, recipe, candidates, f"{table}\n\n{found}", best)
     print(f"{found}\n\nweights   {weights}")
     return {**made, "best": best.summary(), "weights": weights, **print_results(results, before)}
+
+
+def _aligned(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Draws the candidates for a terminal: numbers to the right, names and the mark in the last column to the left."""
+    return text_table(headers, rows, f"rl{'r' * (len(headers) - 3)}l")
 
 
 def _write_candidates(

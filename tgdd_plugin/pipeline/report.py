@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tgdd_plugin.beton.card import passes_of
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.errors import printable
+from tgdd_plugin.core.usage import in_words
 from tgdd_plugin.pipeline.file_checks import find_sets
 from tgdd_plugin.pipeline.report_curves import Point, draw_accuracies
 from tgdd_plugin.pipeline.report_parts import SetReport, gather
@@ -36,7 +38,8 @@ def write_report(paths: Sequence[str | Path], output: str | Path) -> Path:
     environment = Environment(
         loader=PackageLoader("tgdd_plugin.pipeline", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"printable": lambda value: printable(str(value)), "passes": passes_of, "time": _time}
+    environment.filters |= {"printable": lambda value: printable(str(value)), "passes": passes_of}
+    environment.filters["time"] = functools.partial(in_words, digits=1)
     warnings = _differences(sets)
     compared = draw_accuracies(_compared(sets)) if len(sets) > 1 and OTHER_CLASSES not in warnings else None
     text = environment.get_template("report.html").render(sets=sets, warnings=warnings, compared=compared)
@@ -63,10 +66,3 @@ def _differences(sets: Sequence[SetReport]) -> list[str]:
     if len(tested) > 1 and not found:
         found.append("These sets were scored on other test images or by other networks: compare with care.")
     return found
-
-
-def _time(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

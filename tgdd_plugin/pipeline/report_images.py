@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.transforms.functional import resize
 
 from tgdd_plugin.core.bounded_reading import MIB
+from tgdd_plugin.data.film_strip import shrunk
 
 REAL, DISTILLED = 5, 10
 """The most images of a class of each kind."""
@@ -80,10 +81,7 @@ def _strip(kind: Labelled, label: int, most: int) -> Strip | None:
     chosen = images[labels == label][:most]
     if not len(chosen):
         return None
-    height, width = chosen.shape[-2:]
-    if max(height, width) > SIDE:
-        share = SIDE / max(height, width)
-        chosen = resize(chosen, [max(1, round(height * share)), max(1, round(width * share))], antialias=True)
+    chosen = resize(chosen, list(shrunk(chosen.shape[-2:], SIDE)), antialias=True)
     # (M, C, H, W) to (H, M·W, C)
     pixels = chosen.permute(2, 0, 3, 1).flatten(1, 2)
     file = io.BytesIO()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import shlex
 from dataclasses import dataclass, field
@@ -14,20 +12,18 @@ import yaml
 
 from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.format import read_beton
-from tgdd_plugin.core.bounded_reading import MIB, RECIPE_SIZE, read_bounded
+from tgdd_plugin.core.bounded_reading import RECIPE_SIZE, read_bounded
 from tgdd_plugin.core.bounded_yaml import parse_yaml
 from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.data.film_strip import FilmStrip, read_strip
 from tgdd_plugin.data.picture_note import note_of
+from tgdd_plugin.logs.log_file import STEP, read_log
 from tgdd_plugin.pipeline.costs import Cost, costs_path, read_costs, recording_costs_path
 from tgdd_plugin.pipeline.report_curves import Point, draw_accuracies, draw_log, draw_training
 from tgdd_plugin.pipeline.report_images import ClassRow, Labelled, class_rows, data_uri
 from tgdd_plugin.trajectory.manifest import Run, run_folders
 from tgdd_plugin.trajectory.store import read_exemplars
-
-LOG_SIZE = 16 * MIB
-"""Most bytes of a log that is read."""
 
 
 @dataclass
@@ -247,28 +243,14 @@ def _losses(report: SetReport, path: Path) -> str | None:
         report.missing.append(f"There is no log '{path.name}', so the losses of the distillation are not shown.")
         return None
     try:
-        columns = _read_log(path)
-    except (InputError, OSError, csv.Error) as error:
+        columns = read_log(path)
+    except (InputError, OSError) as error:
         report.missing.append(f"The losses of the distillation are not shown: the log cannot be read ({error}).")
         return None
-    curves = draw_log(columns) if columns.get("step") else None
+    curves = draw_log(columns) if columns.get(STEP) else None
     if curves is None:
         report.missing.append(f"The log '{path.name}' has no losses, so none are shown.")
     return curves
-
-
-def _read_log(path: Path) -> dict[str, list[float]]:
-    """The columns of numbers of a log by their names; NaN where a value is missing, and no row that was cut short."""
-    header, *rows = [*csv.reader(io.StringIO(read_bounded(path, LOG_SIZE, "log").decode(errors="replace")))] or [[]]
-    rows = [row for row in rows if len(row) == len(header)]
-    return {name: [_number(row[place]) for row in rows] for place, name in enumerate(header)}
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def _plain_text(text: str) -> str:

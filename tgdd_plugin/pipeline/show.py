@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tgdd_plugin.beton.card import Card, passes_of
+from tgdd_plugin.beton.card import Card, accuracy_cells
 from tgdd_plugin.core.errors import printable, shown
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.core.tables import text_table
@@ -95,12 +95,7 @@ def _bytes_of(folder: Path, run: Run) -> int:
 
 
 def _accuracy_table(entry: dict[str, Any]) -> str:
-    rows = []
-    for row in entry["rows"]:
-        spread = "" if row["std_points"] is None else f" ± {row['std_points']:.1f}"
-        name = shown(row["name"]) + (", soft labels" if row.get("labels") == "soft" else "")
-        rows.append([name, row["images"], passes_of(row), f"{row['mean_percent']:.1f}{spread}"])
-    return text_table(["trained on", "images", "passes", "accuracy %"], rows)
+    return text_table(["trained on", "images", "passes", "accuracy %"], accuracy_cells(entry, shown))
 
 
 def describe_trajectory(trajectory: Trajectory) -> str:

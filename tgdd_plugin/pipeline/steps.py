@@ -19,6 +19,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import input_shape
 from tgdd_plugin.distillation.distiller import distill, is_distilled
 from tgdd_plugin.evaluation import comparison, tables
+from tgdd_plugin.evaluation.scorer import Row
 from tgdd_plugin.networks.factory import network_factory, recorded_factory
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.costs import costs_path, measured, recording_costs_path
@@ -144,41 +145,42 @@ def _distill(recipe: Recipe, data: Data) -> dict[str, Any]:
 
 def _retrain(recipe: Recipe, data: Data) -> dict[str, Any]:
     real, test = data()
-    results = recipe.beton.with_name(f"{recipe.beton.stem}-retrain.json")
-    before = content_of(results)
-    with measured(costs_path(recipe.beton), "retrain") as measure:
-        rows = comparison.retrain(
-            recipe.beton,
-            test,
-            recipe.retrain,
-            real=real,
-            network=_network(recipe, real),
-            device=recipe.device,
-            loggers=recipe.loggers,
-            seed=recipe.seed,
-            results=results,
-            overwrite=recipe.overwrite,
-        )
-        measure.worked = before != content_of(results)
-    print(f"\n{tables.retrain_table(rows)}\n")
-    return {"file": recipe.beton, **print_results(results, before), "rows": [row.summary() for row in rows]}
+
+    def score(**common: Any) -> list[Row]:
+        return comparison.retrain(recipe.beton, test, recipe.retrain, real=real, **common)
+
+    return _compare("retrain", "retrain", recipe, real, score, tables.retrain_table)
 
 
 def _evaluate(recipe: Recipe, data: Data) -> dict[str, Any]:
     real, test = data()
     trajectory = Trajectory.open(recipe.trajectory) if recipe.trajectory else _own_trajectory(recipe)
-    results = recipe.beton.with_name(f"{recipe.beton.stem}-evaluation.json")
+
+    def score(**common: Any) -> list[Row]:
+        others = _extra_networks(recipe, real) if trajectory else []
+        settings = recipe.evaluate, recipe.retrain
+        return comparison.evaluate(recipe.beton, test, real, *settings, trajectory=trajectory, others=others, **common)
+
+    def table(rows: list[Row]) -> str:
+        return tables.evaluate_table(rows, functools.partial(text_table, align="lll" + 7 * "r"))
+
+    return _compare("evaluate", "evaluation", recipe, real, score, table)
+
+
+def _compare(
+    step: str,
+    ending: str,
+    recipe: Recipe,
+    real: ImagePool,
+    score: Callable[..., list[Row]],
+    table: Callable[[list[Row]], str],
+) -> dict[str, Any]:
+    """Makes the rows of a comparison, kept in ``<name>-<ending>.json``, and prints their table and where they are."""
+    results = recipe.beton.with_name(f"{recipe.beton.stem}-{ending}.json")
     before = content_of(results)
-    with measured(costs_path(recipe.beton), "evaluate") as measure:
-        rows = comparison.evaluate(
-            recipe.beton,
-            test,
-            real,
-            recipe.evaluate,
-            recipe.retrain,
-            trajectory=trajectory,
+    with measured(costs_path(recipe.beton), step) as measure:
+        rows = score(
             network=_network(recipe, real),
-            others=_extra_networks(recipe, real) if trajectory else [],
             device=recipe.device,
             loggers=recipe.loggers,
             seed=recipe.seed,
@@ -186,7 +188,7 @@ def _evaluate(recipe: Recipe, data: Data) -> dict[str, Any]:
             overwrite=recipe.overwrite,
         )
         measure.worked = before != content_of(results)
-    print(f"\n{tables.evaluate_table(rows, functools.partial(text_table, align='lll' + 7 * 'r'))}\n")
+    print(f"\n{table(rows)}\n")
     return {"file": recipe.beton, **print_results(results, before), "rows": [row.summary() for row in rows]}
 
 

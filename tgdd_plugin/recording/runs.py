@@ -27,8 +27,8 @@ from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.targets import named_classes
-from tgdd_plugin.logs.csv_logger import log_path
 from tgdd_plugin.logs.destinations import TrainingLogs, as_log_settings
+from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.networks.classifiers import classifiers
 from tgdd_plugin.networks.heads import find_head

@@ -7,7 +7,6 @@ tasks are not distilled again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,10 +18,8 @@ from torch import nn
 
 from tgdd_plugin.core.atomic_files import check_writable, sweep
 from tgdd_plugin.core.device import Device, torch_device
-from tgdd_plugin.core.differences import first_difference, with_later_settings
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
-from tgdd_plugin.core.renamed_keys import with_current_keys
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
@@ -37,17 +34,9 @@ from tgdd_plugin.replay.metrics import Scores
 from tgdd_plugin.replay.network_growth import check_growth, grow, load_network, save_network
 from tgdd_plugin.replay.policies import Policy, TaskResult
 from tgdd_plugin.replay.settings import ReplaySettings
+from tgdd_plugin.replay.task_folders import FINETUNED, MEMORY, NETWORK, open_scores
 from tgdd_plugin.replay.tasks import Task, check_tasks
 from tgdd_plugin.training.train import accuracy, train_network
-
-NETWORK, MEMORY, FINETUNED = "network.safetensors", "memory.beton", "tuned.safetensors"
-"""The files in the folder of a task."""
-
-NOT_NOTED = {"policy": "distilled"}
-"""What the folders of version 0.1 did without noting it in ``scores.json``."""
-
-WITHOUT = {"returning": None, "heads": "one"}
-"""The same, of the section ``replay``."""
 
 
 def learn(
@@ -115,7 +104,7 @@ def learn(
     with locked_on_rank_0(check_writable(folder / "scores.json")):
         for place in folder.glob("task*"):
             sweep(place)
-        scores = _open_scores(learner, images_per_class, job or {})
+        scores = open_scores(folder, learner.about(images_per_class, job or {}))
         network: nn.Module | None = None
         for number in range(len(tasks)):
             grown = learner.grown_network(number, network)
@@ -147,6 +136,22 @@ class _Learner:
     seed: int
     device: Device | None
     progress_bar: bool
+
+    def about(self, images_per_class: int, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what the scores depend on, as plain values; ``job`` has what the caller of :func:`learn` adds."""
+        callers = ("policy", "real_share")  # what a policy was made of
+        return {
+            "training": asdict(self.training),
+            "replay": {name: value for name, value in asdict(self.settings).items() if name not in callers},
+            "images_per_class": images_per_class,
+            "mean": list(self.normalization.mean),
+            "std": list(self.normalization.std),
+            "seed": self.seed,
+            **job,
+            "tasks": [task.new for task in self.tasks],
+            "images": [task.train.fingerprint() for task in self.tasks],
+            "test_images": [len(task.test) for task in self.tasks],
+        }
 
     def grown_network(self, number: int, earlier: nn.Module | None) -> nn.Module:
         """Builds a network for the classes of a task, with the weights of the earlier one."""
@@ -262,43 +267,3 @@ def _saved_memory(place: Path, device: torch.device) -> ReplayMemory | None:
         return ReplayMemory.load(place / MEMORY, device=device)
     except InputError:
         return None
-
-
-def _open_scores(learner: _Learner, images_per_class: int, job: dict[str, Any]) -> Scores:
-    """Reads ``scores.json`` of the job, or begins it.
-
-    Raises:
-        InputError: If it is of another job.
-    """
-    callers = ("policy", "real_share")  # what a policy was made of
-    replay = {name: value for name, value in asdict(learner.settings).items() if name not in callers}
-    about: dict[str, Any] = {
-        "training": asdict(learner.training),
-        "replay": replay,
-        "images_per_class": images_per_class,
-        "mean": list(learner.normalization.mean),
-        "std": list(learner.normalization.std),
-        "seed": learner.seed,
-        **job,
-        "tasks": [task.new for task in learner.tasks],
-        "images": [task.train.fingerprint() for task in learner.tasks],
-        "test_images": [len(task.test) for task in learner.tasks],
-    }
-    about = json.loads(json.dumps(about))
-    folder, path = learner.folder, learner.folder / "scores.json"
-    scores = Scores.read(path) if path.is_file() else Scores({})
-    earlier = {name: value for name, value in NOT_NOTED.items() if name in about} | with_current_keys(scores.about)
-    earlier["training"] = with_later_settings(earlier.get("training") or {}, about["training"])
-    earlier["replay"] = WITHOUT | (earlier.get("replay") or {})
-    other = first_difference(earlier, with_current_keys(about))
-    # A job that failed before it had trained anything binds nobody.
-    if other and path.is_file() and (scores.rows or (folder / "task0" / NETWORK).is_file()):
-        raise InputError(f"'{folder}' is of another job ({other}). Choose another folder, or delete it.")
-    if other and dist.get_global_rank() == 0:
-        if not path.is_file():  # it was deleted, to learn the tasks anew
-            for name in (NETWORK, MEMORY, FINETUNED):
-                for stale in folder.glob(f"task*/{name}"):
-                    stale.unlink()
-        Scores(about, scores.rows).write(path)
-    dist.barrier()
-    return Scores(about, scores.rows)

@@ -1,0 +1,24 @@
+"""Time and memory that work takes: measured, and in words."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has held so far."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def in_words(seconds: float, digits: int = 0) -> str:
+    """A duration for people.
+
+    Args:
+        seconds: The duration.
+        digits: Decimals of seconds and minutes. Default: ``0``.
+    """
+    if seconds < 100:
+        return f"{seconds:.{digits}f} s"
+    return f"{seconds / 60:.{digits}f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

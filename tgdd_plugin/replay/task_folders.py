@@ -1,0 +1,53 @@
+"""The folder of a continual learner's job: the files of each task, and the scores, which say what job it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from composer.utils import dist
+
+from tgdd_plugin.core.differences import first_difference, with_later_settings
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.renamed_keys import with_current_keys
+from tgdd_plugin.replay.metrics import Scores
+
+NETWORK, MEMORY, FINETUNED = "network.safetensors", "memory.beton", "tuned.safetensors"
+"""The files in the folder of a task."""
+
+NOT_NOTED = {"policy": "distilled"}
+"""What the folders of version 0.1 did without noting it in ``scores.json``."""
+
+WITHOUT = {"returning": None, "heads": "one"}
+"""The same, of the section ``replay``."""
+
+
+def open_scores(folder: Path, about: dict[str, Any]) -> Scores:
+    """Reads ``scores.json`` of the job, or begins it.
+
+    Args:
+        folder: The folder of the job.
+        about: What the scores depend on.
+
+    Raises:
+        InputError: If it is of another job.
+    """
+    about = json.loads(json.dumps(about))
+    path = folder / "scores.json"
+    scores = Scores.read(path) if path.is_file() else Scores({})
+    earlier = {name: value for name, value in NOT_NOTED.items() if name in about} | with_current_keys(scores.about)
+    earlier["training"] = with_later_settings(earlier.get("training") or {}, about["training"])
+    earlier["replay"] = WITHOUT | (earlier.get("replay") or {})
+    other = first_difference(earlier, with_current_keys(about))
+    # A job that failed before it had trained anything binds nobody.
+    if other and path.is_file() and (scores.rows or (folder / "task0" / NETWORK).is_file()):
+        raise InputError(f"'{folder}' is of another job ({other}). Choose another folder, or delete it.")
+    if other and dist.get_global_rank() == 0:
+        if not path.is_file():  # it was deleted, to learn the tasks anew
+            for name in (NETWORK, MEMORY, FINETUNED):
+                for stale in folder.glob(f"task*/{name}"):
+                    stale.unlink()
+        Scores(about, scores.rows).write(path)
+    dist.barrier()
+    return Scores(about, scores.rows)
