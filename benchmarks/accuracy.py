@@ -11,12 +11,15 @@ test images. Beside it, on demand:
 --float: the same networks on the pixels before they are rounded, and the difference, network by network.
 --paper-protocol: the best of 20 iterates x 6 test evaluations within one training each, all on the test images, as the
     paper's program reports it (repeat 1; here of the uint8 images, so its last figure is the first honest network's).
---ablation: in place of the cells, the paper's table of parts: none, + augmentation and factor, + stages, + constraint.
+--ablation: in place of the cells, the paper's table of parts: none, + augmentation and factor, + stages, + constraint,
+    and plain distribution matching by the same engine; with how far apart the classes of each set lie, in the features
+    of a network that saw neither the sets nor the recorded run, and the seconds of a step.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -26,16 +29,34 @@ from typing import Any
 import safetensors.torch
 import torch
 from composer import Callback, Logger, State
+from torch import nn
 
 from benchmarks.harness import Bench, run
-from benchmarks.results import SECONDS, Parser, Row, markdown, percent, provenance, read_rows, seconds_of, spread
-from tgdd_plugin import DistillSettings, InputError
+from benchmarks.results import (
+    SECONDS,
+    Parser,
+    Row,
+    key_of,
+    markdown,
+    percent,
+    provenance,
+    read_rows,
+    seconds_of,
+    spread,
+)
+from benchmarks.separation import class_separation
+from tgdd_plugin import DistillSettings, ImagePool, InputError
 from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.weights import load_weights, weights_content
+from tgdd_plugin.evaluation.distribution_matching import fresh_networks
+from tgdd_plugin.networks.features import features_of
 from tgdd_plugin.training.train import accuracy
 
 ITERATES, EVALUATIONS = 20, 6  # of the paper's program
 FLOAT = "float.safetensors"
-PARTS = ["none", "+ augmentation and factor", "+ stages", ""]  # without any, to all
+MATCHING = "plain distribution matching"
+PARTS = [MATCHING, "none", "+ augmentation and factor", "+ stages", ""]  # another method; without any, to all
+JUDGE = 1000  # added to the seed of the network whose features judge the sets
 
 
 def marks(total: int, parts: int) -> list[int]:
@@ -103,10 +124,11 @@ def ablation(settings: DistillSettings, options: argparse.Namespace) -> Iterator
     for name, _, whole in cells(settings, options):
         staged = replace(whole, alpha=0.0)
         single = replace(staged, stages="last")
-        yield f"{name}-none", PARTS[0], replace(single, augmentation="none", factor=1)
-        yield f"{name}-augmented", PARTS[1], single
-        yield f"{name}-staged", PARTS[2], staged
-        yield name, PARTS[3], whole
+        yield f"{name}-matching", PARTS[0], replace(staged, factor=1, start="real")
+        yield f"{name}-none", PARTS[1], replace(single, augmentation="none", factor=1)
+        yield f"{name}-augmented", PARTS[2], single
+        yield f"{name}-staged", PARTS[3], staged
+        yield name, PARTS[4], whole
 
 
 def work(bench: Bench, options: argparse.Namespace) -> None:
@@ -141,8 +163,19 @@ def distilled(bench: Bench, row: Row, settings: DistillSettings, options: argpar
     columns = ["networks", "float"] if options.float else ["networks"]
     if not any(row.missing(c, bench.seeds) for c in columns) and not row.missing("paper_protocol", steps, "step"):
         return
-    trajectory = bench.record(bench.recipe.record, bench.recipe.record.runs)
+    if row.content["parts"] == MATCHING:
+        seed, shape = bench.recipe.seed, bench.train.shape
+        folder = row.work / "fresh"
+        trajectory = fresh_networks(folder, bench.build, bench.train.classes, bench.normalization, seed, shape)
+    else:
+        trajectory = bench.record(bench.recipe.record, bench.recipe.record.runs)
     images, labels = bench.distill(row, trajectory, settings, [Keeper(row.work, settings.steps)])
+    if options.ablation and "separation" not in row.content:
+        pool = ImagePool(images, labels, bench.train.classes)
+        features = features_of(judge(bench), pool, bench.normalization)
+        found = class_separation(features, pool.labels)
+        row.content["separation"] = found if math.isfinite(found) else None  # of one image each there is no spread
+        row.save()
     bench.score(row, "networks", lambda seed: (images, labels), retrain)
     if options.float:
         unrounded = safetensors.torch.load_file(row.work / FLOAT)["images"] * 255
@@ -158,19 +191,36 @@ def distilled(bench: Bench, row: Row, settings: DistillSettings, options: argpar
         bench.note(row, "paper_protocol", {**entry, "seconds": spent})
 
 
+def judge(bench: Bench) -> nn.Module:
+    """A network trained on all real images from another seed than any other; kept once it is."""
+    how = bench.recipe.retrain.full_training(len(bench.train))
+    work = bench.output / "work" / f"judge-{key_of({**bench.base, 'retrain': asdict(how)})}"
+    path = work.with_suffix(".safetensors")
+    if not path.is_file():
+        images = bench.train.images, bench.train.labels
+        network, _ = bench.fit(work, "a network that judges the sets", images, how, bench.recipe.seed + JUDGE)
+        write_whole(path, weights_content(network.state_dict()))
+    network = bench.build()
+    network.load_state_dict(load_weights(path))
+    return network.to(bench.on)
+
+
 def table(folder: Path) -> str:
     """The Markdown table of a folder's rows."""
     rows = read_rows(folder)
     named = {row["name"]: row for row in rows}
     head = ["data", "images per class", "factor", "source", "parts", "distilled", "random, as many stored"]
-    head += ["random, as many decoded", "full data", "float − uint8", "paper protocol (best on test)", SECONDS]
+    head += ["random, as many decoded", "full data", "class separation", "seconds a step"]
+    head += ["float − uint8", "paper protocol (best on test)", SECONDS]
     lines = []
     chosen = [row for row in rows if row["kind"] == "distilled"]
     for row in sorted(chosen, key=_order):
         data, count, factor = row["data"], row["images_per_class"], row["factor"]
         others = [f"random{count}", f"random{count * factor**2}" if factor > 1 else "", "full"]
         baselines = [percent(named.get(f"{data}-{other}")) for other in others]
-        numbers = [percent(row), *baselines, float_gap(row), best_on_test(row), seconds_of(row)]
+        apart, step = (row.get("separation"), row["seconds"].get("step")) if "separation" in row else (None, None)
+        parts = ["" if value is None else f"{value:.2f}" for value in (apart, step)]
+        numbers = [percent(row), *baselines, *parts, float_gap(row), best_on_test(row), seconds_of(row)]
         lines.append([data, count, factor, row["source"], row["parts"], *numbers])
     return markdown(head, lines, provenance(rows))
 

@@ -35,6 +35,7 @@ from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.logs.log_file import log_path, read_log
 from tgdd_plugin.networks.factory import network_factory
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.datasets import load_data
@@ -264,7 +265,7 @@ class Bench:
                 row.content.pop(column, None)
         recorded = [seconds(path.with_suffix(".seconds")) for path in trajectory.runs]
         row.content |= {"sha256": card.sha256, "images": card.images}
-        row.content["seconds"] = {"record": recorded, "distill": seconds(row.work / "seconds")}
+        row.content["seconds"] = {"record": recorded, "distill": seconds(row.work / "seconds"), "step": _step(beton)}
         row.save()
         self.deadline.check()
         return read_beton(beton)
@@ -295,6 +296,12 @@ class Bench:
                 f"keeps, and {needed} are needed; give record.exemplars={-(-needed // runs)}"
             )
         return settings.resolved(side, sampled=sampled, trained_with=record.augmentation)
+
+
+def _step(beton: Path) -> float | None:
+    """The median seconds of a step, as the log of a distillation has them."""
+    spent = torch.tensor(read_log(log_path(beton)).get("seconds", []))
+    return round(float(spent.diff().median()), 4) if len(spent) > 1 else None
 
 
 def run(

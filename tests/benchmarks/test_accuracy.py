@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import accuracy, harness, one_run, results, time_to_accuracy
+from benchmarks.separation import class_separation
 from tgdd_plugin import DistillSettings, read_card, retrain
 from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.evaluation.scorer import EQUAL_PASSES
 from tgdd_plugin.evaluation.settings import RetrainSettings
@@ -203,6 +205,7 @@ def test_ablation_takes_the_parts_away_one_by_one():
     found = list(accuracy.ablation(DistillSettings(steps=7), options))
     parts = [(part, s.augmentation, s.factor, s.alpha, s.stages, s.source, s.steps) for _, part, s in found]
     assert parts == [
+        ("plain distribution matching", None, 1, 0.0, "all", "sampled", 7),
         ("none", "none", 1, 0.0, "last", "sampled", 7),
         ("+ augmentation and factor", None, 2, 0.0, "last", "sampled", 7),
         ("+ stages", None, 2, 0.0, "all", "sampled", 7),
@@ -210,6 +213,28 @@ def test_ablation_takes_the_parts_away_one_by_one():
     ]
     cells = {name for name, _, _ in accuracy.cells(DistillSettings(), options)}
     assert found[-1][0] in cells and len(cells) == 4, "the whole is the row of the main table"
+
+
+def test_ablation_has_a_row_of_plain_matching_and_what_a_judge_says(tmp_path, monkeypatch):
+    small = [*SMALL, "retrain.epochs=2", "retrain.seeds=1", "distill.images_per_class=2", "distill.factor=2"]
+    assert run(accuracy, tmp_path, "--ablation", small=small) == 0
+    rows = {row["parts"]: row for row in results.read_rows(tmp_path) if row["kind"] == "distilled"}
+    assert set(rows) == set(accuracy.PARTS)
+
+    (judge,) = tmp_path.glob("work/judge-*.safetensors")
+    network = convnet(10, 1, 8, depth=1, width=4)
+    network.load_state_dict(load_file(judge))
+    train, _ = load_data(DataSettings("digits", per_class=12))
+    for parts, row in rows.items():
+        (file,) = tmp_path.glob(f"work/{row['name']}-????????/distilled.beton")
+        images, labels = read_beton(file)
+        features = network.features(Normalization(*train.statistics())(images)).flatten(1).detach()
+        assert row["separation"] == pytest.approx(class_separation(features, labels), rel=1e-4)
+        assert row["seconds"]["step"] > 0, parts
+    assert rows[accuracy.MATCHING]["seconds"]["record"] == [None], "of networks that were never trained"
+
+    monkeypatch.setattr(accuracy.Bench, "fit", lambda *_: pytest.fail("trained again"))
+    assert run(accuracy, tmp_path, "--ablation", small=small) == 0
 
 
 @pytest.mark.parametrize(
