@@ -288,14 +288,14 @@ class Bench:
                 f"{settings.images_per_class} images per class at factor {settings.factor} want a side that the factor "
                 f"divides and {decoded} real images per class; they have {side} px and {int(self.train.counts.min())}"
             )
-        sampled, record = settings.source == "sampled", self.recipe.record
+        record = self.recipe.record
         needed = settings.start_images
-        if not sampled and needed > record.exemplars * runs:
+        if not settings.reads_data and needed > record.exemplars * runs:
             raise InputError(
-                f"source recorded starts from the {record.exemplars} images of each class that each of {runs} run(s) "
-                f"keeps, and {needed} are needed; give record.exemplars={-(-needed // runs)}"
+                f"source {settings.source} starts from the {record.exemplars} images of each class that each of {runs} "
+                f"run(s) keeps, and {needed} are needed; give record.exemplars={-(-needed // runs)}"
             )
-        return settings.resolved(side, sampled=sampled, trained_with=record.augmentation)
+        return settings.resolved(side, trained_with=record.augmentation)
 
 
 def _step(beton: Path) -> float | None:

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from tgdd_plugin import InputError
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.renamed_keys import RENAMED, with_current_keys
+from tgdd_plugin.distillation.settings import Source
 
 TIME_UP = 3  # exit status
 SECONDS = "seconds: recording / distilling / a training"
@@ -33,7 +34,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.add_argument("recipe", nargs="?", help="YAML file, such as recipes/cifar10.yaml")
-        self.add_argument("--source", nargs="+", choices=["sampled", "recorded"], default=["sampled", "recorded"])
+        self.add_argument("--source", nargs="+", choices=get_args(Source), default=["sampled", "recorded"])
         self.add_argument("--networks", type=int, help="trained for each number (default: the recipe's retrain.seeds)")
         self.add_argument("--holdout", type=float, help="score on so large a share of the training images instead")
         self.add_argument("--output", type=Path, default=Path(output), help=f"a JSON file per row (default {output})")

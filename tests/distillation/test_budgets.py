@@ -38,19 +38,39 @@ def test_each_image_is_seen_about_so_often(passes: int, classes: int) -> None:
 def test_without_a_budget_a_set_is_of_the_published_size() -> None:
     sized = DistillSettings().sized(10)
     assert (sized.images_per_class, sized.factor, sized.start, sized.steps) == (10, 2, "mix", 10_000)
+    assert (sized.schedule, DistillSettings().resolved(32).learning_rate) == ("constant", 0.2)
     assert DistillSettings(images_per_class=50).resolved(32).alpha == 0.5
     assert DistillSettings(images_per_class=10).resolved(32).alpha == 2.5
 
 
 @pytest.mark.parametrize(
-    "key", [{"images_per_class": 3}, {"factor": 2}, {"start": "noise"}, {"steps": 7}, {"alpha": 0.25}]
+    "key",
+    [
+        {"images_per_class": 3},
+        {"factor": 2},
+        {"start": "noise"},
+        {"steps": 7},
+        {"alpha": 0.25},
+        {"schedule": "constant"},
+    ],
 )
 def test_a_key_that_is_given_wins(key: dict[str, Any]) -> None:
     usual = asdict(DistillSettings(budget=2_000).resolved(32, classes=10))
     own = asdict(DistillSettings(budget=2_000, **key).resolved(32, classes=10))
-    rate = {"learning_rate"} if "images_per_class" in key else set()  # the published one rises with the number
+    # The published one rises with the number of images, and is higher where it falls to 0 later.
+    rate = {"learning_rate"} if {"images_per_class", "schedule"} & set(key) else set()
     assert {name for name in own if own[name] != usual[name]} == set(key) | rate
     assert own[next(iter(key))] == next(iter(key.values()))
+
+
+def test_a_rate_that_falls_starts_from_five_times_the_published_one() -> None:
+    for side, published in ((32, 0.06), (128, 0.6)):
+        falling = DistillSettings(images_per_class=3, schedule="linear").resolved(side)
+        assert falling.learning_rate == pytest.approx(5 * published)
+        assert (
+            DistillSettings(images_per_class=3, schedule="linear", learning_rate=0.1).resolved(side).learning_rate
+            == 0.1
+        )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +109,8 @@ def test_a_file_is_sized_to_its_budget_and_says_so(file: Path, trajectory: Traje
 def test_the_images_are_those_of_the_same_size_without_a_budget(
     file: Path, trajectory: Trajectory, real: ImagePool, tmp_path: Path
 ) -> None:
-    same = DistillSettings(images_per_class=4, factor=1, start="herding", alpha=10.0, steps=2, real_per_class=8)
+    sized = {"images_per_class": 4, "factor": 1, "start": "herding", "alpha": 10.0, "steps": 2, "schedule": "linear"}
+    same = DistillSettings(**sized, real_per_class=8)
     assert torch.equal(read_beton(run(trajectory, real, tmp_path / "same.beton", same))[0], read_beton(file)[0])
 
 

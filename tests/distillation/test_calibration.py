@@ -64,6 +64,8 @@ def test_the_rates_follow_from_the_gradients_of_the_first_steps(trajectory, pool
     assert calibrated["alpha"] == pytest.approx(alpha, rel=1e-4)
     moved = (found["match"] ** 2 + (alpha * found["constraint"]) ** 2) ** 0.5
     assert calibrated["learning_rate"] * moved == pytest.approx(MOVE, rel=1e-4)
+    path = run(trajectory, pool, tmp_path / "b.beton", replace(AUTO, classes_per_chunk=2, schedule="linear", steps=1))
+    assert read_card(path).method["calibrated"]["learning_rate"] == pytest.approx(5 * calibrated["learning_rate"])
 
 
 def test_the_size_of_the_features_is_of_no_matter(pool, tmp_path):

@@ -31,7 +31,7 @@ from tgdd_plugin.trajectory.store import Trajectory
 
 pytestmark = pytest.mark.numerical
 
-SETTINGS = DistillSettings(images_per_class=2, factor=2, steps=10, learning_rate=0.5)
+SETTINGS = DistillSettings(source="recorded", images_per_class=2, factor=2, steps=10, learning_rate=0.5)
 RECORD = RecordSettings(epochs=4, runs=2, batch_size=8, learning_rate=0.05, cutmix=0.2, exemplars=8)
 
 
@@ -74,7 +74,8 @@ def test_needs_the_trajectory_alone(trajectory, tmp_path):
     assert card.classes == ["rows", "columns", "chess"] and card.real["images"] == 0
     assert is_distilled(path, trajectory, None, SETTINGS)
     assert not is_distilled(path, trajectory, None, replace(SETTINGS, seed=1))
-    assert not is_distilled(path, trajectory, patterned(), SETTINGS), "with real images at hand they are sampled"
+    free = replace(SETTINGS, source=None)
+    assert not is_distilled(path, trajectory, patterned(), free), "with real images at hand they are sampled"
 
 
 def test_loss_and_gradient_equal_the_formula(trajectory):
@@ -92,7 +93,7 @@ def test_loss_and_gradient_equal_the_formula(trajectory):
         normalization=Normalization(mean, std),
         alpha=0.7,
     )
-    draws = Draws(SETTINGS.resolved(8, sampled=False), bank, None, synthetic)
+    draws = Draws(SETTINGS.resolved(8, source="recorded"), bank, None, synthetic)
     batch = next(b for b in map(draws, range(100)) if b["early"] != b["late"])
     losses = model.loss(model(batch), batch)
     losses["total"].backward()
@@ -144,7 +145,8 @@ def test_a_trajectory_without_statistics_is_refused_in_one_line(trajectory, tmp_
     folder = changed(trajectory, tmp_path / "t", without_means)
     with pytest.raises(InputError, match="no stage with means of all 3 classes.*[.] Give the real images"):
         run(folder, tmp_path / "a.beton")
-    run(folder, tmp_path / "a.beton", replace(SETTINGS, steps=1, real_per_class=4), real=patterned())
+    sampled = replace(SETTINGS, source="sampled", steps=1, real_per_class=4)
+    run(folder, tmp_path / "a.beton", sampled, real=patterned())
     arguments = ["distill", str(folder), f"output={tmp_path / 'out'}", "distill.source=recorded", "device=cpu"]
     assert main(arguments) == 2
     assert "no stage with means" in capsys.readouterr().err.splitlines()[-1]
@@ -153,7 +155,8 @@ def test_a_trajectory_without_statistics_is_refused_in_one_line(trajectory, tmp_
 
 def test_sampling_without_real_images_is_refused(trajectory, tmp_path):
     with pytest.raises(
-        InputError, match="`source` must be 'recorded' where there are no real images, got 'sampled'.*Give the real"
+        InputError,
+        match="`source` must be 'exemplars' or 'recorded' where there are no real images, got 'sampled'.*Give",
     ):
         run(trajectory, tmp_path / "a.beton", replace(SETTINGS, source="sampled"))
 

@@ -86,7 +86,9 @@ def test_equals_a_plain_loop_that_takes_each_runs_own_network(trajectory, pool, 
     settings = replace(SETTINGS, steps=5, source=source)
     path = run(trajectory, pool if source == "sampled" else None, tmp_path / "a.beton", settings)
     real = pool if source == "sampled" else None
-    resolved = settings.resolved(8, sampled=real is not None, trained_with=trajectory.run.augmentation)
+    resolved = settings.resolved(
+        8, source="sampled" if real is not None else "recorded", trained_with=trajectory.run.augmentation
+    )
     bank = StageBank(trajectory, [small(), large()], recorded=real is None)
     origin = pool if real else trajectory.exemplars()
     synthetic = SyntheticImages(start_pixels("mix", (3, 2, *SHAPE), 1, origin, keyed_generator(0, 0, 2**31)))
@@ -262,8 +264,9 @@ def test_runs_under_unlike_augmentations(pool, tmp_path):
         InputError,
         match=r"`distill.augmentation` must .* different augmentations.*, got runs under color_crop_flip, crop[.]",
     ):
-        run(tmp_path / "t", None, tmp_path / "a.beton")
-    run(tmp_path / "t", None, tmp_path / "a.beton", replace(SETTINGS, steps=2, augmentation="crop"))
+        run(tmp_path / "t", None, tmp_path / "a.beton", replace(SETTINGS, source="recorded"))
+    means = replace(SETTINGS, source="recorded", steps=2, augmentation="crop")
+    run(tmp_path / "t", None, tmp_path / "a.beton", means)
     run(tmp_path / "t", pool, tmp_path / "b.beton", replace(SETTINGS, steps=2))
 
 

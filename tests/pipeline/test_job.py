@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.patterned import patterned, tiny
 from tgdd_plugin import InputError
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.data.settings import TORCHVISION, DataSettings
 from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.pipeline.job import read_job
+from tgdd_plugin.recording.runs import record
+from tgdd_plugin.recording.settings import RecordSettings
 
 DIGITS = "data: {name: digits}\n"
 MISTAKES = [
@@ -38,8 +41,14 @@ MISTAKES = [
     (
         "run",
         DIGITS,
-        ["distill.source=recorded", "distill.images_per_class=11"],
-        "`record.exemplars` must be at least 4",
+        ["distill.source=recorded", "distill.images_per_class=26"],
+        "`record.exemplars` must be at least 104",
+    ),
+    (
+        "run",
+        DIGITS,
+        ["distill.source=exemplars", "distill.start=noise", "record.exemplars=0"],
+        "`record.exemplars` must be at least 1",
     ),
     ("distill", DIGITS, [], "There is no trajectory folder 'outputs/trajectory'"),
     ("retrain", DIGITS, [], "'outputs/digits-ipc10.beton'"),
@@ -170,14 +179,9 @@ def test_what_is_known_of_data_is_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert DataSettings(name="image_folder").known is None
 
 
-def recorded_folder(tmp_path: Path) -> str:
-    (tmp_path / "t" / "run").mkdir(parents=True)
-    (tmp_path / "t" / "run" / "manifest.json").write_text("{}")
-    return str(tmp_path / "t")
-
-
 def test_a_normalization_alone_names_no_data(tmp_path: Path) -> None:
-    folder = recorded_folder(tmp_path)
+    settings = RecordSettings(epochs=1, batch_size=30, exemplars=2)
+    folder = str(record(tmp_path / "t", patterned(), tiny, settings, device="cpu", progress_bar=False).folder)
     recipe = read_job("distill", folder, ["data.mean=[0.1]", "data.std=[0.2]"])
     assert (recipe.distill.source, recipe.data.mean, recipe.data.std) == ("recorded", [0.1], [0.2])
     named = read_job("distill", folder, ["data.name=digits", "data.mean=[0.1]", "data.std=[0.2]"])

@@ -13,7 +13,7 @@ SHORT = 10_000
 
 def published() -> dict[str, Any]:
     """The size of a set where no budget is given: that of the paper's first tables."""
-    return {"images_per_class": 10, "factor": 2, "start": "mix", "steps": 10_000}
+    return {"images_per_class": 10, "factor": 2, "start": "mix", "steps": 10_000, "schedule": "constant"}
 
 
 def sized(passes: int, classes: int) -> dict[str, Any]:
@@ -33,5 +33,6 @@ def sized(passes: int, classes: int) -> dict[str, Any]:
         "factor": 1,
         "start": "herding",
         "steps": 50,
+        "schedule": "linear",
         "alpha": 10.0 if passes <= SHORT else 2.5,
     }

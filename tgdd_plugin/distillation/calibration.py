@@ -16,7 +16,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.monitoring import some_classes
 from tgdd_plugin.distillation.sampling import Draws
-from tgdd_plugin.distillation.settings import SizedSettings
+from tgdd_plugin.distillation.settings import FASTER, SizedSettings
 
 MOVE = 0.006
 """Root mean square of what a step shall move the pixels by. Under the published rates ConvNets' are moved by 0.003 to
@@ -71,7 +71,8 @@ def calibrate(
         alpha = BALANCE * match / constraint
     # The two gradients are about at right angles.
     moved = math.hypot(match, (alpha or 0.0) * constraint)
-    return Rates(MOVE / moved if rate == "auto" else rate or 0.0, alpha or 0.0)
+    move = MOVE * (FASTER if settings.schedule == "linear" else 1)
+    return Rates(move / moved if rate == "auto" else rate or 0.0, alpha or 0.0)
 
 
 def _gradient_sizes(model: DistillationModel, draws: Draws, chunk: int, device: torch.device) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from composer.algorithms import EMA
 from composer.callbacks import LRMonitor
 from composer.core import Time
 from composer.loggers import LoggerDestination
+from composer.optim import LinearScheduler
 from composer.utils import dist, ensure_tuple
 
 from tgdd_plugin.core.closing import close
@@ -113,6 +114,7 @@ def trainer_arguments(
             ),
             "max_duration": f"{settings.steps}ba",
             "optimizers": optimizer,
+            "schedulers": [LinearScheduler(alpha_f=0.0)] if settings.schedule == "linear" else [],
             "algorithms": [EMA(half_life=settings.ema, update_interval="1ba")] if settings.ema else [],
             "callbacks": [*monitors, *options.callbacks],
             "loggers": loggers,

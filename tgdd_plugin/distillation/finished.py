@@ -114,4 +114,4 @@ def _method(card: Card) -> dict[str, Any]:
     if card.method.get("name") != "TGDD":
         return {"name": None, **card.method}
     given = {key: value for key, value in card.method.items() if key != "calibrated"}  # which follows from the others
-    return {"name": "TGDD", **asdict(DistillSettings()), **given}
+    return {"name": "TGDD", **asdict(DistillSettings(schedule="constant")), **given}

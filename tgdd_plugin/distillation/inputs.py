@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import agreed_normalization, check_pool, input_shape
 from tgdd_plugin.distillation.rare_classes import check_present
 from tgdd_plugin.distillation.settings import DistillSettings, SizedSettings
+from tgdd_plugin.distillation.sources import source_without_images
 from tgdd_plugin.networks.factory import is_convnet
 from tgdd_plugin.trajectory.shortcomings import check_left
 from tgdd_plugin.trajectory.store import Trajectory
@@ -25,7 +26,8 @@ class Inputs:
     Args:
         trajectory: The recorded runs.
         settings: The settings, with the defaults filled in that depend on the runs and the images.
-        pool: The real images that every step draws from; ``None`` for the source ``'recorded'``, which needs none.
+        pool: The real images that every step draws from, given or kept with the runs; ``None`` for the source
+            ``'recorded'``, which needs none.
         start_pool: The real images that the pixels may start from; ``None`` if there are none.
         shape: (C, H, W) of the images.
         normalization: What the networks' inputs are normalized with.
@@ -85,6 +87,8 @@ def resolve_inputs(
     if real is not None:
         pool = real if isinstance(real, ImagePool) else ImagePool.from_dataset(real, progress=progress_bar)
     settings = resolve_settings(settings, trajectory, pool)
+    if settings.source == "exemplars":
+        pool = trajectory.exemplars()
     if pool is not None:
         for recorded in trajectory.runs.values():
             check_pool(pool, recorded)
@@ -97,6 +101,9 @@ def resolve_inputs(
     sampled = None if settings.source == "recorded" else pool
     if sampled is not None:
         check_present(sampled, class_ids)
+    if sampled is not None and settings.source == "exemplars":
+        most = int(sampled.counts[class_ids].max())
+        settings = replace(settings, real_per_class=min(settings.real_per_class, most))
     return Inputs(
         trajectory=trajectory,
         settings=settings,
@@ -118,15 +125,20 @@ def resolve_settings(settings: DistillSettings, trajectory: Trajectory, pool: Im
     run = trajectory.run
     if settings.source == "sampled" and pool is None:
         raise InputError(
-            "`source` must be 'recorded' where there are no real images, got 'sampled', which reads some at every "
-            "step. Give the real images, or choose source 'recorded'."
+            "`source` must be 'exemplars' or 'recorded' where there are no real images, got 'sampled', which reads "
+            "some at every step. Give the real images, or leave the source out."
+        )
+    if settings.source == "exemplars" and not any(recorded.exemplars for recorded in trajectory.runs.values()):
+        raise InputError(
+            "`source` must be 'sampled' or 'recorded' where the trajectory keeps no real images, got 'exemplars'. Give "
+            "the real images, choose source 'recorded', or record again with exemplars=100."
         )
     side = pool.shape[1] if pool is not None else input_shape(run)[1]
     classes = len(settings.classes or run.classes or range(run.num_classes))
     resolved = settings.resolved(
         side,
         classes=classes,
-        sampled=pool is not None,
+        source="sampled" if pool is not None else source_without_images(trajectory, settings.classes),
         trained_with=run.augmentation,
         convnets=all(is_convnet(recorded.network) for recorded in trajectory.runs.values()),
     )

@@ -14,7 +14,12 @@ from tgdd_plugin.distillation.budgets import published, sized
 
 Start = Literal["real", "mix", "herding", "noise"]
 STARTS: tuple[Start, ...] = get_args(Start)
+Source = Literal["sampled", "exemplars", "recorded"]
 Auto = Literal["auto"]
+Schedule = Literal["constant", "linear"]
+
+FASTER = 5
+"""How many times the published learning rate one that falls to zero starts from."""
 
 
 @settings_class
@@ -25,10 +30,11 @@ class DistillSettings:
         InputError: For an unknown key, or a value of the wrong type or out of range.
     """
 
-    source: Literal["sampled", "recorded"] | None = None
-    """Where the real side of the matching comes from. sampled, as published: real images at every step. recorded: the
-    class means that were recorded while training, so that no real image is read and a step costs its synthetic half
-    alone. null: sampled if real images are given."""
+    source: Source | None = None
+    """Where the real side of the matching comes from. sampled, as published: real images at every step. exemplars: the
+    same with the few real images that the trajectory keeps. recorded: the class means that were recorded while
+    training, so that no real image is read and a step costs its synthetic half alone. null: sampled if real images are
+    given, else exemplars, or recorded where the trajectory keeps fewer than 64 images of a class."""
     classes: Annotated[list[str], Field(min_length=1)] | None = None
     """Names of the classes to distill, such as those that a continual learner has just met; the constraint keeps them
     apart from all classes that the network knows. null: all."""
@@ -48,12 +54,16 @@ class DistillSettings:
     image. null: mix, or herding for a budget."""
     steps: Count | None = None
     """Optimizer steps on the pixels. null: 10,000, or 50 for a budget."""
+    schedule: Schedule | None = None
+    """How the learning rate goes on. constant: as published; linear: in a straight line down to 0, from a rate five
+    times as high unless you give one, which learns more from a few hundred steps. null: constant, or linear for a
+    budget."""
     learning_rate: NonNegative | Auto | None = None
-    """Learning rate of SGD on the pixels. auto: such that the first steps move the pixels as far as the published rate
-    does with ConvNets. null: for ConvNets of this package 0.02 x images_per_class, from 128 pixels on 0.2 x
-    images_per_class; for other networks auto. That is twice the published rate: the published loop steps class after
-    class with momentum 0.5, which moves every class by twice its gradient; one step for all classes without momentum
-    does the same."""
+    """Learning rate of SGD on the pixels, the first one where the schedule is linear. auto: such that the first steps
+    move the pixels as far as the published rate does with ConvNets, or five times as far. null: for ConvNets of this
+    package 0.02 x images_per_class, from 128 pixels on 0.2 x images_per_class, or five times that; for other networks
+    auto. That is twice the published rate: the published loop steps class after class with momentum 0.5, which moves
+    every class by twice its gradient; one step for all classes without momentum does the same."""
     alpha: NonNegative | Auto | None = None
     """Weight of the distribution constraint; 0 leaves it out. auto: such that its gradient is as large beside the
     matching's as with ConvNets. null: for ConvNets of this package 2.5 up to 10 images per class, 0.5 above; for other
@@ -63,7 +73,8 @@ class DistillSettings:
     max_gap: Count = 7
     """From how many stages the late one is drawn, the early one included (the paper's L)."""
     real_per_class: Count = 128
-    """Real images of each class and step. Where only some classes have so many, images of the others are repeated."""
+    """Real images of each class and step. Where only some classes have so many, images of the others are repeated. Of
+    exemplars at most as many as there are."""
     max_decoded: Count = 200
     """Most decoded synthetic images of a class and step; of more, as many are drawn."""
     augmentation: str | None = None
@@ -99,6 +110,11 @@ class DistillSettings:
         if self.ema is not None:
             check_time("ema", self.ema, ["ba"])
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether a recipe's distillation reads the real images, and not the trajectory alone."""
+        return self.source in (None, "sampled")
+
     def sized(self, classes: int) -> SizedSettings:
         """These settings with the defaults filled in that a budget rules.
 
@@ -114,7 +130,7 @@ class DistillSettings:
         side: int,
         *,
         classes: int = 10,
-        sampled: bool = True,
+        source: Source = "sampled",
         trained_with: str | None = None,
         convnets: bool = True,
     ) -> SizedSettings:
@@ -123,15 +139,16 @@ class DistillSettings:
         Args:
             side: Side of the images in pixels.
             classes: The number of classes to distill; of no matter without a budget. Default: ``10``.
-            sampled: Whether real images are at hand.
+            source: The source where none was chosen. Default: ``'sampled'``.
             trained_with: The augmentation of the recorded training, if known.
             convnets: Whether the trajectory is of ConvNets of this package, which published rates suit.
         """
         own = self.sized(classes)
-        rate: float | Auto = (0.2 if side >= 128 else 0.02) * own.images_per_class if convnets else "auto"
+        times = FASTER if own.schedule == "linear" else 1
+        rate: float | Auto = (0.2 if side >= 128 else 0.02) * times * own.images_per_class if convnets else "auto"
         alpha: float | Auto = (2.5 if own.images_per_class <= 10 else 0.5) if convnets else "auto"
-        source: Literal["sampled", "recorded"] = self.source or ("sampled" if sampled else "recorded")
-        augmentation = "color_crop_cutout_flip" if source == "sampled" else trained_with or "color_crop_flip"
+        source = self.source or source
+        augmentation = trained_with or "color_crop_flip" if source == "recorded" else "color_crop_cutout_flip"
         return replace(
             own,
             source=source,
@@ -153,6 +170,7 @@ class SizedSettings(DistillSettings):
     factor: Count = 2
     start: Start = "mix"
     steps: Count = 10_000
+    schedule: Schedule = "constant"
 
     @property
     def start_images(self) -> int:

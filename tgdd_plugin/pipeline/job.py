@@ -8,6 +8,7 @@ from pathlib import Path
 from tgdd_plugin.core.atomic_files import check_writable
 from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.distillation.finished import check_settings
+from tgdd_plugin.distillation.sources import source_without_images
 from tgdd_plugin.networks.settings import check_network_name
 from tgdd_plugin.pipeline.file_checks import check_data, check_fit, check_kind
 from tgdd_plugin.pipeline.recipe import read_recipe
@@ -15,6 +16,7 @@ from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.pipeline.shipped_recipes import shipped_recipes
 from tgdd_plugin.replay.settings import real_images, task_sizes
 from tgdd_plugin.trajectory.manifest import run_folders
+from tgdd_plugin.trajectory.store import Trajectory
 
 ON_FILE = ("retrain", "evaluate", "nas")
 """The steps that take a ``.beton`` in place of a recipe."""
@@ -42,13 +44,13 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
         run_folders(recipe.trajectory_folder)
     for name in {"evaluate": recipe.evaluate.networks, "nas": [recipe.nas.factory]}.get(step, []):
         check_network_name(name)
-    if step != "distill" or recipe.distill.source != "recorded":
+    if step != "distill" or recipe.distill.reads_data:
         check_data(recipe.data)
-    if step in ("run", "distill") and recipe.distill.source != "recorded":
+    if step in ("run", "distill") and recipe.distill.reads_data:
         _check_size(recipe)
-    if step == "run" and recipe.distill.source == "recorded":
+    if step == "run" and not recipe.distill.reads_data:
         _check_exemplars(recipe)
-    if step == "replay" and recipe.replay.policy == "hybrid" and recipe.distill.source == "recorded":
+    if step == "replay" and recipe.replay.policy == "hybrid" and not recipe.distill.reads_data:
         _check_real_images(recipe)
     if step == "replay" and recipe.data.known:
         task_sizes(recipe.replay.tasks, recipe.data.known.classes)
@@ -60,9 +62,12 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
 
 def _read(step: str, path: str, overrides: list[str]) -> Recipe:
     if step == "distill" and Path(path).is_dir():
+        recipe = read_recipe(None, [folder := f"trajectory={json.dumps(path)}", *overrides])
+        if _names_data(overrides) or recipe.distill.source is not None:
+            return recipe
         # Where no data are named the folder itself is all there is to distill from.
-        source = [] if _names_data(overrides) else ["distill.source=recorded"]
-        return read_recipe(None, [f"trajectory={json.dumps(path)}", *source, *overrides])
+        source = source_without_images(Trajectory.open(path, check=False), recipe.distill.classes)
+        return read_recipe(None, [folder, f"distill.source={source}", *overrides])
     if step in ON_FILE and path.endswith(".beton"):
         return read_recipe(None, [f"file={json.dumps(path)}", *overrides])
     instead = INSTEAD.get(step, "")
@@ -126,9 +131,14 @@ def _check_exemplars(recipe: Recipe) -> None:
     needed, runs = recipe.distill.sized(classes).start_images, recipe.record.runs
     if needed > recipe.record.exemplars * runs:
         raise InputError(
-            f"`record.exemplars` must be at least {-(-needed // runs)} for distill.source 'recorded', which starts "
-            f"from {needed} images of each class that {runs} run(s) keep, got {recipe.record.exemplars}. Raise it, or "
-            f"lower distill.images_per_class, or choose distill.start=noise."
+            f"`record.exemplars` must be at least {-(-needed // runs)} for distill.source '{recipe.distill.source}', "
+            f"which starts from {needed} images of each class that {runs} run(s) keep, got {recipe.record.exemplars}. "
+            f"Raise it, or lower distill.images_per_class, or choose distill.start=noise."
+        )
+    if recipe.distill.source == "exemplars" and not recipe.record.exemplars:
+        raise InputError(
+            "`record.exemplars` must be at least 1 for distill.source 'exemplars', which matches the images that the "
+            "runs keep, got 0. Raise it, or choose distill.source=recorded."
         )
 
 
@@ -138,7 +148,7 @@ def _check_real_images(recipe: Recipe) -> None:
     needed = real_images(sized.images_per_class, recipe.replay.real_share) * sized.factor**2
     if needed > recipe.record.exemplars:
         raise InputError(
-            f"`record.exemplars` must be at least {needed} for replay.policy 'hybrid' with distill.source 'recorded', "
-            f"whose real images come from there, got {recipe.record.exemplars}. Raise it, lower replay.real_share, or "
-            f"leave distill.source out."
+            f"`record.exemplars` must be at least {needed} for replay.policy 'hybrid' with distill.source "
+            f"'{recipe.distill.source}', whose real images come from there, got {recipe.record.exemplars}. Raise it, "
+            f"lower replay.real_share, or leave distill.source out."
         )

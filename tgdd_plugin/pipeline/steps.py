@@ -117,7 +117,7 @@ def _distill(recipe: Recipe, data: Data) -> dict[str, Any]:
     if recipe.network is None and not recipe.extra_networks:
         for kind in trajectory.representative_runs.values():
             recorded_factory(kind.network)  # what cannot be built is found out before any image is read
-    real = None if recipe.distill.source == "recorded" else data()[0]
+    real = data()[0] if recipe.distill.reads_data else None
     mean, std = recipe.data.mean, recipe.data.std
     if is_distilled(recipe.beton, trajectory, real, recipe.distill, head=recipe.head, mean=mean, std=std):
         print(f"distilled {recipe.beton}: already done, and kept as it is")

@@ -75,10 +75,10 @@ class TGDDCallback(Callback):
             what these do to the first batch; 0 and 1 if the inputs themselves lie in [0, 1].
         statistics (bool): Whether to record class means. Training goes on without them, with one warning, where
             batches are not (images, one label for each) or always mixed. Default: ``True``.
-        exemplars (int): How many real images of each class to keep in the run's folder, for distillation to start from;
-            0 where images must not leave. They are the first of the run's first epoch, as rank 0's loader gives them:
-            before any algorithm, but after transforms of the data set. 256 MiB of them at most. Default: ``40``,
-            enough for 10 images per class at factor 2.
+        exemplars (int): How many real images of each class to keep in the run's folder, for distillation to start from,
+            and to match where the data is not at hand; 0 where images must not leave. They are the first of the run's
+            first epoch, as rank 0's loader gives them: before any algorithm, but after transforms of the data set. 256
+            MiB of them at most. Default: ``100``.
         overwrite (bool): Whether to replace a complete recording of the same run name; one that was cut short is
             replaced with a warning when its run begins anew. Default: ``False``.
         on_error (str): What an error of the recording does once training has begun, such as a full disk. ``'warn'``:
@@ -109,7 +109,7 @@ class TGDDCallback(Callback):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         statistics: bool = True,
-        exemplars: int = 40,
+        exemplars: int = 100,
         overwrite: bool = False,
         on_error: OnError = "warn",
         quiet: bool = False,

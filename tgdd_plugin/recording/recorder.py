@@ -50,7 +50,7 @@ class TrajectoryRecorder:
         dtype: How floating-point weights are stored: ``'float32'``, ``'float16'`` (what is too large for it stays
             float32) or ``'bfloat16'``. Default: ``'float32'``.
         statistics: Whether to record class means of the head's input, for distilling without images. Default: ``True``.
-        exemplars: Real images of each class to keep, the first of the first epoch; 0 for none. Default: ``40``.
+        exemplars: Real images of each class to keep, the first of the first epoch; 0 for none. Default: ``100``.
         overwrite: Whether to replace a complete recording of the same run. Default: ``False``.
         on_error: What an error of the recording does after the start: ``'warn'``, one warning, and training goes on,
             later stages are tried again, and the manifest notes the gap; or ``'raise'``. Default: ``'warn'``.
@@ -66,7 +66,7 @@ class TrajectoryRecorder:
         max_stages: int | None = None,
         dtype: Dtype = "float32",
         statistics: bool = True,
-        exemplars: int = 40,
+        exemplars: int = 100,
         overwrite: bool = False,
         on_error: OnError = "warn",
     ) -> None:

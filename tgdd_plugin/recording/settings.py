@@ -29,7 +29,7 @@ class StageSettings:
     """How floating-point weights are stored."""
     statistics: Flag = True
     """Record class means of the features."""
-    exemplars: NonNegativeInt = 40
+    exemplars: NonNegativeInt = 100
     """Real images of each class kept beside the stages; 0 keeps none."""
     overwrite: Flag = False
     """Replace a complete recording of the same run."""
@@ -53,8 +53,9 @@ class RecordSettings(TrainSettings):
     """Thin the stages evenly to at most so many while training goes on; null keeps all."""
     dtype: Dtype = "float32"
     """How floating-point weights are stored in a stage."""
-    exemplars: NonNegativeInt = 40
-    """Real images of each class kept in the trajectory, for distillation to start from; 0 keeps none."""
+    exemplars: NonNegativeInt = 100
+    """Real images of each class kept in the trajectory, for distillation to start from, and to match without the data;
+    0 keeps none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -80,7 +80,7 @@ def replay_policy(
     """
     sized = memory_settings(settings)
     count = sized.images_per_class
-    if name in ("distilled", "hybrid") and sized.source != "recorded":
+    if name in ("distilled", "hybrid") and sized.reads_data:
         check_enough_for_steps(tasks, sized.real_per_class)
     match name:
         case "random":
@@ -162,7 +162,7 @@ def distilled(settings: DistillSettings, **options: Any) -> Policy:
     """Keeps the new classes of a task, distilled from the trajectory of its training.
 
     Args:
-        settings: How they are distilled; with ``source='recorded'`` none of the task's images is read.
+        settings: How they are distilled; with the sources ``'exemplars'`` and ``'recorded'`` from the trajectory alone.
         options: Further arguments of :func:`tgdd_plugin.distill`.
 
     Raises:
@@ -175,7 +175,7 @@ def distilled(settings: DistillSettings, **options: Any) -> Policy:
 
     def select_exemplars(result: TaskResult) -> SourceLike:
         path = result.folder / "distilled.beton"
-        real = None if settings.source == "recorded" else result.task.train
+        real = result.task.train if settings.reads_data else None
         own = replace(settings, classes=result.task.new)
         # A file of another job is what a training left there whose scores were deleted since.
         return distill(result.trajectory, real, path, own, network=result.network, overwrite=True, **options)
@@ -188,7 +188,7 @@ def hybrid(settings: DistillSettings, real_share: float, normalization: Normaliz
 
     Memories of both kinds won over those of either in the comparison of arXiv 2410.15372. The real images are those
     that herding selects by the features of the network just trained; with a factor, each stored one holds f² of them,
-    shrunk. With ``source='recorded'`` they are selected among the trajectory's exemplars.
+    shrunk. Where the source is the trajectory alone they are selected among its exemplars.
 
     Args:
         settings: How the distilled images are distilled.
@@ -211,7 +211,7 @@ def hybrid(settings: DistillSettings, real_share: float, normalization: Normaliz
         if not real:
             return file
         pool = result.task.train
-        if sized.source == "recorded":
+        if not sized.reads_data:
             pool = _exemplars(result, real * sized.factor**2)
         ids = [pool.classes.index(name) for name in result.task.new]
         shape = (len(ids), real, *pool.shape)
@@ -240,8 +240,8 @@ def _exemplars(result: TaskResult, needed: int) -> ImagePool:
     have = 0 if pool is None else min(int(pool.counts[pool.classes.index(name)]) for name in result.task.new)
     if pool is None or have < needed:
         raise InputError(
-            f"`record.exemplars` must be at least {needed} for the policy 'hybrid' with source 'recorded', whose real "
-            f"images come from there, got {have}. Raise it, lower replay.real_share, or give the images."
+            f"`record.exemplars` must be at least {needed} for the policy 'hybrid' without the data, whose real images "
+            f"come from there, got {have}. Raise it, lower replay.real_share, or leave distill.source out."
         )
     return pool
 

@@ -51,7 +51,7 @@ class ReplaySettings:
     distilled: images distilled as the section distill says; hybrid: a real_share of herding's, the others distilled."""
     real_share: Share = 0.5
     """Of the policy hybrid: the share of real images among those of each class, at least one of each kind where a class
-    has two or more. Where distill.source is recorded, the real ones are chosen among the trajectory's exemplars."""
+    has two or more. Where distill.source is exemplars or recorded, the real ones are chosen among the trajectory's."""
 
 
 def task_sizes(tasks: int | tuple[int, ...], count: int) -> list[int]:

@@ -166,6 +166,22 @@ class Trajectory:
         with _opened("exemplars", run_folder / EXEMPLARS, "numpy") as file:
             return math.prod(file.get_slice("labels").get_shape())
 
+    def exemplars_of(self, label: int) -> int:
+        """Returns how many real images of a class the runs kept in all, without loading torch.
+
+        Raises:
+            InputError: If a file cannot be read.
+        """
+        count = 0
+        for folder in self._exemplar_folders():
+            with _opened("exemplars", folder / EXEMPLARS, "numpy") as file:
+                count += int((file.get_tensor("labels") == label).sum()) if "labels" in file.keys() else 0
+        return count
+
+    def _exemplar_folders(self) -> list[Path]:
+        """The folders with real images; runs of several networks may have seen the same ones first, in one order."""
+        return [*{run.exemplars: path for path, run in self.runs.items() if run.exemplars}.values()]
+
     def exemplars(self) -> ImagePool | None:
         """Loads the real images that the runs kept, of all runs together; ``None`` if they kept none.
 
@@ -176,9 +192,7 @@ class Trajectory:
 
         from tgdd_plugin.data.image_pool import ImagePool
 
-        # Runs of several networks may have seen the same images first, in the same order.
-        folders = {run.exemplars: path for path, run in self.runs.items() if run.exemplars}
-        kept = [read_exemplars(path, self.run.num_classes) for path in folders.values()]
+        kept = [read_exemplars(path, self.run.num_classes) for path in self._exemplar_folders()]
         if not kept:
             return None
         if len(shapes := {tuple(images.shape[1:]) for images, _ in kept}) > 1:

@@ -1,0 +1,31 @@
+"""What a distillation matches where no real images are given. Nothing here loads torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tgdd_plugin.distillation.settings import Source
+from tgdd_plugin.trajectory.store import Trajectory
+
+ENOUGH = 64
+"""Real images of each class from which on they are matched in place of the recorded means: 100 did better than means,
+40 did not."""
+
+
+def source_without_images(trajectory: Trajectory, classes: Sequence[str] | None = None) -> Source:
+    """Returns ``'exemplars'`` where the trajectory keeps enough images of each class, else ``'recorded'``.
+
+    Images share every draw of the augmentation with the synthetic ones, and means do not; of a few images the mean lies
+    further from that of their class. The figures behind the choice are in ``benchmarks/README.md``.
+
+    Args:
+        trajectory: The recorded runs.
+        classes: The names of the classes to distill. Default: ``None``, all.
+
+    Raises:
+        InputError: If a file of images cannot be read.
+    """
+    run = trajectory.run
+    names = run.classes or [str(number) for number in range(run.num_classes)]
+    labels = [number for number, name in enumerate(names) if classes is None or name in classes]
+    return "exemplars" if all(trajectory.exemplars_of(label) >= ENOUGH for label in labels) else "recorded"
