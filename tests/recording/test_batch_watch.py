@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from composer import DataSpec
+from composer import Callback, DataSpec
 from composer.algorithms import CutOut, ProgressiveResizing
 from safetensors.torch import load_file
 from torch import nn
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tests.common import CLASSES, fit, manifest, statistics
 from tgdd_plugin import TGDDCallback
 from tgdd_plugin.data.pixel_range import affine_between, normalization_of, pixel_scale
+from tgdd_plugin.recording.batch_watch import data_specs_of
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.247, 0.243, 0.261]
 COUNT = 24
@@ -159,6 +160,22 @@ def test_a_loader_that_several_trainers_and_evaluations_share(tmp_path):
         fit(Net(), train_dataloader=spec, callbacks=[callback], max_duration="1ep", **options)
         assert manifest(tmp_path / name / "run")["mean"] == pytest.approx(MEAN, abs=1e-4)
         assert len(load_file(tmp_path / name / "run" / "exemplars.safetensors")["images"]) == COUNT
+
+
+class Found(Callback):
+    """What is found around the loader of the Trainer that calls."""
+
+    def fit_start(self, state, logger):
+        self.specs = data_specs_of(state.train_dataloader)
+
+
+def test_only_the_calling_trainers_own_is_watched():
+    loader = DataLoader(TensorDataset(*pixels()), batch_size=8)
+    own, other = (DataSpec(loader, batch_transforms=to_floats) for _ in range(2))
+    found = Found()
+    fit(Net(), train_dataloader=own, callbacks=[found], max_duration="1ba")
+    assert [id(spec) for spec in found.specs] == [id(own)]
+    assert {id(spec) for spec in data_specs_of(loader)} == {id(own), id(other)}, "where no Trainer calls"
 
 
 # The arithmetic.

@@ -432,7 +432,7 @@ def test_plain_inputs_have_mean_0_and_std_1(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("transform", [lambda image: image - 0.3, lambda image: image * 0.1, lambda image: image * 4])
 def test_unknown_normalisation(tmp_path: Path, transform: Any) -> None:
-    with pytest.warns(UserWarning, match="fewer than exemplars=40 .*normalization is not known"):
+    with pytest.warns(UserWarning, match="fewer than exemplars=100 .*normalization is not known"):
         record(tmp_path, None, {"dataset": Pictures(transform=transform), "max_duration": "1ep"})
     noted = manifest(tmp_path / "run")
     assert (noted["mean"], noted["std"]) == (None, None)
