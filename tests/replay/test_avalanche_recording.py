@@ -81,6 +81,16 @@ def test_each_experience_is_recorded_and_its_distilled_images_are_kept(tmp_path:
     assert images == {image.numpy().tobytes() for image in memory.images[memory.labels == 0]}
 
 
+def test_a_second_run_replaces_the_experiences_of_the_first(tmp_path: Path) -> None:
+    kept = []
+    for count in (2, 1):  # the same job again would give the same images
+        settings = DistillSettings(**{**vars(SETTINGS), "images_per_class": count})
+        memory, recorder, buffer, network = made(tmp_path, distilled(settings, device="cpu", progress_bar=False))
+        learn(buffer, recorder, network, [0, 1])
+        kept.append(memory.counts.tolist())
+    assert kept == [[2, 2, 0], [1, 1, 0]]
+
+
 def test_a_class_that_comes_back_shares_its_images_among_its_experiences(tmp_path: Path) -> None:
     memory, recorder, buffer, network = made(tmp_path, random_exemplars(2))
     for labels in ([0, 1], [1, 2]):

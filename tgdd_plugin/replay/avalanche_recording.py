@@ -53,7 +53,7 @@ class AvalancheRecorder:
         memory.normalization()
         self.folder, self.policy, self.memory = Path(folder), policy, memory
         self.augmentation, self.seed, self.experiences = augmentation, seed, 0
-        check_writable(self.folder / "task0")
+        check_writable(self.folder / "task0" / "distilled.beton")
         self._recorder: TrajectoryRecorder | None = None
 
     def before_training_exp(self, strategy: Any, **_: Any) -> None:
