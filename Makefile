@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/tgdd run recipes/digits.yaml
 
-PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 8 --dist loadfile --durations 25
+PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations 25
 
 test: setup lint
 	$(PYTEST)

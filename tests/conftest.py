@@ -24,6 +24,14 @@ SHAPED = [
 install_import_hook(SHAPED, "beartype.beartype")
 
 
+LONG = ("harnesses", "ranks", "optuna_search", "notebook", "ddp", "one_writer", "journal", "nas", "cli")
+"""The files that take longest, which begin first, so that no worker is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     # The networks here are so small that a second thread costs more than it does.
