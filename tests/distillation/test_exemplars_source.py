@@ -77,7 +77,7 @@ def test_only_the_classes_that_are_distilled_must_have_enough(trajectory, tmp_pa
     images, labels = read_exemplars(place, 3)
     kept = torch.cat([(labels != 1).nonzero(), (labels == 1).nonzero()[:3]])[:, 0]
     _write(place, images[kept], labels[kept])
-    assert [rare.exemplars_of(label) for label in range(3)] == [ENOUGH, 3, ENOUGH]
+    assert rare.exemplar_counts() == [ENOUGH, 3, ENOUGH]
     assert source_without_images(rare) == "recorded"
     assert source_without_images(rare, ["rows", "chess"]) == "exemplars"
 
@@ -86,6 +86,16 @@ def _write(place, images, labels):
     from safetensors.torch import save_file
 
     save_file({"images": images, "labels": labels}, place / "exemplars.safetensors")
+
+
+def test_images_are_mirrored_only_where_the_training_did_so():
+    for trained_with, wanted in (
+        ("crop_flip", "color_crop_cutout_flip"),
+        (None, "color_crop_cutout_flip"),
+        ("crop", "color_crop_cutout"),
+        ("none", "color_crop_cutout"),
+    ):
+        assert SETTINGS.resolved(8, source="exemplars", trained_with=trained_with).augmentation == wanted
 
 
 def test_the_command_on_a_folder_alone_takes_them(trajectory, tmp_path, capsys):

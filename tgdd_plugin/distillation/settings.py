@@ -79,9 +79,9 @@ class DistillSettings:
     """Most decoded synthetic images of a class and step; of more, as many are drawn."""
     augmentation: str | None = None
     """Augmentation in distillation: operations of color, crop, cutout, flip, scale and rotate joined by _, or none.
-    Leave flip out where a mirrored image is of another class, as with digits. null: color_crop_cutout_flip; for the
-    recorded source what the training was seen to do, since the means contain it (color_crop_flip if that is not
-    known)."""
+    Leave flip out where a mirrored image is of another class, as with digits. null: color_crop_cutout_flip, for
+    exemplars without flip where the training is known to have had none; for the recorded source what the training was
+    seen to do, since the means contain it (color_crop_flip if that is not known)."""
     ema: str | None = None
     """Half-life, as a Composer time string in batches such as 100ba, of an exponential moving average of the pixels,
     which is then what ships. null: the last iterate ships."""
@@ -148,7 +148,11 @@ class DistillSettings:
         rate: float | Auto = (0.2 if side >= 128 else 0.02) * times * own.images_per_class if convnets else "auto"
         alpha: float | Auto = (2.5 if own.images_per_class <= 10 else 0.5) if convnets else "auto"
         source = self.source or source
-        augmentation = trained_with or "color_crop_flip" if source == "recorded" else "color_crop_cutout_flip"
+        augmentation = "color_crop_cutout_flip"
+        if source == "recorded":
+            augmentation = trained_with or "color_crop_flip"
+        elif source == "exemplars" and trained_with and "flip" not in trained_with.split("_"):
+            augmentation = "color_crop_cutout"  # a mirrored image may be of another class
         return replace(
             own,
             source=source,

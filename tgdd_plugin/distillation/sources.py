@@ -27,5 +27,6 @@ def source_without_images(trajectory: Trajectory, classes: Sequence[str] | None 
     """
     run = trajectory.run
     names = run.classes or [str(number) for number in range(run.num_classes)]
-    labels = [number for number, name in enumerate(names) if classes is None or name in classes]
-    return "exemplars" if all(trajectory.exemplars_of(label) >= ENOUGH for label in labels) else "recorded"
+    counts = zip(names, trajectory.exemplar_counts(), strict=True)
+    few = [name for name, count in counts if count < ENOUGH and (classes is None or name in classes)]
+    return "recorded" if few else "exemplars"

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,17 +167,17 @@ class Trajectory:
         with _opened("exemplars", run_folder / EXEMPLARS, "numpy") as file:
             return math.prod(file.get_slice("labels").get_shape())
 
-    def exemplars_of(self, label: int) -> int:
-        """Returns how many real images of a class the runs kept in all, without loading torch.
+    def exemplar_counts(self) -> list[int]:
+        """Returns how many real images of each of the K classes the runs kept in all, without loading torch.
 
         Raises:
             InputError: If a file cannot be read.
         """
-        count = 0
+        found: Counter[int] = Counter()
         for folder in self._exemplar_folders():
             with _opened("exemplars", folder / EXEMPLARS, "numpy") as file:
-                count += int((file.get_tensor("labels") == label).sum()) if "labels" in file.keys() else 0
-        return count
+                found.update(file.get_tensor("labels").ravel().tolist() if "labels" in file.keys() else [])
+        return [found[label] for label in range(self.run.num_classes)]
 
     def _exemplar_folders(self) -> list[Path]:
         """The folders with real images; runs of several networks may have seen the same ones first, in one order."""
