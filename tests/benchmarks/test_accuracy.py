@@ -190,7 +190,7 @@ def test_bad_input_ends_in_one_line(whole, tmp_path, capsys):
     assert "names no stages" in refused(one_run, RECIPE, "--stages", "every0")
     assert "Did you mean" in refused(accuracy, RECIPE, "--", "distil.steps=3")
     output = ["--output", str(tmp_path)]
-    many = ["--", "distill.images_per_class=50", "data.per_class=60"]
+    many = ["--", "distill.images_per_class=50", "data.per_class=60", "record.exemplars=40"]
     assert "give record.exemplars=50" in refused(one_run, RECIPE, "--runs", "1", *output, *many)
     assert "want a side that the factor divides" in refused(accuracy, RECIPE, "--factor", "3", *output)
     assert "have 8 px and 12" in refused(accuracy, RECIPE, "--ipc", "13", *output, "--", "data.per_class=12")

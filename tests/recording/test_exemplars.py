@@ -109,7 +109,7 @@ def test_unknown_normalisation(tmp_path: Path) -> None:
     data = Pictures(transform=lambda image: image - 0.3)
     with pytest.warns(UserWarning, match="or none: their normalization is not known: give mean= ") as seen:
         fit(tiny_network(), data, callbacks=[TGDDCallback(str(tmp_path))])
-    assert sum("exemplars=40" in str(warning.message) for warning in seen) == 1
+    assert sum("exemplars=100" in str(warning.message) for warning in seen) == 1
     assert not (tmp_path / "run" / FILE).exists() and manifest(tmp_path / "run")["exemplars"] is None
 
 

@@ -7,7 +7,7 @@ from composer.loggers import InMemoryLogger
 from tests.common import TinyNetwork
 from tests.nas.shades import pool
 from tgdd_plugin.recording.runs import record
-from tgdd_plugin.recording.settings import RecordSettings
+from tgdd_plugin.recording.settings import RecordSettings, as_recorded
 
 
 class Counter(Callback):
@@ -37,3 +37,11 @@ def test_a_logger_given_as_a_trainer_option_sees_every_run(tmp_path):
         for stage, twin in zip(one[1].stages, other[1].stages, strict=True):
             weights, same = seen.load(one[0], stage), plain.load(other[0], twin)
             assert all(torch.equal(tensor, same[name]) for name, tensor in weights.items())
+
+
+def test_a_recording_of_the_earlier_number_of_exemplars_is_the_same_job():
+    now = asdict(RecordSettings())
+    for earlier, kept in ((40, 100), (7, 7), (100, 100)):
+        assert as_recorded({**now, "exemplars": earlier}, now)["exemplars"] == kept
+    own = asdict(RecordSettings(exemplars=12))
+    assert as_recorded({**now, "exemplars": 40}, own)["exemplars"] == 40, "that is another number than was asked for"

@@ -224,6 +224,8 @@ def _start(inputs: Inputs, frozen: FrozenNetworks) -> torch.Tensor:
 def _run_name(output: Path, inputs: Inputs, modules: Sequence[nn.Module], card: Card) -> str:
     """The name of the output and of all that its pixels depend on: another job never resumes from its checkpoints."""
     settings = {name: value for name, value in asdict(inputs.settings).items() if name not in ("packed", "budget")}
+    if settings["schedule"] == "constant":  # the only one there was: checkpoints of earlier versions still serve
+        del settings["schedule"]
     networks: Any = [type(module).__qualname__ for module in modules]
     networks = networks if len(networks) > 1 else networks[0]  # as when there was one only: its checkpoints still serve
     key: list[Any] = [

@@ -18,7 +18,7 @@ from torch import nn
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.device import Device, torch_device
-from tgdd_plugin.core.differences import first_difference, with_later_settings
+from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.renamed_keys import with_current_keys
@@ -33,7 +33,7 @@ from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.networks.classifiers import classifiers
 from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.recording.callback import TGDDCallback
-from tgdd_plugin.recording.settings import RecordSettings
+from tgdd_plugin.recording.settings import RecordSettings, as_recorded
 from tgdd_plugin.training.fitting import ACCURACY, LOGGED
 from tgdd_plugin.training.train import check_network, train_network
 from tgdd_plugin.trajectory.journal import remove_journals
@@ -207,7 +207,7 @@ def _check_job(path: Path, depends: dict[str, Any]) -> None:
                 f"that folder."
             ) from error
         if isinstance(earlier.get("settings"), dict):
-            earlier["settings"] = with_later_settings(earlier["settings"], depends["settings"])
+            earlier["settings"] = as_recorded(earlier["settings"], depends["settings"])
         if other := first_difference(earlier, with_current_keys(depends)):
             raise InputError(
                 f"'{path.parent}' was recorded by another job ({other}). Choose another output, or delete that folder."

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict
 
+from tgdd_plugin.core.differences import with_later_settings
 from tgdd_plugin.core.settings import Count, Flag, NonNegativeInt, check_time, settings_class
 from tgdd_plugin.training.settings import TrainSettings
 
 StageCount = Annotated[int, Strict(), Field(ge=2)]
 """TGDD needs at least two stages."""
+EARLIER_EXEMPLARS = 40
+"""The number of exemplars that was the default."""
 Dtype = Literal["float32", "float16", "bfloat16"]
 OnError = Literal["warn", "raise"]
 
@@ -60,3 +64,14 @@ class RecordSettings(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_time("interval", self.interval)
+
+
+def as_recorded(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that an earlier version noted of a recording, to be compared with those of now.
+
+    What it had no key for is as it is now, and so is the number of exemplars where both are the default of their time.
+    """
+    settings = with_later_settings(earlier, now)
+    if settings.get("exemplars") == EARLIER_EXEMPLARS and now.get("exemplars") == RecordSettings().exemplars:
+        settings["exemplars"] = now["exemplars"]
+    return settings

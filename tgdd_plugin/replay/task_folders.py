@@ -8,9 +8,10 @@ from typing import Any
 
 from composer.utils import dist
 
-from tgdd_plugin.core.differences import first_difference, with_later_settings
+from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.renamed_keys import with_current_keys
+from tgdd_plugin.recording.settings import as_recorded
 from tgdd_plugin.replay.metrics import Scores
 
 NETWORK, MEMORY, FINETUNED = "network.safetensors", "memory.beton", "tuned.safetensors"
@@ -37,7 +38,9 @@ def open_scores(folder: Path, about: dict[str, Any]) -> Scores:
     path = folder / "scores.json"
     scores = Scores.read(path) if path.is_file() else Scores({})
     earlier = {name: value for name, value in NOT_NOTED.items() if name in about} | with_current_keys(scores.about)
-    earlier["training"] = with_later_settings(earlier.get("training") or {}, about["training"])
+    earlier["training"] = as_recorded(earlier.get("training") or {}, about["training"])
+    if isinstance(earlier.get("distill"), dict) and "schedule" in (about.get("distill") or {}):
+        earlier["distill"] = {"schedule": "constant"} | earlier["distill"]  # the only one there was
     earlier["replay"] = WITHOUT | (earlier.get("replay") or {})
     other = first_difference(earlier, with_current_keys(about))
     # A job that failed before it had trained anything binds nobody.
