@@ -1,5 +1,7 @@
 """record(): what it hands to the Trainer of each run."""
 
+from dataclasses import asdict
+
 import torch
 from composer import Callback
 from composer.loggers import InMemoryLogger
