@@ -48,7 +48,7 @@ from benchmarks.separation import class_separation
 from tgdd_plugin import DistillSettings, ImagePool, InputError
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.weights import load_weights, weights_content
-from tgdd_plugin.evaluation.distribution_matching import fresh_networks
+from tgdd_plugin.evaluation.distribution_matching import fresh_networks, matching_settings
 from tgdd_plugin.networks.features import features_of
 from tgdd_plugin.training.train import accuracy
 
@@ -124,7 +124,7 @@ def ablation(settings: DistillSettings, options: argparse.Namespace) -> Iterator
     for name, _, whole in cells(settings, options):
         staged = replace(whole, alpha=0.0)
         single = replace(staged, stages="last")
-        yield f"{name}-matching", PARTS[0], replace(staged, factor=1, start="real")
+        yield f"{name}-matching", PARTS[0], matching_settings(whole)
         yield f"{name}-none", PARTS[1], replace(single, augmentation="none", factor=1)
         yield f"{name}-augmented", PARTS[2], single
         yield f"{name}-staged", PARTS[3], staged
@@ -218,8 +218,8 @@ def table(folder: Path) -> str:
         data, count, factor = row["data"], row["images_per_class"], row["factor"]
         others = [f"random{count}", f"random{count * factor**2}" if factor > 1 else "", "full"]
         baselines = [percent(named.get(f"{data}-{other}")) for other in others]
-        apart, step = (row.get("separation"), row["seconds"].get("step")) if "separation" in row else (None, None)
-        parts = ["" if value is None else f"{value:.2f}" for value in (apart, step)]
+        judged = (row["separation"], row["seconds"]["step"]) if "separation" in row else (None, None)
+        parts = ["" if value is None else f"{value:.2f}" for value in judged]
         numbers = [percent(row), *baselines, *parts, float_gap(row), best_on_test(row), seconds_of(row)]
         lines.append([data, count, factor, row["source"], row["parts"], *numbers])
     return markdown(head, lines, provenance(rows))

@@ -30,7 +30,8 @@ from tgdd_plugin.recording import runs
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.metrics import Scores
 from tgdd_plugin.trajectory.manifest import Run
-from tgdd_plugin.trajectory.store import Trajectory, read_exemplars
+from tgdd_plugin.trajectory.store import Trajectory
+from tgdd_plugin.trajectory.tensor_files import read_exemplars
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from tgdd_plugin.distillation import sources
 from tgdd_plugin.distillation.sources import source_without_images
 from tgdd_plugin.recording.runs import record
 from tgdd_plugin.recording.settings import RecordSettings
-from tgdd_plugin.trajectory.store import Trajectory, read_exemplars
+from tgdd_plugin.trajectory.store import Trajectory
+from tgdd_plugin.trajectory.tensor_files import read_exemplars
 
 ENOUGH = 8
 SETTINGS = DistillSettings(images_per_class=2, factor=2, steps=4, learning_rate=0.5)

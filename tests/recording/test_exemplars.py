@@ -26,7 +26,7 @@ from tgdd_plugin.pipeline.show import describe_trajectory
 from tgdd_plugin.recording.exemplars import Exemplars
 from tgdd_plugin.recording.runs import record as record_runs
 from tgdd_plugin.recording.settings import RecordSettings
-from tgdd_plugin.trajectory.store import read_exemplars
+from tgdd_plugin.trajectory.tensor_files import read_exemplars
 
 MEAN, STD = [0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]
 FILE = "exemplars.safetensors"

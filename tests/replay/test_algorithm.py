@@ -30,7 +30,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.algorithm import DistilledReplay
 from tgdd_plugin.replay.functional import replay_batch, replay_factors, replay_loss
 from tgdd_plugin.replay.memory import ReplayMemory
-from tgdd_plugin.trajectory.store import read_exemplars
+from tgdd_plugin.trajectory.tensor_files import read_exemplars
 
 pytestmark = pytest.mark.numerical
 

@@ -43,7 +43,7 @@ from tgdd_plugin.distillation.monitoring import NonFiniteLoss, estimate
 from tgdd_plugin.distillation.probe import Probe
 from tgdd_plugin.distillation.result import draw_result, result_card, write_result
 from tgdd_plugin.distillation.sampling import Draws
-from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.distillation.settings import EARLIER, DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
 from tgdd_plugin.logs.destinations import as_log_settings
 from tgdd_plugin.logs.settings import LoggerSettings
@@ -223,9 +223,12 @@ def _start(inputs: Inputs, frozen: FrozenNetworks) -> torch.Tensor:
 
 def _run_name(output: Path, inputs: Inputs, modules: Sequence[nn.Module], card: Card) -> str:
     """The name of the output and of all that its pixels depend on: another job never resumes from its checkpoints."""
-    settings = {name: value for name, value in asdict(inputs.settings).items() if name not in ("packed", "budget")}
-    if settings["schedule"] == "constant":  # the only one there was: checkpoints of earlier versions still serve
-        del settings["schedule"]
+    # What earlier versions did without a key for it has none here either: their checkpoints still serve.
+    settings = {
+        name: value
+        for name, value in asdict(inputs.settings).items()
+        if name not in ("packed", "budget") and (name, value) not in EARLIER.items()
+    }
     networks: Any = [type(module).__qualname__ for module in modules]
     networks = networks if len(networks) > 1 else networks[0]  # as when there was one only: its checkpoints still serve
     key: list[Any] = [

@@ -12,7 +12,7 @@ from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.existing import existing_card, is_same
 from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.distillation.settings import EARLIER, DistillSettings
 
 
 def method_of(settings: DistillSettings) -> dict[str, Any]:
@@ -114,4 +114,4 @@ def _method(card: Card) -> dict[str, Any]:
     if card.method.get("name") != "TGDD":
         return {"name": None, **card.method}
     given = {key: value for key, value in card.method.items() if key != "calibrated"}  # which follows from the others
-    return {"name": "TGDD", **asdict(DistillSettings(schedule="constant")), **given}
+    return {"name": "TGDD", **asdict(DistillSettings()), **EARLIER, **given}

@@ -96,14 +96,14 @@ def resolve_inputs(
     shape = input_shape(run) if pool is None else pool.shape
     statistics = None if start_pool is None else start_pool.statistics()
     normalization = agreed_normalization(given, run, shape[0], statistics)
-    names = run.classes or [str(number) for number in range(run.num_classes)]
+    names = run.class_names
     class_ids = _class_ids(settings.classes, names)
     sampled = None if settings.source == "recorded" else pool
     if sampled is not None:
         check_present(sampled, class_ids)
-    if sampled is not None and settings.source == "exemplars":
-        most = int(sampled.counts[class_ids].max())
-        settings = replace(settings, real_per_class=min(settings.real_per_class, most))
+        if settings.source == "exemplars":
+            most = int(sampled.counts[class_ids].max())
+            settings = replace(settings, real_per_class=min(settings.real_per_class, most))
     return Inputs(
         trajectory=trajectory,
         settings=settings,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -17,6 +18,9 @@ STARTS: tuple[Start, ...] = get_args(Start)
 Source = Literal["sampled", "exemplars", "recorded"]
 Auto = Literal["auto"]
 Schedule = Literal["constant", "linear"]
+
+EARLIER: Mapping[str, Any] = {"schedule": "constant"}
+"""What versions without a key for it did."""
 
 FASTER = 5
 """How many times the published learning rate one that falls to zero starts from."""

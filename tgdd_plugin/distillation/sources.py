@@ -25,8 +25,6 @@ def source_without_images(trajectory: Trajectory, classes: Sequence[str] | None 
     Raises:
         InputError: If a file of images cannot be read.
     """
-    run = trajectory.run
-    names = run.classes or [str(number) for number in range(run.num_classes)]
-    counts = zip(names, trajectory.exemplar_counts(), strict=True)
+    counts = zip(trajectory.run.class_names, trajectory.exemplar_counts(), strict=True)
     few = [name for name, count in counts if count < ENOUGH and (classes is None or name in classes)]
     return "recorded" if few else "exemplars"

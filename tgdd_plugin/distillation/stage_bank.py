@@ -179,7 +179,7 @@ def _no_means(trajectory: Trajectory, folder: Path, classes: Sequence[int] | Non
             f"unless statistics=False, from images of one class each (mixed ones do not count). Give the real images "
             f"(source 'sampled'), or record again, with longer intervals for rare classes."
         )
-    names = run.classes or [str(number) for number in range(run.num_classes)]
+    names = run.class_names
     missing = [names[label] for label in wanted if label not in seen]
     return InputError(
         f"The {named_classes(missing)} must have recorded means to be distilled, got none in the run in '{folder}', "

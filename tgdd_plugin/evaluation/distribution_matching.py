@@ -29,6 +29,15 @@ NETWORKS, NETWORK_BYTES = 100, 2**28
 """The most fresh networks that steps draw from, and the most memory they take. DM draws a new network at each step."""
 
 
+def matching_settings(settings: DistillSettings) -> DistillSettings:
+    """Returns the settings of plain distribution matching, which are otherwise those of a distillation by TGDD.
+
+    As DM does, it works without the constraint (``alpha`` 0) and multi-formation (``factor`` 1), and starts from real
+    images.
+    """
+    return replace(settings, source="sampled", alpha=0.0, factor=1, start="real", stages="all", packed=False)
+
+
 def match_distributions(
     real: ImagePool,
     output: str | Path,
@@ -43,8 +52,7 @@ def match_distributions(
     Args:
         real: The real training images.
         output: The ``.beton`` to write. The networks lie in a hidden folder beside it until then.
-        settings: The settings of :func:`tgdd_plugin.distill`. As DM does, it works without the constraint (``alpha`` 0)
-            and multi-formation (``factor`` 1), and starts from real images.
+        settings: The settings of :func:`tgdd_plugin.distill`, as far as :func:`matching_settings` leaves them.
         build: Builds a freshly initialized network.
         normalization: What the images are normalized with.
         options: More arguments of :func:`tgdd_plugin.distill`.
@@ -53,7 +61,7 @@ def match_distributions(
         The path of the ``.beton``.
     """
     output = Path(output)
-    settings = replace(settings, source="sampled", alpha=0.0, factor=1, start="real", stages="all", packed=False)
+    settings = matching_settings(settings)
     folder = output.with_name(f".{output.stem}-networks")
     if dist.get_global_rank() == 0:
         fresh_networks(folder, build, real.classes, normalization, settings.seed, real.shape)

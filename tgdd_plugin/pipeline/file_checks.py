@@ -8,7 +8,7 @@ from pathlib import Path
 from tgdd_plugin.beton.card import card_path, read_card
 from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.data.settings import DataSettings
-from tgdd_plugin.trajectory.manifest import run_folders
+from tgdd_plugin.trajectory.folders import run_folders
 
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """The suffixes of files that torchvision's ``ImageFolder`` takes for images."""

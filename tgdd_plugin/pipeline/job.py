@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from tgdd_plugin.core.atomic_files import check_writable
@@ -15,7 +16,7 @@ from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.pipeline.shipped_recipes import shipped_recipes
 from tgdd_plugin.replay.settings import real_images, task_sizes
-from tgdd_plugin.trajectory.manifest import run_folders
+from tgdd_plugin.trajectory.folders import run_folders
 from tgdd_plugin.trajectory.store import Trajectory
 
 ON_FILE = ("retrain", "evaluate", "nas")
@@ -62,12 +63,12 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
 
 def _read(step: str, path: str, overrides: list[str]) -> Recipe:
     if step == "distill" and Path(path).is_dir():
-        recipe = read_recipe(None, [folder := f"trajectory={json.dumps(path)}", *overrides])
+        recipe = read_recipe(None, [f"trajectory={json.dumps(path)}", *overrides])
         if _names_data(overrides) or recipe.distill.source is not None:
             return recipe
         # Where no data are named the folder itself is all there is to distill from.
         source = source_without_images(Trajectory.open(path, check=False), recipe.distill.classes)
-        return read_recipe(None, [folder, f"distill.source={source}", *overrides])
+        return replace(recipe, distill=replace(recipe.distill, source=source))
     if step in ON_FILE and path.endswith(".beton"):
         return read_recipe(None, [f"file={json.dumps(path)}", *overrides])
     instead = INSTEAD.get(step, "")

@@ -22,8 +22,9 @@ from tgdd_plugin.logs.log_file import STEP, read_log
 from tgdd_plugin.pipeline.costs import Cost, costs_path, read_costs, recording_costs_path
 from tgdd_plugin.pipeline.report_curves import Point, draw_accuracies, draw_log, draw_training
 from tgdd_plugin.pipeline.report_images import ClassRow, Labelled, class_rows, data_uri
-from tgdd_plugin.trajectory.manifest import Run, run_folders
-from tgdd_plugin.trajectory.store import read_exemplars
+from tgdd_plugin.trajectory.folders import run_folders
+from tgdd_plugin.trajectory.manifest import Run
+from tgdd_plugin.trajectory.tensor_files import read_exemplars
 
 
 @dataclass
@@ -212,7 +213,7 @@ def _real(card: Card, runs: dict[Path, Run]) -> Labelled | None:
     for folder, run in runs.items():
         if run.exemplars:
             images, labels = read_exemplars(folder, run.num_classes)
-            names = run.classes or [str(number) for number in range(run.num_classes)]
+            names = run.class_names
             ids = [card.classes.index(name) if name in card.classes else -1 for name in names]
             return images, labels.new_tensor(ids)[labels]
     return None

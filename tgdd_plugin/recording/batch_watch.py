@@ -33,7 +33,7 @@ def data_specs_of(loader: Any) -> list[DataSpec]:
     """Returns the ``DataSpec`` around a Trainer's loader, to which neither the loader nor the state leads.
 
     It is the calling Trainer's. Where none is found that way, all around that loader are taken; there are several where
-    it is evaluated on, too, or was given to an earlier Trainer. To go through all objects takes half a second or more.
+    it is evaluated on, too, or was given to an earlier Trainer. To go through all objects takes 0.1 seconds or more.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:

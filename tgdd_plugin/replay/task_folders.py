@@ -11,6 +11,7 @@ from composer.utils import dist
 from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.renamed_keys import with_current_keys
+from tgdd_plugin.distillation.settings import EARLIER
 from tgdd_plugin.recording.settings import as_recorded
 from tgdd_plugin.replay.metrics import Scores
 
@@ -39,8 +40,9 @@ def open_scores(folder: Path, about: dict[str, Any]) -> Scores:
     scores = Scores.read(path) if path.is_file() else Scores({})
     earlier = {name: value for name, value in NOT_NOTED.items() if name in about} | with_current_keys(scores.about)
     earlier["training"] = as_recorded(earlier.get("training") or {}, about["training"])
-    if isinstance(earlier.get("distill"), dict) and "schedule" in (about.get("distill") or {}):
-        earlier["distill"] = {"schedule": "constant"} | earlier["distill"]  # the only one there was
+    if isinstance(earlier.get("distill"), dict) and isinstance(about.get("distill"), dict):
+        known = {name: value for name, value in EARLIER.items() if name in about["distill"]}
+        earlier["distill"] = known | earlier["distill"]
     earlier["replay"] = WITHOUT | (earlier.get("replay") or {})
     other = first_difference(earlier, with_current_keys(about))
     # A job that failed before it had trained anything binds nobody.

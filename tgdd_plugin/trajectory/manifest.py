@@ -89,25 +89,6 @@ class Stage:
     finite: Flag = True
 
 
-def run_folders(folder: Path) -> list[Path]:
-    """The folders of the runs in a trajectory folder, which may be that of a single run.
-
-    Raises:
-        InputError: If there is no such folder, or no recorded run in it.
-    """
-    if not folder.is_dir():
-        raise InputError(f"There is no trajectory folder '{folder}'. Record one with TGDDCallback(folder=...).")
-    if (folder / MANIFEST).is_file():
-        return [folder]
-    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-    if not found:
-        raise InputError(
-            f"The folder '{folder}' has no recorded run (no */{MANIFEST}). Train with "
-            f"TGDDCallback(folder='{folder}') first."
-        )
-    return found
-
-
 @dataclass
 class Run:
     """One training run: the content of its ``manifest.json``.
@@ -148,6 +129,11 @@ class Run:
     stages: list[Stage] = field(default_factory=list)
     versions: dict[Text, Text] = field(default_factory=dict)
     gaps: list[Annotated[dict[str, Any], shaped(_Gap)]] = field(default_factory=list)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the K classes; their numbers where none are noted."""
+        return self.classes or [str(number) for number in range(self.num_classes)]
 
     @property
     def normalization(self) -> Normalization | None:

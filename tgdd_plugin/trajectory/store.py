@@ -22,17 +22,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
-
-from tgdd_plugin.core.bounded_reading import check_tensor_file
 from tgdd_plugin.core.errors import InputError, shown
-from tgdd_plugin.trajectory.checking import was_dropped, with_checked_files
-from tgdd_plugin.trajectory.manifest import EXEMPLARS, Run, Stage, run_folders
+from tgdd_plugin.trajectory.checking import with_checked_files
+from tgdd_plugin.trajectory.folders import run_folders
+from tgdd_plugin.trajectory.manifest import EXEMPLARS, Run, Stage
+from tgdd_plugin.trajectory.tensor_files import are_class_means, load_tensors, opened, read_exemplars
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +117,7 @@ class Trajectory:
         Raises:
             InputError: If the file cannot be read.
         """
-        weights = _load_tensors("stage", run_folder / stage.file)
+        weights = load_tensors("stage", run_folder / stage.file)
         return {name: tensor for name, tensor in weights.items() if name not in (CLASS_MEANS, CLASS_COUNTS)}
 
     def has_class_means(self, run_folder: Path, stage: Stage) -> bool:
@@ -129,7 +126,7 @@ class Trajectory:
         Raises:
             InputError: If the file cannot be read.
         """
-        with _opened("stage", run_folder / stage.file, "numpy") as file:
+        with opened("stage", run_folder / stage.file, "numpy") as file:
             return CLASS_MEANS in file.keys()
 
     def class_means(self, run_folder: Path, stage: Stage) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -143,12 +140,12 @@ class Trajectory:
             InputError: If the file cannot be read, or these are not of that shape and finite.
         """
         path = run_folder / stage.file
-        with _opened("stage", path, "pt") as file:
+        with opened("stage", path, "pt") as file:
             found = [file.get_tensor(name) for name in (CLASS_MEANS, CLASS_COUNTS) if name in file.keys()]
         if not found:
             return None
         classes = self.runs[run_folder].num_classes
-        if not _are_class_means(found, classes):
+        if not are_class_means(found, classes):
             held = " and ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in found)
             raise InputError(
                 f"The stage file '{path}' is damaged: its class means and counts must be finite float32 ({classes}, "
@@ -164,7 +161,7 @@ class Trajectory:
         """
         if self.runs[run_folder].exemplars is None:
             return 0
-        with _opened("exemplars", run_folder / EXEMPLARS, "numpy") as file:
+        with opened("exemplars", run_folder / EXEMPLARS, "numpy") as file:
             return math.prod(file.get_slice("labels").get_shape())
 
     def exemplar_counts(self) -> list[int]:
@@ -175,7 +172,7 @@ class Trajectory:
         """
         found: Counter[int] = Counter()
         for folder in self._exemplar_folders():
-            with _opened("exemplars", folder / EXEMPLARS, "numpy") as file:
+            with opened("exemplars", folder / EXEMPLARS, "numpy") as file:
                 found.update(file.get_tensor("labels").ravel().tolist() if "labels" in file.keys() else [])
         return [found[label] for label in range(self.run.num_classes)]
 
@@ -201,8 +198,8 @@ class Trajectory:
                 f"The exemplars of the runs in '{self.folder}' must be of one shape, got {sorted(shapes)}. Keep runs "
                 f"on images of different sizes in folders of their own."
             )
-        classes = self.run.classes or [str(number) for number in range(self.run.num_classes)]
-        return ImagePool(torch.cat([images for images, _ in kept]), torch.cat([labels for _, labels in kept]), classes)
+        images, labels = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        return ImagePool(images, labels, self.run.class_names)
 
     def _check_runs(self) -> None:
         for folder, run in self.runs.items():
@@ -226,78 +223,10 @@ class Trajectory:
             _check_head(*item)
 
 
-def read_exemplars(folder: Path, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reads the real images in a run's folder.
-
-    Returns:
-        uint8 images ``(M, C, H, W)``, C 1 or 3, and int64 labels ``(M,)`` in 0..K-1.
-
-    Raises:
-        InputError: If the file cannot be read or holds anything else.
-    """
-    import torch  # here, so that a trajectory can be opened and shown without it
-
-    path = folder / EXEMPLARS
-    content = _load_tensors("exemplars", path)
-    images, labels = content.get("images"), content.get("labels")
-    if (
-        images is None
-        or labels is None
-        or not (images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3) and images.numel())
-        or not (labels.dtype == torch.int64 and labels.shape == images.shape[:1])
-        or not (0 <= int(labels.min()) and int(labels.max()) < num_classes)
-    ):
-        held = shown(", ".join(f"{name} {t.dtype} {tuple(t.shape)}" for name, t in content.items()), 300)
-        raise InputError(
-            f"The exemplars file '{path}' must have images uint8 (M, C, H, W) with 1 or 3 channels, and labels int64 "
-            f"(M,) below {num_classes}, got {held or 'nothing'}. Copy the folder again, or record the run again."
-        )
-    return images, labels
-
-
-def _are_class_means(found: list[torch.Tensor], classes: int) -> bool:
-    """Returns whether tensors are means ``(K, D)`` and counts ``(K,)``, finite float32, no count below 0."""
-    import torch  # here, so that a trajectory can be opened and shown without it
-
-    return (
-        len(found) == 2
-        and found[0].ndim == 2
-        and len(found[0]) == classes
-        and found[1].shape == (classes,)
-        and all(tensor.dtype == torch.float32 and bool(tensor.isfinite().all()) for tensor in found)
-        and not found[1].min() < 0
-    )
-
-
-def _load_tensors(what: str, path: Path) -> dict[str, torch.Tensor]:
-    """Loads all tensors of a file by name, on the CPU."""
-    with _opened(what, path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
-
-
-@contextmanager
-def _opened(what: str, path: Path, framework: str) -> Iterator[Any]:
-    """Opens a safetensors file, whose tensors are read as those of ``framework``, which is imported only then."""
-    try:
-        check_tensor_file(path)
-        with safetensors.safe_open(path, framework=framework) as file:
-            yield file
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # the second is torch's
-        if not path.exists() and what == "stage" and was_dropped(path):
-            raise InputError(
-                f"The stage file '{path}' is gone since the folder was opened: its run is being recorded, and thinned, "
-                f"at the same time. Open the folder again, best when the run has ended."
-            ) from None
-        raise InputError(
-            f"The {what} file '{path}' cannot be read: {shown(error, 300)}. Copy the folder again or record the run "
-            f"again."
-        ) from error
-
-
 def _check_head(folder: Path, run: Run) -> None:
     """Compares the number of classes with the head, by the header of the first stage, which is never thinned away."""
     name = f"{run.head}.weight"
-    with _opened("stage", folder / run.stages[0].file, "numpy") as file:
+    with opened("stage", folder / run.stages[0].file, "numpy") as file:
         shape = file.get_slice(name).get_shape() if name in file.keys() else [run.num_classes]
     if shape[:1] != [run.num_classes]:
         raise InputError(

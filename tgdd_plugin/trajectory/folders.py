@@ -1,0 +1,27 @@
+"""Where the runs of a trajectory lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.trajectory.manifest import MANIFEST
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folders of the runs in a trajectory folder, which may be that of a single run.
+
+    Raises:
+        InputError: If there is no such folder, or no recorded run in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no trajectory folder '{folder}'. Record one with TGDDCallback(folder=...).")
+    if (folder / MANIFEST).is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    if not found:
+        raise InputError(
+            f"The folder '{folder}' has no recorded run (no */{MANIFEST}). Train with "
+            f"TGDDCallback(folder='{folder}') first."
+        )
+    return found
