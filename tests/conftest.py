@@ -2,9 +2,13 @@ import os
 import tempfile
 from pathlib import Path
 
-import pytest
-import torch
-from jaxtyping import install_import_hook
+# One thread, here and in all processes that tests start: the networks are so small that a second one costs more than it
+# does, and beside another test it is slower by far. Before torch is loaded, which reads it once.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 # torch.compile's cache on the disk does not tell apart what ATEN_CPU_CAPABILITY says: of the code compiled for one
 # setting, a run under another does not compile or breaks off by a segmentation fault.
@@ -34,5 +38,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    # The networks here are so small that a second thread costs more than it does.
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # again, after a test that set another number

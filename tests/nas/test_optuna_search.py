@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
-from tests.nas.shades import K, pool
+from tests.nas.shades import K, pool, write_few
 from tgdd_plugin import cli
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.evaluation.settings import RetrainSettings
@@ -41,6 +42,17 @@ def search(file, folder, training=TRAINING, **settings):
     )
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a search that nothing disturbed, and what it found."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, search(write_few(folder), folder)
+
+
+def accuracies(found):
+    return {each.name: each.accuracies for each in found}
+
+
 def states(folder, name="nas", file="nas.db"):
     """How many trials there are of each state, of those that tell what came of them or are not over yet."""
     with trial_queue._quiet():
@@ -48,14 +60,14 @@ def states(folder, name="nas", file="nas.db"):
     return Counter(trial.state.name for trial in found.get_trials(deepcopy=False) if trial_queue.is_claimed(trial))
 
 
-def test_every_candidate_is_tried_once_and_a_second_call_trains_nothing(beton, tmp_path, monkeypatch):
-    found = search(beton, tmp_path)
+def test_every_candidate_is_tried_once_and_a_second_call_trains_nothing(beton, whole, monkeypatch):
+    folder, found = whole
     assert {each.name for each in found} == {name_of(arguments) for arguments in NasSettings(**SETTINGS).grid()}
     assert [each.row.mean for each in found] == sorted((each.row.mean for each in found), reverse=True)
     assert all(len(each.accuracies) == 2 and not each.problem for each in found)
     monkeypatch.setattr(workers, "measure", lambda *_: pytest.fail("trained again"))
-    assert search(beton, tmp_path) == found
-    assert states(tmp_path) == {"COMPLETE": 6}
+    assert search(beton, folder) == found
+    assert states(folder) == {"COMPLETE": 6}
 
 
 def test_candidates_are_judged_by_held_out_training_images(beton, tmp_path, monkeypatch):
@@ -67,9 +79,8 @@ def test_candidates_are_judged_by_held_out_training_images(beton, tmp_path, monk
     assert torch.equal(judged[0].images, expected.images) and len(judged[0]) == 18
 
 
-def test_a_search_that_was_broken_off_goes_on(beton, tmp_path, monkeypatch):
-    whole = {each.name: each.accuracies for each in search(beton, tmp_path)}
-    (tmp_path / "again").mkdir()
+def test_a_search_that_was_broken_off_goes_on(beton, tmp_path, monkeypatch, whole):
+    expected = accuracies(whole[1])
     tried = []
     measure = workers.measure
 
@@ -81,9 +92,9 @@ def test_a_search_that_was_broken_off_goes_on(beton, tmp_path, monkeypatch):
 
     monkeypatch.setattr(workers, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        search(beton, tmp_path / "again")
-    assert {each.name: each.accuracies for each in search(beton, tmp_path / "again")} == whole
-    assert Counter(tried) == {**dict.fromkeys(whole, 1), tried[2]: 2}
+        search(beton, tmp_path)
+    assert accuracies(search(beton, tmp_path)) == expected
+    assert Counter(tried) == {**dict.fromkeys(expected, 1), tried[2]: 2}
 
 
 @pytest.mark.parametrize(
@@ -129,22 +140,19 @@ def test_a_candidate_that_kills_its_process_is_given_up(beton, tmp_path, monkeyp
         search(beton, tmp_path, candidates=1)
 
 
-def test_processes_share_the_candidates(beton, tmp_path):
-    alone = {each.name: each.accuracies for each in search(beton, tmp_path)}
-    (tmp_path / "shared").mkdir()
-    found = search(beton, tmp_path / "shared", workers=2)
-    assert {each.name: each.accuracies for each in found} == alone
-    assert states(tmp_path / "shared") == {"COMPLETE": 6}
+def test_processes_share_the_candidates(beton, tmp_path, whole):
+    assert accuracies(search(beton, tmp_path, workers=2)) == accuracies(whole[1])
+    assert states(tmp_path) == {"COMPLETE": 6}
 
 
 def test_no_candidate_of_a_queue_is_taken_twice(tmp_path):
-    """Four processes on a hundred short trials: SQLite alone gives some of them to two."""
+    """Four processes on forty short trials: SQLite alone gives some of them to two."""
     code = f"""
 import sys
 from tgdd_plugin.nas.trial_queue import Queue
-queue = Queue({str(tmp_path / "q.db")!r}, "q", [{{"x": i}} for i in range(100)], {{}})
+queue = Queue({str(tmp_path / "q.db")!r}, "q", [{{"x": i}} for i in range(40)], {{}})
 def attempt(trial):
-    x = trial.suggest_categorical("x", list(range(100)))
+    x = trial.suggest_categorical("x", list(range(40)))
     print(x, flush=True)
     queue.note(trial, {{}})
     return float(x)
@@ -155,7 +163,7 @@ queue.work(attempt)
     printed = [process.communicate(timeout=300) for process in running]
     assert [process.returncode for process in running] == [0] * 4, [err.decode()[-2000:] for _, err in printed]
     tried = [int(x) for out, _ in printed for x in out.split()]
-    assert sorted(tried) == list(range(100))
+    assert sorted(tried) == list(range(40))
 
 
 def test_a_candidate_that_fails_is_noted_and_the_search_goes_on(beton, tmp_path):
@@ -204,17 +212,17 @@ def test_a_sampler_chooses_and_comes_back_at_no_cost(beton, tmp_path, monkeypatc
         ),
     ],
 )
-def test_the_study_of_another_search_is_refused(beton, tmp_path, change, message):
-    search(beton, tmp_path)
+def test_the_study_of_another_search_is_refused(beton, tmp_path, whole, change, message):
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
     with pytest.raises(InputError, match=message):
         search(beton, tmp_path, **change)
-    assert len(search(beton, tmp_path, study="another", **change)) in (3, 6)
+    assert len(search(beton, tmp_path, study="another", **{"candidates": 1, **change})) in (1, 3)
 
 
-def test_what_does_not_matter_to_candidates_may_change(beton, tmp_path):
-    first = search(beton, tmp_path)
+def test_what_does_not_matter_to_candidates_may_change(beton, whole):
+    folder, first = whole
     training = replace(TRAINING, full_epochs=7, at_once=False)
-    assert search(beton, tmp_path, training=training, workers=3, cost="latency") == first
+    assert search(beton, folder, training=training, workers=3, cost="latency") == first
 
 
 @pytest.mark.parametrize("where", ["nowhere://user@host/base", "sqlite://host:port/base", "picture.png"])

@@ -8,6 +8,7 @@ distributions are those of DSA; the order is always color, scale and rotate (in 
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -39,13 +40,8 @@ def draw_augmentation(strategy: str, groups: int, size: tuple[int, int], generat
     height, width = size
     operations = parse_augmentation(strategy)
     draw: Draw = {}
-
-    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return torch.rand(groups, *shape, generator=generator) * (high - low) + low
-
-    def integers(low: int, high: int) -> torch.Tensor:
-        return torch.randint(low, high + 1, (groups,), generator=generator)
-
+    uniform = functools.partial(_uniform, groups, generator)
+    integers = functools.partial(_integers, groups, generator)
     if "color" in operations:
         draw["brightness"] = uniform(-BRIGHTNESS / 2, BRIGHTNESS / 2)
         draw["saturation"] = uniform(0.0, SATURATION)
@@ -83,16 +79,14 @@ def augment(images: Float[Tensor, "G *n C H W"], draw: Draw) -> Float[Tensor, "G
     if images.ndim == 4:
         return augment(images.unsqueeze(1), draw).squeeze(1)
     groups, count, channels, height, width = images.shape
-
-    def per_image(name: str) -> torch.Tensor:
-        return draw[name].to(images.dtype).view(groups, 1, 1, 1, 1)
-
     if "brightness" in draw:
-        images = images + per_image("brightness")
+        strengths = [draw[name].to(images.dtype) for name in ("brightness", "saturation", "contrast")]
+        brightness, saturation, contrast = (each.view(groups, 1, 1, 1, 1) for each in strengths)
+        images = images + brightness
         gray = images.mean(2, keepdim=True)
-        images = torch.lerp(gray, images, per_image("saturation"))
+        images = torch.lerp(gray, images, saturation)
         mean = images.mean((2, 3, 4), keepdim=True)
-        images = torch.lerp(mean, images, per_image("contrast"))
+        images = torch.lerp(mean, images, contrast)
     if "affine" in draw:
         grid = F.affine_grid(draw["affine"].to(images.dtype), [groups, 1, height, width], align_corners=False)
         # Every image of a group shares the grid, so the group's images are sampled as channels of one.
@@ -105,6 +99,16 @@ def augment(images: Float[Tensor, "G *n C H W"], draw: Draw) -> Float[Tensor, "G
         kept = draw["kept_rows"][:, :, None] | draw["kept_columns"][:, None, :]
         images = images * kept[:, None, None]
     return images
+
+
+def _uniform(groups: int, generator: torch.Generator, low: float, high: float, *shape: int) -> torch.Tensor:
+    """Draws from [low, high) for each group, ``(G, *shape)``."""
+    return torch.rand(groups, *shape, generator=generator) * (high - low) + low
+
+
+def _integers(groups: int, generator: torch.Generator, low: int, high: int) -> torch.Tensor:
+    """Draws from low, ..., high for each group, ``(G,)``."""
+    return torch.randint(low, high + 1, (groups,), generator=generator)
 
 
 def _shifted(side: int, shift: torch.Tensor) -> torch.Tensor:
