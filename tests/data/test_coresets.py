@@ -11,7 +11,7 @@ from torch import nn
 from tests.common import CLASSES, Pictures, tiny_network
 from tests.patterned import herding_by_hand, k_center_by_hand
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.data.coresets import herding, k_center
+from tgdd_plugin.data.coresets import herding, k_center, most_varied
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import OWN
@@ -183,3 +183,22 @@ def test_what_gives_no_features_is_refused(network, arguments, message):
     with pytest.raises(InputError, match=message):
         normalization = Normalization(arguments.pop("mean", [0.3]), arguments.pop("std", [0.2]))
         features_of(network, make_pool(), normalization, **arguments)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_varies_most_is_chosen_by_its_standard_deviation(seed):
+    random = np.random.default_rng(seed)
+    labels = shuffled_labels(random.integers(4, 20, 3), random)
+    confidences = random.uniform(size=(len(labels), int(random.integers(2, 9)))).astype(np.float32)
+    confidences[1] = confidences[0]  # a copy: the first goes first
+    expected = []
+    for label in range(3):
+        own = [place for place in range(len(labels)) if labels[place] == label]
+        spread = {place: np.std(confidences[place].astype(np.float64)) for place in own}
+        expected += sorted(own, key=lambda place: (-spread[place], place))[:4]
+    assert most_varied(torch.from_numpy(confidences), torch.from_numpy(labels), 4).tolist() == expected
+
+
+def test_one_stage_has_nothing_that_varies():
+    with pytest.raises(InputError, match="`confidences` must be of at least two stages, got 1. Record more"):
+        most_varied(torch.rand(6, 1), torch.arange(6) % 2, 1)

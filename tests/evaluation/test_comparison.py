@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.evaluation import distribution_matching, scorer
+from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.comparison import evaluate
 from tgdd_plugin.evaluation.metrics import hard_label_recovery, improvement_over_random, worth_in_random_images
 from tgdd_plugin.evaluation.scorer import EQUAL_PASSES, Row
@@ -49,6 +51,7 @@ NAMES = {
     ("ConvNet", "full data", "hard"): 60,
     ("ConvNet", "herding", "hard"): 6,
     ("ConvNet", "k-center", "hard"): 6,
+    ("ConvNet", "confidence", "hard"): 6,
     ("ConvNet", "distribution matching", "hard"): 6,
     ("ConvNet", "distilled", "soft"): 24,
     ("ConvNet", "random", "soft"): 6,
@@ -193,7 +196,7 @@ def test_rows_results_table_and_card_agree(done):
     for noted, row in zip(content["rows"], rows, strict=True):
         assert noted == row.summary() and noted["mean_percent"] == round(50 * sum(row.accuracies), 2)
     (entry,) = card.accuracy  # the rows of its own architecture
-    assert entry["rows"] == content["rows"][:10]
+    assert entry["rows"] == content["rows"][:11]
     assert all(entry[key] == content[key] for key in ("protocol", "network", "test_images", "seeds", "settings"))
     assert "k-center" in describe_beton(folder / "set.beton", card)
     assert (folder / "set-evaluation.md").read_text() == evaluate_table(rows) + "\n"
@@ -225,6 +228,8 @@ def test_what_each_row_is_trained_on(file, trained, trajectory):
                 assert len(set(places)) == len(places)
                 if name in ("herding", "k-center"):
                     assert places == by_brute_force(name, folder / f"full-data-{SEED + number}.safetensors")
+                if name == "confidence":
+                    assert places == most_varied_by_hand(trajectory.folder)
                 if kind == "hard":
                     assert own.tolist() == [int(REAL.labels[i]) for i in places]
             if kind == "hard":
@@ -258,14 +263,31 @@ def by_brute_force(name, weights):
     return choose(features, REAL.labels.tolist(), IPC)
 
 
+def most_varied_by_hand(folder):
+    """The images of each class whose probability of their class has the largest standard deviation over all stages."""
+    sure = []
+    for path in sorted(folder.glob("*/manifest.json")):
+        for stage in manifest(path.parent)["stages"]:
+            says = recorded_network(path.parent / stage["file"])((REAL.images / 255 - MEAN[0]) / STD[0]).softmax(1)
+            sure.append([float(row[label]) for row, label in zip(says, REAL.labels.tolist(), strict=True)])
+    assert len(sure) == 6  # of two runs, at the start and after each of two epochs
+    spread = [statistics.stdev(each) for each in zip(*sure, strict=True)]
+    ranked = sorted(range(len(REAL)), key=lambda place: -spread[place])
+    return [place for label in range(K) for place in [p for p in ranked if REAL.labels[p] == label][:IPC]]
+
+
+def recorded_network(path):
+    file, network = load_file(path), build()
+    network.load_state_dict({name.removeprefix("module."): file[name] for name in file if "tgdd/" not in name})
+    return network
+
+
 def taught(images, folder):
     total = torch.zeros(len(images), K)
     runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
     assert len(runs) == 2
     for run_folder in runs:
-        file = load_file(run_folder / manifest(run_folder)["stages"][-1]["file"])
-        network = build()
-        network.load_state_dict({name.removeprefix("module."): file[name] for name in file if "tgdd/" not in name})
+        network = recorded_network(run_folder / manifest(run_folder)["stages"][-1]["file"])
         with torch.no_grad():
             total += torch.stack([network((i / 255 - MEAN[0])[None] / STD[0])[0].softmax(0) for i in images]) / 2
     return total
@@ -291,6 +313,14 @@ def test_baselines_networks_and_soft_labels_are_left_out_as_said(tmp_path, train
         ("full data", "hard"),
         ("k-center", "hard"),
     ]
+    both = replace(few, baselines=["confidence", "k-center"], soft_labels=False)
+    rated = run(file, settings=both, trajectory=trajectory, results=tmp_path / "rated.json")
+    assert [row.name for row in rated][-2:] == ["k-center", "confidence"]
+    assert "confidence" not in [row.name for row in run(file, settings=both, results=tmp_path / "unrated.json")]
+    with pytest.MonkeyPatch.context() as patch:  # of one stage, nothing varies
+        patch.setattr(CompactSet, "confidences", lambda self, trajectory, pool, **_: torch.ones(len(pool), 1))
+        rows = run(file, settings=both, trajectory=trajectory, results=tmp_path / "one.json")
+        assert "confidence" not in [row.name for row in rows]
     torch.manual_seed(6)
     stream = torch.get_rng_state()
     for soft in (False, True):
@@ -404,7 +434,7 @@ def test_the_table_is_markdown():
 
 def test_a_broken_off_evaluation_goes_on(file, done, trained, trajectory):
     results = file.with_name("set-evaluation.json")
-    for rows in (1, 5, 9):  # after the first, before any selection, within the soft ones
+    for rows in (1, 5, 10):  # after the first, before any selection, within the soft ones
         trained.stop_after = rows
         with pytest.raises(Stopped):
             run(file, trajectory=trajectory)
@@ -412,10 +442,10 @@ def test_a_broken_off_evaluation_goes_on(file, done, trained, trajectory):
         assert not results.with_suffix(".md").exists() and not read_card(file).accuracy
     trained.stop_after = None
     rows = run(file, trajectory=trajectory)
-    assert len(trained.calls) == len(rows) == 12  # no row was trained twice
+    assert len(trained.calls) == len(rows) == 13  # no row was trained twice
     assert essence(rows) == essence(done[1])
     rows = run(file, trajectory=trajectory)  # and all is done
-    assert len(trained.calls) == 12 and essence(rows) == essence(done[1])
+    assert len(trained.calls) == 13 and essence(rows) == essence(done[1])
     assert len(read_card(file).accuracy) == 1
     assert evaluate_table(rows).splitlines() == results.with_suffix(".md").read_text().splitlines()
 
@@ -424,14 +454,14 @@ def test_what_is_asked_for_later_is_all_that_is_trained(finished, done, trained,
     settings = replace(ALL, networks=["convnet", OTHER])
     rows = run(finished, settings=settings, trajectory=trajectory)
     assert len(trained.calls) == 2
-    assert keys(rows) == [*list(NAMES)[:10], *[("convnet", name, "hard") for name in ("distilled", "random")],
-                          *list(NAMES)[10:]]  # fmt: skip
+    assert keys(rows) == [*list(NAMES)[:11], *[("convnet", name, "hard") for name in ("distilled", "random")],
+                          *list(NAMES)[11:]]  # fmt: skip
     assert [row for row in rows if row.network != "convnet"] == done[1]
     # Rows that are not asked for are kept in the file, and the trajectory may be left out.
     fewer = run(finished, settings=EvaluateSettings(["random"], [], worth=False))
     assert keys(fewer) == list(NAMES)[:5] and len(trained.calls) == 2
     content = strict(finished.with_name("set-evaluation.json"))
-    assert len(content["rows"]) == 14
+    assert len(content["rows"]) == 15
     assert len((finished.with_name("set-evaluation.md")).read_text().splitlines()) == 7
     # A selection that comes later goes by the networks that were kept.
     (finished.parent / "later").mkdir()
@@ -480,7 +510,7 @@ def test_another_trajectory_or_file_is_refused(finished, trained, trajectory, tm
 
 def test_at_once_is_no_other_evaluation(finished, trained, trajectory):
     rows = run(finished, training=replace(TRAINING, at_once=True), trajectory=str(trajectory.folder))
-    assert len(rows) == 12 and not trained.calls
+    assert len(rows) == 13 and not trained.calls
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"rows": [{"name": 3}]}', '{"rows": 3}', "\xff"])
@@ -664,7 +694,7 @@ def test_a_file_without_its_card_is_refused(file, trained):
     [
         (
             {"baselines": ["randon"]},
-            r"`baselines\[0\]` must be one of random, herding, k-center, distribution matching, got 'randon'",
+            r"`baselines\[0\]` must be one of random, .*, confidence, distribution matching, got 'randon'",
         ),
         ({"baselines": ["random", "random"]}, "`baselines` must be a list with each value once"),
         ({"networks": ["vit", "vit"]}, r"`networks` must be a list with each value once, got \['vit', 'vit'\]"),

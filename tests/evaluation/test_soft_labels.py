@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_refused(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Trajectory, "load", lambda *a: {n: t * 1e30 for n, t in load(*a).items()})
     with pytest.raises(
         InputError,
-        match="The output of stage '.*' must be finite for soft labels, got infinite or undefined values. Train",
+        match="The output of stage '.*' must be finite, got infinite or undefined values. Train",
     ):
         predict_soft_labels(trajectory, [tiny_network(norm=True)], IMAGES, Normalization(MEAN, STD))
 

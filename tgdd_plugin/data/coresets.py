@@ -1,4 +1,4 @@
-"""Selection of real images by their features: the coresets that distilled sets are compared with."""
+"""Selection of real images by features or confidence: the coresets that distilled sets are compared with."""
 
 from __future__ import annotations
 
@@ -55,6 +55,29 @@ def k_center(features: torch.Tensor, labels: torch.Tensor, per_class: int) -> to
         tensor([1, 2])
     """
     return _of_each_class(features, labels, per_class, _spread)
+
+
+def most_varied(confidences: torch.Tensor, labels: torch.Tensor, per_class: int) -> torch.Tensor:
+    """Selects the images of each class that networks became sure of while they were trained.
+
+    Those have the largest standard deviation of the probability of the true class over training, which is the
+    confidence score of CAD (arXiv 2604.18811); of several that are equal, the first. What a network is sure of from the
+    start varies little, and so does what it never learns.
+
+    Args:
+        confidences: The probability of each image's own class after each of S stages, ``(N, S)``, S at least 2.
+        labels, per_class: As for :func:`herding`, as are result and errors.
+
+    Example:
+        >>> confidences = torch.tensor([[0.1, 0.1], [0.1, 0.9], [0.9, 0.9]])
+        >>> most_varied(confidences, torch.tensor([0, 0, 0]), 1)
+        tensor([1])
+    """
+    if confidences.ndim == 2 and confidences.shape[1] < 2:
+        raise InputError(
+            f"`confidences` must be of at least two stages, got {confidences.shape[1]}. Record more of the training."
+        )
+    return _of_each_class(confidences, labels, per_class, _vary)
 
 
 def _of_each_class(
@@ -115,6 +138,10 @@ def _spread(rows: torch.Tensor, count: int) -> list[int]:
         ] = -1  # below any distance: an image at distance 0 may be a copy, which can still be selected
         chosen.append(int(nearest.argmax()))
     return chosen
+
+
+def _vary(rows: torch.Tensor, count: int) -> list[int]:
+    return rows.std(1).argsort(descending=True, stable=True)[:count].tolist()
 
 
 def _distances(rows: torch.Tensor, point: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +18,19 @@ from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import load_weights, weights_content
-from tgdd_plugin.data.coresets import herding, k_center
+from tgdd_plugin.data.coresets import herding, k_center, most_varied
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.targets import named_classes
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.distribution_matching import match_distributions
 from tgdd_plugin.evaluation.scorer import Images, random_images
+from tgdd_plugin.evaluation.settings import Baseline
 from tgdd_plugin.networks.features import features_of
 
 SELECTIONS = {"herding": herding, "k-center": k_center}
 """The ways to choose real images by the features of networks trained on the full data."""
+CONFIDENCE: Baseline = "confidence"
 
 
 class Baselines:
@@ -40,6 +42,7 @@ class Baselines:
         folder: Keeps what takes long to make. It is made when something is kept.
         device: ``'cpu'`` or ``'gpu'``; ``None`` for a GPU if there is one.
         progress_bar: Whether distribution matching shows one.
+        confidences: Computes the confidences ``(N, S)`` of images; ``None`` where no trajectory is at hand.
     """
 
     def __init__(
@@ -49,13 +52,16 @@ class Baselines:
         folder: Path,
         device: Device | None = None,
         progress_bar: bool = True,
+        confidences: Callable[[ImagePool], torch.Tensor] | None = None,
     ) -> None:
         self.compact, self.card, self.folder = compact, compact.card, folder
         self.device, self.progress_bar = device, progress_bar
         self.real = real.to(torch_device(device))
+        self.confidences = confidences
         # Once for all rows, seeds and learning rates that ask for it.
         self._chosen = functools.cache(self._choose)
         self._matched = functools.cache(self._match)
+        self._varied = functools.cache(self._vary)
 
     def random(self, per_class: int, seed: int) -> Images:
         """Returns real images of each class, drawn at random."""
@@ -77,7 +83,7 @@ class Baselines:
         rare = [name for name, have in zip(self.real.classes, self.real.counts.tolist(), strict=True) if have < count]
         if not rare:
             return
-        if chosen := [name for name in names if name in SELECTIONS]:
+        if chosen := [name for name in names if name in SELECTIONS or (name == CONFIDENCE and self.confidences)]:
             raise InputError(
                 f"The {named_classes(rare)} must have at least {count} real images for baseline '{chosen[0]}', got "
                 f"fewer. Add images, or leave that baseline out (evaluate.baselines)."
@@ -125,6 +131,15 @@ class Baselines:
             ) from error
         features = features_of(network, self.real, self.card.normalization)
         return {name: of(features, self.real.labels, self.card.images_per_class) for name, of in SELECTIONS.items()}
+
+    def varied(self, seed: int) -> Images:
+        """Returns the real images of which the recorded networks' confidence varies most, the same for every seed."""
+        index = self._varied()
+        return self.real.take(index), self.real.labels[index]
+
+    def _vary(self) -> torch.Tensor:
+        assert self.confidences is not None, "the row is planned only where a trajectory is at hand"
+        return most_varied(self.confidences(self.real), self.real.labels, self.card.images_per_class)
 
     def matched(self, seed: int) -> Images:
         """Returns the images of plain distribution matching, the same for every seed."""

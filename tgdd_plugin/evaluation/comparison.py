@@ -25,7 +25,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.image_pool import ImagePool
-from tgdd_plugin.evaluation.baselines import Baselines
+from tgdd_plugin.evaluation.baselines import CONFIDENCE, Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.results import add_to_card, describe_comparison, read_results, write_results
 from tgdd_plugin.evaluation.row_jobs import RowJob, plan_rows
@@ -141,7 +141,8 @@ def evaluate(
         real: The real training images, in the same form.
         settings: Which rows the table has. Default: ``EvaluateSettings()``; a mapping of its keys will do.
         training: How networks are trained, and how many. Default: ``RetrainSettings()``; likewise.
-        trajectory: The trajectory whose last stages give soft labels. Default: none, and no such rows.
+        trajectory: The trajectory whose last stages give soft labels, and whose networks' confidence chooses images.
+            Default: none, and no such rows.
         network: A function that builds a fresh network of the set's own architecture. Default: for this package's
             networks, as the card says.
         others: The same for the further networks of a trajectory of several. Default: for this package's, as recorded.
@@ -168,10 +169,12 @@ def evaluate(
     training = as_settings(RetrainSettings, training).made_for(compact.card.method.get("budget"), compact.card.images)
     test, real = fitting_pool(test, "test", file, compact.card), fitting_pool(real, "real", file, compact.card)
     trajectory = Trajectory.open(Path(trajectory)) if isinstance(trajectory, str | os.PathLike) else trajectory
-    teacher = trajectory if settings.soft_labels else None
-    softened = None
-    if teacher is not None:
-        softened = functools.partial(compact.softened, teacher, others=others, device=device)
+    softened = confidences = None
+    if trajectory is not None and settings.soft_labels:
+        softened = functools.partial(compact.softened, trajectory, others=others, device=device)
+    if trajectory is not None and CONFIDENCE in settings.baselines:
+        confidences = functools.partial(compact.confidences, trajectory, others=others, device=device)
+    teacher = trajectory if softened or confidences else None
     scorer = _scorer(compact, test, training, seed, device, progress_bar, trainer_options)
     scorer = replace(scorer, logs=_logs(loggers, results, file))
     about = describe_comparison(file, compact, scorer, real, replace(training, at_once=None))  # it changes no result
@@ -180,7 +183,7 @@ def evaluate(
     held_out = None
     if settings.learning_rates:
         real, held_out = real.split(0.1, torch.Generator().manual_seed(1))
-    baselines = Baselines(compact, real, results.with_suffix(""), device, progress_bar)
+    baselines = Baselines(compact, real, results.with_suffix(""), device, progress_bar, confidences)
     jobs = plan_rows(compact, baselines, settings, training, softened, seed)
     dist.initialize_dist(device)
     with locked_on_rank_0(check_writable(results)):

@@ -6,10 +6,11 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.evaluation.baselines import SELECTIONS, Baselines
+from tgdd_plugin.evaluation.baselines import CONFIDENCE, SELECTIONS, Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.scorer import EQUAL_PASSES, FULL_DATA, RANDOM, Images, Row
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
@@ -103,6 +104,10 @@ def _baselines(
                     f"networks trained on the full data, got 0. Give full_epochs, or leave that baseline out."
                 )
             jobs.append(_own_network(compact, selection, functools.partial(baselines.selected, selection), training))
+    if CONFIDENCE in settings.baselines and baselines.confidences is not None:
+        one = baselines.confidences(baselines.real.subset(torch.tensor([0])))  # networks that do not fit are found out
+        if one.shape[1] > 1:
+            jobs.append(_own_network(compact, CONFIDENCE, baselines.varied, training))
     if "distribution matching" in settings.baselines:
         baselines.matching()
         jobs.append(_own_network(compact, "distribution matching", baselines.matched, training))

@@ -26,7 +26,7 @@ from tgdd_plugin.training.settings import Compile, Precision, TrainSettings
 
 Selection = Literal["herding", "k-center"]
 """Ways to choose real images by the features of networks trained on the full data."""
-Baseline = Literal["random", "herding", "k-center", "distribution matching"]
+Baseline = Literal["random", "herding", "k-center", "confidence", "distribution matching"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
@@ -143,7 +143,8 @@ class EvaluateSettings:
 
     baselines: list[Baseline] = field(default_factory=lambda: list(BASELINES))
     """Sets of as many images as the file stores: random ones; herding and k-center, chosen by the features of networks
-    trained on the full data; and plain distribution matching."""
+    trained on the full data; confidence, those of which the recorded networks' confidence varies most (CAD), where a
+    trajectory of two stages or more is at hand; and plain distribution matching."""
     networks: list[str] = field(default_factory=lambda: ["resnet10", "resnet18", "densenet121", "vit"])
     """Other architectures that the set and random images are tried on: names of this package's networks, or
     module:function."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.networks.feature_network import fit_names
+from tgdd_plugin.evaluation.stage_outputs import StageOutputs
 from tgdd_plugin.trajectory.manifest import Stage
 from tgdd_plugin.trajectory.shortcomings import last_finite, warn_of_diverged, warn_of_incomplete
 from tgdd_plugin.trajectory.store import Trajectory
@@ -33,7 +31,6 @@ def find_teachers(trajectory: Trajectory) -> list[Stage]:
     return teachers
 
 
-@torch.no_grad()
 def predict_soft_labels(
     trajectory: Trajectory,
     networks: Sequence[nn.Module],
@@ -59,19 +56,6 @@ def predict_soft_labels(
     Raises:
         InputError: If a network does not fit the trajectory, no stage of a run is finite, or its output is not.
     """
-    device = images.device
-    teachers = [copy.deepcopy(network).to(device).eval() for network in networks]
-    numbers = trajectory.architectures
-    answers = []
-    for folder in trajectory.runs:
-        stage, weights = last_finite(trajectory, folder)
-        where, teacher = f"stage '{folder / stage.file}'", teachers[numbers[folder]]
-        teacher.load_state_dict({name: weights[spelt] for name, spelt in fit_names(weights, teacher, where).items()})
-        parts = [teacher(normalization(part)).softmax(1) for part in images.split(batch_size)]
-        answers.append(torch.cat(parts).float().cpu())
-        if not answers[-1].isfinite().all():
-            raise InputError(
-                f"The output of {where} must be finite for soft labels, got infinite or undefined values. Train with a "
-                f"lower learning rate."
-            )
-    return torch.stack(answers).mean(0)
+    outputs = StageOutputs(trajectory, networks, normalization, images.device, batch_size)
+    lasts = ((folder, *last_finite(trajectory, folder)) for folder in trajectory.runs)
+    return torch.stack([outputs(*last, images) for last in lasts]).mean(0)
