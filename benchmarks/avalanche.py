@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.referees import add_options, path_of, run_all, save, table
+from benchmarks.referees import add_options, is_done, run_all, save, table
 from tgdd_plugin import DistillSettings, ImagePool, InputError, ReplayMemory
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.settings import DataSettings
@@ -128,12 +128,14 @@ def strategy_of(method: str, seed: int, options: argparse.Namespace, train: Imag
 def run(method: str, seed: int, options: argparse.Namespace, pools: tuple[ImagePool, ImagePool]) -> None:
     """Does one run, unless its file is there."""
     names = ("buffer", "per_class", "tasks", "epochs", "lr", "width", "steps", "memory_epochs", "gdumb_epochs")
+    train, test = pools
+    settings = {name: getattr(options, name) for name in names} | {"test_images": len(test)}
     about = {"library": "avalanche", "data": options.dataset, "method": method, "seed": seed, "images": options.buffer}
-    if path_of(options.output, about).is_file():
+    about["settings"] = settings
+    if is_done(options.output, about):
         return
     print(f"{method}, seed {seed}", flush=True)
     began = time.perf_counter()
-    train, test = pools
     scale = Normalization(*train.statistics())
     stream = benchmark_of(train, test, transforms_of(scale, train.shape[1]), options.tasks, seed)
     strategy = strategy_of(method, seed, options, train, scale)
@@ -145,9 +147,8 @@ def run(method: str, seed: int, options: argparse.Namespace, pools: tuple[ImageP
         matrix.append([of[f"Exp{other:03d}"] for other in range(number + 1)])
         seen.append(100 * next(value for key, value in found.items() if key.startswith("Top1_Acc_Stream")))
     lost = next(value for key, value in found.items() if key.startswith("StreamForgetting"))
-    settings = {name: getattr(options, name) for name in names} | {"test_images": len(test)}
     printed = {"seen": seen, "forgetting": 100 * lost}
-    save(options.output, {**about, "settings": settings}, matrix, printed, time.perf_counter() - began)
+    save(options.output, about, matrix, printed, time.perf_counter() - began)
 
 
 def prepare(options: argparse.Namespace) -> Callable[[str, int], None]:

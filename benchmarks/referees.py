@@ -14,6 +14,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.results import TIME_UP, markdown, read_rows, spread
 from tgdd_plugin import InputError
 from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.replay.metrics import Scores
 
@@ -105,6 +106,21 @@ def save(folder: Path, about: dict[str, Any], matrix: list[list[float]], printed
         "versions": installed_versions(),
     }
     write_whole(path_of(folder, about), json.dumps(content, indent=1) + "\n")
+
+
+def is_done(folder: Path, about: dict[str, Any]) -> bool:
+    """Whether a run's file is there.
+
+    Raises:
+        InputError: If it is of other settings.
+    """
+    path = path_of(folder, about)
+    if not path.is_file():
+        return False
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if other := first_difference({key: content.get(key) for key in about}, as_plain(about)):
+        raise InputError(f"'{path}' is of another run ({other}). Name another folder (--output), or delete it.")
+    return True
 
 
 def path_of(folder: Path, about: dict[str, Any]) -> Path:

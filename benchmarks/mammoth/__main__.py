@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.referees import add_options, path_of, run_all, save, table
+from benchmarks.referees import add_options, is_done, run_all, save, table
 from tgdd_plugin import InputError
 
 COMMIT = "ff35b09c9fd3c61746a0f57ccc0d1361e008c89c"
@@ -139,7 +139,8 @@ def run(runner: Any, method: str, seed: int, options: argparse.Namespace) -> Non
         for name in ("buffer", "per_class", "test_per_class", "epochs", "lr", "steps", "memory_epochs", "extra")
     }
     about = {"library": "mammoth", "data": options.dataset, "method": method, "seed": seed, "images": options.buffer}
-    if path_of(options.output, about).is_file():
+    about["settings"] = settings
+    if is_done(options.output, about):
         return
     base = (options.output / "work" / f"{options.dataset}-{method}-seed{seed}").resolve()
     sys.argv = ["main.py", *arguments_of(method, seed, options, base), *options.extra]
@@ -147,7 +148,7 @@ def run(runner: Any, method: str, seed: int, options: argparse.Namespace) -> Non
     runner.main()
     spent = time.perf_counter() - began
     (log,) = base.glob("results/class-il/*/*/logs.pyd")
-    save(options.output, {**about, "settings": settings}, *read_log(log.read_text()), spent)
+    save(options.output, about, *read_log(log.read_text()), spent)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

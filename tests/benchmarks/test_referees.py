@@ -15,6 +15,7 @@ import pytest
 from benchmarks import avalanche as avalanche_benchmark
 from benchmarks import referees
 from benchmarks.mammoth import __main__ as mammoth
+from tgdd_plugin import InputError
 from tgdd_plugin.replay.metrics import Scores
 
 MATRIX = [[0.9], [0.5, 0.8], [0.6, 0.85, 0.7]]
@@ -131,3 +132,13 @@ def test_the_table_has_means_over_seeds(tmp_path: Path) -> None:
     lines = referees.table(tmp_path).splitlines()
     assert lines[2] == "| mammoth | d | er | 66.7 ± 7.1 (2) | 70.6 ± 7.1 (2) | 12.5 ± 0.0 (2) | 20 | 3 |"
     assert referees.table(tmp_path / "none") == "no run is finished yet"
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    about = {"library": "avalanche", "data": "d", "method": "er", "seed": 0, "images": 100}
+    run = {**about, "settings": {"per_class": 200}}
+    assert not referees.is_done(tmp_path, run)
+    referees.save(tmp_path, run, MATRIX, {"seen": [90.0, 65.0, 215 / 3], "forgetting": 12.5}, 1.0)
+    assert referees.is_done(tmp_path, run)
+    with pytest.raises(InputError, match="is of another run .settings.per_class was 200 and is now 300.. Name another"):
+        referees.is_done(tmp_path, {**about, "settings": {"per_class": 300}})
