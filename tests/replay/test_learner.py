@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +18,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from composer import Callback
+from composer.loggers import InMemoryLogger
 from safetensors.torch import load_file
 from torch import nn
 
@@ -436,6 +439,26 @@ def test_a_tuning_that_was_broken_off_is_done_again(tmp_path: Path) -> None:
             run(tmp_path / "job", keep(), settings=settings)
     assert run(tmp_path / "job", keep(), settings=settings) == expected
     assert lasting(tmp_path / "job") == lasting(tmp_path / "done")
+
+
+def test_the_log_has_every_training_on_a_task_and_on_its_memory_once(tmp_path: Path) -> None:
+    """As a run without a stop writes it, also after one; the losses are those that Composer logs."""
+    settings, seen = replace(THREE, finetune_epochs=2), InMemoryLogger()
+    run(tmp_path / "whole", keep(), settings=settings, loggers=[seen])
+    rows = list(csv.DictReader((tmp_path / "whole/replay-log.csv").read_text().splitlines()))
+    # 20 images of a class in batches of 5; 2, 4 and 6 of the memory.
+    expected = [(task, images, steps) for task, few in (("1", 1), ("2", 1), ("3", 2)) for images, steps in
+                (("task", 8), ("memory", 2 * few))]  # fmt: skip
+    found = Counter((row["task"], row["images"]) for row in rows)
+    assert [(*key, count) for key, count in found.items()] == expected
+    logged = [float(loss) for _, loss in seen.data["loss/train/mean"]]
+    assert [float(row["loss"]) for row in rows] == pytest.approx(logged[-len(rows) :], rel=1e-5)
+    with training(lambda place: {"callbacks": [Crash(3)]} if place == "task1" else {}), pytest.raises(RuntimeError):
+        run(tmp_path / "stopped", keep(), settings=settings)
+    run(tmp_path / "stopped", keep(), settings=settings)
+    assert lasting(tmp_path / "stopped")["replay-log.csv"] == lasting(tmp_path / "whole")["replay-log.csv"]
+    run(tmp_path / "none", keep(), loggers={"csv": False})
+    assert not [*(tmp_path / "none").rglob("*-log.csv")]
 
 
 def test_a_finished_job_is_not_touched(whole: Path, tmp_path: Path) -> None:

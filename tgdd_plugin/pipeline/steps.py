@@ -229,14 +229,15 @@ def _replay(recipe: Recipe, data: Data) -> dict[str, Any]:
     settings = memory_settings(recipe.distill)
     settings = replace(settings, packed=settings.factor > 1)
     tasks, name = split_classes(real, test, recipe.replay), recipe.replay.policy
+    share, loggers = recipe.replay.real_share, recipe.loggers
     policy = replay_policy(
-        name, tasks, settings, Normalization(mean, std), recipe.device, real_share=recipe.replay.real_share
+        name, tasks, settings, Normalization(mean, std), recipe.device, real_share=share, loggers=loggers
     )
     job: dict[str, Any] = {"data": asdict(recipe.data), "network": asdict(network), "policy": name}
     if name in ("distilled", "hybrid"):
         job["distill"] = asdict(settings)
     if name == "hybrid":
-        job["real_share"] = recipe.replay.real_share
+        job["real_share"] = share
     scores = learn(
         tasks,
         lambda count: network_factory(network, real.shape, count)(),
@@ -251,6 +252,7 @@ def _replay(recipe: Recipe, data: Data) -> dict[str, Any]:
         job=job,
         seed=recipe.seed,
         device=recipe.device,
+        loggers=loggers,
     )
     write_whole(folder / "scores.md", scores.table() + "\n")
     print(f"\n{scores.table(text_table)}\n")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from composer.loggers import LoggerDestination
 from composer.utils import dist
 from torch import nn
 
@@ -24,6 +25,9 @@ from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.logs.destinations import TrainingLogs, as_log_settings
+from tgdd_plugin.logs.log_file import log_path
+from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.networks.classifiers import classifiers
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings
@@ -36,6 +40,7 @@ from tgdd_plugin.replay.policies import Policy, TaskResult
 from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.task_folders import FINETUNED, MEMORY, NETWORK, open_scores
 from tgdd_plugin.replay.tasks import Task, check_tasks
+from tgdd_plugin.training.fitting import LOGGED
 from tgdd_plugin.training.train import accuracy, train_network
 
 
@@ -55,6 +60,7 @@ def learn(
     seed: int = 0,
     device: Device | None = None,
     progress_bar: bool = True,
+    loggers: Sequence[LoggerDestination] | LoggerSettings | Mapping[str, Any] = (),
 ) -> Scores:
     """Learns tasks one after another; the same call goes on where it stopped.
 
@@ -65,7 +71,8 @@ def learn(
         tasks: The tasks, such as :func:`split_classes` makes them.
         build: A function from a number of classes to a fresh network with as many outputs. For each task one is built
             for all classes so far, and takes over the weights of the one before.
-        folder: The folder of the job; it gets ``scores.json`` and, for each task, a folder with its network and memory.
+        folder: The folder of the job; it gets ``scores.json``, ``replay-log.csv`` and, for each task, a folder with its
+            network and memory.
         select_exemplars: The policy: a function from a :class:`TaskResult` to what is added to the memory after the
             task, such as :func:`tgdd_plugin.replay.policies.distilled`. It returns an :class:`ImagePool`, whose classes
             are known by their names, or another source with labels 0, 1, ... for ``task.new``; ``None`` for nothing;
@@ -81,6 +88,8 @@ def learn(
         seed: The seed of the weights, the order of the images and the augmentation. Default: ``0``.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         progress_bar: Whether to show the progress of each training. Default: ``True``.
+        loggers: Composer loggers beside the log of the trainings, or :class:`LoggerSettings`, also as a mapping, which
+            say what logs are kept. None changes a score, and one that fails is left out with a warning.
 
     Returns:
         The accuracy on each task after each task.
@@ -97,8 +106,10 @@ def learn(
     check_growth(build, tasks[0].train.shape, [task.train.num_classes for task in tasks])
     memory = ReplayMemory(tasks[-1].train.classes, images_per_class=images_per_class, mean=mean, std=std, device=on)
     folder = Path(folder)
+    log_settings, own_loggers = as_log_settings(loggers)
+    logs = TrainingLogs(log_settings, folder.resolve().name, log_path(folder / "replay"), LOGGED, own_loggers)
     learner = _Learner(
-        tasks, build, folder, select_exemplars, training, settings, normalization, head, seed, device, progress_bar
+        tasks, build, folder, select_exemplars, training, settings, normalization, head, seed, device, progress_bar, logs
     )
     dist.initialize_dist(device)
     with locked_on_rank_0(check_writable(folder / "scores.json")):
@@ -136,6 +147,7 @@ class _Learner:
     seed: int
     device: Device | None
     progress_bar: bool
+    logs: TrainingLogs
 
     def about(self, images_per_class: int, job: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what the scores depend on, as plain values; ``job`` has what the caller of :func:`learn` adds."""
@@ -184,6 +196,7 @@ class _Learner:
             title=self._title(number),
             # Before the augmentation, which is then that of old and new images alike.
             replay=DistilledReplay(memory, settings.ratio, weight=settings.weight, augmentation="none", seed=self.seed),
+            logs=self._logs(number, "task"),
             callbacks=[self._recorder(number)],
             run_name="training",
         )
@@ -219,6 +232,7 @@ class _Learner:
             seed=self.seed,
             device=self.device,
             title=self._title(number, ", memory"),
+            logs=self._logs(number, "memory"),
         )
         save_network(network, self._place(number) / FINETUNED)
         return network
@@ -236,6 +250,9 @@ class _Learner:
 
     def _title(self, number: int, what: str = "") -> str | None:
         return f"task {number + 1}/{len(self.tasks)}{what}" if self.progress_bar else None
+
+    def _logs(self, number: int, images: str) -> list[LoggerDestination]:
+        return self.logs.of(f"task{number + 1} {images}", {"task": number + 1, "images": images})
 
     def _loader(self, images: torch.Tensor, labels: torch.Tensor) -> DeviceLoader:
         size, on = self.training.batch_size, torch_device(self.device)

@@ -63,6 +63,7 @@ def replay_policy(
     device: Device | None = None,
     *,
     real_share: float = 0.5,
+    loggers: Any = (),
 ) -> Policy:
     """Makes the policy that ``replay.policy`` names.
 
@@ -73,6 +74,7 @@ def replay_policy(
         normalization: What the network's inputs are normalized with.
         device: ``'cpu'`` or ``'gpu'``, for distilling. Default: a GPU if there is one.
         real_share: The share of real images of the policy ``'hybrid'``. Default: ``0.5``.
+        loggers: What logs are kept of each distillation, as in :func:`tgdd_plugin.distill`.
 
     Raises:
         InputError: If a class has fewer images than are to be kept, a task fewer than a step of distilling draws, or
@@ -92,9 +94,9 @@ def replay_policy(
         case "reservoir":
             return reservoir(tasks, count * tasks[-1].train.num_classes, normalization)
         case "distilled":
-            return distilled(settings, device=device)
+            return distilled(settings, device=device, loggers=loggers)
         case "hybrid":
-            return hybrid(settings, real_share, normalization, device=device)
+            return hybrid(settings, real_share, normalization, device=device, loggers=loggers)
 
 
 def memory_settings(settings: DistillSettings) -> SizedSettings:
