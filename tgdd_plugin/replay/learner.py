@@ -108,9 +108,8 @@ def learn(
     folder = Path(folder)
     log_settings, own_loggers = as_log_settings(loggers)
     logs = TrainingLogs(log_settings, folder.resolve().name, log_path(folder / "replay"), LOGGED, own_loggers)
-    learner = _Learner(
-        tasks, build, folder, select_exemplars, training, settings, normalization, head, seed, device, progress_bar, logs
-    )
+    how = (training, settings, normalization, head, seed, device, progress_bar, logs)
+    learner = _Learner(tasks, build, folder, select_exemplars, *how)
     dist.initialize_dist(device)
     with locked_on_rank_0(check_writable(folder / "scores.json")):
         for place in folder.glob("task*"):
