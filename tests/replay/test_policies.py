@@ -298,6 +298,23 @@ def test_each_kind_has_its_share(tmp_path: Path, factor: int) -> None:
     assert memory.labels[real].bincount().tolist() == [3, 3, 3]
 
 
+def test_the_real_images_are_others_than_those_that_the_distilled_ones_start_from(tmp_path: Path) -> None:
+    """Of a rate of 0 the distilled images are those of the start; together the two kinds are what herding selects."""
+    pools = patterned(1, per_class=24).split(1 / 3, torch.Generator().manual_seed(0))
+    (task,) = split_classes(*pools, ReplaySettings(tasks=1))
+    settings = DistillSettings(
+        images_per_class=4, factor=1, steps=1, real_per_class=4, start="herding", learning_rate=0.0
+    )
+    normalization = Normalization([0.4], [0.3])
+    training = RecordSettings(epochs=1, batch_size=16, cutmix=0.0, augmentation="crop")
+    how: dict[str, Any] = {"mean": [0.4], "std": [0.3], "device": "cpu", "progress_bar": False}
+    learn([task], build, tmp_path, replay_policy("hybrid", [task], settings, normalization, "cpu"), 4, training, **how)
+    network = build(3)
+    network.load_state_dict(load_file(tmp_path / "task0" / "network.safetensors"))
+    memory = ReplayMemory.load(tmp_path / "task0" / "memory.beton")
+    assert content(memory) == herded(task, network, normalization, 4, functools.partial(own, task.train))
+
+
 def test_a_policy_that_is_not_known(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     error = refused(capfd, "replay.policy=icarl")
     assert "`replay.policy` must be" in error and "got 'icarl'" in error and all(name in error for name in NAMES)

@@ -189,8 +189,9 @@ def hybrid(settings: DistillSettings, real_share: float, normalization: Normaliz
     """Keeps real and distilled images of each new class, ``images_per_class`` in all.
 
     Memories of both kinds won over those of either in the comparison of arXiv 2410.15372. The real images are those
-    that herding selects by the features of the network just trained; with a factor, each stored one holds f² of them,
-    shrunk. Where the source is the trajectory alone they are selected among its exemplars.
+    that herding selects by the features of the network just trained, after those that the distilled ones start from
+    where that is herding, too; with a factor, each stored one holds f² of them, shrunk. Where the source is the
+    trajectory alone they are selected among its exemplars.
 
     Args:
         settings: How the distilled images are distilled.
@@ -205,6 +206,7 @@ def hybrid(settings: DistillSettings, real_share: float, normalization: Normaliz
     sized = memory_settings(settings)
     count = sized.images_per_class
     real = real_images(count, real_share)
+    started = count - real if sized.start == "herding" else 0  # or each distilled image would have its like beside it
     distil = distilled(replace(sized, images_per_class=count - real), **options)
 
     def select_exemplars(result: TaskResult) -> SourceLike:
@@ -218,9 +220,11 @@ def hybrid(settings: DistillSettings, real_share: float, normalization: Normaliz
         ids = [pool.classes.index(name) for name in result.task.new]
         shape = (len(ids), real, *pool.shape)
         generator = torch.Generator().manual_seed(result.seed)
-        chosen = herding_subset(
-            result.network, pool, ids, real * sized.factor**2, generator, normalization=normalization
+        parts = sized.factor**2
+        typical = herding_subset(
+            result.network, pool, ids, (started + real) * parts, generator, normalization=normalization
         )
+        chosen = typical.subset(torch.cat([(typical.labels == label).nonzero()[-real * parts :, 0] for label in ids]))
         kept = SyntheticImages(start_pixels("mix", shape, sized.factor, chosen, generator, ids), sized.factor)
         images, labels = kept.to_uint8(packed=sized.packed)
         stored, stored_labels, card = read_stored(file.path)
