@@ -293,6 +293,21 @@ def taught(images, folder):
     return total
 
 
+def test_a_set_of_some_classes_alone_has_no_rows_of_networks_that_know_more(tmp_path, trajectory):
+    def two(images):
+        few = (images.labels < 2).nonzero()[:, 0]
+        return ImagePool(images.take(few), images.labels[few], images.classes[:2])
+
+    compact = two(pool(K * IPC, 3))
+    network = {"factory": "tgdd_plugin.networks:convnet", "arguments": {**ARGUMENTS, "num_classes": K}}
+    card = Card(compact.classes, 0, IPC, [], MEAN, STD, network=network, method={**METHOD, "factor": 1})
+    file = write_beton(tmp_path / "set.beton", compact.images, compact.labels, card)
+    settings = EvaluateSettings(baselines=["random", "confidence"], networks=[], worth=False)
+    with pytest.warns(UserWarning, match="tell more classes apart than the set has: no soft labels, and no row"):
+        rows = run(file, two(TEST), two(REAL), settings, trajectory=trajectory)
+    assert [row.name for row in rows] == ["distilled", "random", "full data, equal passes", "full data"]
+
+
 def test_the_networks_that_choose_are_those_of_the_full_data(done):
     """Saved as they were trained: they have the accuracies of that row."""
     folder, rows = done

@@ -92,6 +92,7 @@ class CompactSet:
         pool: ImagePool,
         others: Sequence[Callable[[], nn.Module]] = (),
         device: Device | None = None,
+        progress_bar: bool = False,
     ) -> torch.Tensor:
         """Returns how sure the trajectory's networks were of images at each stage, ``(N, S)``.
 
@@ -100,9 +101,10 @@ class CompactSet:
             pool: N images and their labels.
             others: As for :meth:`softened`.
             device: ``'cpu'`` or ``'gpu'``; ``None`` for a GPU if there is one.
+            progress_bar: Whether to show a progress bar over the stages. Default: ``False``.
         """
         networks, on = self._recorded(trajectory, others), torch_device(device)
-        return predict_confidences(trajectory, networks, pool, self.card.normalization, on)
+        return predict_confidences(trajectory, networks, pool, self.card.normalization, on, progress_bar)
 
     def _recorded(self, trajectory: Trajectory, others: Sequence[Callable[[], nn.Module]]) -> list[nn.Module]:
         """The networks of a trajectory, the set's own among them; the global random stream stays."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -169,11 +170,17 @@ def evaluate(
     training = as_settings(RetrainSettings, training).made_for(compact.card.method.get("budget"), compact.card.images)
     test, real = fitting_pool(test, "test", file, compact.card), fitting_pool(real, "real", file, compact.card)
     trajectory = Trajectory.open(Path(trajectory)) if isinstance(trajectory, str | os.PathLike) else trajectory
+    if trajectory is not None and set(compact.card.classes) < set(trajectory.run.class_names):
+        text = "the recorded networks tell more classes apart than the set has: no soft labels, and no row 'confidence'"
+        warnings.warn(text, stacklevel=2)
+        trajectory = None
     softened = confidences = None
     if trajectory is not None and settings.soft_labels:
         softened = functools.partial(compact.softened, trajectory, others=others, device=device)
     if trajectory is not None and CONFIDENCE in settings.baselines:
-        confidences = functools.partial(compact.confidences, trajectory, others=others, device=device)
+        confidences = functools.partial(
+            compact.confidences, trajectory, others=others, device=device, progress_bar=progress_bar
+        )
     teacher = trajectory if softened or confidences else None
     scorer = _scorer(compact, test, training, seed, device, progress_bar, trainer_options)
     scorer = replace(scorer, logs=_logs(loggers, results, file))

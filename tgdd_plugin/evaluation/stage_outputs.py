@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import are_finite
@@ -78,6 +79,7 @@ def predict_confidences(
     pool: ImagePool,
     normalization: Normalization,
     device: torch.device,
+    progress_bar: bool = False,
 ) -> torch.Tensor:
     """Predicts how sure the recorded networks were of the class of each image as their training went on.
 
@@ -87,6 +89,7 @@ def predict_confidences(
         pool: N images and their labels.
         normalization: What the images are normalized with.
         device: Where the networks are called.
+        progress_bar: Whether to show a progress bar over the stages on a terminal. Default: ``False``.
 
     Returns:
         The probability of each image's own class after each of the S stages of all runs whose weights are finite,
@@ -97,8 +100,8 @@ def predict_confidences(
     """
     outputs, own = StageOutputs(trajectory, networks, normalization, device), pool.labels.cpu()[:, None]
     found = [torch.empty(len(pool), 0)]
-    for folder, run in trajectory.runs.items():
-        for stage in run.stages:
-            if stage.finite and are_finite(weights := trajectory.load(folder, stage)):
-                found.append(outputs(folder, stage, weights, pool).gather(1, own))
+    stages = [(folder, stage) for folder, run in trajectory.runs.items() for stage in run.stages if stage.finite]
+    for folder, stage in tqdm(stages, "confidences", leave=False, disable=None if progress_bar else True):
+        if are_finite(weights := trajectory.load(folder, stage)):
+            found.append(outputs(folder, stage, weights, pool).gather(1, own))
     return torch.cat(found, 1)
