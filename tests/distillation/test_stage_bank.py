@@ -26,6 +26,7 @@ def bank_of(*sizes: int) -> tuple[StageBank, list[nn.Module]]:
     trajectory = SimpleNamespace(
         runs=runs,
         architectures=dict.fromkeys(runs, 0),
+        finite_stages=[(folder, stage) for folder, run in runs.items() for stage in run.stages],
         load=lambda folder, stage: networks[int(stage.file)].half().state_dict(),
     )
 

@@ -25,7 +25,6 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.evaluation import distribution_matching, scorer
-from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.comparison import evaluate
 from tgdd_plugin.evaluation.metrics import hard_label_recovery, improvement_over_random, worth_in_random_images
 from tgdd_plugin.evaluation.scorer import EQUAL_PASSES, Row
@@ -332,10 +331,10 @@ def test_baselines_networks_and_soft_labels_are_left_out_as_said(tmp_path, train
     rated = run(file, settings=both, trajectory=trajectory, results=tmp_path / "rated.json")
     assert [row.name for row in rated][-2:] == ["k-center", "confidence"]
     assert "confidence" not in [row.name for row in run(file, settings=both, results=tmp_path / "unrated.json")]
-    with pytest.MonkeyPatch.context() as patch:  # of one stage, nothing varies
-        patch.setattr(CompactSet, "confidences", lambda self, trajectory, pool, **_: torch.ones(len(pool), 1))
-        rows = run(file, settings=both, trajectory=trajectory, results=tmp_path / "one.json")
-        assert "confidence" not in [row.name for row in rows]
+    one = Trajectory.open(next(iter(trajectory.runs)))
+    del one.run.stages[1:]  # nothing varies
+    rows = run(file, settings=both, trajectory=one, results=tmp_path / "one.json")
+    assert "confidence" not in [row.name for row in rows]
     torch.manual_seed(6)
     stream = torch.get_rng_state()
     for soft in (False, True):

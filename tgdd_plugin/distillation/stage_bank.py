@@ -101,7 +101,7 @@ class StageBank:
     ) -> list[tuple[Path, Stage]]:
         """Fills ``stacked`` with the stages that are finite, and returns those."""
         numbers = trajectory.architectures
-        noted = [(folder, stage) for folder, run in trajectory.runs.items() for stage in run.stages if stage.finite]
+        noted = trajectory.finite_stages
         room = Counter(numbers[folder] for folder, _ in noted)
         self.stacked = [
             {

@@ -42,7 +42,7 @@ class Baselines:
         folder: Keeps what takes long to make. It is made when something is kept.
         device: ``'cpu'`` or ``'gpu'``; ``None`` for a GPU if there is one.
         progress_bar: Whether distribution matching shows one.
-        confidences: Computes the confidences ``(N, S)`` of images; ``None`` where no trajectory is at hand.
+        confidences: Computes the confidences ``(N, S)`` of images; ``None`` where no two stages are at hand.
     """
 
     def __init__(

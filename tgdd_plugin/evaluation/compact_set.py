@@ -11,12 +11,9 @@ from torch import nn
 
 from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.format import read_beton
-from tgdd_plugin.core.device import Device, torch_device
-from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.distillation.compatibility import bare_networks
 from tgdd_plugin.evaluation.scorer import Images
 from tgdd_plugin.evaluation.soft_labels import predict_soft_labels
-from tgdd_plugin.evaluation.stage_outputs import predict_confidences
 from tgdd_plugin.networks.classifiers import classifiers
 from tgdd_plugin.networks.factory import build_recorded
 from tgdd_plugin.training.train import check_network
@@ -67,47 +64,26 @@ class CompactSet:
         with torch.random.fork_rng():
             return self.build()
 
+    def recorded(self, trajectory: Trajectory, others: Sequence[Callable[[], nn.Module]] = ()) -> list[nn.Module]:
+        """Returns the networks of a trajectory, the set's own among them; the global random stream stays as it was.
+
+        Args:
+            trajectory: The trajectory.
+            others: Functions that build its other networks, if it has several.
+        """
+        channels, height, width = self.card.shape
+        with torch.random.fork_rng():
+            return bare_networks([self.build, *others], trajectory, (channels, height, width))
+
     def softened(
-        self,
-        trajectory: Trajectory,
-        images: Images,
-        others: Sequence[Callable[[], nn.Module]] = (),
-        device: Device | None = None,
+        self, trajectory: Trajectory, networks: Sequence[nn.Module], device: torch.device, images: Images
     ) -> Images:
         """Returns images with the trajectory's soft labels.
 
         Args:
             trajectory: The trajectory whose last stages label the images.
+            networks: Its networks, see :meth:`recorded`.
+            device: Where they are called.
             images: The images; their labels do not matter.
-            others: Functions that build the trajectory's other networks, if it has several.
-            device: ``'cpu'`` or ``'gpu'``; ``None`` for a GPU if there is one.
         """
-        pixels = images[0].to(torch_device(device))
-        networks = self._recorded(trajectory, others)
-        return images[0], predict_soft_labels(trajectory, networks, pixels, self.card.normalization)
-
-    def confidences(
-        self,
-        trajectory: Trajectory,
-        pool: ImagePool,
-        others: Sequence[Callable[[], nn.Module]] = (),
-        device: Device | None = None,
-        progress_bar: bool = False,
-    ) -> torch.Tensor:
-        """Returns how sure the trajectory's networks were of images at each stage, ``(N, S)``.
-
-        Args:
-            trajectory: The trajectory.
-            pool: N images and their labels.
-            others: As for :meth:`softened`.
-            device: ``'cpu'`` or ``'gpu'``; ``None`` for a GPU if there is one.
-            progress_bar: Whether to show a progress bar over the stages. Default: ``False``.
-        """
-        networks, on = self._recorded(trajectory, others), torch_device(device)
-        return predict_confidences(trajectory, networks, pool, self.card.normalization, on, progress_bar)
-
-    def _recorded(self, trajectory: Trajectory, others: Sequence[Callable[[], nn.Module]]) -> list[nn.Module]:
-        """The networks of a trajectory, the set's own among them; the global random stream stays."""
-        channels, height, width = self.card.shape
-        with torch.random.fork_rng():
-            return bare_networks([self.build, *others], trajectory, (channels, height, width))
+        return images[0], predict_soft_labels(trajectory, networks, images[0].to(device), self.card.normalization)

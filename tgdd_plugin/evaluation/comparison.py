@@ -21,7 +21,7 @@ from torch import nn
 
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.core.atomic_files import check_writable, sweep, write_whole
-from tgdd_plugin.core.device import Device
+from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.settings import as_settings
@@ -33,6 +33,7 @@ from tgdd_plugin.evaluation.row_jobs import RowJob, plan_rows
 from tgdd_plugin.evaluation.scorer import FULL_DATA, Key, Row, Scorer
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
 from tgdd_plugin.evaluation.soft_labels import find_teachers
+from tgdd_plugin.evaluation.stage_outputs import predict_confidences
 from tgdd_plugin.evaluation.tables import evaluate_table
 from tgdd_plugin.logs.destinations import TrainingLogs, as_log_settings
 from tgdd_plugin.logs.log_file import log_path
@@ -170,18 +171,19 @@ def evaluate(
     training = as_settings(RetrainSettings, training).made_for(compact.card.method.get("budget"), compact.card.images)
     test, real = fitting_pool(test, "test", file, compact.card), fitting_pool(real, "real", file, compact.card)
     trajectory = Trajectory.open(Path(trajectory)) if isinstance(trajectory, str | os.PathLike) else trajectory
-    if trajectory is not None and set(compact.card.classes) < set(trajectory.run.class_names):
+    teacher = trajectory if settings.soft_labels or CONFIDENCE in settings.baselines else None
+    if teacher is not None and set(compact.card.classes) < set(teacher.run.class_names):
         text = "the recorded networks tell more classes apart than the set has: no soft labels, and no row 'confidence'"
         warnings.warn(text, stacklevel=2)
-        trajectory = None
+        teacher = None
     softened = confidences = None
-    if trajectory is not None and settings.soft_labels:
-        softened = functools.partial(compact.softened, trajectory, others=others, device=device)
-    if trajectory is not None and CONFIDENCE in settings.baselines:
-        confidences = functools.partial(
-            compact.confidences, trajectory, others=others, device=device, progress_bar=progress_bar
-        )
-    teacher = trajectory if softened or confidences else None
+    if teacher is not None:
+        networks, on = compact.recorded(teacher, others), torch_device(device)
+        softened = functools.partial(compact.softened, teacher, networks, on)
+        softened((compact.images[0][:1], compact.images[1][:1]))  # networks that do not fit are found out here
+        if CONFIDENCE in settings.baselines and len(teacher.finite_stages) > 1:
+            how: dict[str, Any] = {"normalization": compact.card.normalization, "device": on}
+            confidences = functools.partial(predict_confidences, teacher, networks, **how, progress_bar=progress_bar)
     scorer = _scorer(compact, test, training, seed, device, progress_bar, trainer_options)
     scorer = replace(scorer, logs=_logs(loggers, results, file))
     about = describe_comparison(file, compact, scorer, real, replace(training, at_once=None))  # it changes no result
@@ -191,7 +193,7 @@ def evaluate(
     if settings.learning_rates:
         real, held_out = real.split(0.1, torch.Generator().manual_seed(1))
     baselines = Baselines(compact, real, results.with_suffix(""), device, progress_bar, confidences)
-    jobs = plan_rows(compact, baselines, settings, training, softened, seed)
+    jobs = plan_rows(compact, baselines, settings, training, softened if settings.soft_labels else None, seed)
     dist.initialize_dist(device)
     with locked_on_rank_0(check_writable(results)):
         sweep(results.with_suffix(""))

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError
@@ -105,9 +104,7 @@ def _baselines(
                 )
             jobs.append(_own_network(compact, selection, functools.partial(baselines.selected, selection), training))
     if CONFIDENCE in settings.baselines and baselines.confidences is not None:
-        one = baselines.confidences(baselines.real.subset(torch.tensor([0])))  # networks that do not fit are found out
-        if one.shape[1] > 1:
-            jobs.append(_own_network(compact, CONFIDENCE, baselines.varied, training))
+        jobs.append(_own_network(compact, CONFIDENCE, baselines.varied, training))
     if "distribution matching" in settings.baselines:
         baselines.matching()
         jobs.append(_own_network(compact, "distribution matching", baselines.matched, training))
@@ -122,7 +119,6 @@ def _soft_labels(
     softened: Callable[[Images], Images],
 ) -> list[RowJob]:
     """The jobs of the set's own network with soft labels."""
-    softened((compact.images[0][:1], compact.images[1][:1]))  # networks that do not fit are found out here
     jobs = [_own_network(compact, "distilled", lambda seed: softened(compact.images), training, "soft")]
     if baselines is not None and "random" in settings.baselines:
         drawn = functools.partial(baselines.random, compact.card.images_per_class)

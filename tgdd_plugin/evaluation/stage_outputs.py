@@ -100,8 +100,9 @@ def predict_confidences(
     """
     outputs, own = StageOutputs(trajectory, networks, normalization, device), pool.labels.cpu()[:, None]
     found = [torch.empty(len(pool), 0)]
-    stages = [(folder, stage) for folder, run in trajectory.runs.items() for stage in run.stages if stage.finite]
-    for folder, stage in tqdm(stages, "confidences", leave=False, disable=None if progress_bar else True):
+    for folder, stage in tqdm(
+        trajectory.finite_stages, "confidences", leave=False, disable=None if progress_bar else True
+    ):
         if are_finite(weights := trajectory.load(folder, stage)):
             found.append(outputs(folder, stage, weights, pool).gather(1, own))
     return torch.cat(found, 1)

@@ -190,8 +190,9 @@ def hybrid(settings: DistillSettings, real_share: float, normalization: Normaliz
 
     Memories of both kinds won over those of either in the comparison of arXiv 2410.15372. The real images are those
     that herding selects by the features of the network just trained, after those that the distilled ones start from
-    where that is herding, too; with a factor, each stored one holds f² of them, shrunk. Where the source is the
-    trajectory alone they are selected among its exemplars.
+    where that is herding, too (of a class of more than a thousand images, either looks at a thousand of its own); with
+    a factor, each stored one holds f² of them, shrunk. Where the source is the trajectory alone they are selected among
+    its exemplars.
 
     Args:
         settings: How the distilled images are distilled.

@@ -103,6 +103,11 @@ class Trajectory:
         """The SHA-256 of every stage, run after run."""
         return [stage.sha256 for run in self.runs.values() for stage in run.stages]
 
+    @property
+    def finite_stages(self) -> list[tuple[Path, Stage]]:
+        """Every stage that is not noted to have weights that are not finite, with the folder of its run."""
+        return [(folder, stage) for folder, run in self.runs.items() for stage in run.stages if stage.finite]
+
     def __repr__(self) -> str:
         networks = ", ".join(
             shown(run.network.get("factory") or run.network["class"]) for run in self.representative_runs.values()
