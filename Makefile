@@ -30,7 +30,7 @@ test: setup lint
 	$(PYTEST)
 
 numerical: setup
-	$(PYTEST) -m numerical
+	$(PYTEST) -m "numerical and not once"
 
 lint: setup
 	$(BIN)/ruff check

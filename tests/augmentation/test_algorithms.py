@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from composer import Callback, Trainer
+from composer.algorithms import SAM
 from composer.models import ComposerClassifier
 from scipy import stats
 from torch import nn
@@ -131,6 +132,15 @@ def test_microbatches_of_a_batch_have_draws_of_their_own():
     model = fit([SiameseAugmentation("color")], batch_size=8, device_train_microbatch_size=2)
     shifts = torch.stack([c.mean() / w.mean() for c, w in zip(model.trained, plain(2), strict=True)])
     assert len(shifts.unique()) == 12
+
+
+def test_each_pass_over_a_batch_has_the_same_draws():
+    """Under SAM, which takes a step's gradient twice."""
+    algorithms = [SAM(rho=0.05, interval=1), SiameseAugmentation("color"), RandomCutMix(1.0)]
+    model = fit(algorithms)
+    assert len(model.trained) == 6
+    for first, second in zip(model.trained[::2], model.trained[1::2], strict=True):
+        assert torch.equal(first, second)
 
 
 def test_draws_follow_from_the_seed():

@@ -348,6 +348,8 @@ MALFORMED = {
     "complex labels": ([PIXELS, torch.eye(K)[LABELS] * 1j], "labels .* got torch.complex64"),
     "labels that are not finite": ([PIXELS, torch.eye(K)[LABELS] / 0], "labels of .* must be finite"),
     "negative": ([PIXELS, LABELS - 1], "got -1 to 10"),
+    "huge, of another type": ([PIXELS, (LABELS + 60_000).to(torch.uint16)], "must be in 0..35, got 6000"),
+    "bits": ([PIXELS, LABELS > 4], "labels .* got torch.bool"),
     "huge": ([PIXELS, LABELS + 10**12], "must be in 0..35, got 1000000000000 to"),
     "unequal classes": ([PIXELS, (LABELS - 1).clamp(min=0)], "equally many images, .*3 of class 1 and 6 of class 0"),
     "a class left out": ([PIXELS, LABELS + (LABELS > 4)], "got 0 of class 5"),

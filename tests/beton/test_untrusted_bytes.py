@@ -19,6 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
+from tgdd_plugin.beton import ffcv_tables
 from tgdd_plugin.beton.card import MEMORY, Card, card_path
 from tgdd_plugin.beton.format import read_beton, write_beton
 from tgdd_plugin.beton.pt_reader import read_pair
@@ -205,6 +206,37 @@ def test_a_header_that_says_more_than_the_file_holds(tmp_path: Path, offset: int
     struct.pack_into(form, content, offset, value)
     path.write_bytes(content)
     with pytest.raises(InputError, match="its header says more than it holds"):
+        read_beton(path)
+
+
+def test_an_image_that_is_said_to_hold_very_many(tmp_path: Path) -> None:
+    """Packed: 4 images of 64 x 64 pixels, whose card says that each is one of 64 x 64 parts."""
+    card = Card(["a"], 0, 4, [], [0.5] * 3, [0.5] * 3, factor=2, packed=True)
+    images = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
+    path = write_beton(tmp_path / "x.beton", images, torch.zeros(4, dtype=torch.int64), card)
+    assert len(read_beton(path)[0]) == 16
+    content = yaml.safe_load(card_path(path).read_text())
+    card_path(path).write_text(yaml.safe_dump({**content, "factor": 64, "images": 4 * 64**2}))
+    with pytest.raises(InputError, match="49152 bytes cannot hold 16384 images of 64x64"):
+        read_beton(path)
+
+
+def test_samples_that_all_name_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ffcv.reader import Reader
+
+    path = made(tmp_path)
+    card_path(path).unlink()
+    reader = Reader(str(path))
+    content = bytearray(path.read_bytes())
+    start = content.index(reader.metadata.tobytes())
+    metadata = reader.metadata.copy()
+    metadata["f0"]["data_ptr"] = metadata["f0"]["data_ptr"][0]
+    monkeypatch.setattr(ffcv_tables, "MOST_EXPANSION", 3)
+    monkeypatch.setattr(ffcv_tables, "ALWAYS", 0)
+    assert len(read_beton(path)[0]) == 4
+    content[start : start + metadata.nbytes] = metadata.tobytes()
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="192 bytes cannot hold 4 images of 8x8"):
         read_beton(path)
 
 

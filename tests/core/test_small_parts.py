@@ -13,7 +13,7 @@ from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import brief
 from tgdd_plugin.core.import_string import import_function
-from tgdd_plugin.core.seeding import keyed_generator
+from tgdd_plugin.core.seeding import forked_streams, keyed_generator
 from tgdd_plugin.core.versions import installed_versions
 
 
@@ -22,6 +22,18 @@ def test_the_first_difference_is_named_by_its_key() -> None:
     assert first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == "a.c was 2 and is now 3"
     assert first_difference({"a": 1}, {"a": 1, "b": 2}) == "b was None and is now 2"
     assert first_difference({"a": 1}, {}, "x") == "x.a was 1 and is now None"
+
+
+def test_the_random_streams_of_several_gpus_are_kept_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings are errors here, and torch's own fork_rng() warns where it sees more than one."""
+    kept: dict[int, str] = {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: f"state {device}")
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: kept.update({device: state}))
+    before = torch.get_rng_state()
+    with forked_streams():
+        torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), before) and kept == {0: "state 0", 1: "state 1"}
 
 
 def test_generators_depend_on_their_key_alone() -> None:

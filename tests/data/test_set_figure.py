@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +84,14 @@ def test_the_same_images_give_the_same_bytes_and_are_known_again(tmp_path: Path)
         assert draw_set(tmp_path / f"again-{name}", images, labels, NAMES[:2]).read_bytes() == first
     assert is_drawing_of(tmp_path / "a.png", images) and not is_drawing_of(tmp_path / "a.png", 255 - images)
     assert not is_drawing_of(tmp_path / "missing.png", images) and not is_drawing_of(Path(__file__), images)
+
+
+def test_what_is_no_such_drawing_is_none(tmp_path: Path) -> None:
+    """A PNG that says it is of 3.6 billion pixels, a damaged one, and a named pipe, which has no end."""
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    (tmp_path / "damaged.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk[:-2])
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("bomb", "damaged", "pipe"):
+        assert not is_drawing_of(tmp_path / f"{name}.png", pictures(4))

@@ -1,14 +1,18 @@
 """Rates of the network's own: what 'auto' finds, and that it makes up for the size of a network's features."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.patterned import SETTINGS, Crash, run, tiny
 from tgdd_plugin import DistillSettings, ImagePool, InputError, read_card
 from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.calibration import BALANCE, MOVE
@@ -66,6 +70,27 @@ def test_the_rates_follow_from_the_gradients_of_the_first_steps(trajectory, pool
     assert calibrated["learning_rate"] * moved == pytest.approx(MOVE, rel=1e-4)
     path = run(trajectory, pool, tmp_path / "b.beton", replace(AUTO, classes_per_chunk=2, schedule="linear", steps=1))
     assert read_card(path).method["calibrated"]["learning_rate"] == pytest.approx(5 * calibrated["learning_rate"])
+
+
+def test_without_the_constraint_the_matching_alone_counts(trajectory, pool, tmp_path):
+    """As in plain distribution matching on fresh networks: a head of zeros, as a fresh ViT's, passes no gradient on."""
+    both = run(trajectory, pool, tmp_path / "a.beton", replace(AUTO, alpha=0.0, steps=1))
+    zeroed = shutil.copytree(trajectory.folder, tmp_path / "t")
+    for path in zeroed.glob("*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        for stage in manifest["stages"]:
+            file = path.parent / stage["file"]
+            tensors = load_file(file)
+            for name in [name for name in tensors if "classifier" in name]:
+                tensors[name].zero_()
+            save_file(tensors, file)
+            stage["sha256"] = sha256(file)
+        path.write_text(json.dumps(manifest))
+    none = run(zeroed, pool, tmp_path / "b.beton", replace(AUTO, alpha=0.0, steps=1))
+    rates = [read_card(path).method["calibrated"] for path in (both, none)]
+    assert rates[0]["learning_rate"] == pytest.approx(rates[1]["learning_rate"]) and rates[0]["alpha"] == 0
+    with pytest.raises(InputError, match="`learning_rate` and `alpha` must be numbers where .* 0 .constraint."):
+        run(zeroed, pool, tmp_path / "c.beton", AUTO)
 
 
 def test_the_size_of_the_features_is_of_no_matter(pool, tmp_path):

@@ -170,6 +170,33 @@ def test_the_form_may_change_while_a_job_is_stopped(trajectory, pool, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a-log.csv", "a.beton", "a.beton.yaml"]
 
 
+def test_fewer_classes_at_a_time_are_the_same_job(trajectory, pool, tmp_path):
+    """As memory that ran out asks for: what was done stays done."""
+    few = replace(SETTINGS, classes_per_chunk=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectory, pool, tmp_path / "a.beton", callbacks=[Crash(8)], checkpoint_interval="5ba")
+    steps = Steps()
+    path = run(trajectory, pool, tmp_path / "a.beton", few, callbacks=[steps])
+    assert steps.seen == list(range(6, 13))
+    assert is_distilled(path, trajectory, pool, few) and is_distilled(path, trajectory, pool, SETTINGS)
+    before = path.read_bytes()
+    assert run(trajectory, pool, path, callbacks=[Crash(1)]).read_bytes() == before
+
+
+def test_gradients_that_are_not_finite_are_counted_over_a_crash(trajectory, pool, tmp_path):
+    """Finite up to the checkpoint and not after it: it ends as an uninterrupted run does, with a file and a warning."""
+
+    class Broken(Callback):
+        def after_backward(self, state, logger):
+            if state.timestamp.batch.value >= 5:
+                state.model.synthetic.pixels.grad.fill_(float("nan"))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectory, pool, tmp_path / "a.beton", callbacks=[Broken(), Crash(6)], checkpoint_interval="5ba")
+    with pytest.warns(UserWarning, match="7 of 12 steps had a gradient that is not finite"):
+        run(trajectory, pool, tmp_path / "a.beton", callbacks=[Broken()], checkpoint_interval="5ba")
+
+
 def test_another_job_does_not_resume_from_these_checkpoints(trajectory, pool, tmp_path):
     path = tmp_path / "a.beton"
     with pytest.raises(KeyboardInterrupt):
@@ -234,6 +261,27 @@ def test_bfloat16_moves_the_pixels_nearly_as_float32_does(trajectory, pool, tmp_
         moved.append((steps.pixels[0] - start).flatten())
     assert not torch.equal(*moved)
     assert torch.cosine_similarity(*moved, dim=0) > 0.99
+
+
+def test_under_bfloat16_real_and_synthetic_images_are_augmented_alike(trajectory, pool):
+    """In float32, before the networks' autocast: else rotated real images are blurred, and synthetic ones are not."""
+    seen = []
+
+    class Looking(FeatureNetwork):
+        def __call__(self, weights, images):
+            seen.append(images.detach().clone())
+            return super().__call__(weights, images)
+
+    network, normalization = tiny(), Normalization(*pool.statistics())
+    settings = replace(SETTINGS, augmentation="scale_rotate", real_per_class=2).resolved(8)
+    chosen = torch.tensor([[3, 7], [23, 27], [43, 47]])
+    synthetic = SyntheticImages(pool.images[chosen].float() / 255)
+    bank = StageBank(trajectory, [network])
+    model = DistillationModel(
+        synthetic, [Looking(network, "classifier")], bank, pool, normalization=normalization, alpha=0.0, bf16=True
+    )
+    model({**Draws(settings, bank, pool, synthetic)(0), "real": chosen})
+    torch.testing.assert_close(seen[0], seen[1])
 
 
 def test_grey_images_and_a_card_that_says_so(tmp_path):
@@ -405,6 +453,18 @@ def test_what_does_not_fit_ends_in_one_line_and_loses_nothing(trajectory, pool, 
     assert "\n" not in str(error.value)
     assert earlier.read_bytes() == b"an earlier result"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "file"]
+
+
+def test_images_of_which_one_channel_is_the_same_everywhere(tmp_path):
+    """Two stains of a microscope stored as RGB: the third channel has no spread that could be compared."""
+    pool = patterned()
+    pool.images[:, 2] = 0
+    settings = RecordSettings(epochs=2, batch_size=8, augmentation="none", cutmix=0.0)
+    made = record(tmp_path / "t", pool, tiny, settings, device="cpu", progress_bar=False)
+    assert run(made, pool, tmp_path / "a.beton", replace(SETTINGS, steps=2)).is_file()
+    pool.images[:, 0] = pool.images[:, 0] // 8
+    with pytest.raises(InputError, match="must turn the real images into what training saw"):
+        run(made, pool, tmp_path / "b.beton", replace(SETTINGS, steps=2))
 
 
 def test_a_recorded_head_that_the_network_lacks_is_refused(trajectory, pool, tmp_path):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from composer import Callback, Logger, State
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from tests.patterned import patterned, tiny
 from tgdd_plugin import DistillSettings, InputError, distill, read_card
@@ -76,6 +77,48 @@ def test_needs_the_trajectory_alone(trajectory, tmp_path):
     assert not is_distilled(path, trajectory, None, replace(SETTINGS, seed=1))
     free = replace(SETTINGS, source=None)
     assert not is_distilled(path, trajectory, patterned(), free), "with real images at hand they are sampled"
+
+
+class TwoHeads(nn.Module):
+    """The outputs are those of the head ``fc``; the other one takes features of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc, self.aux = nn.Flatten(), nn.Linear(3 * 8 * 8, 3), nn.Linear(7, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.body(images)
+        return self.fc(features) + 0 * self.aux(features[:, :7])
+
+
+def test_another_layer_than_the_recorded_one_is_refused(tmp_path):
+    """The means are of what the recorded one takes in."""
+    made = record(
+        tmp_path / "t", patterned(), TwoHeads, replace(RECORD, runs=1), head="fc", device="cpu", progress_bar=False
+    )
+    gentle = replace(SETTINGS, learning_rate=1e-3)
+    assert run(made, tmp_path / "a.beton", gentle, network=TwoHeads, head="fc").is_file()
+    with pytest.raises(InputError, match="`head` must be 'fc' where the source is 'recorded', .* got 'aux'. Leave it"):
+        run(made, tmp_path / "b.beton", gentle, network=TwoHeads, head="aux")
+
+
+def test_means_of_another_width_are_refused(trajectory, tmp_path):
+    def narrowed(number, index, tensors):
+        if "tgdd/class_means" in tensors:
+            tensors["tgdd/class_means"] = tensors["tgdd/class_means"][:, :-1].contiguous()
+
+    with pytest.raises(InputError, match="means of .* must be of 16 features, as 'classifier' takes, got 15. Record"):
+        run(changed(trajectory, tmp_path / "t", narrowed), tmp_path / "a.beton")
+
+
+def test_kept_images_of_another_shape_are_refused(trajectory, tmp_path):
+    folder = shutil.copytree(trajectory.folder, tmp_path / "t")
+    for path in folder.glob("*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        manifest["input"]["shape"] = [3, 16, 16]
+        path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"must be of shape \[3, 16, 16\] .* got \[3, 8, 8\]"):
+        run(folder, tmp_path / "a.beton")
 
 
 def test_loss_and_gradient_equal_the_formula(trajectory):

@@ -30,6 +30,7 @@ from tests.distributed.launching import fork_ranks, outcome, run_file
 from tests.patterned import SETTINGS, patterned, run, tiny
 from tgdd_plugin import TGDDCallback, Trajectory, read_beton
 from tgdd_plugin.core.seeding import keyed_generator
+from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.sampling import Draws
@@ -48,6 +49,8 @@ from tgdd_plugin.replay.learner import learn
 from tgdd_plugin.replay.policies import TaskResult
 from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.tasks import split_classes
+from tgdd_plugin.training.settings import TrainSettings
+from tgdd_plugin.training.train import train_network
 from tgdd_plugin.trajectory import writing
 from tgdd_plugin.trajectory.manifest import Run
 
@@ -81,6 +84,32 @@ def train_alike(root: Path, ranks: int) -> None:
 
 def distill_alike(root: Path, ranks: int) -> None:
     run(root / "trajectory", patterned(), root / f"of{ranks}.beton", DISTILL)
+
+
+class OverflowsOnOneRank(nn.Module):
+    """Gives infinite outputs under autocast on rank 1, from its third pass on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.passes = tiny_network(norm=True), 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        logits: torch.Tensor = self.inner(images)
+        bad = torch.is_autocast_enabled("cpu") and self.passes > 2 and dist.get_global_rank() == 1
+        return logits * torch.inf if bad else logits
+
+
+def train_in_bf16(result: Path) -> None:
+    pictures = Pictures(IMAGES)
+    pixels, normalization = (pictures.images * 255).to(torch.uint8), Normalization([0.5], [0.3])
+    settings = TrainSettings(epochs=2, batch_size=4, augmentation="none", cutmix=0.0, precision="bf16", compile=False)
+    loader = DeviceLoader(pixels, pictures.labels, normalization, batch_size=4)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        network = train_network(OverflowsOnOneRank(), loader, 3, settings, device="cpu")
+    words = [str(warning.message) for warning in told if "not finite" in str(warning.message)]
+    torch.save({"weights": network.state_dict(), "told": words}, result)
 
 
 def kill(rank: int, when: bool) -> None:
@@ -144,6 +173,7 @@ def on_two(root: Path) -> None:
     dist.initialize_dist("cpu")
     train_alike(root, 2)
     distill_alike(root, 2)
+    train_in_bf16(root / f"bf16-{dist.get_global_rank()}.pt")
     learn_tasks(root / f"learned{dist.get_global_rank()}.pt", root / "learned")
     for name in ("batch", "write", "undisturbed"):
         train_to_the_end(root, name)
@@ -291,6 +321,13 @@ def test_all_ranks_come_to_their_end(done: Path) -> None:
     for name in ("on_two", "on_four"):
         for status, _, text in outcome(done, name):
             assert status == 0, text
+
+
+def test_where_bf16_overflows_on_one_rank_all_go_back_to_float32(done: Path) -> None:
+    one, other = (torch.load(done / f"bf16-{rank}.pt") for rank in (0, 1))
+    assert one["told"] == other["told"] and "training goes on in float32 with the weights of batch 0" in one["told"][0]
+    assert_same({0: one["weights"]}, {0: other["weights"]})
+    assert all(tensor.isfinite().all() for tensor in one["weights"].values())
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -292,18 +292,20 @@ def taught(images, folder):
     return total
 
 
-def test_a_set_of_some_classes_alone_has_no_rows_of_networks_that_know_more(tmp_path, trajectory):
-    def two(images):
-        few = (images.labels < 2).nonzero()[:, 0]
-        return ImagePool(images.take(few), images.labels[few], images.classes[:2])
+@pytest.mark.parametrize("chosen", [[0, 1], [1, 0, *range(2, K)]])
+def test_a_set_of_other_classes_or_in_another_order_has_no_rows_of_the_recorded_networks(tmp_path, trajectory, chosen):
+    def only(images):
+        few = torch.tensor([label in chosen for label in images.labels.tolist()]).nonzero()[:, 0]
+        labels = torch.tensor([chosen.index(label) for label in images.labels[few].tolist()])
+        return ImagePool(images.take(few), labels, [images.classes[label] for label in chosen])
 
-    compact = two(pool(K * IPC, 3))
+    compact = only(pool(K * IPC, 3))
     network = {"factory": "tgdd_plugin.networks:convnet", "arguments": {**ARGUMENTS, "num_classes": K}}
     card = Card(compact.classes, 0, IPC, [], MEAN, STD, network=network, method={**METHOD, "factor": 1})
     file = write_beton(tmp_path / "set.beton", compact.images, compact.labels, card)
     settings = EvaluateSettings(baselines=["random", "confidence"], networks=[], worth=False)
-    with pytest.warns(UserWarning, match="tell more classes apart than the set has: no soft labels, and no row"):
-        rows = run(file, two(TEST), two(REAL), settings, trajectory=trajectory)
+    with pytest.warns(UserWarning, match="other classes than the set, or another order: no soft labels, and no row"):
+        rows = run(file, only(TEST), only(REAL), settings, trajectory=trajectory)
     assert [row.name for row in rows] == ["distilled", "random", "full data, equal passes", "full data"]
 
 

@@ -347,8 +347,15 @@ def test_a_network_in_place_of_a_function_is_refused(file, trained):
 
 
 def test_too_few_real_images_are_refused(file, trained):
+    few = REAL.subset(torch.arange(3))
+    refused(trained, r"Class 0 \('dark'\) has 1 real images, 2 were asked for the random ones", file, real=few)
+
+
+def test_with_fewer_real_images_than_are_decoded_that_row_is_left_out(file, trained):
     few = REAL.subset(torch.arange(3 * 5))
-    refused(trained, r"Class 0 \('dark'\) has 5 real images, 8 were asked for the random ones", file, real=few)
+    with pytest.warns(UserWarning, match="no class has 8 real images .5 at most.: no row 'random, decoded number'"):
+        rows = retrain(file, TEST, QUICK, real=few, progress_bar=False)
+    assert [row.name for row in rows if row.is_random] == ["random"]
 
 
 def test_an_unknown_network_is_refused(tmp_path, trained):

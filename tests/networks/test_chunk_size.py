@@ -84,6 +84,25 @@ def test_a_chunk_that_does_not_fit_is_halved_and_the_run_goes_on(trajectory, tmp
     assert difference.max() <= 1, "the images are those of a run in such chunks, up to rounding"
 
 
+@pytest.mark.parametrize("how", [{"progress_bar": True}, {"settings": replace(SETTINGS, learning_rate="auto")}])
+@pytest.mark.filterwarnings("ignore:2 classes at a time do not fit")
+def test_a_chunk_that_never_fits_is_halved_before_the_first_step(trajectory, tmp_path, how):
+    """While the cost is estimated, or the rate is found, both of which call the network."""
+
+    class Small(FeatureNetwork):
+        def __call__(self, weights, images):
+            if len(images) > 8:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().__call__(weights, images)
+
+    how = {**how, "settings": replace(how.get("settings", SETTINGS), steps=2)}
+    wanted = run(trajectory, patterned(), tmp_path / "a" / "one.beton", **how)
+    with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="3 classes at a time do not fit"):
+        patch.setattr("tgdd_plugin.distillation.frozen_networks.FeatureNetwork", Small)
+        path = run(trajectory, patterned(), tmp_path / "one.beton", **how)
+    assert (read_beton(path)[0].int() - read_beton(wanted)[0].int()).abs().max() <= 1
+
+
 def test_a_class_that_does_not_fit_is_said_in_one_line(trajectory, tmp_path):
     def full(self, weights, images):
         raise RuntimeError(
@@ -130,6 +149,7 @@ def test_the_cost_is_told_before_the_start_and_changes_nothing(trajectory, tmp_p
     assert torch.equal(read_beton(told)[0], read_beton(silent)[0])
 
 
+@pytest.mark.once
 def test_compiled_passes_are_the_same_up_to_rounding(trajectory, tmp_path):
     torch.manual_seed(0)
     plain = FeatureNetwork(tiny(), "classifier")

@@ -63,7 +63,7 @@ class Shared(Tied):
 
 
 @pytest.mark.parametrize("build", [Tied, Shared])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.once)])
 def test_tied_weights(build, compiled):
     networks, images = [build() for _ in range(3)], torch.randn(5, 3, 2, 2)
     bank = [{name: tensor.clone() for name, tensor in other.state_dict().items()} for other in networks]

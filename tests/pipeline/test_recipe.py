@@ -208,6 +208,8 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path, text, pattern):
         ("record: {epochs: 0}", "`record.epochs` must be a whole number of at least 1, got 0"),
         ("record: {runs: 0}", "`record.runs` must be a whole number of at least 1, got 0"),
         ("record: {interval: often}", "`record.interval` must be a Composer time string above zero, got 'often'"),
+        ("record: {interval: infep}", "`record.interval` must be a Composer time string above zero, got 'infep'"),
+        ("record: {interval: nanep}", "`record.interval` must be a Composer time string above zero, got 'nanep'"),
         ("record: {interval: 0ep}", "`record.interval` must be a Composer time string above zero, got '0ep'"),
         ("record: {max_stages: 1}", "`record.max_stages` must be a whole number of at least 2, or null, got 1"),
         ("record: {dtype: int8}", "`record.dtype` must be one of float32, float16, bfloat16, got 'int8'"),

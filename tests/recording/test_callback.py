@@ -14,7 +14,7 @@ from composer.callbacks import CheckpointSaver, EarlyStopper
 from composer.core import Algorithm, Event
 from composer.models import ComposerClassifier, ComposerModel
 from torch import nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision import transforms
 from torchvision.transforms import v2
 
@@ -32,14 +32,14 @@ from tests.common import (
     recorded,
     tiny_network,
 )
-from tgdd_plugin import TGDDCallback
+from tgdd_plugin import TGDDCallback, Trajectory
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.augmentation.strategy import OPERATIONS
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
-from tgdd_plugin.recording.introspection import find_augmentation
+from tgdd_plugin.recording.introspection import find_augmentation, find_normalization
 
 EPOCH = 4  # batches, see make_trainer
 
@@ -263,6 +263,20 @@ def test_interval(tmp_path: Path, interval: Any, duration: str, batches: list[in
     assert [stage["index"] for stage in manifest(tmp_path / "run")["stages"]] == list(range(len(batches)))
 
 
+def test_a_share_of_training_needs_a_loader_with_a_length(tmp_path: Path) -> None:
+    """Composer would end the training by an error after its first batch."""
+
+    class Stream(IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(Pictures())
+
+    options = {"train_dataloader": DataLoader(Stream(), batch_size=8), "max_duration": "8ba"}
+    with pytest.raises(InputError, match="`interval` must not be in dur where .* no length, got '0.5dur'. Write it"):
+        record(tmp_path, None, dict(options), interval="0.5dur")
+    record(tmp_path, None, options, interval="4ba")
+    assert list(recorded(tmp_path / "run")) == [0, 4, 8]
+
+
 @pytest.mark.parametrize(("stop_at", "batches"), [(6, [0, 6]), (4, [0, 4]), (8, [0, 8])])
 @pytest.mark.parametrize("order", ["stops before", "stops after"])
 def test_last_moment_of_a_stopped_run(tmp_path: Path, stop_at: int, batches: list[int], order: str) -> None:
@@ -421,6 +435,36 @@ def test_normalisation_and_classes_are_found(tmp_path: Path, dataset: Dataset) -
     assert min(noted["input"]["mean"]) < 0.1 and min(noted["input"]["std"]) > 0.5  # as the network got it: normalised
 
 
+def test_bytes_that_are_only_divided() -> None:
+    assert find_normalization(DataLoader(coloured(transforms.Normalize([0, 0, 0], [255, 255, 255])))) == (
+        [0, 0, 0],
+        [1, 1, 1],
+    )
+
+
+def test_a_normalization_of_fewer_channels_than_the_inputs_is_not_noted(tmp_path: Path) -> None:
+    """As of colours beside depth; what is written can be read, and the run is resumed."""
+
+    class WithDepth(Pictures):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            image, label = super().__getitem__(index)
+            return torch.cat([image, image[:1]]), label
+
+    data = WithDepth(shape=(3, 8, 8), transform=transforms.Normalize(MEAN, STD))
+    loader = DataLoader(data, batch_size=8)
+    told = pytest.warns(UserWarning, match="normalization found is of 3 channels, the inputs have 4: it is not noted")
+    with told, pytest.warns(UserWarning, match="fewer than exemplars=100"):
+        record(tmp_path, tiny_network(channels=4), {"train_dataloader": loader})
+    run = Trajectory.open(tmp_path).run
+    assert run.mean is None and run.input is not None and run.input["shape"] == [4, 8, 8]
+
+
+def test_as_many_metrics_as_a_class_has_are_kept_up_to_a_number(tmp_path: Path) -> None:
+    many = {f"accuracy of class {number}": torch.tensor(1.0) for number in range(1200)}
+    record(tmp_path, None, {"callbacks": [At(2, lambda state: state.train_metric_values.update(many))]}, interval="2ba")
+    assert len(Trajectory.open(tmp_path).run.stages[1].metrics) == 1000
+
+
 def test_plain_inputs_have_mean_0_and_std_1(tmp_path: Path) -> None:
     record(tmp_path, None, {"batch_size": 32, "max_duration": "1ep"})
     noted = manifest(tmp_path / "run")
@@ -530,7 +574,24 @@ def test_augmentation_by_algorithms(algorithms: list[Algorithm], wanted: str | N
     assert find_augmentation(flipped, algorithms) == (both if wanted else None)
 
 
+class OwnData(Dataset):
+    """A data set of a user's own, which augments in its own way."""
+
+    def __init__(self) -> None:
+        self.pictures, self.tfms = Pictures(), transforms.RandomHorizontalFlip()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.pictures[index]
+        return self.tfms(image), label
+
+
 def test_augmentation_that_cannot_be_told() -> None:
+    assert find_augmentation(DataLoader(OwnData()), []) is None
+    assert find_augmentation(DataLoader(Subset(OwnData(), range(4))), []) is None
+    assert find_augmentation(DataLoader(TensorDataset(torch.zeros(4, 1, 8, 8), torch.zeros(4))), []) == "none"
     assert find_augmentation([(torch.zeros(1, 1, 8, 8), torch.zeros(1))], []) is None
     assert find_augmentation(DataLoader(Pictures(), collate_fn=lambda items: items), []) is None
 
@@ -542,8 +603,9 @@ def test_augmentation_is_noted(tmp_path: Path) -> None:
 
 def test_arguments_that_json_lacks(tmp_path: Path) -> None:
     network = tiny_network()
-    network.tgdd_network = {"factory": "my:net", "arguments": {"norm": nn.BatchNorm2d}}  # type: ignore[assignment]
+    network.tgdd_network = {"factory": "my:net", "arguments": {"norm": nn.BatchNorm2d, "of": {(1, 2): 3, "a": 1}}}  # type: ignore[assignment]
     record(tmp_path, network)
+    assert manifest(tmp_path / "run")["network"]["arguments"]["of"] == {"a": 1}
     assert "BatchNorm2d" in manifest(tmp_path / "run")["network"]["arguments"]["norm"]
 
 

@@ -56,6 +56,17 @@ def first(images: torch.Tensor, labels: torch.Tensor, count: int) -> tuple[torch
     return images[chosen], labels[chosen]
 
 
+def test_images_of_another_size_than_the_first_are_passed_over(tmp_path: Path) -> None:
+    """As multi-scale training has them; what was kept by then stays, and nothing of the recording fails."""
+    kept = Exemplars(CLASSES, 4)
+    images, labels = pictures(6)
+    normalization = Normalization([0.0] * 3, [1.0] * 3)
+    assert kept.add(images.float() / 255, labels, normalization) is None
+    assert "several sizes" in str(kept.add(images.repeat(1, 1, 2, 2).float() / 255, labels, normalization))
+    assert kept.done and kept.write(tmp_path)
+    assert len(load_file(tmp_path / FILE)["labels"]) == 6
+
+
 def check(folder: Path, wanted: tuple[torch.Tensor, torch.Tensor]) -> None:
     kept = load_file(folder / "run" / FILE)
     assert set(kept) == {"images", "labels"} and kept["images"].dtype == torch.uint8

@@ -21,6 +21,7 @@ from tests.common import CLASSES, Pictures, manifest, tiny_network
 from tgdd_plugin import DistillSettings, TGDDCallback, Trajectory, TrajectoryRecorder, describe_run, distill, read_card
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.recording.head_statistics import HeadStatistics
+from tgdd_plugin.recording.metric_means import MetricMeans
 
 ROOT = Path(__file__).parents[2]
 RATE, EPOCHS, BATCH = 0.1, 3, 8
@@ -339,3 +340,11 @@ def test_their_means_are_those_of_the_other_images_alone():
         found, counts = means.take()
     torch.testing.assert_close(found, features[[0, 2, 4]])
     assert counts.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_in_half_precision_are_added_up_in_float32(dtype: torch.dtype) -> None:
+    means = MetricMeans()
+    for _ in range(2000):
+        means.add({"loss": torch.tensor(400.0, dtype=dtype)})
+    assert means.take() == {"loss": 400.0}

@@ -236,6 +236,9 @@ def test_resume_under_another_name(tmp_path: Path, algorithms: Any) -> None:
     other = tmp_path / "trajectory/other"
     assert_same(recorded(other), {batch: first.weights[batch] for batch in (4, 8, 12)})
     assert [stage["index"] for stage in manifest(other)["stages"]] == [0, 1, 2]
+    where = [(stage["epoch"], stage["batch"], stage["sample"]) for stage in manifest(other)["stages"]]
+    assert where == [(1, 4, 32), (2, 8, 64), (3, 12, 96)]
+    assert manifest(other)["exemplars"] is None, "they are the first of the first epoch, which is over"
     assert list(recorded(tmp_path / "trajectory/run")) == [0, 4, 8, 12]
     if algorithms:
         saved = torch.load(checkpoint(tmp_path, 1), weights_only=False)["state"]["model"]

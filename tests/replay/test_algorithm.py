@@ -610,6 +610,7 @@ def two_ranks(root: Path) -> None:
     )
 
 
+@pytest.mark.once
 def test_two_ranks(tmp_path: Path) -> None:
     """Each draws its own images; the gradient is the mean of both, and class means are of both ranks' own images."""
     status, texts = launch(__file__, "two_ranks", tmp_path)

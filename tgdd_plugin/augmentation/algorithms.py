@@ -59,8 +59,8 @@ def draw_cutmix(count: int, size: tuple[int, int], generator: torch.Generator) -
 class SiameseAugmentation(Algorithm):
     """Augments every image of a training batch with parameters of its own; see :func:`siamese_batch`.
 
-    It works on normalized images on the device, before the forward pass, in any Trainer, also together with Composer's
-    CutMix or MixUp.
+    It works on normalized images on the device, before the forward pass, in any Trainer whose batches are (images,
+    labels), also together with Composer's CutMix or MixUp.
 
     Args:
         strategy (str): Operations joined by ``_`` (see :mod:`tgdd_plugin.augmentation.dsa`). Default:
@@ -80,10 +80,10 @@ class SiameseAugmentation(Algorithm):
         self._generator = torch.Generator()
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.BATCH_START, Event.BEFORE_FORWARD)
+        return event in (Event.BEFORE_TRAIN_BATCH, Event.BEFORE_FORWARD)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        if event == Event.BATCH_START:  # the microbatches of a batch share its stream
+        if event == Event.BEFORE_TRAIN_BATCH:  # once for each pass over the batch: its parts share the stream
             self._generator = siamese_stream(self.seed, state)
         else:
             state.batch_set_item(0, siamese_batch(state.batch_get_item(0), self.strategy, self._generator))
@@ -108,10 +108,10 @@ class RandomCutMix(Algorithm):
         self._others, self._share = torch.empty(0), 1.0
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.BATCH_START, Event.BEFORE_FORWARD) or (event == Event.BEFORE_LOSS and self.mixing)
+        return event in (Event.BEFORE_TRAIN_BATCH, Event.BEFORE_FORWARD) or (event == Event.BEFORE_LOSS and self.mixing)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        if event == Event.BATCH_START:
+        if event == Event.BEFORE_TRAIN_BATCH:
             self._generator = cutmix_stream(self.seed, state)
             return
         images, labels = state.batch_get_item(0), state.batch_get_item(1)

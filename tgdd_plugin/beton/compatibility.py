@@ -24,8 +24,7 @@ def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImageP
         InputError: If they do not.
     """
     pool = images if isinstance(images, ImagePool) else ImagePool.from_dataset(images)
-    if pool.num_classes > len(card.classes):
-        pool = _without_empty_classes(pool, card.classes)
+    pool = _by_names(pool, card.classes)
     if list(pool.shape) != card.shape or pool.num_classes > len(card.classes):
         raise InputError(
             f"The {name} images must be of at most {len(card.classes)} classes and shape {card.shape}, as in '{file}', "
@@ -35,10 +34,13 @@ def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImageP
     return pool
 
 
-def _without_empty_classes(pool: ImagePool, classes: list[str]) -> ImagePool:
-    """Returns the images with the classes of a set that was distilled without those that have no image."""
+def _by_names(pool: ImagePool, classes: list[str]) -> ImagePool:
+    """Returns the images with the classes of a set, which may lack empty ones and have another order, by their names.
+
+    As they are if the names do not say which class is which.
+    """
     present = pool.counts.nonzero().flatten()
-    if not set(pool.names_of(present)) <= set(classes) <= set(pool.classes):
+    if pool.classes == classes or not set(pool.names_of(present)) <= set(classes) <= set(pool.classes):
         return pool
     ids = torch.zeros(pool.num_classes, dtype=torch.int64)
     ids[present] = torch.tensor([classes.index(name) for name in pool.names_of(present)])

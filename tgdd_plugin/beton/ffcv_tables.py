@@ -22,7 +22,12 @@ RAW = 1
 
 
 MOST_EXPANSION = 100
-"""The most bytes of decoded images for each byte of JPEGs; photographs have 10 to 30. To this, 64 MiB are added."""
+"""The most bytes of decoded images for each stored byte; JPEGs of photographs have 10 to 30, packed images the
+square of their factor. To this, :data:`ALWAYS` is added."""
+
+
+ALWAYS = 2**26
+"""The bytes of decoded images that any file may have."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +126,13 @@ def check_beton(path: Path, card: Card | None = None) -> Tables:
             f"{high[0]}x{high[1]} (H x W). Write it again with resized images."
         )
     height, width = sizes.pop()
-    stored = int(table["size"].sum())
-    if not height * width or 3 * height * width * len(image) > MOST_EXPANSION * stored + 2**26:
+    # Bytes that several samples name count once.
+    stored = int(table["size"][np.unique(table["ptr"], return_index=True)[1]].sum())
+    count = len(image) * (card.parts if card else 1)
+    if not height * width or 3 * height * width * count > MOST_EXPANSION * stored + ALWAYS:
         raise InputError(
-            f"The file '{path}' is damaged: {stored} bytes cannot hold {len(image)} images of {height}x{width}. Copy "
-            f"or write it again."
+            f"The file '{path}' is damaged: {stored} bytes cannot hold {count} images of {height}x{width}. Copy or "
+            f"write it again."
         )
     if card and (mismatch := find_mismatch(card, labels, height, width)):
         raise InputError(

@@ -79,7 +79,8 @@ def write_beton(
         with contextlib.redirect_stderr(io.StringIO()), mock.patch("ffcv.writer.Process", _InThisProcess):
             DatasetWriter(str(temporary), written, page_size=page, num_workers=1).from_indexed_dataset(_Rows(arrays))
         card.sha256 = sha256(temporary)
-        # The card first: a process that is killed in between leaves a card alone, which nothing takes for a result.
+        # The card first: a process that is killed in between leaves a card alone, or one of another file than that
+        # beside it, and nothing takes either for a result.
         write_whole(card_path(path), card.text())
     return path
 

@@ -15,6 +15,9 @@ import torch
 from tgdd_plugin.beton.pt_checks import NotPlainError, check_memory, is_zip
 from tgdd_plugin.core.errors import InputError, shown
 
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
+"""The types of class ids; narrower ones can hardly be computed with."""
+
 
 class _Unread:
     """Stands in for the numpy numbers (accuracies) in DC's, DSA's and DM's files, which weights_only refuses."""
@@ -164,11 +167,12 @@ def read_labels(labels: torch.Tensor, count: int, num_classes: int | None, named
             soft = shares if likely else shares.softmax(1)
             note = {"soft_labels": "probabilities" if likely else "softmax of logits"}
         labels = shares.argmax(1)
-    elif shape != (count,) or labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
+    elif shape != (count,) or labels.dtype not in WHOLE:
         raise InputError(
             f"The labels of {named} must be class ids (N,), or (N, {num_classes or 'K'}), for {count} images, got "
             f"{labels.dtype} of shape {shape}. Save them again in one of these forms."
         )
+    labels = labels.long()
     low, high = int(labels.min()), int(labels.max())
     # Without names, numbers beyond that of the images are not class ids.
     if low < 0 or high >= (num_classes or count):
@@ -176,4 +180,4 @@ def read_labels(labels: torch.Tensor, count: int, num_classes: int | None, named
             f"The labels of {named} must be in 0..{(num_classes or count) - 1}, got {low} to {high}. Correct them, or "
             f"the class names."
         )
-    return Labels(labels.long(), soft, num_classes or high + 1, note)
+    return Labels(labels, soft, num_classes or high + 1, note)

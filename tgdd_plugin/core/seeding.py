@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import numpy as np
 import torch
 
@@ -15,3 +17,11 @@ def keyed_generator(*key: int) -> torch.Generator:
     """
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def forked_streams() -> AbstractContextManager[None]:
+    """Returns a context that leaves torch's global random streams, the CPU's and all GPUs', as they were before it.
+
+    As ``torch.random.fork_rng()``, which warns in every process that sees more than one GPU unless they are named.
+    """
+    return torch.random.fork_rng(range(torch.cuda.device_count()))

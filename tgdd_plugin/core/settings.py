@@ -140,8 +140,7 @@ def check_time(key: str, value: str, units: Iterable[str] = UNITS) -> None:
     found = re.fullmatch(r"(.+?)(ep|ba|sp|tok|sec|dur|iter)", value, flags=re.IGNORECASE)
     if found and found[2].lower() in units:
         amount = _number(found[1].replace("_", ""))
-        whole = isinstance(amount, float) and (found[2].lower() == "dur" or amount == int(amount))
-        if whole and math.isfinite(amount) and amount > 0:
+        if isinstance(amount, float) and 0 < amount < math.inf and (found[2].lower() == "dur" or amount.is_integer()):
             return
     known = ", ".join(f"'50{unit}'" if unit != "dur" else "'0.1dur'" for unit in units)
     raise InputError(f"`{key}` must be a Composer time string above zero, got '{value}'. Write it like {known}.")

@@ -19,7 +19,8 @@ def weights_content(state: Mapping[str, torch.Tensor], about: dict[str, str] | N
             copied, one for each name.
         about: Notes for the file's header. Default: none.
     """
-    return safetensors.torch.save({name: t.detach().cpu().clone().contiguous() for name, t in state.items()}, about)
+    copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    return safetensors.torch.save(copies, about)
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from tgdd_plugin.core.atomic_files import whole_file
+from tgdd_plugin.core.bounded_reading import open_regular
 from tgdd_plugin.core.errors import printable
 from tgdd_plugin.core.figures import Axes, Figure, rc_context
 from tgdd_plugin.data.picture_note import note_of
@@ -109,9 +110,9 @@ def set_picture(
 def is_drawing_of(path: str | Path, images: torch.Tensor) -> bool:
     """Whether a PNG is a figure of these images that :func:`draw_set` drew."""
     try:
-        with Image.open(path) as picture:
+        with open_regular(Path(path)) as file, Image.open(file, formats=["PNG"]) as picture:
             return picture.info.get("Title") == note_of(images)
-    except (OSError, ValueError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # or what Pillow says of a damaged one
         return False
 
 

@@ -60,8 +60,9 @@ def calibrate(
     rate, alpha = settings.learning_rate, settings.alpha
     if rate != "auto" and alpha != "auto":
         return Rates(rate or 0.0, alpha or 0.0)
-    match, constraint = _gradient_sizes(model, draws, chunk, device)
-    if not (0 < match < math.inf and 0 < constraint < math.inf):
+    match, constraint = _gradient_sizes(model, draws, chunk, device, constrained=alpha != 0)
+    needed = [match, constraint] if alpha == "auto" else [match]
+    if not (all(0 < size < math.inf for size in needed) and math.isfinite(constraint)):
         raise InputError(
             f"`learning_rate` and `alpha` must be numbers where the gradients of the first {STEPS} steps are not "
             f"finite and above 0, got 'auto' and sizes of {match:g} (matching) and {constraint:g} (constraint). Give "
@@ -75,11 +76,17 @@ def calibrate(
     return Rates(move / moved if rate == "auto" else rate or 0.0, alpha or 0.0)
 
 
-def _gradient_sizes(model: DistillationModel, draws: Draws, chunk: int, device: torch.device) -> tuple[float, float]:
-    """Returns the root mean squares of the gradients of matching and constraint, averaged over the first steps."""
+def _gradient_sizes(
+    model: DistillationModel, draws: Draws, chunk: int, device: torch.device, *, constrained: bool
+) -> tuple[float, float]:
+    """Returns the root mean squares of the gradients of matching and constraint, averaged over the first steps.
+
+    That of the constraint is 0 unless it is looked at (``constrained``).
+    """
     model.to(device)
     pixels, given = model.synthetic.pixels, model.alpha
-    model.alpha = 1.0  # so that the model computes logits, and the constraint
+    model.alpha = float(constrained)  # if 1, the model computes logits, and the constraint
+    terms = ("match", "constraint")[: 1 + constrained]
     sizes = torch.zeros(2, dtype=torch.float64)
     for step in range(STEPS):
         batch = draws(step, rank=0)
@@ -88,8 +95,8 @@ def _gradient_sizes(model: DistillationModel, draws: Draws, chunk: int, device: 
             part = some_classes(batch, first, chunk, device)
             losses = model.loss(model(part), part)
             share = len(part["classes"]) / len(pixels)  # a chunk's loss is scaled to all classes
-            for n, (name, keep) in enumerate((("match", True), ("constraint", False))):
-                (gradient,) = torch.autograd.grad(losses[name], pixels, retain_graph=keep)
+            for n, name in enumerate(terms):
+                (gradient,) = torch.autograd.grad(losses[name], pixels, retain_graph=name != terms[-1])
                 squares[n] += (gradient.double() * share).square().sum().cpu()
         sizes += (squares / pixels.numel()).sqrt() / STEPS
     model.alpha = given

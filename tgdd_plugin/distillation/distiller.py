@@ -33,8 +33,8 @@ from tgdd_plugin.distillation.calibration import calibrate
 from tgdd_plugin.distillation.compatibility import NetworkOrFactory, bare_networks
 from tgdd_plugin.distillation.distilled import Distilled
 from tgdd_plugin.distillation.evolution import Evolution
-from tgdd_plugin.distillation.execution import RunOptions, fit_halving, trainer_arguments
-from tgdd_plugin.distillation.finished import check_settings, find_difference, free_name, is_finished
+from tgdd_plugin.distillation.execution import RunOptions, fit, halving, trainer_arguments
+from tgdd_plugin.distillation.finished import SAME_IMAGES, check_settings, find_difference, free_name, is_finished
 from tgdd_plugin.distillation.frozen_networks import FrozenNetworks, freeze_networks
 from tgdd_plugin.distillation.inputs import Inputs, resolve_inputs
 from tgdd_plugin.distillation.logs import DistillationLog
@@ -179,7 +179,7 @@ def _distill(
     )
     checkpoints = output.parent / f".{_run_name(output, inputs, frozen.modules, card)}"
     chunk = frozen.fit_memory(inputs, on)
-    rates = calibrate(inputs.settings, model, draws, chunk, on)
+    rates, chunk = halving(lambda chunk: calibrate(inputs.settings, model, draws, chunk, on), chunk)
     model.alpha = rates.alpha
     probe = Probe(inputs, frozen, options.device) if options.logs.probe_interval else None
     noted = {**asdict(inputs.settings), **asdict(rates)}
@@ -188,9 +188,10 @@ def _distill(
     if "auto" in (inputs.settings.learning_rate, inputs.settings.alpha):
         card.method["calibrated"] = asdict(rates)
     if options.progress_bar and dist.get_global_rank() == 0:
-        tqdm.write(f"distilling {estimate(model, draws, chunk, inputs.settings.steps, on)}", file=sys.stderr)
+        cost, chunk = halving(lambda chunk: estimate(model, draws, chunk, inputs.settings.steps, on), chunk)
+        tqdm.write(f"distilling {cost}", file=sys.stderr)
     try:
-        fit_halving(arguments, chunk, synthetic)
+        fit(arguments, chunk, synthetic)
     except NonFiniteLoss as error:
         kept = _keep_last_finite(output, synthetic, card, error.step)
         raise InputError(f"{error} The images before that step are in '{kept}'.") from None
@@ -225,7 +226,7 @@ def _run_name(output: Path, inputs: Inputs, modules: Sequence[nn.Module], card: 
     """The name of the output and of all that its pixels depend on: another job never resumes from its checkpoints."""
     # What earlier versions did without a key for it has none here either: their checkpoints still serve.
     settings = {
-        name: value
+        name: None if name in SAME_IMAGES else value
         for name, value in asdict(inputs.settings).items()
         if name not in ("packed", "budget") and (name, value) not in EARLIER.items()
     }
@@ -252,7 +253,7 @@ def _checkpoints_of(output: Path) -> list[Path]:
 
 def _keep_last_finite(output: Path, synthetic: SyntheticImages, card: Card, step: int) -> Path:
     """Writes the images as they are after ``step`` steps, beside ``output``, and returns the file's path."""
-    card.method["stopped_after"] = step
+    card.method.update(stopped_after=step, ema=None)  # the images themselves, not their average
     kept = free_name(output.with_name(f"{output.stem}-step{step}{output.suffix}"), card)
     if dist.get_global_rank() == 0:
         write_result(kept, synthetic, card)

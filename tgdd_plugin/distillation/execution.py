@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from composer import Callback, DataSpec, Trainer
@@ -31,6 +31,8 @@ from tgdd_plugin.logs.destinations import make_loggers
 from tgdd_plugin.logs.guarding import guarded
 from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def can_resume(checkpoints: Path) -> bool:
     return found[0]
 
 
-def fit_halving(arguments: Callable[[int], dict[str, Any]], chunk: int, synthetic: SyntheticImages) -> None:
+def fit(arguments: Callable[[int], dict[str, Any]], chunk: int, synthetic: SyntheticImages) -> None:
     """Runs a Trainer; when a chunk of classes does not fit in memory, another one with half of it.
 
     That one goes on from the last checkpoint, or from the start images if there is none yet.
@@ -156,29 +158,43 @@ def fit_halving(arguments: Callable[[int], dict[str, Any]], chunk: int, syntheti
         InputError: If even a single class does not fit in memory, or, on several ranks, the first chunk does not.
     """
     start = synthetic.pixels.detach().clone()
-    with guarded(ensure_tuple(arguments(chunk)["loggers"])):
-        _fit_halving(arguments, chunk, synthetic, start)
 
-
-def _fit_halving(
-    arguments: Callable[[int], dict[str, Any]], chunk: int, synthetic: SyntheticImages, start: torch.Tensor
-) -> None:
-    while True:
+    def run(chunk: int) -> None:
+        with torch.no_grad():
+            synthetic.pixels.copy_(start)
         trainer = Trainer(**arguments(chunk))
         try:
             # A run that broke off after its last step, as on a full disk, has none left to make.
             if trainer.state.max_duration is None or trainer.state.timestamp.batch < trainer.state.max_duration:
                 trainer.fit()
-            return
+        finally:
+            close(trainer)
+
+    with guarded(ensure_tuple(arguments(chunk)["loggers"])):
+        halving(run, chunk)
+
+
+def halving(attempt: Callable[[int], T], chunk: int) -> tuple[T, int]:
+    """Calls a function of a number of classes, again with half of them for as long as memory runs out.
+
+    Args:
+        attempt: The function.
+        chunk: The number of classes to begin with.
+
+    Returns:
+        What it returned, and the number that it did so for.
+
+    Raises:
+        InputError: If even a single class does not fit in memory, or, on several ranks, the first chunk does not.
+    """
+    while True:
+        try:
+            return attempt(chunk), chunk
         except RuntimeError as error:  # torch has a class of its own for GPUs only
             if "out of memory" not in str(error).lower() and "can't allocate memory" not in str(error):
                 raise
             if chunk == 1 or dist.get_world_size() > 1:  # other ranks would wait for this one's Trainer
                 remedy = "Lower classes_per_chunk" if chunk > 1 else "Lower real_per_class or max_decoded"
                 raise InputError(f"{chunk} class(es) at a time do not fit in memory. {remedy}.") from None
-        finally:
-            close(trainer)
         warnings.warn(f"{chunk} classes at a time do not fit in memory; going on with {(chunk + 1) // 2}", stacklevel=2)
         chunk = (chunk + 1) // 2
-        with torch.no_grad():
-            synthetic.pixels.copy_(start)

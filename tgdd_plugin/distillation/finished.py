@@ -14,6 +14,9 @@ from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.distillation.settings import EARLIER, DistillSettings
 
+SAME_IMAGES = ("classes_per_chunk", "compile")
+"""Settings that change the images by rounding alone: with another value, it is still the same job."""
+
 
 def method_of(settings: DistillSettings) -> dict[str, Any]:
     """Returns the ``method`` of a card: the name and all settings."""
@@ -64,7 +67,7 @@ def check_settings(output: Path, settings: DistillSettings, *, overwrite: bool) 
     card = existing_card(output, overwrite=overwrite)
     if card is None:
         return
-    earlier, now = _method(card), method_of(settings)
+    earlier, now = _method(card), _without_how(method_of(settings))
     # What the user left out is filled in from the images and the trajectory.
     known = {key: earlier.get(key) if value is None else value for key, value in now.items()}
     is_same(output, first_difference({"method": earlier}, {"method": known}), overwrite=overwrite)
@@ -114,4 +117,8 @@ def _method(card: Card) -> dict[str, Any]:
     if card.method.get("name") != "TGDD":
         return {"name": None, **card.method}
     given = {key: value for key, value in card.method.items() if key != "calibrated"}  # which follows from the others
-    return {"name": "TGDD", **asdict(DistillSettings()), **EARLIER, **given}
+    return _without_how({"name": "TGDD", **asdict(DistillSettings()), **EARLIER, **given})
+
+
+def _without_how(method: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in method.items() if key not in SAME_IMAGES}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.distillation.compatibility import (
     NetworkOrFactory,
     bare_networks,
@@ -23,6 +24,7 @@ from tgdd_plugin.networks.compilation import should_compile
 from tgdd_plugin.networks.feature_network import FeatureNetwork
 from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.trajectory.shortcomings import warn_of_incomplete
+from tgdd_plugin.trajectory.store import Trajectory
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ def freeze_networks(
     if head is None:
         for module, run in zip(modules, trajectory.representative_runs.values(), strict=True):
             check_recorded_head(module, run)
+    if inputs.pool is None:
+        _check_means(trajectory, modules, heads, bank)
     passes = settings.steps * len(inputs.class_ids) * (inputs.real_per_class + 2 * inputs.synthetic_per_class)
     compiled = should_compile(settings.compile, passes // len(modules), inputs.shape[1], device, len(modules))
     functional = [
@@ -112,3 +116,20 @@ def freeze_networks(
     for each, weights in zip(functional, first_stages, strict=True):
         each.check(weights, inputs.shape, classes)
     return FrozenNetworks(modules, heads, functional, bank, first_stages)
+
+
+def _check_means(trajectory: Trajectory, modules: Sequence[nn.Module], heads: Sequence[str], bank: StageBank) -> None:
+    """Raises an InputError unless the recorded class means are of the features that the networks' heads take."""
+    for module, head, run in zip(modules, heads, trajectory.representative_runs.values(), strict=True):
+        if (recorded := recorded_head(module, run.head)) not in (None, head):
+            raise InputError(
+                f"`head` must be '{recorded}' where the source is 'recorded', as the class means were recorded before "
+                f"that layer, got '{head}'. Leave it out, or give the real images."
+            )
+    for means, name, number in zip(bank.means, bank.names, bank.architecture, strict=True):
+        width = modules[number].get_submodule(heads[number]).in_features
+        if means is not None and means.shape[1] != width:
+            raise InputError(
+                f"The class means of {name} must be of {width} features, as '{heads[number]}' takes, got "
+                f"{means.shape[1]}. Record again, or give the real images."
+            )

@@ -89,10 +89,10 @@ def resolve_inputs(
     settings = resolve_settings(settings, trajectory, pool)
     if settings.source == "exemplars":
         pool = trajectory.exemplars()
-    if pool is not None:
-        for recorded in trajectory.runs.values():
-            check_pool(pool, recorded)
     start_pool = trajectory.exemplars() if pool is None else pool
+    if start_pool is not None:
+        for recorded in trajectory.runs.values():
+            check_pool(start_pool, recorded)
     shape = input_shape(run) if pool is None else pool.shape
     statistics = None if start_pool is None else start_pool.statistics()
     normalization = agreed_normalization(given, run, shape[0], statistics)

@@ -70,15 +70,18 @@ class DistillationModel(ComposerModel):
         early, late = self.bank[batch["early"]], self.bank[batch["late"]]
         network = self.networks[self.bank.architecture[batch["early"]]]  # the late stage is of the same run
         synthetic = self._prepared(self.synthetic.decode(batch["positions"], batch.get("chosen")), draw)
+        real = None  # augmented in float32 as the synthetic images are
+        if self.pool is not None:
+            taken = self.pool.take(batch["real"]).to(classes.device, non_blocking=True).float() / 255
+            real = self._prepared(taken, draw)
         with torch.autocast(classes.device.type, torch.bfloat16, enabled=self.bf16):
-            if self.pool is None:
+            if real is None:
                 means = self.bank.means[batch["early"]]
                 assert means is not None, "only stages with means are drawn as early ones"
                 real_features = means[classes].unsqueeze(1)
             else:
-                real = self.pool.take(batch["real"]).to(classes.device, non_blocking=True).float() / 255
                 with torch.no_grad():
-                    real_features, _ = network(early, self._prepared(real, draw).flatten(0, 1))
+                    real_features, _ = network(early, real.flatten(0, 1))
                 real_features = real_features.unflatten(0, real.shape[:2])
             features, logits = network(early, synthetic.flatten(0, 1))
             if self.alpha and batch["late"] != batch["early"]:

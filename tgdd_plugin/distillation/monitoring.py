@@ -49,6 +49,12 @@ class DistillationMonitor(Callback):
         self._skipped: torch.Tensor | int = 0
         self._jumping: torch.Tensor | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"made": self._made, "skipped": int(self._skipped)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._made, self._skipped = state["made"], state["skipped"]
+
     def after_train_batch(self, state: State, logger: Logger) -> None:
         # All gradients are there and the optimizer's step is yet to come: no hook of the optimizer's is called here.
         if (finite := self.synthetic.keep_finite_()) is not None:

@@ -44,11 +44,11 @@ class DistillSettings:
     apart from all classes that the network knows. null: all."""
     budget: Count | None = None
     """Image passes (images x epochs) of the trainings that the set is made for, such as 10000. It sizes the set: see
-    images_per_class, factor, start, steps and alpha, each of which may be given beside it. Retraining then takes as
-    many passes unless it says otherwise. null: a set of the published kind."""
+    images_per_class, factor, start, steps, schedule and alpha, each of which may be given beside it. Retraining then
+    takes as many passes unless it says otherwise. null: a set of the published kind."""
     images_per_class: Count | None = None
-    """Stored images of each class (the field's IPC). null: 10. For a budget 500 images of all classes together up
-    to 5,000 passes, 1,000 from 10,000 to 20,000, then a twentieth of the passes."""
+    """Stored images of each class (the field's IPC). null: 10. For a budget a quarter of the passes, at most
+    500 images, of all classes together up to 5,000 passes, 1,000 from 10,000 to 20,000, then a twentieth."""
     factor: Count | None = None
     """Factor f of multi-formation: each stored image holds f x f sub-images, which are enlarged when decoded. It must
     divide the side of the images. null: 2, or 1 for a budget."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.distillation.compatibility import bare_networks
 from tgdd_plugin.evaluation.scorer import Images
 from tgdd_plugin.evaluation.soft_labels import predict_soft_labels
@@ -61,7 +62,7 @@ class CompactSet:
 
     def fresh(self) -> nn.Module:
         """Returns a new network and leaves the global random stream as it was."""
-        with torch.random.fork_rng():
+        with forked_streams():
             return self.build()
 
     def recorded(self, trajectory: Trajectory, others: Sequence[Callable[[], nn.Module]] = ()) -> list[nn.Module]:
@@ -72,7 +73,7 @@ class CompactSet:
             others: Functions that build its other networks, if it has several.
         """
         channels, height, width = self.card.shape
-        with torch.random.fork_rng():
+        with forked_streams():
             return bare_networks([self.build, *others], trajectory, (channels, height, width))
 
     def softened(

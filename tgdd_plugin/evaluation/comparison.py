@@ -172,9 +172,9 @@ def evaluate(
     test, real = fitting_pool(test, "test", file, compact.card), fitting_pool(real, "real", file, compact.card)
     trajectory = Trajectory.open(Path(trajectory)) if isinstance(trajectory, str | os.PathLike) else trajectory
     teacher = trajectory if settings.soft_labels or CONFIDENCE in settings.baselines else None
-    if teacher is not None and set(compact.card.classes) < set(teacher.run.class_names):
-        text = "the recorded networks tell more classes apart than the set has: no soft labels, and no row 'confidence'"
-        warnings.warn(text, stacklevel=2)
+    if teacher is not None and not _tells_apart(teacher.run.class_names, compact.card.classes):
+        text = "the recorded networks have other classes than the set, or another order: no soft labels, and no row "
+        warnings.warn(f"{text}'{CONFIDENCE}'", stacklevel=2)
         teacher = None
     softened = confidences = None
     if teacher is not None:
@@ -211,6 +211,11 @@ def evaluate(
             add_to_card(file, compact.card, about, [row for row in rows if row.network == compact.network], scorer)
         dist.barrier()
     return rows
+
+
+def _tells_apart(recorded: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether a recorded network's outputs are a set's classes, in order; a run may have numbers where it has names."""
+    return len(recorded) == len(classes) and (list(recorded) == list(classes) or set(recorded) != set(classes))
 
 
 def _scorer(

@@ -16,6 +16,7 @@ import torch
 from composer.utils import dist
 from torch import nn
 
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.distiller import distill
@@ -98,7 +99,7 @@ def fresh_networks(
     Returns:
         The opened trajectory.
     """
-    with torch.random.fork_rng():
+    with forked_streams():
         torch.manual_seed(seed)
         network = build()
         size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())

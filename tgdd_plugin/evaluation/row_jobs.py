@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -85,7 +86,11 @@ def _baselines(
     jobs = []
     if "random" in settings.baselines:
         stored, decoded = compact.card.images_per_class, compact.card.images // len(compact.card.classes)
-        for name, count in zip(RANDOM, [stored, decoded] if decoded > stored else [stored], strict=False):
+        numbers = [stored, decoded] if decoded > stored else [stored]
+        if decoded > (most := int(baselines.real.counts.max())):
+            numbers = [stored]
+            warnings.warn(f"no class has {decoded} real images ({most} at most): no row '{RANDOM[1]}'", stacklevel=3)
+        for name, count in zip(RANDOM, numbers, strict=False):
             baselines.random(count, seed)  # far too few real images are found out here
             jobs.append(_own_network(compact, name, functools.partial(baselines.random, count), training))
     equal = training.at_equal_passes(compact.card.images)

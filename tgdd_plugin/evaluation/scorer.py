@@ -18,6 +18,7 @@ from tgdd_plugin.core.checked_json import Finite, Text, Whole
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.core.ranks import rank
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -176,7 +177,7 @@ class Scorer:
         networks, loaders = [], []
         for seed in self.seeds:
             pixels, labels = images(seed)
-            with torch.random.fork_rng():
+            with forked_streams():
                 torch.manual_seed(seed)
                 networks.append(build())
             # Moved as a pool is, which leaves in memory what is too large.

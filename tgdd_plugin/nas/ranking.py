@@ -18,6 +18,7 @@ from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.checked_json import AnyFloat, Finite, Flag, Text, Whole
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.core.tables import DrawTable, markdown_table
 from tgdd_plugin.evaluation.scorer import Images, Row, Scorer
@@ -159,7 +160,7 @@ def note_costs(
     candidate: Candidate, build: Callable[[], nn.Module], shape: Sequence[int], device: torch.device, seed: int
 ) -> None:
     """Fills in those of a candidate's costs that it lacks, of a network that is initialised by ``seed``."""
-    with torch.random.fork_rng():
+    with forked_streams():
         torch.manual_seed(seed)
         costs = costs_of(build(), shape, device)
     for name, value in asdict(costs).items():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from composer.core import Callback, DataSpec, Event, State, Time
+from composer.core import Callback, DataSpec, Event, State, Time, TimeUnit
 from composer.loggers import Logger
 from composer.utils import format_name_with_dist
 
@@ -174,6 +174,11 @@ class TGDDCallback(Callback):
                 f"`parallelism_config['fsdp']['state_dict_type']` must be 'full', got "
                 f"'{state.fsdp_state_dict_type}', under which no rank holds the whole weights. Set it to 'full'."
             )
+        if self._time is not None and self._time.unit == TimeUnit.DURATION and state.dataloader_len is None:
+            raise InputError(
+                f"`interval` must not be in dur where the training data loader has no length, got '{self.interval}'. "
+                f"Write it like '50ba'."
+            )
         heads = find_head_layers(state, self.head, self.classes)
         head = list(heads)[-1]
         if self.head is None and is_language_model(unwrapped(state.model), heads[head]):
@@ -189,6 +194,8 @@ class TGDDCallback(Callback):
                 device=state.device.tensor_to_device(torch.empty(0)).device,
                 weights=lambda: network_weights(state),  # collective under FSDP, so on every rank
                 batches=state.timestamp.batch.value,
+                epoch=state.timestamp.epoch.value,
+                sample=state.timestamp.sample.value,
             )
         with self.recorder.safeguard.covers("telling what the recording takes"):
             announce_start(self.recorder, self._time, state, quiet=self.quiet)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from tgdd_plugin.core.differences import as_plain
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
@@ -38,7 +40,7 @@ def describe_module(
         "class": class_name(network),
         "parameters": sum(p.numel() for p in network.parameters()) if parameters is None else parameters,
         "factory": built.get("factory"),
-        "arguments": built.get("arguments", {}),
+        "arguments": as_plain(built.get("arguments", {})),
         "algorithms": list(algorithms),
         **({"surgery": list(surgery)} if surgery else {}),
     }
@@ -111,6 +113,13 @@ def note_input(run: Run, images: torch.Tensor) -> None:
     if not (mean.isfinite().all() and std.isfinite().all()):
         return  # it says nothing; the next batch may
     run.input = {"shape": [float(n) for n in values.shape[1:]], "mean": mean.tolist(), "std": std.tolist()}
-    if run.mean is None and (scale := pixel_scale(images)) is not None:
+    if run.mean is not None and len(run.mean) not in (1, values.shape[1]):
+        warnings.warn(
+            f"the normalization found is of {len(run.mean)} channels, the inputs have {values.shape[1]}: it is not "
+            f"noted, and no real image is kept. Give TGDDCallback the mean= and std= of all channels",
+            stacklevel=2,
+        )
+        run.mean = run.std = None
+    elif run.mean is None and (scale := pixel_scale(images)) is not None:
         run.mean = [0.0] * values.shape[1]
         run.std = [1 / scale] * values.shape[1]

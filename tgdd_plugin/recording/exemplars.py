@@ -62,6 +62,9 @@ class Exemplars:
         if not are_class_targets(targets, len(images), self.num_classes):
             self.done = True
             return "the batches are not (images, one label for each)"
+        if self._images and images.shape[1:] != self._images[0].shape[1:]:
+            self.done = True
+            return "the batches have images of several sizes, and those of the first are kept"
         problem = None if self._images else self._limit(images[0].numel())
         if self.done:
             return problem

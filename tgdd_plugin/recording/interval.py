@@ -18,7 +18,7 @@ def schedule(
         return interval, getattr(interval, "__name__", type(interval).__name__), None
     try:
         time = Time.from_input(interval, TimeUnit.EPOCH)
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise InputError(
             f"`interval` must be a Composer time above zero, got {interval!r}. Write it like '1ep', '50ba' or '0.1dur'."
         ) from error

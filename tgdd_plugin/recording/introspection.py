@@ -30,6 +30,10 @@ PLAIN = {
 }
 
 
+PLAIN_DATASETS = ("torch.utils.data.", "torchvision.", "tgdd_plugin.")
+"""Where data sets are from that augment by their attributes ``transform`` and ``transforms`` or not at all."""
+
+
 CONTAINERS = {"Compose", "Sequential", "RandomApply", "RandomChoice", "RandomOrder"}
 
 
@@ -96,8 +100,8 @@ def _normalization(transform: Any) -> Normalization | None:
     mean, std = _floats(getattr(transform, "mean", None)), _floats(getattr(transform, "std", None))
     if not mean or not std:
         return None
-    # A mean beyond 1 is of pixels in [0, 255].
-    scale = 255.0 if max(mean) > 1 else 1.0
+    # A mean beyond 1 is of pixels in [0, 255], and so is a deviation that those in [0, 1] are far from having.
+    scale = 255.0 if max(mean) > 1 or max(std) > 2 else 1.0
     channels = max(len(mean), len(std))  # torchvision lets a single value stand for all channels
     mean, std = (values * channels if len(values) == 1 else values for values in (mean, std))
     try:
@@ -122,8 +126,10 @@ def find_augmentation(loader: Any, algorithms: Iterable[Algorithm]) -> str | Non
         if not isinstance(loader, DataLoader) or not _only_collates(loader.collate_fn):
             return None
         for dataset in _all_datasets(loader.dataset):
-            transforms = [getattr(dataset, "transform", None), getattr(dataset, "transforms", None)]
+            transforms = [getattr(dataset, name) for name in ("transform", "transforms") if hasattr(dataset, name)]
             found += [_transform_operations(transform) for transform in transforms if transform is not None]
+            if not transforms and not type(dataset).__module__.startswith(PLAIN_DATASETS):
+                return None  # a data set of the user's own may augment wherever it likes
     operations: set[str] = set()
     for names in found:
         if names is None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tgdd_plugin.trajectory.manifest import MOST_METRICS
+
 
 class MetricMeans:
     """Means of the training loss and metrics over the batches since the last stage.
@@ -23,17 +25,18 @@ class MetricMeans:
         """Adds the numbers, and tensors of one number, of the batch that just ended; other values are left out."""
         for name, value in metrics.items():
             if isinstance(value, torch.Tensor) and value.numel() == 1:
-                value = value.detach()
+                value = value.detach().float()  # a sum in half precision soon stops growing
             elif not isinstance(value, (int, float)):
                 continue
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
-        """Returns the means so far, those that are finite, and begins anew."""
+        """Returns the means so far, those that are finite, at most a manifest's number of them, and begins anew."""
         means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         self.sums, self.counts = {}, {}
-        return {name: mean for name, mean in means.items() if math.isfinite(mean)}
+        finite = [(name, mean) for name, mean in means.items() if math.isfinite(mean)]
+        return dict(finite[:MOST_METRICS])
 
     def state_dict(self) -> dict[str, list[float]]:
         """Sum and count by name, as plain numbers."""

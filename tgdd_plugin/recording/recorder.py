@@ -97,6 +97,8 @@ class TrajectoryRecorder:
         device: torch.device | str | None = None,
         weights: Callable[[], Mapping[str, torch.Tensor]] | None = None,
         batches: int | None = None,
+        epoch: int = 0,
+        sample: int | None = None,
     ) -> None:
         """Begins to record, or goes on after :meth:`load_state_dict`; the initial weights become stage 0.
 
@@ -108,6 +110,7 @@ class TrajectoryRecorder:
             device: Where class means are added up. Default: where the head's weights are.
             weights: Returns the weights to record, where it is not the network's ``state_dict()``. Default: ``None``.
             batches: Batches trained on before. Default: as loaded, else 0.
+            epoch, sample: Epochs completed and samples seen before. Default: 0, and as loaded.
 
         Raises:
             InputError: If the run is already recorded, or another process records it, or its folder cannot be written.
@@ -129,7 +132,7 @@ class TrajectoryRecorder:
         if self.last_batch < 0:
             if self.batches > 0:
                 warn_of_missing_stages(self.run_folder, self.batches, self._restored_folder)
-            self.stage(0, weights=weights)
+            self.stage(epoch, sample=sample, weights=weights)
 
     def batch(self, images: torch.Tensor, targets: torch.Tensor, metrics: Mapping[str, Any] | None = None) -> None:
         """One batch was trained on: to be called after each optimizer step.
@@ -154,7 +157,7 @@ class TrajectoryRecorder:
 
         Args:
             epoch: Epochs completed.
-            sample: Samples seen. Default: as counted by :meth:`batch`.
+            sample: Samples seen. Default: as counted by :meth:`batch` in this process.
             weights: As in :meth:`start`.
 
         Raises:

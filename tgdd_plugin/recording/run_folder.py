@@ -38,9 +38,11 @@ def on_rank_0(folder: Path, work: Callable[[], Any]) -> Any:
             outcome[0] = work()
         except InputError as error:
             outcome[1] = str(error)
-        except Exception as error:  # of any kind, since the other ranks wait
-            reason = (error.strerror if isinstance(error, OSError) else None) or brief(error)
+        except OSError as error:
+            reason = error.strerror or brief(error)
             outcome[1] = f"Cannot record in '{folder}' ({reason}). Make room, or record into a folder you may write to."
+        except Exception as error:  # of any kind, since the other ranks wait
+            outcome[1] = f"Cannot record in '{folder}' ({brief(error)}). Report it as an issue of tgdd_plugin."
     share_from_rank_0(outcome)
     if outcome[1]:
         raise InputError(outcome[1])

@@ -22,6 +22,7 @@ from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.renamed_keys import with_current_keys
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
@@ -111,7 +112,7 @@ def record(
             if (folder / name / MANIFEST).is_file() and Run.read(folder / name).complete:
                 remove_journals(folder / name)  # one may be left if it was killed at its very end
                 continue
-            with torch.random.fork_rng():
+            with forked_streams():
                 torch.manual_seed(run_seed)
                 fresh = build()
             training_logs = TrainingLogs(logs, group_name(folder), log_path(folder / name), columns, own)
@@ -154,7 +155,7 @@ def _recorder(
 
 def _check_kinds(builders: Sequence[Callable[[], nn.Module]], num_classes: int, head: str | None) -> None:
     """Finds out before any training whether the networks all have a head, and can be told apart in the manifests."""
-    with torch.random.fork_rng():
+    with forked_streams():
         networks = [build() for build in builders]
     known: list[tuple[Any, ...]] = []
     for number, network in enumerate(networks, 1):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.errors import InputError, brief, shown
 from tgdd_plugin.core.ranks import LostRankError, gather_over_ranks, rank
 from tgdd_plugin.recording.exemplars import Exemplars
 from tgdd_plugin.recording.run_folder import on_rank_0
@@ -17,6 +17,9 @@ from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run
 
 PAUSES = (0.05, 0.25)
 """Seconds before a write that failed is tried again, the first and the second time."""
+
+LONGEST = 1000
+"""The characters of a reason: other libraries' can be as long as the values that they quote."""
 
 
 class Safeguard:
@@ -42,8 +45,8 @@ class Safeguard:
         """Raises the error again with ``'raise'``, or if a rank is lost; else notes it, and warns of the first one."""
         if self.on_error == "raise" or isinstance(error, LostRankError):
             raise error
-        reason = str(error).rstrip(".") if isinstance(error, InputError) else brief(error)
-        self.note(f"{what} failed: {reason}")
+        reason = str(error) if isinstance(error, InputError) else brief(error)
+        self.note(f"{what} failed: {shown(reason, LONGEST).rstrip('.')}")
 
     @contextmanager
     def covers(self, what: str) -> Iterator[None]:

@@ -21,6 +21,7 @@ from tgdd_plugin.core.atomic_files import check_writable, sweep
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
@@ -166,7 +167,7 @@ class _Learner:
 
     def grown_network(self, number: int, earlier: nn.Module | None) -> nn.Module:
         """Builds a network for the classes of a task, with the weights of the earlier one."""
-        with torch.random.fork_rng():
+        with forked_streams():
             torch.manual_seed(self.seed)
             network = grow(self.build(self.tasks[number].train.num_classes), earlier)
         if self.settings.heads == "task":

@@ -13,6 +13,7 @@ from torch import nn
 
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.weights import load_weights, weights_content
 from tgdd_plugin.training.train import check_network
 
@@ -58,7 +59,7 @@ def check_growth(build: Callable[[int], nn.Module], shape: Sequence[int], counts
     smaller = None
     for count in sorted(set(counts)):
         check_network(functools.partial(build, count), shape, count)
-        with torch.random.fork_rng():
+        with forked_streams():
             smaller = grow(build(count), smaller)
 
 

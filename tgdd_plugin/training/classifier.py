@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from composer import Callback, Logger, State
 from composer.models import ComposerClassifier
+from composer.utils import dist
 from torch import nn
 
 from tgdd_plugin.core.weights import are_finite
@@ -49,14 +50,17 @@ class Float32Fallback(Callback):
         self._kept: tuple[int, dict[str, Any], list[dict[str, Any]]] | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        self._keep(state)
+        if self.engine.uses_bf16:
+            self._keep(state)
 
     def after_forward(self, state: State, logger: Logger) -> None:
         outputs, batch = state.outputs, state.timestamp.batch.value
         assert isinstance(outputs, torch.Tensor)  # a classifier's logits
         if not self.engine.uses_bf16 or self._kept is None or (outputs.is_cuda and batch % LOOKED_AT_EVERY):
             return
-        if bool(outputs.isfinite().all()):
+        finite = outputs.isfinite().all().int()
+        dist.all_reduce(finite, "MIN")  # all ranks go back, or none does
+        if finite:
             return
         kept, weights, optimizers = self._kept
         self.engine.keep_to_float32()

@@ -17,6 +17,7 @@ from torch import nn
 
 from tgdd_plugin.core.compile_limit import allow_forms
 from tgdd_plugin.core.errors import brief
+from tgdd_plugin.core.seeding import forked_streams
 
 COMPILED_FORMS = 64
 """Compiled forms that a process keeps: one for each architecture, batch size and precision."""
@@ -101,7 +102,7 @@ def compile_problem(way: Way, network: nn.Module, images: torch.Tensor) -> str |
     allow_forms(COMPILED_FORMS)
     buffers = copy.deepcopy(dict(network.named_buffers()))
     try:
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with forked_streams(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if (head := watched_head(network)) is not None and not _ends_with(head, network, images[:2]):
                 return "the layer whose input is recorded is not its last"

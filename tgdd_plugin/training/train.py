@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.core.device import Device
 from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.weights import are_finite
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
@@ -200,7 +201,7 @@ def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_clas
             f"`network` must be a function that builds a fresh one for each seed, got a {type(build).__name__}. Give, "
             f"for example, lambda: {type(build).__name__}(...)."
         )
-    with torch.random.fork_rng(), torch.no_grad():
+    with forked_streams(), torch.no_grad():
         network = build()
         try:
             came: Any = tuple(network.eval()(torch.zeros(2, *shape)).shape)

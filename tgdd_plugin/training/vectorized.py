@@ -23,6 +23,7 @@ from torch.func import functional_call, stack_module_state
 
 from tgdd_plugin.augmentation.algorithms import cutmix_stream, draw_cutmix, siamese_stream
 from tgdd_plugin.augmentation.dsa import augment, draw_augmentation
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.training.engine import Engine
 
@@ -160,10 +161,10 @@ class PopulationAugmentation(Algorithm):
         self._streams: list[tuple[torch.Generator, torch.Generator]] = []
 
     def match(self, event: Event, state: State) -> bool:
-        return event in (Event.BATCH_START, Event.BEFORE_FORWARD)
+        return event in (Event.BEFORE_TRAIN_BATCH, Event.BEFORE_FORWARD)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        if event == Event.BATCH_START:
+        if event == Event.BEFORE_TRAIN_BATCH:
             self._streams = [(siamese_stream(seed, state), cutmix_stream(seed, state)) for seed in self.seeds]
             return
         images, labels = state.batch_get_item(0), state.batch_get_item(1)
@@ -192,7 +193,7 @@ def vectorizing_is_faster(networks: Sequence[nn.Module], loader: PopulationLoade
     """
     images, labels = next(iter(PopulationLoader([copy.copy(one) for one in loader.loaders])))
     alone = copy.deepcopy(networks[0])
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with forked_streams(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=SLOWER)
         one = _step_seconds(alone, lambda: F.cross_entropy(alone(images[0]), labels[0]), images.device)
         buffers = list(alone.buffers())

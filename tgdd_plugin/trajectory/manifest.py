@@ -42,6 +42,9 @@ FORMAT = 1
 ONGOING_FORMAT = 2
 """The format of a manifest with a journal: an earlier version, which would miss the journal's stages, refuses it."""
 
+MOST_METRICS = 1000
+"""The most metrics of a stage."""
+
 _READINGS = 100  # of a manifest that is being rewritten again and again
 
 Size = Annotated[float, Strict(), Field(ge=1, le=MOST_SIDE, multiple_of=1)]
@@ -85,7 +88,7 @@ class Stage:
     batch: Whole
     sample: Whole
     sha256: Sha256
-    metrics: Annotated[dict[Text, AnyFloat], Field(max_length=1000)] = field(default_factory=dict)
+    metrics: Annotated[dict[Text, AnyFloat], Field(max_length=MOST_METRICS)] = field(default_factory=dict)
     finite: Flag = True
 
 

@@ -1,0 +1,39 @@
+"""Real images beside a file: their classes are known by name where the names tell, and by position otherwise."""
+
+import pytest
+import torch
+
+from tgdd_plugin import ImagePool
+from tgdd_plugin.beton.card import Card
+from tgdd_plugin.beton.compatibility import fitting_pool
+from tgdd_plugin.core.errors import InputError
+
+
+def card(classes):
+    return Card(classes, images=3, images_per_class=1, shape=[3, 8, 8], mean=[0.5] * 3, std=[0.5] * 3)
+
+
+def images(classes=None, labels=(0, 1, 2)):
+    return ImagePool(torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8), torch.tensor(labels), classes)
+
+
+@pytest.mark.parametrize(
+    ("own", "of_file", "wanted"),
+    [
+        (["cat", "dog", "emu"], ["cat", "dog", "emu"], [0, 1, 2]),
+        (["cat", "dog", "emu"], ["emu", "cat", "dog"], [1, 2, 0]),
+        (None, ["2", "0", "1"], [1, 2, 0]),  # numbers are names, too, where the file has them
+        (None, ["emu", "cat", "dog"], [0, 1, 2]),
+        (["cat", "none", "dog", "emu"], ["emu", "cat"], [1, None, 0]),
+    ],
+)
+def test_labels_are_those_of_the_file(own, of_file, wanted):
+    labels = [0, 1, 2] if own is None or len(own) == 3 else [0, 3]
+    found = fitting_pool(images(own, labels), "test", "a.beton", card(of_file))
+    assert found.classes == of_file
+    assert found.labels.tolist() == [label for label in wanted if label is not None]
+
+
+def test_other_names_are_refused():
+    with pytest.raises(InputError, match="must be those of 'a.beton', cat, dog, emu, got cat, dog, yak. Give the same"):
+        fitting_pool(images(["cat", "dog", "yak"]), "test", "a.beton", card(["cat", "dog", "emu"]))
