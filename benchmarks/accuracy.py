@@ -161,7 +161,8 @@ def distilled(bench: Bench, row: Row, settings: DistillSettings, options: argpar
     retrain = bench.retraining(settings)
     steps = marks(settings.steps, ITERATES) if options.paper_protocol else []
     columns = ["networks", "float"] if options.float else ["networks"]
-    if not any(row.missing(c, bench.seeds) for c in columns) and not row.missing("paper_protocol", steps, "step"):
+    done = not any(row.missing(c, bench.seeds) for c in columns) and not row.missing("paper_protocol", steps, "step")
+    if done and not (options.ablation and "separation" not in row.content):
         return
     if row.content["parts"] == MATCHING:
         seed, shape = bench.recipe.seed, bench.train.shape

@@ -18,9 +18,10 @@ import json
 import statistics
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,8 @@ from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.differences import as_plain, first_difference
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.tables import markdown_table
 from tgdd_plugin.data.coresets import herding
 from tgdd_plugin.data.image_pool import ImagePool
@@ -111,6 +114,28 @@ def table(rows: list[Row], stored: dict[str, int]) -> str:
     return markdown_table(["passes", "set", "set %", *real, "set to all", "s"], lines)
 
 
+def described(recipe: Recipe, seeds: Sequence[int], files: list[Path]) -> dict[str, Any]:
+    """What the rows depend on, as plain values; where the data lie is of no matter."""
+    if len({file.stem for file in files}) < len(files):
+        raise InputError(f"`--files` must have names of their own, got {[str(file) for file in files]}. Rename one.")
+    sets = {file.stem: read_card(file).sha256 for file in files}
+    how = {"data": asdict(replace(recipe.data, root="")), "retrain": asdict(recipe.retrain), "seeds": list(seeds)}
+    return as_plain({**how, "network": recipe.network and asdict(recipe.network), "sets": sets})
+
+
+def earlier_rows(path: Path, about: dict[str, Any]) -> list[Row]:
+    """The rows that are there, of these settings and files; those of further files are kept beside them."""
+    if not path.is_file():
+        return []
+    content = json.loads(path.read_text())
+    if earlier := content.get("about"):  # rows of earlier versions do not say
+        about["sets"] = {**earlier["sets"], **about["sets"]}
+        known = {**earlier, "sets": {**about["sets"], **earlier["sets"]}}
+        if other := first_difference(known, about):
+            raise InputError(f"'{path}' is of another job ({other}). Choose another --output.")
+    return [build_checked(Row, row) for row in content["rows"]]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -138,9 +163,8 @@ def main(arguments: list[str] | None = None) -> None:
     if recipe.trajectory_folder.is_dir():
         features = functools.cache(lambda: last_features(recipe, build, real))
     scorer = Scorer(test, card.normalization, seeds, len(card.classes), recipe.device, recipe.retrain.at_once)
-    path = options.output / "results.json"
-    kept = json.loads(path.read_text())["rows"] if path.is_file() else []
-    rows = [build_checked(Row, row) for row in kept]
+    path, about = options.output / "results.json", described(recipe, seeds, options.files)
+    rows = earlier_rows(path, about)
     done = {(row.passes, row.name) for row in rows}
     machine = describe_machine(recipe.device or "cpu", torch.get_num_threads())
     for budget in sorted(options.passes):
@@ -150,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
                 row = Row(name)
                 scorer.score(row, build, images, how)
                 rows.append(row)
-                content = {"machine": machine, "rows": [each.summary() for each in rows]}
+                content = {"machine": machine, "about": about, "rows": [each.summary() for each in rows]}
                 write_whole(path, json.dumps(content, indent=1) + "\n")
                 print(f"{budget:,} passes, {name}: {row.spread} %", file=sys.stderr, flush=True)
     stored = {file.stem: read_card(file).images_per_class for file in options.files}

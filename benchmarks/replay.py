@@ -123,6 +123,11 @@ class Comparison:
         self.network = bench.recipe.network or NetworkSettings()
         self.make = functools.cache(self._make)
         self.cases = [case for order in options.orders for case in self._cases(order, options)]
+        if bench.recipe.replay.heads == "task" and (self.scratch or "joint" in options.methods):
+            raise InputError(
+                "`replay.heads` must be one for joint and --gdumb, whose networks have one head, got task. Leave these "
+                "two out, or the heads."
+            )
         for order in options.orders:  # before any work
             check_enough_images(self.make(order), self.count)
 
@@ -159,7 +164,7 @@ class Comparison:
         depends: dict[str, Any] = {"record": asdict(replace(recipe.record, runs=1)), "scenario": self.scenario}
         about: dict[str, Any] = {"kind": "continual", "method": case.method, "source": case.source, "form": case.form}
         if case.method in ("finetune", "joint"):
-            replay = {name: replay[name] for name in ("tasks", "order", "returning") if name in replay}
+            replay = {name: replay[name] for name in ("tasks", "order", "returning", "heads") if name in replay}
         else:
             del replay["policy"]  # the row's method
             if case.method != "hybrid":

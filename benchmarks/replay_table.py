@@ -85,9 +85,8 @@ def plot(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
             curves = 100 * torch.tensor(several)
             x = first["classes_seen"] if kind[1] == "classes" else list(range(1, kind[2] + 1))
             label = " ".join(filter(None, (first["method"], first["source"], first["form"])))
-            axes.errorbar(
-                x[-curves.shape[1] :], curves.mean(0), curves.std(0, correction=0), label=label, marker="o", capsize=3
-            )
+            apart = curves.std(0) if len(curves) > 1 else None  # with n - 1, as in the table
+            axes.errorbar(x[-curves.shape[1] :], curves.mean(0), apart, label=label, marker="o", capsize=3)
         axes.set(xlabel=f"{kind[1]} seen", ylabel="accuracy, %", title=kind[0])
         axes.legend()
         path = folder / f"{'-'.join(map(str, kind))}.png"

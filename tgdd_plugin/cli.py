@@ -35,7 +35,7 @@ SECTIONS = {
     "distill": ("data", "network", "extra_networks", "distill", "loggers"),
     "retrain": ("data", "network", "retrain", "loggers"),
     "evaluate": ("data", "network", "extra_networks", "evaluate", "retrain", "loggers"),
-    "replay": ("data", "network", "record", "distill", "replay"),
+    "replay": ("data", "network", "record", "distill", "replay", "loggers"),
     "nas": ("data", "nas", "retrain"),
 }
 """The sections of a recipe that a step reads."""

@@ -192,6 +192,12 @@ def test_what_is_below_the_median_gets_one_seed_when_pruned(beton, tmp_path, mon
     assert states(tmp_path) == {"COMPLETE": 6, "PRUNED": 1}
 
 
+def test_pruning_needs_a_second_seed(beton, tmp_path):
+    with pytest.raises(InputError, match="`retrain.seeds` must be at least 2 for nas.prune, .* got 1. Raise it"):
+        search(beton, tmp_path, training=replace(TRAINING, seeds=1), prune=True)
+    assert not list(tmp_path.glob("*.db"))
+
+
 def test_a_sampler_chooses_and_comes_back_at_no_cost(beton, tmp_path, monkeypatch):
     trained = []
     measure = workers.measure

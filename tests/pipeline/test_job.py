@@ -68,6 +68,19 @@ MISTAKES = [
     ("distill", DIGITS, ["trajectory=nowhere"], "There is no trajectory folder 'nowhere'"),
     ("distill", DIGITS, ["trajectory=bare"], "has no recorded run"),
     ("replay", DIGITS, ["replay.tasks=11"], "`replay.tasks` must be at most 10"),
+    ("replay", DIGITS, ["distill.factor=3"], "must divide the side of the images, 8 pixels of digits, got 3"),
+    (
+        "replay",
+        DIGITS,
+        ["distill.source=recorded", "record.exemplars=0"],
+        "`record.exemplars` must be at least 40 for distill.source 'recorded'",
+    ),
+    (
+        "run",
+        DIGITS,
+        ["distill.source=recorded", "distill.classes=['0', '1']", "distill.budget=20000", "record.exemplars=400"],
+        "`record.exemplars` must be at least 500",
+    ),
     ("run", DIGITS, ["file=eight.beton"], "'eight.beton' is of another job"),
     ("retrain", DIGITS, ["file=eight.beton", "data.name=cifar10"], "must be the data that 'eight.beton' was made from"),
     ("evaluate", DIGITS, ["file=eight.beton", "trajectory=nowhere"], "There is no trajectory folder 'nowhere'"),
@@ -90,6 +103,7 @@ OTHERS = [
     (["show", "nowhere"], "There is no 'nowhere'"),
     (["show", "hollow"], "has no recorded run"),
     (["report", "nowhere"], "There is no .beton or folder 'nowhere'"),
+    (["report", "replayed"], "There is no report of a replay, got 'replayed'. Its scores are in scores.json"),
     (["report", "hollow"], "There is no folder with a .beton"),
     (["init", "eight.beton"], "which is there already"),
 ]
@@ -101,6 +115,9 @@ def prepare(folder: Path) -> None:
     (folder / "bare" / "train").mkdir(parents=True)
     (folder / "hollow" / "train" / "cat").mkdir(parents=True)
     (folder / "hollow" / "train" / "cat" / "a.gif").write_bytes(b"GIF89a")
+    (folder / "replayed").mkdir()
+    for name in ("scores.json", "replay-log.csv"):
+        (folder / "replayed" / name).touch()
     (folder / "eight.beton").write_bytes(b"a set")
     card = Card(["a", "b"], 2, 1, [1, 8, 8], [0.5], [0.5], sha256=sha256(folder / "eight.beton"))
     card.write(folder / "eight.beton")
@@ -119,6 +136,26 @@ def test_a_mistake_is_one_line(
         read_job(step, "my.yaml", overrides)
     assert wanted in str(caught.value) and "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == sorted([*before, *[tmp_path / "my.yaml"] * (text is not None)])
+
+
+OWN = "data: {name: 'mine:load'}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        # Their own recording may keep more images than a new one would.
+        (DIGITS, ["trajectory=elsewhere", "distill.source=recorded", "distill.images_per_class=26"]),
+        # Of how many classes is not known before the data are read.
+        (OWN, ["distill.source=recorded", "distill.budget=20000", "record.exemplars=20"]),
+    ],
+)
+def test_what_may_be_enough_is_not_refused(
+    text: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").write_text(text)
+    assert read_job("run", "my.yaml", overrides).distill.source == "recorded"
 
 
 SCRIPT = """

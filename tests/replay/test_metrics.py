@@ -51,6 +51,16 @@ def test_figures_are_those_of_a_loop(count: int) -> None:
     assert Scores({}, rows).figures() == pytest.approx(by_loop(rows))
 
 
+def test_columns_are_named_by_the_classes_of_the_test_images() -> None:
+    """Those of classes that come back belong to the first task; where all tasks have all classes, to each."""
+
+    def heads(*tasks: list[str]) -> list[str]:
+        return Scores({"tasks": list(tasks)}, ROWS).table().splitlines()[0].split(" | ")[1:-1]
+
+    assert heads(["a", "b"], ["a", "b", "c"], ["b", "d", "e"]) == ["on a, b", "on c", "on d, e"]
+    assert heads(["a"], ["a"], ["a"]) == ["on a"] * 3
+
+
 def test_of_one_task_nothing_can_be_forgotten() -> None:
     """Nor of one class, which is all that the network knows."""
     for accuracy in (0.7, 1.0):

@@ -298,21 +298,35 @@ def test_each_kind_has_its_share(tmp_path: Path, factor: int) -> None:
     assert memory.labels[real].bincount().tolist() == [3, 3, 3]
 
 
-def test_the_real_images_are_others_than_those_that_the_distilled_ones_start_from(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [4, 16])  # of 16
+def test_the_real_images_are_others_than_those_that_the_distilled_ones_start_from(tmp_path: Path, count: int) -> None:
     """Of a rate of 0 the distilled images are those of the start; together the two kinds are what herding selects."""
     pools = patterned(1, per_class=24).split(1 / 3, torch.Generator().manual_seed(0))
     (task,) = split_classes(*pools, ReplaySettings(tasks=1))
     settings = DistillSettings(
-        images_per_class=4, factor=1, steps=1, real_per_class=4, start="herding", learning_rate=0.0
+        images_per_class=count, factor=1, steps=1, real_per_class=4, start="herding", learning_rate=0.0
     )
     normalization = Normalization([0.4], [0.3])
     training = RecordSettings(epochs=1, batch_size=16, cutmix=0.0, augmentation="crop")
     how: dict[str, Any] = {"mean": [0.4], "std": [0.3], "device": "cpu", "progress_bar": False}
-    learn([task], build, tmp_path, replay_policy("hybrid", [task], settings, normalization, "cpu"), 4, training, **how)
+    policy = replay_policy("hybrid", [task], settings, normalization, "cpu")
+    learn([task], build, tmp_path, policy, count, training, **how)
     network = build(3)
     network.load_state_dict(load_file(tmp_path / "task0" / "network.safetensors"))
     memory = ReplayMemory.load(tmp_path / "task0" / "memory.beton")
-    assert content(memory) == herded(task, network, normalization, 4, functools.partial(own, task.train))
+    assert content(memory) == herded(task, network, normalization, count, functools.partial(own, task.train))
+
+
+def test_real_images_are_not_made_up(tmp_path: Path) -> None:
+    """As the start of a distilled image is where a class has too few: a memory of both kinds needs them."""
+    pool = patterned(1, per_class=24)
+    few = pool.subset(torch.arange(23, 72))  # one image of the first class
+    (task,) = split_classes(few, pool, ReplaySettings(tasks=1))
+    settings = DistillSettings(images_per_class=4, factor=2, real_per_class=4)
+    with pytest.raises(InputError, match="`images_per_class` must be at most 0, as class 'rows' has 1 images in its"):
+        replay_policy("hybrid", [task], settings, Normalization([0.4], [0.3]))
+    with pytest.raises(InputError, match="`factor` must divide both sides of images of 8x8 pixels, got 3"):
+        replay_policy("distilled", [task], replace(settings, factor=3), Normalization([0.4], [0.3]))
 
 
 def test_a_policy_that_is_not_known(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -214,7 +214,8 @@ def agreed_normalization(
         ours_mean, ours_std = (np.array(statistics[0]) - mean) / std, np.array(statistics[1]) / std
         # Augmentation moves these a little; a wrong normalization moves them by whole deviations. A channel that is the
         # same everywhere has none.
-        moved, ratio = np.abs(ours_mean - seen_mean) / ours_std, ours_std / seen_std
+        with np.errstate(divide="ignore"):
+            moved, ratio = np.abs(ours_mean - seen_mean) / ours_std, ours_std / seen_std
         off = (moved > 1) | (ratio > 2.5) | (ratio < 0.4)
         if (off & (np.array(statistics[1]) > 1 / 255)).any():
             raise InputError(

@@ -69,6 +69,11 @@ def search(
             f"search() does not support distributed launch (world size {dist.get_world_size()}). Start it as plain "
             f"processes (`nas.workers`), which share a study and not a training."
         )
+    if settings.prune and training.seeds < 2:
+        raise InputError(
+            f"`retrain.seeds` must be at least 2 for nas.prune, which gives a candidate up after its first seed, got "
+            f"{training.seeds}. Raise it, or leave nas.prune out."
+        )
     check_factory(settings)
     torch_device(device)
     pool = fitting_pool(real, "real", file, read_card(file))

@@ -76,16 +76,14 @@ def herding_subset(
         network: The network that computes the features; see :func:`features_of`.
         pool: The images to select from; of each class, at most :data:`CHOSEN_FROM` images drawn at random are used.
         classes: The ids of the classes in the pool.
-        per_class: The number of images of each class. Where a class has fewer, all of them are taken.
+        per_class: The number of images of each class, in herding's order. Where a class has fewer, it has all.
         generator: The source of randomness, on the CPU.
         options: ``normalization`` and the other arguments of :func:`features_of`.
     """
     chosen = []
     for label in classes:
-        have = int(pool.counts[label])
-        index = pool.draw(torch.tensor([label]), min(have, CHOSEN_FROM), generator)[0]
-        if have > per_class:
-            features = F.normalize(features_of(network, pool.subset(index), **options))
-            index = index[herding(features, torch.zeros(len(index), dtype=torch.int64), per_class)]
-        chosen.append(index)
+        have = min(int(pool.counts[label]), CHOSEN_FROM)
+        index = pool.draw(torch.tensor([label]), have, generator)[0]
+        features = F.normalize(features_of(network, pool.subset(index), **options))
+        chosen.append(index[herding(features, torch.zeros(have, dtype=torch.int64), min(have, per_class))])
     return pool.subset(torch.cat(chosen))

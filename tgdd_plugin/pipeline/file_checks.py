@@ -78,6 +78,11 @@ def find_sets(path: Path) -> list[Path]:
         betons = [file for file in sorted(path.glob("*.beton")) if not file.name.startswith(".")]
         if found := [file for file in betons if card_path(file).is_file()]:
             return found
+        if (path / "scores.json").is_file():
+            raise InputError(
+                f"There is no report of a replay, got '{path}'. Its scores are in scores.json, its losses in "
+                f"replay-log.csv."
+            )
         names = [log.name.removesuffix("-log.csv") for log in sorted(path.glob("*-log.csv"))]
         if distilling := [name for name in names if not name.endswith(("-retrain", "-evaluation"))]:
             return [path / f"{name}.beton" for name in distilling]

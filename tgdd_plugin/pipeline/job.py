@@ -47,10 +47,11 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
         check_network_name(name)
     if step != "distill" or recipe.distill.reads_data:
         check_data(recipe.data)
-    if step in ("run", "distill") and recipe.distill.reads_data:
+    distils = step in ("run", "distill") or (step == "replay" and recipe.replay.policy in ("distilled", "hybrid"))
+    if distils and recipe.distill.reads_data:
         _check_size(recipe)
-    if step == "run" and not recipe.distill.reads_data:
-        _check_exemplars(recipe)
+    if distils and step != "distill" and not recipe.distill.reads_data and not recipe.trajectory:
+        _check_exemplars(recipe, 1 if step == "replay" else recipe.record.runs)
     if step == "replay" and recipe.replay.policy == "hybrid" and not recipe.distill.reads_data:
         _check_real_images(recipe)
     if step == "replay" and recipe.data.known:
@@ -126,10 +127,15 @@ def _check_size(recipe: Recipe) -> None:
         )
 
 
-def _check_exemplars(recipe: Recipe) -> None:
-    """Checks that a recording will keep as many real images as a distillation without the data starts from."""
-    classes = recipe.data.known.classes if recipe.data.known else 10
-    needed, runs = recipe.distill.sized(classes).start_images, recipe.record.runs
+def _check_exemplars(recipe: Recipe, runs: int) -> None:
+    """Checks that so many recorded runs will keep as many real images as a distillation without the data starts from.
+
+    Nothing is known where a budget is to size a set of classes that nobody has counted yet.
+    """
+    known = recipe.distill.classes or range(recipe.data.known.classes if recipe.data.known else 0)
+    if recipe.distill.budget is not None and not known:
+        return
+    needed = recipe.distill.sized(len(known) or 1).start_images
     if needed > recipe.record.exemplars * runs:
         raise InputError(
             f"`record.exemplars` must be at least {-(-needed // runs)} for distill.source '{recipe.distill.source}', "

@@ -38,7 +38,8 @@ class Recipe:
     """The .beton. null: <output>/<data>-ipc<n>.beton, or <data>-<n>passes.beton for a budget; where data.name is left
     out, <data> is what was recorded."""
     overwrite: Flag = False
-    """Replace a finished .beton of another job, and the results of another comparison."""
+    """Replace a finished .beton of another job, and the results of another comparison. A replay's folder is never
+    replaced."""
     head: str | None = None
     """Name of the network's linear head. null: the one recorded; for recording, the last linear layer with an output
     for each class."""

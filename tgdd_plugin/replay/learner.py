@@ -100,6 +100,11 @@ def learn(
     """
     training, settings = as_settings(RecordSettings, training), as_settings(ReplaySettings, settings)
     normalization, on = Normalization(mean, std), torch_device(device)
+    if training.runs > 1:
+        raise InputError(
+            f"`record.runs` must be 1 in a replay, which trains one network from task to task, got {training.runs}. "
+            f"Leave it out."
+        )
     check_tasks(tasks)
     build = classifiers(build)
     if settings.heads == "task":

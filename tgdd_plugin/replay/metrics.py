@@ -94,8 +94,13 @@ class Scores:
 
     def table(self, draw: DrawTable = markdown_table) -> str:
         """Returns the matrix and the measures as a table, in per cent."""
-        tasks = self.about.get("tasks", [])[: len(self.rows)]
-        headers = ["after task", *(f"on {', '.join(names)}" for names in tasks), "all so far"]
+        tasks, seen_names = self.about.get("tasks", [])[: len(self.rows)], set()
+        headers = ["after task"]
+        for names in tasks:  # of classes that come back, the test images are the first task's
+            first = [name for name in names if name not in seen_names]
+            seen_names.update(names)
+            headers.append(f"on {', '.join(first or names)}")
+        headers.append("all so far")
         cells = []
         for number, (row, seen) in enumerate(zip(self.rows, self.seen, strict=True), 1):
             later = [""] * (len(self.rows) - len(row))

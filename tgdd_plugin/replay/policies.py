@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tgdd_plugin.beton.format import read_stored, write_beton
+from tgdd_plugin.beton.multi_formation import check_factor
 from tgdd_plugin.core.device import Device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.coresets import herding
@@ -82,8 +83,10 @@ def replay_policy(
     """
     sized = memory_settings(settings)
     count = sized.images_per_class
-    if name in ("distilled", "hybrid") and sized.reads_data:
-        check_enough_for_steps(tasks, sized.real_per_class)
+    if name in ("distilled", "hybrid"):
+        check_factor(sized.factor, *tasks[0].train.shape[1:])
+        if sized.reads_data:
+            check_enough_for_steps(tasks, sized.real_per_class)
     match name:
         case "random":
             check_enough_images(tasks, count)
@@ -96,6 +99,7 @@ def replay_policy(
         case "distilled":
             return distilled(settings, device=device, loggers=loggers)
         case "hybrid":
+            check_enough_images(tasks, count, sized.factor**2)  # the real ones are never made up, as starts may be
             return hybrid(settings, real_share, normalization, device=device, loggers=loggers)
 
 
@@ -133,6 +137,7 @@ def herding_exemplars(count: int, normalization: Normalization) -> Policy:
 
     def select_exemplars(result: TaskResult) -> ImagePool:
         pool = result.task.train
+        check_enough_images([result.task], count)
         features = F.normalize(features_of(result.network, pool, normalization))
         return pool.subset(herding(features, torch.searchsorted(_present(pool), pool.labels), count))
 
@@ -277,18 +282,23 @@ def sample_stream(sizes: Sequence[int], budget: int, seed: int) -> list[tuple[in
     return kept
 
 
-def check_enough_images(tasks: Sequence[Task], count: int) -> None:
-    """Checks that every class of every task has ``count`` training images.
+def check_enough_images(tasks: Sequence[Task], count: int, each: int = 1) -> None:
+    """Checks that every class of every task has the training images that ``count`` stored ones hold.
+
+    Args:
+        tasks: The tasks.
+        count: The number of stored images of each class.
+        each: How many images one stored image holds. Default: ``1``.
 
     Raises:
         InputError: If not.
     """
     for task in tasks:
         for label in _present(task.train).tolist():
-            if (have := int(task.train.counts[label])) < count:
+            if (have := int(task.train.counts[label])) < count * each:
                 raise InputError(
-                    f"`images_per_class` must be at most {have}, the images of class '{task.train.classes[label]}' in "
-                    f"its task, got {count}. Lower it, or add images of that class."
+                    f"`images_per_class` must be at most {have // each}, as class '{task.train.classes[label]}' has "
+                    f"{have} images in its task, got {count}. Lower it, or add images of that class."
                 )
 
 

@@ -47,7 +47,8 @@ def open_scores(folder: Path, about: dict[str, Any]) -> Scores:
     other = first_difference(earlier, with_current_keys(about))
     # A job that failed before it had trained anything binds nobody.
     if other and path.is_file() and (scores.rows or (folder / "task0" / NETWORK).is_file()):
-        raise InputError(f"'{folder}' is of another job ({other}). Choose another folder, or delete it.")
+        remedy = "Choose another folder (output=... on the command line), or delete this one."
+        raise InputError(f"'{folder}' is of another job ({other}). {remedy}")
     if other and dist.get_global_rank() == 0:
         if not path.is_file():  # it was deleted, to learn the tasks anew
             for name in (NETWORK, MEMORY, FINETUNED):
