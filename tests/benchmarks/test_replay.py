@@ -296,7 +296,7 @@ def test_bad_input_ends_in_one_line(whole: Path, tmp_path: Path, capsys: pytest.
         RECIPE, *output, "--", *SMALL, "replay.tasks=11"
     )
     many = refused(RECIPE, *output, "--methods", "random", "--images-per-class", "13", "--", *SMALL)
-    assert "`images_per_class` must be at most 12, the images of class" in many and "got 13. Lower it" in many
+    assert "`images_per_class` must be at most 12, as class" in many and "got 13. Lower it" in many
     assert "give record.exemplars=" in refused(
         RECIPE, *output, "--images-per-class", "12", "--", *SMALL, "record.exemplars=4"
     )

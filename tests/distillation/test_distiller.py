@@ -1,10 +1,7 @@
 """distill(): the run around the loss, on a trajectory recorded by a real Trainer."""
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -378,46 +375,6 @@ def test_draws_depend_on_seed_step_and_rank_alone(trajectory, pool):
     assert torch.equal(first["real"], again["real"]) and first["early"] == again["early"]
     numbers = {float(torch.rand((), generator=keyed_generator(*key))) for key in [(0, 5), (0, 6), (1, 5), (0, 5, 1)]}
     assert len(numbers) == 4
-
-
-DDP = """
-import sys, torch
-sys.path.insert(0, sys.argv[3])
-from composer.utils import dist, get_device
-dist.initialize_dist(get_device("cpu"), timeout=60)
-from tests.patterned import SETTINGS, patterned, run
-from dataclasses import replace
-run(sys.argv[1], patterned(), sys.argv[2], replace(SETTINGS, steps=1, learning_rate=0.5))
-"""
-
-
-def test_two_processes_average_their_gradients(trajectory, pool, tmp_path):
-    """One step on two ranks moves the pixels by the mean of the two ranks' gradients, each from its own draws."""
-    script = tmp_path / "ddp.py"
-    script.write_text(DDP)
-    path = tmp_path / "ddp.beton"
-    launcher = str(Path(sys.executable).with_name("composer"))
-    command = [sys.executable, launcher, "-n", "2", "--stdout", str(tmp_path / "out_{rank}"), str(script)]
-    command += [str(trajectory.folder), str(path), str(Path(__file__).parents[2])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-    network = tiny()
-    bank = StageBank(trajectory, [network])
-    synthetic = SyntheticImages(start_pixels("mix", (3, 2, 3, 8, 8), 1, pool, keyed_generator(0, 0, 2**31)))
-    normalization = Normalization(*pool.statistics())
-    model = DistillationModel(
-        synthetic, [FeatureNetwork(network, "classifier")], bank, pool, normalization=normalization, alpha=2.5
-    )
-    gradients = []
-    for rank in range(2):
-        draws = Draws(SETTINGS.resolved(8), bank, pool, synthetic)
-        draws.rank = rank
-        batch = draws(0)
-        gradients.append(torch.autograd.grad(model.loss(model(batch), batch)["total"], synthetic.pixels)[0])
-    assert (gradients[0] - gradients[1]).norm() > 0.1 * gradients[0].norm(), "the ranks draw for themselves"
-    synthetic.pixels.data.sub_(0.5 * sum(gradients) / 2).clamp_(0, 1)
-    assert (read_beton(path)[0].int() - synthetic.to_uint8()[0].int()).abs().max() <= 1
 
 
 def bad(match, **options):

@@ -40,9 +40,9 @@ def launch(script: str, what: str, root: Path) -> tuple[int, list[str]]:
     return status, [(root / f"{what}-{rank}.err").read_text() for rank in (0, 1)]
 
 
-def run_file(script: str, root: Path) -> None:
-    """Runs a file with the argument ``root``, which calls :func:`fork_ranks` once everything is imported."""
-    subprocess.run([sys.executable, script, str(root)], cwd=root, env=_environment(), check=True)
+def run_file(script: str, root: Path, *what: str) -> None:
+    """Runs a file with the arguments ``what`` and ``root``, which calls :func:`fork_ranks` once all is imported."""
+    subprocess.run([sys.executable, script, *what, str(root)], cwd=root, env=_environment(), check=True)
 
 
 def fork_ranks(function: Callable[[Path], Any], root: Path, ranks: int = 2) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.common import CLASSES, Crash, Pictures, Probe, assert_same, differ, fit, manifest, statistics, tiny_network
-from tests.distributed.launching import launch
+from tests.distributed.launching import fork_ranks, outcome, run_file
 from tgdd_plugin import TGDDCallback
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.core.errors import InputError
@@ -613,8 +613,9 @@ def two_ranks(root: Path) -> None:
 @pytest.mark.once
 def test_two_ranks(tmp_path: Path) -> None:
     """Each draws its own images; the gradient is the mean of both, and class means are of both ranks' own images."""
-    status, texts = launch(__file__, "two_ranks", tmp_path)
-    assert status == 0, texts
+    run_file(__file__, tmp_path, "two_ranks")
+    for status, _, text in outcome(tmp_path, "two_ranks"):
+        assert status == 0, text
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     made, sums, counts = memory(), torch.zeros(CLASSES, 16), torch.zeros(CLASSES)
     for number in range(2):
@@ -647,4 +648,4 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    globals()[sys.argv[1]](Path(sys.argv[2]))
+    fork_ranks(globals()[sys.argv[1]], Path(sys.argv[2]))
