@@ -326,7 +326,9 @@ def test_all_ranks_come_to_their_end(done: Path) -> None:
 def test_where_bf16_overflows_on_one_rank_all_go_back_to_float32(done: Path) -> None:
     one, other = (torch.load(done / f"bf16-{rank}.pt") for rank in (0, 1))
     assert one["told"] == other["told"] and "training goes on in float32 with the weights of batch 0" in one["told"][0]
-    assert_same({0: one["weights"]}, {0: other["weights"]})
+    # Running statistics are each rank's own.
+    parameters = [{n: w for n, w in rank["weights"].items() if "running" not in n} for rank in (one, other)]
+    assert_same({0: parameters[0]}, {0: parameters[1]})
     assert all(tensor.isfinite().all() for tensor in one["weights"].values())
 
 

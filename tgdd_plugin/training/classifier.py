@@ -50,7 +50,7 @@ class Float32Fallback(Callback):
         self._kept: tuple[int, dict[str, Any], list[dict[str, Any]]] | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        if self.engine.uses_bf16:
+        if self.engine.precision != "fp32":
             self._keep(state)
 
     def after_forward(self, state: State, logger: Logger) -> None:
