@@ -64,6 +64,8 @@ def test_the_current_folder_is_searched_last(tmp_path: Path, monkeypatch: pytest
 
 def test_devices_and_versions() -> None:
     assert torch_device("cpu") == torch.device("cpu")
+    with pytest.raises(InputError, match="`device` must be 'cpu', 'gpu', or None .*, got 'tpu'. Name one"):
+        torch_device("tpu")  # type: ignore[arg-type]
     assert installed_versions("numpy", "no-such-package").keys() == {"tgdd_plugin", "torch", "numpy"}
 
 

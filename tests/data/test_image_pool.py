@@ -221,6 +221,13 @@ def test_split_that_leaves_nothing_is_refused(fraction):
         numbered_pool([4, 4]).split(fraction, seeded())
 
 
+def test_what_is_moved_is_not_the_callers_own():
+    pool = ImagePool(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4))
+    moved = pool.to("meta")
+    assert moved.images.device.type == "meta" and pool.images.device.type == "cpu"
+    assert moved.classes == pool.classes and torch.equal(moved.counts, pool.counts)
+
+
 def test_subset_copies():
     pool = numbered_pool([4, 4])
     part = ImagePool(pool.images.clone(), pool.labels).subset(torch.tensor([5, 1]))

@@ -486,7 +486,9 @@ def test_another_job_in_the_same_folder_is_refused(
 ) -> None:
     shutil.copytree(whole / "before2", tmp_path / "job")
     before = snapshot(tmp_path / "job")
-    with pytest.raises(InputError, match=f"is of another job .*{pattern}.*. Choose another folder .output=.* or delete this one."):
+    with pytest.raises(
+        InputError, match=f"is of another job .*{pattern}.*. Choose another folder .output=.* this one."
+    ):
         run(tmp_path / "job", stop, **change)
     assert snapshot(tmp_path / "job") == before
 

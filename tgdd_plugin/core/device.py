@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from composer.utils import get_device
+from composer.utils import dist
 
 from tgdd_plugin.core.errors import InputError
 
@@ -17,8 +17,14 @@ def torch_device(device: Device | None) -> torch.device:
     """Returns the torch device of Composer's ``'cpu'``, ``'gpu'`` or ``None``, which is a GPU if there is one.
 
     Raises:
-        InputError: If a GPU is asked for and torch finds none.
+        InputError: If a GPU is asked for and torch finds none, or for another name.
     """
+    if device not in (None, "cpu", "gpu"):
+        raise InputError(
+            f"`device` must be 'cpu', 'gpu', or None for a GPU if there is one, got {device!r}. Name one."
+        )
     if device == "gpu" and not torch.cuda.is_available():
         raise InputError("`device` must be 'cpu' where torch finds no GPU, got 'gpu'. Use 'cpu', or leave it out.")
-    return get_device(device).tensor_to_device(torch.empty(0)).device
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", dist.get_local_rank())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -14,6 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.gpu_memory import free_gpu_memory
 from tgdd_plugin.data.conversion import item_name, to_pair
 
 MEMORY_LIMIT = 4 * 2**30
@@ -124,12 +126,13 @@ class ImagePool:
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> ImagePool:
-        """Moves the images to a device if they fit in half of its free memory; else they stay in (mapped) memory."""
+        """Returns a pool with the images on a device if they fit in half of its free memory, else this one as it is."""
         device = torch.device(device)
-        if device.type == "cuda" and self.images.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        if device.type == "cuda" and self.images.nbytes > free_gpu_memory(device) / 2:
             return self
-        self.images = self.images.to(device)
-        return self
+        moved = copy.copy(self)
+        moved.images = self.images.to(device)
+        return moved
 
     def draw(
         self,
@@ -287,8 +290,7 @@ def allocate(shape: tuple[int, ...]) -> torch.Tensor:
         except OSError as error:
             raise InputError(
                 f"{size / 2**30:.1f} GiB of images do not fit in '{tempfile.gettempdir()}' ({error.strerror}). Set "
-                f"TMPDIR "
-                f"to a folder with more space, or use fewer or smaller images."
+                f"TMPDIR to a folder with more space, or use fewer or smaller images."
             ) from error
         return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
 

@@ -93,10 +93,10 @@ def _gradient_sizes(
         squares = torch.zeros(2, dtype=torch.float64)
         for first in range(0, len(pixels), chunk):
             part = some_classes(batch, first, chunk, device)
-            losses = model.loss(model(part), part)
             share = len(part["classes"]) / len(pixels)  # a chunk's loss is scaled to all classes
             for n, name in enumerate(terms):
-                (gradient,) = torch.autograd.grad(losses[name], pixels, retain_graph=name != terms[-1])
+                # A pass for each: what torch.compile has built may allow one backward pass alone (donated buffers).
+                (gradient,) = torch.autograd.grad(model.loss(model(part), part)[name], pixels)
                 squares[n] += (gradient.double() * share).square().sum().cpu()
         sizes += (squares / pixels.numel()).sqrt() / STEPS
     model.alpha = given

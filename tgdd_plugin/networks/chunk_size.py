@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from tgdd_plugin.core.gpu_memory import free_gpu_memory
+
 
 def even_part(count: int, limit: int | None) -> int:
     """Returns how much of ``count`` to take at a time: at most ``limit``, or a little less to leave no remainder.
@@ -47,5 +49,5 @@ def chunk_sizes(
     # The activations of both networks are kept for the backward pass, which needs about as much again; those of real
     # images are not kept.
     of_a_class = 3 * synthetic * every + 2 * real * largest
-    fitting = int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE) // of_a_class
+    fitting = int(free_gpu_memory(device) * GPU_SHARE) // of_a_class
     return even_part(num_classes, max(1, fitting)), None

@@ -70,14 +70,14 @@ def measured(path: Path, step: str, *, keep: bool = True) -> Iterator[Measure]:
         step: The name of the step.
         keep: Whether the costs of other steps stay there. Default: ``True``.
     """
-    if gpu := torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     measure, began = Measure(), time.perf_counter()
     yield measure
     if not measure.worked:
         return
     cost = Cost(round(time.perf_counter() - began, 3), round(peak_memory() / MIB, 1))
-    if gpu and (most := torch.cuda.max_memory_allocated()):
+    if torch.cuda.is_initialized() and (most := torch.cuda.max_memory_allocated()):
         cost.gpu_memory_mib = round(most / MIB, 1)
     costs = {**(read_costs(path) if keep else {}), step: cost}
     write_whole(path, json.dumps({name: asdict(each) for name, each in costs.items()}, indent=1) + "\n")

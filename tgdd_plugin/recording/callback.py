@@ -45,7 +45,8 @@ class TGDDCallback(Callback):
 
     Weights are those being trained, never those that EMA swaps in for evaluation and checkpoints. With SWA, the stage
     at its end is the averaged network. The stages of a run that was resumed, or crashed and resumed itself, are bit for
-    bit those of an uninterrupted one: stages later than the checkpoint are dropped and made again.
+    bit those of an uninterrupted one (on a CPU; a GPU may add in another order unless the Trainer has
+    ``deterministic_mode=True``): stages later than the checkpoint are dropped and made again.
 
     With ``statistics`` each stage but the first also holds the class means of φ(x), the head's input in training, over
     the batches since the stage before, recent ones more (see :class:`tgdd_plugin.recording.class_means.ClassMeans`):

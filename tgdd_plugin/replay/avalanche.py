@@ -114,7 +114,7 @@ class MemoryDataset(Dataset):
         task_labels: torch.Tensor | None = None,
         transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        self.images, self.labels = images, labels
+        self.images, self.labels = images.cpu(), labels  # workers of a DataLoader may not touch a GPU
         self.transform = normalization if transform is None else transform
         self.task_labels = task_labels
         self.targets: list[int] = labels.tolist()
@@ -134,7 +134,7 @@ class MemoryDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         assert self.transform is not None  # there is an image
-        item = self.transform(self.images[index].cpu()), self.labels[index]
+        item = self.transform(self.images[index]), self.labels[index]
         return item if self.task_labels is None else (*item, int(self.task_labels[index]))
 
 

@@ -204,7 +204,8 @@ def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_clas
     with forked_streams(), torch.no_grad():
         network = build()
         try:
-            came: Any = tuple(network.eval()(torch.zeros(2, *shape)).shape)
+            place = next((parameter.device for parameter in network.parameters()), None)
+            came: Any = tuple(network.eval()(torch.zeros(2, *shape, device=place)).shape)
         except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
             came = f"an error ({brief(error)})"
     if came != (2, num_classes):
