@@ -52,7 +52,6 @@ from tgdd_plugin.replay.metrics import Scores
 from tgdd_plugin.replay.policies import (
     Policy,
     TaskResult,
-    check_enough_images,
     distilled,
     herding_exemplars,
     hybrid,
@@ -61,7 +60,7 @@ from tgdd_plugin.replay.policies import (
 )
 from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.task_folders import MEMORY, WITHOUT
-from tgdd_plugin.replay.tasks import Task, split_classes
+from tgdd_plugin.replay.tasks import Task, check_enough_images, split_classes
 from tgdd_plugin.training.train import accuracy
 
 SCRATCH = ("random", "herding", "distilled", "hybrid")  # methods that have the GDumb form

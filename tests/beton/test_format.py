@@ -358,6 +358,7 @@ def test_a_packed_file_holds_the_stored_images_and_is_read_decoded(tmp_path, cha
             None,
             "there are 180 images, the card's 4 classes of 4 .* factor 3 are 144[.] Correct",
         ),
+        ({"factor": 11}, None, "The card's factor must be at most 10 for packed images, got 11[.] Write them decoded"),
         ({}, SOFT[:20], "`soft_labels` must be left out for packed images"),
     ],
 )

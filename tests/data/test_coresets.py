@@ -15,7 +15,7 @@ from tgdd_plugin.data.coresets import herding, k_center, most_varied
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import OWN
-from tgdd_plugin.networks.features import features_of
+from tgdd_plugin.networks.features import features_of, herding_subset
 
 pytestmark = pytest.mark.numerical
 
@@ -202,3 +202,13 @@ def test_what_varies_most_is_chosen_by_its_standard_deviation(seed):
 def test_one_stage_has_nothing_that_varies():
     with pytest.raises(InputError, match="`confidences` must be of at least two stages, got 1. Record more"):
         most_varied(torch.rand(6, 1), torch.arange(6) % 2, 1)
+
+
+def test_a_class_without_images_has_none_and_a_small_one_all_in_herdings_order():
+    network, labels = tiny_network(), torch.tensor([1] * 6 + [2] * 3)
+    pool = ImagePool((Pictures(9).images * 255).to(torch.uint8), labels, ["none", "some", "few"])
+    normalization = Normalization([0.5], [0.25])
+    chosen = herding_subset(network, pool, [0, 1, 2], 4, torch.Generator().manual_seed(0), normalization=normalization)
+    assert chosen.counts.tolist() == [0, 4, 3]
+    fewer = herding_subset(network, pool, [2], 1, torch.Generator().manual_seed(3), normalization=normalization)
+    assert torch.equal(chosen.images[chosen.labels == 2][:1], fewer.images)

@@ -89,7 +89,7 @@ def test_without_the_constraint_the_matching_alone_counts(trajectory, pool, tmp_
     none = run(zeroed, pool, tmp_path / "b.beton", replace(AUTO, alpha=0.0, steps=1))
     rates = [read_card(path).method["calibrated"] for path in (both, none)]
     assert rates[0]["learning_rate"] == pytest.approx(rates[1]["learning_rate"]) and rates[0]["alpha"] == 0
-    with pytest.raises(InputError, match="`learning_rate` and `alpha` must be numbers where .* 0 .constraint."):
+    with pytest.raises(InputError, match="`learning_rate` and `alpha` must be given in .* 0 .constraint."):
         run(zeroed, pool, tmp_path / "c.beton", AUTO)
 
 
@@ -150,6 +150,6 @@ def test_a_network_that_ignores_its_images_is_told(pool, tmp_path):
         return network
 
     recorded = record(tmp_path / "run", pool, build, STILL, device="cpu", progress_bar=False)
-    with pytest.raises(InputError, match=r"`learning_rate` and `alpha` must be numbers where .* Give numbers") as e:
+    with pytest.raises(InputError, match=r"`learning_rate` and `alpha` must be given in .* Give numbers") as e:
         run(recorded, pool, tmp_path / "a.beton", AUTO, network=build)
     assert "\n" not in str(e.value) and not (tmp_path / "a.beton").exists()

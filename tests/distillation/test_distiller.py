@@ -180,6 +180,19 @@ def test_fewer_classes_at_a_time_are_the_same_job(trajectory, pool, tmp_path):
     assert run(trajectory, pool, path, callbacks=[Crash(1)]).read_bytes() == before
 
 
+def test_checkpoints_that_are_named_as_by_an_earlier_version_serve(trajectory, pool, tmp_path, monkeypatch):
+    """By the number of classes at a time, too; and their monitor has no state."""
+    few = replace(SETTINGS, classes_per_chunk=1)
+    with monkeypatch.context() as earlier, pytest.raises(KeyboardInterrupt):
+        earlier.setattr("tgdd_plugin.distillation.distiller.SAME_IMAGES", ())
+        earlier.setattr("tgdd_plugin.distillation.monitoring.DistillationMonitor.state_dict", lambda self: {})
+        run(trajectory, pool, tmp_path / "a.beton", few, callbacks=[Crash(8)], checkpoint_interval="5ba")
+    steps = Steps()
+    run(trajectory, pool, tmp_path / "a.beton", few, callbacks=[steps])
+    assert steps.seen == list(range(6, 13))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-log.csv", "a.beton", "a.beton.yaml"]
+
+
 def test_gradients_that_are_not_finite_are_counted_over_a_crash(trajectory, pool, tmp_path):
     """Finite up to the checkpoint and not after it: it ends as an uninterrupted run does, with a file and a warning."""
 

@@ -25,7 +25,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.evaluation import distribution_matching, scorer
-from tgdd_plugin.evaluation.comparison import evaluate
+from tgdd_plugin.evaluation.comparison import _tells_apart, evaluate
 from tgdd_plugin.evaluation.metrics import hard_label_recovery, improvement_over_random, worth_in_random_images
 from tgdd_plugin.evaluation.scorer import EQUAL_PASSES, Row
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
@@ -309,6 +309,22 @@ def test_a_set_of_other_classes_or_in_another_order_has_no_rows_of_the_recorded_
     assert [row.name for row in rows] == ["distilled", "random", "full data, equal passes", "full data"]
 
 
+@pytest.mark.parametrize(
+    ("recorded", "classes", "wanted"),
+    [
+        (["cat", "dog"], ["cat", "dog"], True),
+        (["0", "1"], ["cat", "dog"], True),
+        (["cat", "dog"], ["0", "1"], True),
+        (["cat", "dog"], ["dog", "cat"], False),
+        (["cat", "dog", "emu"], ["dog", "cat", "fox"], False),
+        (["cat", "dog", "emu"], ["cat", "dog"], False),
+        (["0", "1", "2"], ["cat", "dog"], False),
+    ],
+)
+def test_whose_outputs_are_a_sets_classes(recorded, classes, wanted):
+    assert _tells_apart(recorded, classes) == wanted
+
+
 def test_the_networks_that_choose_are_those_of_the_full_data(done):
     """Saved as they were trained: they have the accuracies of that row."""
     folder, rows = done
@@ -367,7 +383,7 @@ def test_a_logger_given_as_a_trainer_option_sees_every_row(file):
 ROWS = [
     Row("distilled", 10, 5, [0.5, 0.6], [1.0, 2.0], "A"),
     Row("random", 10, 5, [0.3, 0.4], [1.0, 1.0], "A"),
-    Row("random, decoded number", 40, 5, [0.45], [1.0], "A"),
+    Row("random, decoded number", 40, 5, [0.45], [1.0], "A", passes=50),
     Row("full data", 100, 5, [0.8, 0.9], [9.0, 9.2], "A"),
     Row("herding", 10, 5, [0.25, 0.35], [1.0, 1.0], "A"),
     Row("distilled", 10, 5, [0.7], [1.0], "A", "soft"),
@@ -381,8 +397,10 @@ ROWS = [
 def test_worth_is_interpolated_between_random_rows_on_a_logarithmic_scale():
     def rows(*random, own=0.5):
         sizes = zip((10, 20, 40), random, strict=False)
-        drawn = [Row(f"random, {n} of each class", n, 5, [a], [1.0], "A") for n, a in sizes]
-        return [Row("distilled", 10, 5, [own], [1.0], "A"), *drawn]
+        drawn = [Row(f"random, {n} of each class", n, 5, [a], [1.0], "A", passes=400) for n, a in sizes]
+        # One of fewer passes and one of more are not compared.
+        others = [Row(f"random, {n}", n, 5, [a], [1.0], "A", passes=p) for n, a, p in ((30, 0.5, 300), (5, 0.55, 500))]
+        return [Row("distilled", 10, 5, [own], [1.0], "A", passes=400), *drawn, *others]
 
     def worth(found):
         return worth_in_random_images(found[0], found)
@@ -657,7 +675,7 @@ def headless():
             "must have arguments that 'tests.common:manifest' takes",
         ),
         ({"settings": EvaluateSettings([], ["tgdd_plugin.networks:vit", "tests.nowhere:x"])}, "nowhere"),
-        ({"real": pool(15, 1)}, r"Class 0 \('dark'\) has 5 real images, 8 were asked for the random ones"),
+        ({"real": pool(3, 1)}, r"Class 0 \('dark'\) has 1 real images, 2 were asked for the random ones"),
         ({"real": pool(3, 1), "settings": EvaluateSettings([], [])}, "has 1 real images, 2 were asked for"),
         ({"real": pool(6, 1), "settings": EvaluateSettings([], [], learning_rates=[1.0])}, "leaves 6 and 0 images"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torchvision.transforms import v2
 from tests.common import (
     CLASSES,
     At,
+    Crash,
     Pictures,
     Probe,
     TinyNetwork,
@@ -451,12 +453,17 @@ def test_a_normalization_of_fewer_channels_than_the_inputs_is_not_noted(tmp_path
             return torch.cat([image, image[:1]]), label
 
     data = WithDepth(shape=(3, 8, 8), transform=transforms.Normalize(MEAN, STD))
-    loader = DataLoader(data, batch_size=8)
-    told = pytest.warns(UserWarning, match="normalization found is of 3 channels, the inputs have 4: it is not noted")
-    with told, pytest.warns(UserWarning, match="fewer than exemplars=100"):
-        record(tmp_path, tiny_network(channels=4), {"train_dataloader": loader})
-    run = Trajectory.open(tmp_path).run
+    saving = {"save_folder": str(tmp_path / "checkpoints"), "save_interval": "1ep", "autoresume": True}
+    options: dict[str, Any] = {"train_dataloader": DataLoader(data, batch_size=8), **saving}
+    told = pytest.warns(UserWarning, match="normalization is of 3 channels, the inputs have 4: it is not noted")
+    with told, pytest.warns(UserWarning, match="fewer than exemplars=100"), pytest.raises(RuntimeError, match="crash"):
+        record(tmp_path / "t", tiny_network(channels=4), {**options, "callbacks": [Crash(6)]}, exemplars=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fewer than exemplars=100")
+        record(tmp_path / "t", tiny_network(channels=4), options)
+    run = Trajectory.open(tmp_path / "t").run
     assert run.mean is None and run.input is not None and run.input["shape"] == [4, 8, 8]
+    assert [stage.epoch for stage in run.stages] == [0, 1, 2, 3]
 
 
 def test_as_many_metrics_as_a_class_has_are_kept_up_to_a_number(tmp_path: Path) -> None:

@@ -636,10 +636,14 @@ def test_a_class_that_comes_again_has_images_of_both_tasks(tmp_path: Path) -> No
     assert memory.counts.tolist() == [2, 2, 2] and memory.sources.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_several_runs_of_a_task_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="`record.runs` must be 1 in a replay, .* got 2. Leave it out"):
-        run(tmp_path, keep(2), training=replace(TRAINING, runs=2))
-    assert not list(tmp_path.iterdir())
+def test_the_number_of_runs_has_no_effect(tmp_path: Path) -> None:
+    """Nor has one that an earlier version noted."""
+    scores = run(tmp_path, keep(2), training=replace(TRAINING, runs=2))
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert content["about"]["training"]["runs"] == 1
+    content["about"]["training"]["runs"] = 2
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    assert run(tmp_path, keep(2)).rows == scores.rows
 
 
 def test_a_returning_class_has_images_of_its_tasks_in_the_memory(tmp_path: Path) -> None:

@@ -322,9 +322,15 @@ def test_real_images_are_not_made_up(tmp_path: Path) -> None:
     pool = patterned(1, per_class=24)
     few = pool.subset(torch.arange(23, 72))  # one image of the first class
     (task,) = split_classes(few, pool, ReplaySettings(tasks=1))
-    settings = DistillSettings(images_per_class=4, factor=2, real_per_class=4)
-    with pytest.raises(InputError, match="`images_per_class` must be at most 0, as class 'rows' has 1 images in its"):
-        replay_policy("hybrid", [task], settings, Normalization([0.4], [0.3]))
+    settings, normalization = (
+        DistillSettings(images_per_class=4, factor=2, real_per_class=4),
+        Normalization([0.4], [0.3]),
+    )
+    with pytest.raises(InputError, match="Class 'rows' must have at least 8 images in each .* got 1. Lower images_per"):
+        replay_policy("hybrid", [task], settings, normalization)
+    with pytest.raises(InputError, match="Class 'rows' must have at least 16 images"):
+        replay_policy("hybrid", [task], replace(settings, start="herding"), normalization)
+    replay_policy("hybrid", [task], replace(settings, images_per_class=1), normalization)  # which keeps no real one
     with pytest.raises(InputError, match="`factor` must divide both sides of images of 8x8 pixels, got 3"):
         replay_policy("distilled", [task], replace(settings, factor=3), Normalization([0.4], [0.3]))
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ import torch
 from PIL import Image
 
 from tgdd_plugin.beton.card import Card, card_path, find_mismatch, read_card
-from tgdd_plugin.beton.ffcv_tables import MIN_PAGE, check_beton
+from tgdd_plugin.beton.ffcv_tables import MIN_PAGE, MOST_EXPANSION, check_beton
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.beton.multi_formation import unpack
 from tgdd_plugin.core.atomic_files import sha256, whole_file, write_whole
@@ -100,6 +101,11 @@ def _checked_arrays(
         raise InputError(
             f"The card's mean and std must have {images.shape[1]} value(s) each, one for each channel of the images, "
             f"got mean {card.mean} and std {card.std}. Correct the card."
+        )
+    if card.parts > MOST_EXPANSION:
+        raise InputError(
+            f"The card's factor must be at most {math.isqrt(MOST_EXPANSION)} for packed images, got {card.factor}. "
+            f"Write them decoded."
         )
     card.images, card.shape = len(images) * card.parts, list(images.shape[1:])
     if mismatch := find_mismatch(card, arrays[1], *images.shape[2:]):

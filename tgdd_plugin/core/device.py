@@ -20,9 +20,7 @@ def torch_device(device: Device | None) -> torch.device:
         InputError: If a GPU is asked for and torch finds none, or for another name.
     """
     if device not in (None, "cpu", "gpu"):
-        raise InputError(
-            f"`device` must be 'cpu', 'gpu', or None for a GPU if there is one, got {device!r}. Name one."
-        )
+        raise InputError(f"`device` must be 'cpu', 'gpu', or None for a GPU if there is one, got {device!r}. Name one.")
     if device == "gpu" and not torch.cuda.is_available():
         raise InputError("`device` must be 'cpu' where torch finds no GPU, got 'gpu'. Use 'cpu', or leave it out.")
     if device == "cpu" or not torch.cuda.is_available():

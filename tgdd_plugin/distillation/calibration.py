@@ -63,10 +63,11 @@ def calibrate(
     match, constraint = _gradient_sizes(model, draws, chunk, device, constrained=alpha != 0)
     needed = [match, constraint] if alpha == "auto" else [match]
     if not (all(0 < size < math.inf for size in needed) and math.isfinite(constraint)):
+        auto = " and ".join(f"`{key}`" for key, value in (("learning_rate", rate), ("alpha", alpha)) if value == "auto")
         raise InputError(
-            f"`learning_rate` and `alpha` must be numbers where the gradients of the first {STEPS} steps are not "
-            f"finite and above 0, got 'auto' and sizes of {match:g} (matching) and {constraint:g} (constraint). Give "
-            f"numbers, and look at how the recorded training went."
+            f"{auto} must be given in numbers where the gradients of the first {STEPS} steps are not finite and above "
+            f"0, got 'auto' and sizes of {match:g} (matching) and {constraint:g} (constraint). Give numbers, and look "
+            f"at how the recorded training went."
         )
     if alpha == "auto":
         alpha = BALANCE * match / constraint

@@ -144,7 +144,7 @@ def distill(
         elif dist.get_global_rank() == 0:
             if _checkpoints_of(output):  # this job's are left if it was killed while it removed them
                 modules = bare_networks(network, trajectory, inputs.shape)
-                shutil.rmtree(output.parent / f".{_run_name(output, inputs, modules, card)}", ignore_errors=True)
+                shutil.rmtree(_checkpoints(output, inputs, modules, card), ignore_errors=True)
             if progress_bar:
                 tqdm.write(f"'{output}' is already done: it is of this job, and kept as it is", file=sys.stderr)
     return Distilled(output)
@@ -177,7 +177,7 @@ def _distill(
         alpha=0.0,
         bf16=inputs.settings.precision == "bf16",
     )
-    checkpoints = output.parent / f".{_run_name(output, inputs, frozen.modules, card)}"
+    checkpoints = _checkpoints(output, inputs, frozen.modules, card)
     chunk = frozen.fit_memory(inputs, on)
     rates, chunk = halving(lambda chunk: calibrate(inputs.settings, model, draws, chunk, on), chunk)
     model.alpha = rates.alpha
@@ -222,11 +222,21 @@ def _start(inputs: Inputs, frozen: FrozenNetworks) -> torch.Tensor:
     return start_pixels(settings.start, shape, settings.factor, pool, generator, inputs.class_ids)
 
 
-def _run_name(output: Path, inputs: Inputs, modules: Sequence[nn.Module], card: Card) -> str:
+def _checkpoints(output: Path, inputs: Inputs, modules: Sequence[nn.Module], card: Card) -> Path:
+    """The folder of a job's checkpoints, which has the name of the run; that of an earlier version where there is one.
+
+    Earlier versions named it by the settings that change no image but by rounding, too.
+    """
+    names = [_run_name(output, inputs, modules, card, without=without) for without in (SAME_IMAGES, ())]
+    now, earlier = (output.parent / f".{name}" for name in names)
+    return earlier if earlier.is_dir() and not now.is_dir() else now
+
+
+def _run_name(output: Path, inputs: Inputs, modules: Sequence[nn.Module], card: Card, *, without: Sequence[str]) -> str:
     """The name of the output and of all that its pixels depend on: another job never resumes from its checkpoints."""
     # What earlier versions did without a key for it has none here either: their checkpoints still serve.
     settings = {
-        name: None if name in SAME_IMAGES else value
+        name: None if name in without else value
         for name, value in asdict(inputs.settings).items()
         if name not in ("packed", "budget") and (name, value) not in EARLIER.items()
     }

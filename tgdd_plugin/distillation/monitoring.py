@@ -53,7 +53,7 @@ class DistillationMonitor(Callback):
         return {"made": self._made, "skipped": int(self._skipped)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._made, self._skipped = state["made"], state["skipped"]
+        self._made, self._skipped = state.get("made", 0), state.get("skipped", 0)  # earlier versions kept neither
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         # All gradients are there and the optimizer's step is yet to come: no hook of the optimizer's is called here.

@@ -22,6 +22,9 @@ Schedule = Literal["constant", "linear"]
 EARLIER: Mapping[str, Any] = {"schedule": "constant"}
 """What versions without a key for it did."""
 
+MOST_PACKED = 10
+"""The highest factor of packed images."""
+
 FASTER = 5
 """How many times the published learning rate one that falls to zero starts from."""
 
@@ -107,6 +110,11 @@ class DistillSettings:
         if self.packed and self.factor == 1:
             raise InputError(
                 "`packed` must be false at factor 1, where images are stored decoded, got true. Leave it out."
+            )
+        if self.packed and (self.factor or 0) > MOST_PACKED:
+            raise InputError(
+                f"`factor` must be at most {MOST_PACKED} for packed images, got {self.factor}: a file that decodes to "
+                f"more than {MOST_PACKED**2} times its size is taken for damaged. Lower it, or leave packed out."
             )
         check_once("classes", self.classes)
         if self.augmentation is not None:

@@ -84,6 +84,8 @@ def herding_subset(
     for label in classes:
         have = min(int(pool.counts[label]), CHOSEN_FROM)
         index = pool.draw(torch.tensor([label]), have, generator)[0]
-        features = F.normalize(features_of(network, pool.subset(index), **options))
-        chosen.append(index[herding(features, torch.zeros(have, dtype=torch.int64), min(have, per_class))])
+        if have:
+            features = F.normalize(features_of(network, pool.subset(index), **options))
+            index = index[herding(features, torch.zeros(have, dtype=torch.int64), min(have, per_class))]
+        chosen.append(index)
     return pool.subset(torch.cat(chosen))

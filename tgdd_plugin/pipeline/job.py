@@ -50,8 +50,11 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
     distils = step in ("run", "distill") or (step == "replay" and recipe.replay.policy in ("distilled", "hybrid"))
     if distils and recipe.distill.reads_data:
         _check_size(recipe)
-    if distils and step != "distill" and not recipe.distill.reads_data and not recipe.trajectory:
-        _check_exemplars(recipe, 1 if step == "replay" else recipe.record.runs)
+    if not recipe.distill.reads_data:
+        if step == "replay" and recipe.replay.policy == "distilled":
+            _check_exemplars(recipe, 1)
+        elif step == "run" and not recipe.trajectory:
+            _check_exemplars(recipe, recipe.record.runs)
     if step == "replay" and recipe.replay.policy == "hybrid" and not recipe.distill.reads_data:
         _check_real_images(recipe)
     if step == "replay" and recipe.data.known:

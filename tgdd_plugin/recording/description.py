@@ -113,13 +113,18 @@ def note_input(run: Run, images: torch.Tensor) -> None:
     if not (mean.isfinite().all() and std.isfinite().all()):
         return  # it says nothing; the next batch may
     run.input = {"shape": [float(n) for n in values.shape[1:]], "mean": mean.tolist(), "std": std.tolist()}
-    if run.mean is not None and len(run.mean) not in (1, values.shape[1]):
+    if run.mean is not None and not normalization_fits(run):
         warnings.warn(
-            f"the normalization found is of {len(run.mean)} channels, the inputs have {values.shape[1]}: it is not "
-            f"noted, and no real image is kept. Give TGDDCallback the mean= and std= of all channels",
+            f"the normalization is of {len(run.mean)} channels, the inputs have {values.shape[1]}: it is not noted, "
+            f"and no real image is kept. Give TGDDCallback the mean= and std= of all channels",
             stacklevel=2,
         )
         run.mean = run.std = None
     elif run.mean is None and (scale := pixel_scale(images)) is not None:
         run.mean = [0.0] * values.shape[1]
         run.std = [1 / scale] * values.shape[1]
+
+
+def normalization_fits(run: Run) -> bool:
+    """Whether a run's normalization is of one channel or of as many as its inputs, as far as both are known."""
+    return run.mean is None or run.input is None or len(run.mean) in (1, int(run.input["shape"][0]))

@@ -14,6 +14,7 @@ from torch import nn
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.locks import locked
 from tgdd_plugin.core.ranks import rank, share_from_rank_0
+from tgdd_plugin.recording.description import normalization_fits
 from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run
 from tgdd_plugin.trajectory.writing import write_manifest_and_prune
 
@@ -42,7 +43,8 @@ def on_rank_0(folder: Path, work: Callable[[], Any]) -> Any:
             reason = error.strerror or brief(error)
             outcome[1] = f"Cannot record in '{folder}' ({reason}). Make room, or record into a folder you may write to."
         except Exception as error:  # of any kind, since the other ranks wait
-            outcome[1] = f"Cannot record in '{folder}' ({brief(error)}). Report it as an issue of tgdd_plugin."
+            remedy = "Free memory where that ran out, or else report it as an issue of tgdd_plugin."
+            outcome[1] = f"Cannot record in '{folder}' ({brief(error)}). {remedy}"
     share_from_rank_0(outcome)
     if outcome[1]:
         raise InputError(outcome[1])
@@ -114,7 +116,7 @@ def _take_over(
                 run.exemplars = earlier.exemplars
             if earlier.augmentation is None:  # as the first batch may have shown
                 run.augmentation = None
-            if run.mean is None:
+            if run.mean is None or not normalization_fits(run):
                 run.mean, run.std = earlier.mean, earlier.std
     write_manifest_and_prune(folder, run)
     if not run.stages:

@@ -79,7 +79,8 @@ def learn(
             are known by their names, or another source with labels 0, 1, ... for ``task.new``; ``None`` for nothing;
             or a whole memory that replaces the one before.
         images_per_class: The memory's budget, in stored images of each class.
-        training: How each task is trained and recorded. Default: ``RecordSettings()``; a mapping of its keys will do.
+        training: How each task is trained and recorded; one network goes on from task to task, so ``runs`` has no
+            effect. Default: ``RecordSettings()``; a mapping of its keys will do.
         settings: How the memory is replayed; ``policy`` and ``real_share`` have no effect here. Default:
             ``ReplaySettings()``.
         mean, std: The per-channel normalization, for pixels in [0, 1].
@@ -100,11 +101,7 @@ def learn(
     """
     training, settings = as_settings(RecordSettings, training), as_settings(ReplaySettings, settings)
     normalization, on = Normalization(mean, std), torch_device(device)
-    if training.runs > 1:
-        raise InputError(
-            f"`record.runs` must be 1 in a replay, which trains one network from task to task, got {training.runs}. "
-            f"Leave it out."
-        )
+    training = replace(training, runs=1)
     check_tasks(tasks)
     build = classifiers(build)
     if settings.heads == "task":

@@ -30,7 +30,13 @@ from tgdd_plugin.networks.features import features_of, herding_subset
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.settings import PolicyName, real_images
 from tgdd_plugin.replay.sources import SourceLike
-from tgdd_plugin.replay.tasks import Task, check_enough_for_steps
+from tgdd_plugin.replay.tasks import (
+    Task,
+    check_enough_for_steps,
+    check_enough_images,
+    check_real_images,
+    present_classes,
+)
 from tgdd_plugin.trajectory.store import Trajectory
 
 
@@ -99,7 +105,9 @@ def replay_policy(
         case "distilled":
             return distilled(settings, device=device, loggers=loggers)
         case "hybrid":
-            check_enough_images(tasks, count, sized.factor**2)  # the real ones are never made up, as starts may be
+            real = real_images(count, real_share)
+            apart = count if sized.start == "herding" else real  # the distilled ones then start from others
+            check_real_images(tasks, apart * sized.factor**2 if real else 0)
             return hybrid(settings, real_share, normalization, device=device, loggers=loggers)
 
 
@@ -123,7 +131,7 @@ def random_exemplars(count: int) -> Policy:
     def select_exemplars(result: TaskResult) -> ImagePool:
         pool = result.task.train
         generator = torch.Generator().manual_seed(result.seed)
-        return pool.subset(pool.draw(_present(pool), count, generator, "the memory").flatten())
+        return pool.subset(pool.draw(present_classes(pool), count, generator, "the memory").flatten())
 
     return select_exemplars
 
@@ -139,7 +147,7 @@ def herding_exemplars(count: int, normalization: Normalization) -> Policy:
         pool = result.task.train
         check_enough_images([result.task], count)
         features = F.normalize(features_of(result.network, pool, normalization))
-        return pool.subset(herding(features, torch.searchsorted(_present(pool), pool.labels), count))
+        return pool.subset(herding(features, torch.searchsorted(present_classes(pool), pool.labels), count))
 
     return select_exemplars
 
@@ -280,28 +288,3 @@ def sample_stream(sizes: Sequence[int], budget: int, seed: int) -> list[tuple[in
             slot = came - 1 if came <= budget else int(share * came)
             kept[slot : slot + 1] = [(task, position)] if slot < budget else kept[slot : slot + 1]
     return kept
-
-
-def check_enough_images(tasks: Sequence[Task], count: int, each: int = 1) -> None:
-    """Checks that every class of every task has the training images that ``count`` stored ones hold.
-
-    Args:
-        tasks: The tasks.
-        count: The number of stored images of each class.
-        each: How many images one stored image holds. Default: ``1``.
-
-    Raises:
-        InputError: If not.
-    """
-    for task in tasks:
-        for label in _present(task.train).tolist():
-            if (have := int(task.train.counts[label])) < count * each:
-                raise InputError(
-                    f"`images_per_class` must be at most {have // each}, as class '{task.train.classes[label]}' has "
-                    f"{have} images in its task, got {count}. Lower it, or add images of that class."
-                )
-
-
-def _present(pool: ImagePool) -> torch.Tensor:
-    """The ids of the classes that have images, in rising order."""
-    return pool.counts.nonzero().flatten()

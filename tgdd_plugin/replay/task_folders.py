@@ -39,7 +39,8 @@ def open_scores(folder: Path, about: dict[str, Any]) -> Scores:
     path = folder / "scores.json"
     scores = Scores.read(path) if path.is_file() else Scores({})
     earlier = {name: value for name, value in NOT_NOTED.items() if name in about} | with_current_keys(scores.about)
-    earlier["training"] = as_recorded(earlier.get("training") or {}, about["training"])
+    # Earlier versions noted the number of runs, which never had an effect.
+    earlier["training"] = as_recorded(earlier.get("training") or {}, about["training"]) | {"runs": 1}
     if isinstance(earlier.get("distill"), dict) and isinstance(about.get("distill"), dict):
         known = {name: value for name, value in EARLIER.items() if name in about["distill"]}
         earlier["distill"] = known | earlier["distill"]

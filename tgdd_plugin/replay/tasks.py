@@ -118,3 +118,43 @@ def check_enough_for_steps(tasks: Sequence[Task], real_per_class: int) -> None:
                 f"`distill.real_per_class` must be at most {most}, the most images of a class in task {number}, got "
                 f"{real_per_class}. Lower it, or add images."
             )
+
+
+def check_real_images(tasks: Sequence[Task], needed: int) -> None:
+    """Checks that every class has the images that a memory of both kinds keeps: none is made up, as starts may be.
+
+    Args:
+        tasks: The tasks.
+        needed: The number of real images of each class, those that the distilled ones start from included.
+
+    Raises:
+        InputError: If not.
+    """
+    for task in tasks:
+        for label in present_classes(task.train).tolist():
+            if (have := int(task.train.counts[label])) < needed:
+                raise InputError(
+                    f"Class '{task.train.classes[label]}' must have at least {needed} images in each of its tasks for "
+                    f"the policy 'hybrid', got {have}. Lower images_per_class, the factor, replay.real_share or "
+                    f"replay.returning, or add images."
+                )
+
+
+def check_enough_images(tasks: Sequence[Task], count: int) -> None:
+    """Checks that every class of every task has ``count`` training images.
+
+    Raises:
+        InputError: If not.
+    """
+    for task in tasks:
+        for label in present_classes(task.train).tolist():
+            if (have := int(task.train.counts[label])) < count:
+                raise InputError(
+                    f"`images_per_class` must be at most {have}, as class '{task.train.classes[label]}' has "
+                    f"{have} images in its task, got {count}. Lower it, or add images of that class."
+                )
+
+
+def present_classes(pool: ImagePool) -> torch.Tensor:
+    """The ids of the classes that have images, in rising order."""
+    return pool.counts.nonzero().flatten()
