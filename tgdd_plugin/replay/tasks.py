@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,14 +130,12 @@ def check_real_images(tasks: Sequence[Task], needed: int) -> None:
     Raises:
         InputError: If not.
     """
-    for task in tasks:
-        for label in present_classes(task.train).tolist():
-            if (have := int(task.train.counts[label])) < needed:
-                raise InputError(
-                    f"Class '{task.train.classes[label]}' must have at least {needed} images in each of its tasks for "
-                    f"the policy 'hybrid', got {have}. Lower images_per_class, the factor, replay.real_share or "
-                    f"replay.returning, or add images."
-                )
+    for name, have in _rarest(tasks):
+        if have < needed:
+            raise InputError(
+                f"Class '{name}' must have at least {needed} images in each of its tasks for the policy 'hybrid', got "
+                f"{have}. Lower images_per_class, the factor, replay.real_share or replay.returning, or add images."
+            )
 
 
 def check_enough_images(tasks: Sequence[Task], count: int) -> None:
@@ -146,13 +144,20 @@ def check_enough_images(tasks: Sequence[Task], count: int) -> None:
     Raises:
         InputError: If not.
     """
+    for name, have in _rarest(tasks):
+        if have < count:
+            raise InputError(
+                f"`images_per_class` must be at most {have}, as class '{name}' has {have} images in its task, got "
+                f"{count}. Lower it, or add images of that class."
+            )
+
+
+def _rarest(tasks: Sequence[Task]) -> Iterator[tuple[str, int]]:
+    """The name of each task's rarest class, among those that have images, and how many it has."""
     for task in tasks:
-        for label in present_classes(task.train).tolist():
-            if (have := int(task.train.counts[label])) < count:
-                raise InputError(
-                    f"`images_per_class` must be at most {have}, as class '{task.train.classes[label]}' has "
-                    f"{have} images in its task, got {count}. Lower it, or add images of that class."
-                )
+        present = present_classes(task.train)
+        rarest = int(present[task.train.counts[present].argmin()])
+        yield task.train.classes[rarest], int(task.train.counts[rarest])
 
 
 def present_classes(pool: ImagePool) -> torch.Tensor:
