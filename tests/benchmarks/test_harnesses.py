@@ -38,7 +38,7 @@ print(json.dumps(ended))
 CALLS = {
     "kills": ["--tries", "8", "--jobs", "recorder", "--seed", "1", "--output", "kills"],
     "faults": ["--tries", "15", "--seed", "1", "--output", "faults"],
-    "fuzz": ["--tries", "300", "--seed", "1", "--output", "fuzz"],
+    "fuzz": ["--tries", "500", "--seed", "1", "--output", "fuzz"],
     "soak": ["--steps", "60", "--stages", "40", "--repeats", "2", "--json", "soak.json"],  # last: it does not fork
 }
 
