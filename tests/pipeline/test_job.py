@@ -103,7 +103,7 @@ OTHERS = [
     (["show", "nowhere"], "There is no 'nowhere'"),
     (["show", "hollow"], "has no recorded run"),
     (["report", "nowhere"], "There is no .beton or folder 'nowhere'"),
-    (["report", "replayed"], "There is no report of a replay, got 'replayed'. Its scores are in scores.json"),
+    (["report", "replayed"], "tgdd report takes no folder of a replay, got 'replayed'. Its scores are in scores.json"),
     (["report", "hollow"], "There is no folder with a .beton"),
     (["init", "eight.beton"], "which is there already"),
 ]

@@ -80,7 +80,7 @@ def find_sets(path: Path) -> list[Path]:
             return found
         if (path / "scores.json").is_file():
             raise InputError(
-                f"There is no report of a replay, got '{path}'. Its scores are in scores.json, its losses in "
+                f"tgdd report takes no folder of a replay, got '{path}'. Its scores are in scores.json, its losses in "
                 f"replay-log.csv."
             )
         names = [log.name.removesuffix("-log.csv") for log in sorted(path.glob("*-log.csv"))]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from composer.core import Callback, DataSpec, Event, State, Time, TimeUnit
+from composer.core import Callback, DataSpec, Event, State, Time
 from composer.loggers import Logger
 from composer.utils import format_name_with_dist
 
@@ -20,7 +20,7 @@ from tgdd_plugin.networks.classifiers import bare_network
 from tgdd_plugin.recording.announcing import announce_end, announce_start
 from tgdd_plugin.recording.batch_watch import BatchWatch, data_specs_of
 from tgdd_plugin.recording.description import check_class_names
-from tgdd_plugin.recording.interval import schedule
+from tgdd_plugin.recording.interval import check_loader, schedule
 from tgdd_plugin.recording.introspection import (
     describe_network,
     find_augmentation,
@@ -122,14 +122,8 @@ class TGDDCallback(Callback):
         self.quiet = quiet
         self.classes = [str(name) for name in classes] if classes is not None else None
         self.normalization = Normalization.of(mean, std)
-        self._options: dict[str, Any] = {
-            "max_stages": max_stages,
-            "dtype": dtype,
-            "statistics": statistics,
-            "exemplars": exemplars,
-            "overwrite": overwrite,
-            "on_error": on_error,
-        }
+        self._options: dict[str, Any] = {"max_stages": max_stages, "dtype": dtype, "statistics": statistics}
+        self._options |= {"exemplars": exemplars, "overwrite": overwrite, "on_error": on_error}
         self.recorder = TrajectoryRecorder(folder, **self._options)
         self._watch = BatchWatch(
             self._look,
@@ -175,11 +169,7 @@ class TGDDCallback(Callback):
                 f"`parallelism_config['fsdp']['state_dict_type']` must be 'full', got "
                 f"'{state.fsdp_state_dict_type}', under which no rank holds the whole weights. Set it to 'full'."
             )
-        if self._time is not None and self._time.unit == TimeUnit.DURATION and state.dataloader_len is None:
-            raise InputError(
-                f"`interval` must not be in dur where the training data loader has no length, got '{self.interval}'. "
-                f"Write it like '50ba'."
-            )
+        check_loader(self._time, state)
         heads = find_head_layers(state, self.head, self.classes)
         head = list(heads)[-1]
         if self.head is None and is_language_model(unwrapped(state.model), heads[head]):

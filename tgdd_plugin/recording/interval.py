@@ -28,3 +28,12 @@ def schedule(
         )
     due = create_interval_scheduler(time, checkpoint_events=False, final_events={Event.BATCH_END, Event.EPOCH_END})
     return due, time.to_timestring(), time
+
+
+def check_loader(time: Time | None, state: State) -> None:
+    """Raises an InputError for a share of a training whose loader has no length: Composer would end it in its midst."""
+    if time is not None and time.unit == TimeUnit.DURATION and state.dataloader_len is None:
+        raise InputError(
+            f"`interval` must not be in dur where the training data loader has no length, got "
+            f"'{time.to_timestring()}'. Write it like '50ba'."
+        )

@@ -47,13 +47,11 @@ class TrajectoryRecorder:
         folder: The trajectory folder. The run's stages lie in ``folder/<name>/``, so several runs recorded into one
             folder become several trajectories of it.
         max_stages: Thin evenly to at most so many stages, keeping the first and the last. Default: ``None``, keep all.
-        dtype: How floating-point weights are stored: ``'float32'``, ``'float16'`` (what is too large for it stays
-            float32) or ``'bfloat16'``. Default: ``'float32'``.
+        dtype: How floating-point weights are stored, as in :class:`tgdd_plugin.TGDDCallback`. Default: ``'float32'``.
         statistics: Whether to record class means of the head's input, for distilling without images. Default: ``True``.
         exemplars: Real images of each class to keep, the first of the first epoch; 0 for none. Default: ``100``.
         overwrite: Whether to replace a complete recording of the same run. Default: ``False``.
-        on_error: What an error of the recording does after the start: ``'warn'``, one warning, and training goes on,
-            later stages are tried again, and the manifest notes the gap; or ``'raise'``. Default: ``'warn'``.
+        on_error: What an error of the recording does, as in :class:`tgdd_plugin.TGDDCallback`. Default: ``'warn'``.
 
     Raises:
         InputError: For an argument that is out of range.
@@ -109,8 +107,7 @@ class TrajectoryRecorder:
                 is, see :meth:`settle_head`. Default: the one that ``run`` names.
             device: Where class means are added up. Default: where the head's weights are.
             weights: Returns the weights to record, where it is not the network's ``state_dict()``. Default: ``None``.
-            batches: Batches trained on before. Default: as loaded, else 0.
-            epoch, sample: Epochs completed and samples seen before. Default: 0, and as loaded.
+            batches, epoch, sample: What was trained on before. Default: as loaded, else 0; epoch 0; and as loaded.
 
         Raises:
             InputError: If the run is already recorded, or another process records it, or its folder cannot be written.

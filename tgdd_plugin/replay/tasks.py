@@ -93,7 +93,7 @@ def check_tasks(tasks: Sequence[Task]) -> None:
                 f"testing, got {', '.join(seen[:12])} for training and {', '.join(task.test.classes[:12])} for "
                 f"testing. Classes keep their numbers, and new ones come last."
             )
-        present = [seen[label] for label in task.train.counts.nonzero().flatten().tolist()]
+        present = task.train.names_of(present_classes(task.train))
         if sorted(present) != sorted(task.new):
             raise InputError(
                 f"`new` of task {number} must be the classes that it has images of, {', '.join(present[:12])}, got "
