@@ -1,3 +1,4 @@
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -8,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from composer.utils import collect_env  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # torch.compile's cache on the disk does not tell apart what ATEN_CPU_CAPABILITY says: of the code compiled for one
@@ -16,6 +18,9 @@ CAPABILITY = torch.backends.cpu.get_cpu_capability().replace(" ", "-")
 os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"tgdd-tests-{os.getuid()}-{CAPABILITY}")
 )
+
+# Every Trainer and checkpoint asks for it, which takes 50 ms each time: it reads all that pip noted of Composer's files.
+collect_env.get_composer_commit_hash = functools.cache(collect_env.get_composer_commit_hash)
 
 # Under pytest, calls of these are checked against the shapes in their signatures.
 SHAPED = [
