@@ -19,7 +19,7 @@ os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"tgdd-tests-{os.getuid()}-{CAPABILITY}")
 )
 
-# Every Trainer and checkpoint asks for it, which takes 50 ms each time: it reads all that pip noted of Composer's files.
+# Every Trainer and checkpoint asks for it, which takes 50 ms each time, as it reads all that pip noted of Composer.
 collect_env.get_composer_commit_hash = functools.cache(collect_env.get_composer_commit_hash)
 
 # Under pytest, calls of these are checked against the shapes in their signatures.
