@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ from benchmarks.machine import describe_machine, spread
 from benchmarks.published_loop import PublishedLoop, random_trajectory
 from tgdd_plugin import DistillSettings, ImagePool, distill
 from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.usage import now
 from tgdd_plugin.networks.factory import build_network
 
 MEAN, STD = [0.5] * 3, [0.25] * 3
@@ -59,17 +61,12 @@ class Turns(Callback):
         self.began = time.perf_counter()
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        self.engine.append(self._now() - self.began)
+        self.engine.append(now(self.device) - self.began)
         if self.other is not None and len(self.engine) > WARM - 1:
             began = time.perf_counter()
             self.other()
-            self.others.append(self._now() - began)
-        self.began = self._now()
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+            self.others.append(now(self.device) - began)
+        self.began = now(self.device)
 
 
 def job(classes: int, side: int, folder: Path) -> tuple[Any, ImagePool, Callable[[], nn.Module]]:
@@ -141,12 +138,10 @@ def convolutions(factory: Callable[[], nn.Module], settings: DistillSettings, po
 def _best(work: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
     times = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = now(device)
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - began)
-    return sorted(times)[len(times) // 2]
+        times.append(now(device) - began)
+    return median(times)
 
 
 def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.evaluation.scorer import Images, random_images
 from tgdd_plugin.logs.log_file import log_path, read_log
 from tgdd_plugin.networks.factory import network_factory
 from tgdd_plugin.networks.settings import NetworkSettings
@@ -47,8 +48,6 @@ from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import accuracy, check_network, train_network
 from tgdd_plugin.trajectory.manifest import MANIFEST, Run
 from tgdd_plugin.trajectory.store import Trajectory
-
-Images = tuple[torch.Tensor, torch.Tensor]  # (N, C, H, W) of 0..255, and labels
 
 
 class TimeUp(Exception):
@@ -121,7 +120,7 @@ class Bench:
             self.base["extra_networks"] = [asdict(other) for other in recipe.extra_networks]
 
     def row(self, name: str, settings: dict[str, Any], **about: Any) -> Row:
-        """Opens a row's file, or begins one; see :func:`rows.open_row`."""
+        """Opens a row's file, or begins one; see :func:`benchmarks.results.open_row`."""
         scored_on = "held-out training images" if self.recipe.data.holdout else "test images"
         about = {"data": self.name, **about, "scored_on": scored_on}
         return open_row(self.output, f"{self.name}-{name}", {**self.base, **settings}, about)
@@ -192,17 +191,12 @@ class Bench:
         """The rows of random images, other ones for each seed, and of the full data."""
         retrain, pool = self.recipe.retrain, self.train
 
-        def random_images(count: int, seed: int) -> Images:
-            generator = torch.Generator().manual_seed(seed)
-            index = pool.draw(torch.arange(pool.num_classes), count, generator, "a row of random images").flatten()
-            return pool.take(index), pool.labels[index]
-
         for size in sizes:
             how = retrain.training(size * pool.num_classes)
             row = self.row(
                 f"random{size}", {"retrain": asdict(how), "random": size}, kind="random", images_per_class=size
             )
-            self.score(row, "networks", functools.partial(random_images, size), how)
+            self.score(row, "networks", functools.partial(random_images, pool, size), how)
         if retrain.full_epochs:
             whole = retrain.full_training(len(pool))
             row = self.row("full", {"retrain": asdict(whole)}, kind="full")

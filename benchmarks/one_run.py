@@ -18,7 +18,6 @@ and not over runs: --first 0 1 2 makes the rows again from other runs, which sho
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.harness import Bench, Images, run
+from benchmarks.harness import Bench, run
 from benchmarks.results import SECONDS, Parser, markdown, percent, provenance, read_rows, seconds, seconds_of
 from tgdd_plugin import InputError
 from tgdd_plugin.core.atomic_files import write_whole
@@ -165,12 +164,8 @@ def work(bench: Bench, options: argparse.Namespace) -> None:
         trajectory = case.open(row.work)
         row.content["stages_used"] = sum(len(run.stages) for run in trajectory.runs.values())
         images = bench.distill(row, trajectory, settings)
-        bench.score(row, "networks", functools.partial(_same, images), retrain)
+        bench.score(row, "networks", lambda seed, images=images: images, retrain)
     bench.baselines([recipe.distill.images_per_class])
-
-
-def _same(images: Images, seed: int) -> Images:
-    return images
 
 
 def table(folder: Path) -> str:

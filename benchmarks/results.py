@@ -16,6 +16,7 @@ from typing import Any, NoReturn, get_args
 
 from tgdd_plugin import InputError
 from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.renamed_keys import RENAMED, with_current_keys
 from tgdd_plugin.distillation.settings import Source
 
@@ -87,11 +88,11 @@ def open_row(folder: Path, name: str, settings: dict[str, Any], about: dict[str,
     Raises:
         InputError: If the file is of other settings.
     """
-    settings = json.loads(json.dumps(settings))
+    settings = as_plain(settings)
     row = Row(folder / f"{name}.json", folder / "work" / f"{name}-{key_of(settings)}", {})
     if row.path.is_file():
         row.content = json.loads(row.path.read_text())
-        if other := _difference(with_current_keys(row.content["settings"]), settings):
+        if other := first_difference(with_current_keys(row.content["settings"]), settings):
             raise InputError(f"'{row.path}' was made with other settings ({other}); choose another --output")
     else:
         row.content = {"name": name, **about, "protocol": HONEST, "settings": settings}
@@ -109,14 +110,6 @@ def _with_old_keys(content: Any) -> Any:
         old = {present: name for name, present in RENAMED.items()}
         return {old.get(key, key): _with_old_keys(value) for key, value in content.items()}
     return [_with_old_keys(item) for item in content] if isinstance(content, list) else content
-
-
-def _difference(earlier: Any, now: Any, where: str = "") -> str | None:
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        names = sorted({*earlier, *now})
-        found = (_difference(earlier.get(name), now.get(name), f"{where}.{name}".strip(".")) for name in names)
-        return next(filter(None, found), None)
-    return None if earlier == now else f"{where} was {earlier!r} and is now {now!r}"
 
 
 @contextmanager

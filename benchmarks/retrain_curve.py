@@ -37,6 +37,7 @@ from tgdd_plugin import InputError
 from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.core.usage import now
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.evaluation.scorer import RANDOM, random_images
 from tgdd_plugin.networks.factory import recorded_factory
@@ -87,16 +88,11 @@ class Curve(Callback):
             self._point(state)
 
     def _point(self, state: State) -> None:
-        stopped = self._now()
+        stopped = now(self.on)
         seconds = stopped - self.began - self.paused
         self.points.append({"seconds": seconds, "batch": state.timestamp.batch.value, "accuracy": self.score()})
         self.due = seconds + max(self.every, APART * seconds)
-        self.paused += self._now() - stopped
-
-    def _now(self) -> float:
-        if self.on.type == "cuda":
-            torch.cuda.synchronize(self.on)
-        return time.perf_counter()
+        self.paused += now(self.on) - stopped
 
 
 def train_with_curve(

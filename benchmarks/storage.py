@@ -32,6 +32,7 @@ from tgdd_plugin import Card, DistillSettings, InputError, read_beton, read_card
 from tgdd_plugin.beton.ffcv_tables import MIN_PAGE
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
+from tgdd_plugin.evaluation.scorer import random_images
 
 PIXELS = "pixels.safetensors"
 FLOAT_BYTES = 4
@@ -123,12 +124,9 @@ def weigh_random(bench: Bench, size: int) -> None:
     row = _baseline(bench, f"random{size}")
     if "beton" in row.content:
         return
-    pool = bench.train
-    generator = torch.Generator().manual_seed(bench.recipe.seed)
-    index = pool.draw(torch.arange(pool.num_classes), size, generator, "a row of random images").flatten()
-    images = pool.take(index)
-    card = Card(pool.classes, 0, size, [], list(bench.normalization.mean), list(bench.normalization.std))
-    weigh(row, images, write_beton(row.work / f"random{size}.beton", images, pool.labels[index], card))
+    images, labels = random_images(bench.train, size, bench.recipe.seed)
+    card = Card(bench.train.classes, 0, size, [], list(bench.normalization.mean), list(bench.normalization.std))
+    weigh(row, images, write_beton(row.work / f"random{size}.beton", images, labels, card))
 
 
 def _baseline(bench: Bench, name: str) -> Row:

@@ -10,7 +10,6 @@ A loop is not taken up half-way; what it left, and each trained network, is.
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
 from argparse import Namespace
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from composer import Callback, Logger, State
 
 from benchmarks.harness import Bench, run
@@ -107,11 +105,7 @@ def work(bench: Bench, options: Namespace) -> None:
                 spent = float(file.metadata()["seconds"])
             about = {"loop": name, "step": step, "distilling": spent}
             row = bench.row(f"{folder.name}-{step}", {"distill": str(settings)}, kind="time", **about)
-            bench.score(row, "networks", functools.partial(_same, data), retrain)
-
-
-def _same(images: tuple[torch.Tensor, torch.Tensor], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return images
+            bench.score(row, "networks", lambda seed, data=data: data, retrain)
 
 
 def table(folder: Path) -> str:

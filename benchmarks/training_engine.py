@@ -15,7 +15,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from benchmarks.machine import describe_machine, spread
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.tables import markdown_table
+from tgdd_plugin.core.usage import now
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.settings import DataSettings
@@ -52,9 +52,7 @@ class BatchTimes(Callback):
         self.ends: list[float] = []
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.ends.append(time.perf_counter())
+        self.ends.append(now(self.device))
 
     def median(self) -> float:
         """Seconds of a batch."""

@@ -45,6 +45,7 @@ from tgdd_plugin import Card, InputError, beton_loader, write_beton
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.usage import now
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
@@ -177,12 +178,6 @@ def check_same(name: str, loader: Any, data: Data) -> None:
 def _count(images: torch.Tensor, labels: torch.Tensor) -> Counter[bytes]:
     pairs = zip(images.contiguous().numpy(), labels.tolist(), strict=True)
     return Counter(hashlib.blake2b(image.tobytes() + bytes([label]), digest_size=16).digest() for image, label in pairs)
-
-
-def now(on: torch.device) -> float:
-    if on.type == "cuda":
-        torch.cuda.synchronize(on)
-    return time.perf_counter()
 
 
 def take_turns(

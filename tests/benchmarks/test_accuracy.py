@@ -197,7 +197,7 @@ def test_bad_input_ends_in_one_line(whole, tmp_path, capsys):
     there = [RECIPE, "--source", "sampled", "--output", str(whole), "--", *SMALL, "distill.steps=5"]
     assert "distill.steps was 4 and is now 5" in refused(accuracy, *there)
     held = [RECIPE, "--source", "sampled", "--output", str(whole), "--holdout", "0.25", "--", *SMALL]
-    assert "data.fingerprint" in refused(accuracy, *held), "held-out images are of other rows"
+    assert "data.holdout" in refused(accuracy, *held), "held-out images are of other rows"
 
 
 def test_ablation_takes_the_parts_away_one_by_one():

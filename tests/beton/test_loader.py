@@ -167,8 +167,8 @@ def test_both_backends_give_the_same_images_and_labels(files, channels):
         assert torch.equal(labels, same_labels) and labels.ndim == same_labels.ndim == 1
     # What TGDDCallback needs to know is found on either.
     threefold = ([MEAN[0]] * 3, [STD[0]] * 3) if channels == 1 else (MEAN, STD)
-    assert find_normalization(ffcv_loader) == threefold
-    assert find_normalization(beton_loader(files[channels])) == (MEAN[:channels], STD[:channels])
+    assert find_normalization(ffcv_loader) == Normalization(*threefold)
+    assert find_normalization(beton_loader(files[channels])) == Normalization(MEAN[:channels], STD[:channels])
 
 
 def test_the_ffcv_backend(files):

@@ -438,9 +438,8 @@ def test_normalisation_and_classes_are_found(tmp_path: Path, dataset: Dataset) -
 
 
 def test_bytes_that_are_only_divided() -> None:
-    assert find_normalization(DataLoader(coloured(transforms.Normalize([0, 0, 0], [255, 255, 255])))) == (
-        [0, 0, 0],
-        [1, 1, 1],
+    assert find_normalization(DataLoader(coloured(transforms.Normalize([0, 0, 0], [255, 255, 255])))) == Normalization(
+        [0, 0, 0], [1, 1, 1]
     )
 
 

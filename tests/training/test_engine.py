@@ -132,7 +132,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[Way, float], problem: str | None = None) -> None:
         self.now, self.used, self.compiled = 0.0, [], 0
         self.seconds, self.problem = seconds, problem
-        monkeypatch.setattr(engines, "_now", lambda device: self.now)
+        monkeypatch.setattr(engines, "now", lambda device: self.now)
         monkeypatch.setattr(engines, "compute", self._compute)
         monkeypatch.setattr(engines, "compile_problem", self._compile)
         monkeypatch.setattr(engines, "has_bf16", lambda device: True)

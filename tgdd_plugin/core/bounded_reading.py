@@ -135,21 +135,18 @@ def parse_json(content: bytes | str) -> Any:
     text = decode(content) if isinstance(content, bytes) else content
     if sum(map(text.count, ",[{")) > MOST_VALUES:
         raise ValueError(f"it has more than {MOST_VALUES:,} values")
+    too_deep = f"it has more than {MOST_LEVELS} lists and mappings within each other"
     try:
         parsed = json.loads(text, object_pairs_hook=_mapping)
     except RecursionError:
-        parsed = _too_deep()
+        raise ValueError(too_deep) from None
     level = [parsed]
     for _ in range(MOST_LEVELS + 1):
         nested = [value for value in level if isinstance(value, list | dict)]
         if not nested:
             return parsed
         level = [inner for value in nested for inner in (value.values() if isinstance(value, dict) else value)]
-    return _too_deep()
-
-
-def _too_deep() -> Any:
-    raise ValueError(f"it has more than {MOST_LEVELS} lists and mappings within each other") from None
+    raise ValueError(too_deep)
 
 
 def _mapping(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

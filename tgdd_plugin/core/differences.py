@@ -18,11 +18,9 @@ def first_difference(earlier: Any, now: Any, where: str = "") -> str | None:
         keys = {**earlier, **now}
         found = (first_difference(earlier.get(key), now.get(key), f"{where}.{key}".strip(".")) for key in keys)
         return next(filter(None, found), None)
-    return (
-        None
-        if earlier == now
-        else (f"{shown(where, LONGEST)} was {shown(repr(earlier), LONGEST)} and is now {shown(repr(now), LONGEST)}")
-    )
+    if earlier == now:
+        return None
+    return f"{shown(where, LONGEST)} was {shown(repr(earlier), LONGEST)} and is now {shown(repr(now), LONGEST)}"
 
 
 def with_later_settings(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
+
+import torch
+
+
+def now(device: torch.device) -> float:
+    """Seconds by the clock, once a GPU has done what it was given so far."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def peak_memory() -> int:

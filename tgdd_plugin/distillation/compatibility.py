@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from tgdd_plugin.core.differences import as_plain
 from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.data.image_pool import ImagePool
@@ -148,8 +148,7 @@ def _fits(network: nn.Module, run: Run, weights: dict[str, torch.Tensor]) -> boo
     own: Any = getattr(network, "tgdd_network", {})
     for key in ("factory", "arguments"):
         if run.network.get(key) and own.get(key):
-            # In the form that they have in the manifest's JSON.
-            if json.loads(json.dumps(own[key], default=str)) != run.network[key]:
+            if as_plain(own[key]) != run.network[key]:
                 return False
     try:
         fit_names(weights, network, run.name)

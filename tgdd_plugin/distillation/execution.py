@@ -24,7 +24,7 @@ from tgdd_plugin.core.progress_bar import ProgressBar
 from tgdd_plugin.distillation.logs import LOGGED, DistillationLog
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.monitoring import DistillationMonitor
-from tgdd_plugin.distillation.sampling import Draws, Steps
+from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 from tgdd_plugin.logs.csv_logger import CSVLogger
 from tgdd_plugin.logs.destinations import make_loggers
@@ -110,7 +110,7 @@ def trainer_arguments(
         return {
             "model": model,
             "train_dataloader": DataSpec(
-                Steps(settings.steps),
+                range(settings.steps),
                 batch_transforms=draws,
                 get_num_samples_in_batch=lambda batch: len(batch["classes"]),
             ),

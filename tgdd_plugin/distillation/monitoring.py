@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from composer import Callback, Logger, State
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.usage import in_words
+from tgdd_plugin.core.usage import in_words, now
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.sampling import Draws
 
@@ -129,12 +128,10 @@ def estimate(model: DistillationModel, draws: Draws, chunk: int, steps: int, dev
         part = some_classes(each, 0, chunk, device)
         seconds = 0.0
         for _ in range(2):  # the first warms up, and compiles
-            began = time.perf_counter()
+            began = now(device)
             model.loss(model(part), part)["total"].backward()
             model.zero_grad(set_to_none=True)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - began
+            seconds = now(device) - began
         often = bank.runs.count(architecture) / sum(bank.runs.count(timed) for timed in batches)
         step += seconds * count / chunk * often
     real = count * draws.settings.real_per_class if draws.pool is not None else 0

@@ -252,8 +252,8 @@ def _logs(
 def _score(
     jobs: Sequence[RowJob],
     scorer: Scorer,
-    done: dict[Key, Row] | None = None,
-    keep: Callable[[Row, list[nn.Module]], None] = lambda row, networks: None,
+    done: dict[Key, Row],
+    keep: Callable[[Row, list[nn.Module]], None],
     learning_rates: Sequence[float] = (),
     held_out: ImagePool | None = None,
 ) -> list[Row]:
@@ -262,16 +262,14 @@ def _score(
     Args:
         jobs: The rows to be.
         scorer: Trains and scores their networks.
-        done: Finished rows by key, which are not trained again; each new one is added. Default: none.
-        keep: Called with each new row and its trained networks. Default: nothing is kept.
+        done: Finished rows by key, which are not trained again; each new one is added.
+        keep: Called with each new row and its trained networks.
         learning_rates: The learning rates to choose from, for each row.
         held_out: The images they are chosen on. Default: ``None``, and each job's own learning rate.
 
     Returns:
         The rows, in the order of the jobs.
     """
-    done = {} if done is None else done
-    dist.initialize_dist(scorer.device)  # ranks wait for each other, also where nothing is left to train
     rows: list[Row] = []
     for job in jobs:
         if job.row.key not in done:

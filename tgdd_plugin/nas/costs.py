@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
+
+from tgdd_plugin.core.usage import now
 
 LATENCY_CALLS = 20
 """The number of timed calls of a network, of which the median counts."""
@@ -65,11 +66,9 @@ def latency(network: nn.Module, shape: Sequence[int], device: torch.device) -> f
     network = copy.deepcopy(network).to(device).eval()
     image, spent = torch.zeros(1, *shape, device=device), []
     for _ in range(3 + LATENCY_CALLS):  # the first few find their algorithms and fill caches
-        began = time.perf_counter()
+        began = now(device)
         network(image)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent.append(time.perf_counter() - began)
+        spent.append(now(device) - began)
     return 1000 * sorted(spent[3:])[LATENCY_CALLS // 2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -59,7 +60,7 @@ class SearchSpace:
 
     def grid(self) -> list[Arguments]:
         """All candidates, those that differ in the last argument side by side."""
-        return [self._at(number) for number in range(self.size)]
+        return [dict(zip(self.choices, values, strict=True)) for values in itertools.product(*self.choices.values())]
 
     def sample(self, count: int, seed: int = 0) -> list[Arguments]:
         """Different candidates in which every value of an argument comes equally often, as far as that can be.
@@ -99,13 +100,6 @@ class SearchSpace:
         return [
             {name: self.choices[name][place] for name, place in zip(self.choices, row, strict=True)} for row in rows
         ]
-
-    def _at(self, number: int) -> Arguments:
-        found = []
-        for name, values in reversed(self.choices.items()):
-            number, place = divmod(number, len(values))
-            found.append((name, values[place]))
-        return dict(reversed(found))
 
 
 @settings_class

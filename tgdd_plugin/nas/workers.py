@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import multiprocessing
 import os
 import signal
@@ -25,6 +24,7 @@ from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.device import Device, torch_device
+from tgdd_plugin.core.differences import as_plain
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.scorer import Images, Scorer
@@ -93,7 +93,7 @@ class SearchJob:
             "images": self._random_fingerprint(),
         }
         pruner = optuna.pruners.MedianPruner(n_warmup_steps=0) if settings.prune else optuna.pruners.NopPruner()
-        return Queue(self.storage, settings.study, slots, json.loads(json.dumps(about)), pruner)
+        return Queue(self.storage, settings.study, slots, as_plain(about), pruner)
 
     def _random_fingerprint(self) -> str | None:
         """Says which random images these are; ``None`` for the file's, as in studies of earlier versions."""

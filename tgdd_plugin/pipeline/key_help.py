@@ -13,10 +13,7 @@ import pydantic
 
 from tgdd_plugin.core.setting_errors import expected
 from tgdd_plugin.networks.settings import NetworkSettings
-from tgdd_plugin.pipeline.settings import Recipe
-
-FILES = ("output", "seed", "device", "trajectory", "file", "overwrite", "head")
-"""The keys of a recipe that stand in no section."""
+from tgdd_plugin.pipeline.settings import TOP_LEVEL, Recipe
 
 
 def describe_keys(sections: Iterable[str]) -> str:
@@ -38,9 +35,10 @@ def keys_and_values(sections: Iterable[str]) -> dict[str, list[str]]:
     found = {}
     for section in ("", *sections):
         for key, schema in _keys_of(section):
-            choices = [choice for part in (schema, *schema.get("anyOf", [])) for choice in part.get("enum", [])]
-            types = [part.get("type") for part in (schema, *schema.get("anyOf", []))]
-            choices += ["true", "false"] * ("boolean" in types)
+            choices = []
+            for part in (schema, *schema.get("anyOf", [])):
+                choices += part.get("enum", [part["const"]] if "const" in part else [])
+                choices += ["true", "false"] if part.get("type") == "boolean" else []
             found[f"{section}.{key}" if section else key] = [str(choice) for choice in choices]
     return found
 
@@ -48,7 +46,7 @@ def keys_and_values(sections: Iterable[str]) -> dict[str, list[str]]:
 def _keys_of(section: str) -> list[tuple[str, Any]]:
     """The keys of a section, or of none, with what the schema says of each; a list of sections has none of its own."""
     if not section:
-        return [field for field in _fields(Recipe) if field[0] in FILES]
+        return [field for field in _fields(Recipe) if field[0] in TOP_LEVEL]
     value = getattr(Recipe(), section)
     return [] if value == [] else _fields(NetworkSettings if section == "network" else type(value))
 

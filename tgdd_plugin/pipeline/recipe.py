@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,7 @@ from tgdd_plugin.core.settings import validate
 from tgdd_plugin.networks.settings import NetworkSettings, check_network_name
 from tgdd_plugin.pipeline.file_names import beton_name
 from tgdd_plugin.pipeline.origin import recorded_name
-from tgdd_plugin.pipeline.settings import Recipe
-
-SECTIONS = [field.name for field in fields(Recipe) if is_dataclass(getattr(Recipe(), field.name))] + [
-    "network",
-    "extra_networks",
-]
+from tgdd_plugin.pipeline.settings import SECTIONS, Recipe
 
 
 def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:

@@ -63,15 +63,15 @@ def class_rows(classes: Sequence[str], distilled: Labelled, real: Labelled | Non
         distilled: The images of the set.
         real: Real images with the same class ids, if there are any.
     """
-    shape = distilled[0].shape[1:]
-    share = min(1.0, SIDE / max(shape[1:]))
-    fitting = max(1, RAW_SIZE // int(shape.numel() * share**2))
+    channels, *size = distilled[0].shape[1:]
+    height, width = shrunk(size, SIDE)
+    fitting = max(1, RAW_SIZE // (channels * height * width))
     shown = min(len(classes), MOST_CLASSES, max(1, fitting // 2))
     each = fitting // shown
     most = max(1, min(DISTILLED, each * DISTILLED // (REAL + DISTILLED)))
     rows = []
     for label in range(shown):
-        own = _strip(distilled, label, min(DISTILLED, most))
+        own = _strip(distilled, label, most)
         rows.append(ClassRow(classes[label], real and _strip(real, label, min(REAL, most)), own))
     return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import shlex
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.data.film_strip import FilmStrip, read_strip
 from tgdd_plugin.data.picture_note import note_of
-from tgdd_plugin.logs.log_file import STEP, read_log
+from tgdd_plugin.logs.log_file import STEP, log_path, read_log
 from tgdd_plugin.pipeline.costs import Cost, costs_path, read_costs, recording_costs_path
 from tgdd_plugin.pipeline.report_curves import Point, draw_accuracies, draw_log, draw_training
 from tgdd_plugin.pipeline.report_images import ClassRow, Labelled, class_rows, data_uri
@@ -129,7 +130,7 @@ def gather(file: Path) -> SetReport:
         if not report.card.accuracy:
             report.missing.append("No accuracy was measured; tgdd retrain does.")
     else:
-        unfinished = any(file.parent.glob(f".distill-{file.stem}-*"))
+        unfinished = any(file.parent.glob(f".distill-{glob.escape(file.stem)}-*"))
         how = "and goes on from the last checkpoint of the distillation" if unfinished else "and goes on where it was"
         report.missing.append(f"There is no '{file.name}' yet. The same command as before ends the job, {how}.")
     named = _recipe(report, file.with_name(f"{file.stem}-recipe.yaml"))
@@ -143,7 +144,7 @@ def gather(file: Path) -> SetReport:
     if report.card:
         report.rows, note = _images(report, file, runs)
         report.evolution = _evolution(report, file.with_name(f"{file.stem}-evolution.png"), note)
-    report.losses = _losses(report, file.with_name(f"{file.stem}-log.csv"))
+    report.losses = _losses(report, log_path(file))
     report.accuracies = draw_accuracies(report.series())
     report.costs |= read_costs(costs_path(file))
     if not report.costs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -75,3 +75,13 @@ class Recipe:
         """The ``.beton``, named or by default."""
         name = beton_name(self.data.name, self.distill)
         return Path(self.file) if self.file else Path(self.output) / name
+
+
+SECTIONS = [
+    "network",
+    "extra_networks",
+    *(each.name for each in fields(Recipe) if is_dataclass(getattr(Recipe(), each.name))),
+]
+"""The keys that are sections."""
+TOP_LEVEL = [each.name for each in fields(Recipe) if each.name not in SECTIONS]
+"""The keys that stand in no section."""

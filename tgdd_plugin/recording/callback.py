@@ -278,19 +278,16 @@ class TGDDCallback(Callback):
     def _describe(self, state: State, head: str, num_classes: int, specs: Sequence[DataSpec]) -> Run:
         """The manifest's head, read from the Trainer's state, with no stage yet."""
         check_class_names(self.classes, num_classes, f"the head '{head}'")
-        if self.normalization is None:
-            transforms = [one for spec in specs for one in (spec.batch_transforms, spec.microbatch_transforms)]
-            mean, std = find_normalization(state.train_dataloader, *transforms)
-        else:
-            mean, std = list(self.normalization.mean), list(self.normalization.std)
+        transforms = [one for spec in specs for one in (spec.batch_transforms, spec.microbatch_transforms)]
+        normalization = self.normalization or find_normalization(state.train_dataloader, *transforms)
         return Run(
             name=state.run_name,
             network=describe_network(state),
             head=head,
             num_classes=num_classes,
             classes=self.classes or find_classes(state.train_dataloader, num_classes),
-            mean=mean,
-            std=std,
+            mean=list(normalization.mean) if normalization else None,
+            std=list(normalization.std) if normalization else None,
             interval=self.interval,
             augmentation=find_augmentation(state.train_dataloader, state.algorithms),
             versions=installed_versions("mosaicml"),

@@ -18,14 +18,12 @@ def schedule(
         return interval, getattr(interval, "__name__", type(interval).__name__), None
     try:
         time = Time.from_input(interval, TimeUnit.EPOCH)
+        if time.value <= 0 or time.unit == TimeUnit.ITERATION:
+            raise ValueError(time)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise InputError(
             f"`interval` must be a Composer time above zero, got {interval!r}. Write it like '1ep', '50ba' or '0.1dur'."
         ) from error
-    if time.value <= 0 or time.unit == TimeUnit.ITERATION:
-        raise InputError(
-            f"`interval` must be a Composer time above zero, got {interval!r}. Write it like '1ep', '50ba' or '0.1dur'."
-        )
     due = create_interval_scheduler(time, checkpoint_events=False, final_events={Event.BATCH_END, Event.EPOCH_END})
     return due, time.to_timestring(), time
 

@@ -65,7 +65,7 @@ def find_classes(loader: Any, num_classes: int) -> list[str] | None:
     return None
 
 
-def find_normalization(loader: Any, *others: Any) -> tuple[list[float] | None, list[float] | None]:
+def find_normalization(loader: Any, *others: Any) -> Normalization | None:
     """Per-channel mean and std that a loader's images were normalized with, for pixels in [0, 1].
 
     Looks for torchvision's ``Normalize`` (v1 or v2) among the transforms of the data set and of the wrappers around it,
@@ -78,7 +78,7 @@ def find_normalization(loader: Any, *others: Any) -> tuple[list[float] | None, l
             ``NormalizationFn``).
 
     Returns:
-        ``(mean, std)``, or ``(None, None)`` if nothing was found.
+        The normalization; ``None`` if nothing was found.
     """
     transforms: list[Any] = []
     for dataset in dataset_layers(loader):
@@ -88,11 +88,11 @@ def find_normalization(loader: Any, *others: Any) -> tuple[list[float] | None, l
     while transforms:
         transform = transforms.pop(0)
         if found := _normalization(transform):
-            return list(found.mean), list(found.std)
+            return found
         inner = list(transform) if isinstance(transform, nn.Sequential) else getattr(transform, "transforms", None)
         if isinstance(inner, (list, tuple)):
             transforms.extend(inner)
-    return None, None
+    return None
 
 
 def _normalization(transform: Any) -> Normalization | None:

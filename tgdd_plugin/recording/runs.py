@@ -18,7 +18,7 @@ from torch import nn
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.device import Device, torch_device
-from tgdd_plugin.core.differences import first_difference
+from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.renamed_keys import with_current_keys
@@ -101,7 +101,7 @@ def record(
     on = torch_device(device)
     dist.initialize_dist(device)
     with locked_on_rank_0(folder / JOB):
-        _check_job(folder / JOB, json.loads(json.dumps(depends)))
+        _check_job(folder / JOB, as_plain(depends))
         normalization = Normalization.of(mean, std) or Normalization(*real.statistics())
         options = dict(trainer_options or {})
         callbacks = options.pop("callbacks", None)

@@ -13,14 +13,12 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from tgdd_plugin.augmentation.algorithms import siamese_batch
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import keyed_generator
-from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.recording.introspection import find_classes, find_normalization
+from tgdd_plugin.recording.introspection import find_classes, find_normalization, unwrapped
 from tgdd_plugin.replay.functional import Batch, join_targets, replay_batch, replay_factors, replay_loss
 from tgdd_plugin.replay.memory import ReplayMemory
 
@@ -161,13 +159,13 @@ class DistilledReplay(Algorithm):
                 "`algorithms` must have one DistilledReplay, got two. Give it one with one memory of all tasks."
             )
         memory, present = self.memory.to(_device(state)), self.memory.counts.nonzero().flatten().tolist()
-        normalization, found = memory.normalization(), Normalization.of(*find_normalization(state.train_dataloader))
+        normalization, found = memory.normalization(), find_normalization(state.train_dataloader)
         if found and not normalization.is_close(found):
             raise InputError(
                 f"The loader normalizes with {found}, the memory with {normalization}. Train all tasks with the same "
                 f"normalization."
             )
-        outputs = getattr(_unwrapped(state.model), "num_classes", None)
+        outputs = getattr(unwrapped(state.model), "num_classes", None)
         if isinstance(outputs, int) and present[-1] >= outputs:
             raise InputError(
                 f"The network must have an output for each class of the memory, whose last one is {present[-1]}, got "
@@ -206,7 +204,7 @@ class DistilledReplay(Algorithm):
         self._factors = replay_factors(self.own_images, part.stop - part.start, self._batch_size, drawn, self.weight)
         # For this microbatch alone: no event lies between what the other algorithms make of the labels and the loss,
         # and at the next event some have set them back.
-        self._model = _unwrapped(state.model)
+        self._model = unwrapped(state.model)
         self._loss, self._attribute = self._model.loss, self._model.__dict__.get("loss")  # type: ignore[assignment]
         self._model.__dict__["loss"] = self._replay_loss
 
@@ -260,10 +258,6 @@ def _pair(batch: Any) -> Batch:
             f"such pairs."
         )
     return batch[0], batch[1]
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _device(state: State) -> torch.device:

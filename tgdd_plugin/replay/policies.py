@@ -286,5 +286,6 @@ def sample_stream(sizes: Sequence[int], budget: int, seed: int) -> list[tuple[in
         for position, share in zip(order, shares, strict=True):
             came += 1
             slot = came - 1 if came <= budget else int(share * came)
-            kept[slot : slot + 1] = [(task, position)] if slot < budget else kept[slot : slot + 1]
+            if slot < budget:
+                kept[slot : slot + 1] = [(task, position)]
     return kept

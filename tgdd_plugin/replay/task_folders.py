@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from composer.utils import dist
 
-from tgdd_plugin.core.differences import first_difference
+from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.renamed_keys import with_current_keys
 from tgdd_plugin.distillation.settings import EARLIER
@@ -35,7 +34,7 @@ def open_scores(folder: Path, about: dict[str, Any]) -> Scores:
     Raises:
         InputError: If it is of another job.
     """
-    about = json.loads(json.dumps(about))
+    about = as_plain(about)
     path = folder / "scores.json"
     scores = Scores.read(path) if path.is_file() else Scores({})
     earlier = {name: value for name, value in NOT_NOTED.items() if name in about} | with_current_keys(scores.about)

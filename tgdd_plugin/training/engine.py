@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from tgdd_plugin.core.usage import now
 from tgdd_plugin.training.forward_passes import EAGER, Way, compile_problem, compute, watched_modules
 from tgdd_plugin.training.settings import Compile, Precision
 
@@ -32,16 +32,14 @@ def has_bf16(device: torch.device) -> bool:
 
 def ways_to_try(precision: Precision, compile: Compile, device: torch.device) -> list[Way]:
     """The ways that the settings allow on a device, in the order in which they are timed; those compiled come last."""
-    fast = has_bf16(device)
-    automatic = [Way("fp32"), *([Way("bf16")] if fast and device.type == "cuda" else [])]
-    eager = automatic if precision == "auto" else [Way(precision)]
+    precisions: list[Literal["fp32", "bf16"]] = ["fp32"] if precision == "auto" else [precision]
+    if precision == "auto" and has_bf16(device):
+        precisions.append("bf16")
+    eager = [Way(each) for each in precisions[: None if device.type == "cuda" else 1]]
+    compiled = [Way(each, True) for each in precisions]
     if compile == "auto":  # of the two precisions, what is compiled is that which gains more
-        best: Literal["fp32", "bf16"] = "bf16" if precision == "bf16" or (precision == "auto" and fast) else "fp32"
-        return [*eager, Way(best, True)]
-    if not compile:
-        return eager
-    both: list[Literal["fp32", "bf16"]] = ["fp32", "bf16"] if precision == "auto" and fast else []
-    return [Way(each, True) for each in both or [way.precision for way in eager[:1]]]
+        return [*eager, compiled[-1]]
+    return compiled if compile else eager
 
 
 _chosen: dict[tuple[Any, ...], Way] = {}
@@ -124,7 +122,7 @@ class Engine:
             if size in self._trials and self._trials[size].steps > STEPS:
                 self._trials[size].end_way()
                 self._prepare(size, network, images)
-            self._last = size, _now(images.device)  # what a trial itself takes belongs to no step
+            self._last = size, now(images.device)  # what a trial itself takes belongs to no step
         return self.used.get(size) or self._trials[size].ways[0]
 
     @property
@@ -148,7 +146,7 @@ class Engine:
         size, began = self._last
         self._last = None
         if size in self._trials:
-            self._trials[size].note(_now(device) - began)
+            self._trials[size].note(now(device) - began)
 
     def _begin(self, size: int, network: nn.Module, images: torch.Tensor) -> None:
         ways = ways_to_try(self.precision, self.compile, images.device)
@@ -199,9 +197,3 @@ class Engine:
         watched = tuple(watched_modules(network))
         place = (images.shape, images.device, torch.get_num_threads())
         return type(network), weights, watched, place, self.precision, self.compile
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -7,7 +7,6 @@ networks and batches most of a step is overhead, which then occurs once for all 
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -24,6 +23,7 @@ from torch.func import functional_call, stack_module_state
 from tgdd_plugin.augmentation.algorithms import cutmix_stream, draw_cutmix, siamese_stream
 from tgdd_plugin.augmentation.dsa import augment, draw_augmentation
 from tgdd_plugin.core.seeding import forked_streams
+from tgdd_plugin.core.usage import now
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.training.engine import Engine
 
@@ -214,11 +214,9 @@ def _step_seconds(model: nn.Module, loss: Callable[[], torch.Tensor], device: to
     optimizer = torch.optim.SGD(model.to(device).train().parameters(), lr=0.0, momentum=0.9)
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < TRIALS and sum(seconds) < 0.5):
-        began = time.perf_counter()
+        began = now(device)
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - began)
+        seconds.append(now(device) - began)
     return min(seconds)
