@@ -32,6 +32,7 @@ from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
@@ -149,8 +150,7 @@ class Bench:
         build: Callable[[], nn.Module] | None = None,
     ) -> tuple[nn.Module, float]:
         """Trains a fresh network, as :func:`tgdd_plugin.retrain` and ``record`` do; returns it and the seconds."""
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with forked_streams(seed):
             network = (build or self.build)()
         size = settings.batch_size
         pixels = images[0].to(self.on)

@@ -38,6 +38,7 @@ from benchmarks.nas_table import DISTILLED, EPOCH, FULL, PROXIES, SOFT, table
 from benchmarks.results import Parser, Row, key_of
 from tgdd_plugin import DistillSettings, InputError
 from tgdd_plugin.beton.card import card_path
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.data.coresets import herding
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.distillation.compatibility import bare_networks
@@ -144,8 +145,7 @@ class Ranking:
         row = self.bench.row(_file_of(arguments), depends, kind="network", arguments=arguments)
         if "costs" not in row.content:
             began = time.perf_counter()
-            with torch.random.fork_rng():
-                torch.manual_seed(recipe.seed)
+            with forked_streams(recipe.seed):
                 costs = asdict(costs_of(self.build(arguments)(), self.pool.shape, torch.device("cpu")))
             row.content["costs"] = {**costs, "seconds": time.perf_counter() - began}
         return row
@@ -190,8 +190,7 @@ class Ranking:
         networks, loaders, on = [], [], self.bench.on
         for name, seed in jobs:
             pixels, labels = self.proxies[name](seed)
-            with torch.random.fork_rng():
-                torch.manual_seed(seed)
+            with forked_streams(seed):
                 networks.append(self.build(row.content["arguments"])())
             size, normalization = how.batch_size, self.bench.normalization
             loaders.append(DeviceLoader(pixels.to(on), labels, normalization, batch_size=size, seed=seed, device=on))

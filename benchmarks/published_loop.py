@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tgdd_plugin.augmentation.dsa import Draw, augment, draw_augmentation
-from tgdd_plugin.core.seeding import keyed_generator
+from tgdd_plugin.core.seeding import forked_streams, keyed_generator
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
@@ -209,8 +209,7 @@ def random_trajectory(
         mean, std: Noted in the manifests. Default: ``None``.
         seed: Of the weights. Default: ``0``.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with forked_streams(seed):
         for number in range(runs):
             for stage in range(stages):
                 network = network_factory()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.results import markdown, provenance, read_rows, spread
+from tgdd_plugin.core.figures import Figure
 from tgdd_plugin.replay.metrics import Scores
 
 METHODS = ("finetune", "joint", "random", "reservoir", "herding", "distilled", "hybrid")
@@ -67,18 +67,12 @@ def table(folder: Path) -> str:
 
 
 def plot(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
-    """Plots accuracy against the tasks seen if matplotlib is installed, and says in a line what it did."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return "No plot: matplotlib is not installed."
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    """Plots accuracy against the tasks seen, and says in a line where."""
     drawn = []
     kinds = sorted({_place(row)[:3] for row in rows})
     for kind in kinds:
-        figure, axes = pyplot.subplots()
+        figure = Figure()
+        axes = figure.subplots()
         for group in groups([row for row in rows if _place(row)[:3] == kind]).values():
             first = group[0]
             several = [Scores({}, entry["matrix"]).seen for row in group for entry in row["networks"]]
@@ -91,6 +85,5 @@ def plot(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
         axes.legend()
         path = folder / f"{'-'.join(map(str, kind))}.png"
         figure.savefig(path, dpi=150)
-        pyplot.close(figure)
         drawn.append(str(path))
     return f"Plot: {', '.join(drawn)}"

@@ -37,6 +37,7 @@ from tgdd_plugin import InputError
 from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.usage import now
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.evaluation.scorer import RANDOM, random_images
@@ -103,8 +104,7 @@ def train_with_curve(
     Returns:
         Points of the curve: ``seconds``, ``batch`` and ``accuracy``, the last at the end.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with forked_streams(seed):
         network = bench.build()
 
     def score() -> float:

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tgdd_plugin import TGDDCallback, TrajectoryRecorder, cli, describe_run, distill
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -65,8 +66,7 @@ def sets() -> list[list[tuple[np.ndarray, int]]]:
 
 def small_network(seed: int = 0) -> nn.Module:
     """The network of all jobs, whose weights depend on the seed alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with forked_streams(seed):
         return convnet(CLASSES, 1, 8, depth=1, width=4)
 
 

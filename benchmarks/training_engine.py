@@ -27,6 +27,7 @@ from torch import nn
 from benchmarks.machine import describe_machine, spread
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.tables import markdown_table
 from tgdd_plugin.core.usage import now
 from tgdd_plugin.data.device_loader import DeviceLoader
@@ -61,8 +62,7 @@ class BatchTimes(Callback):
 
 
 def network(width: int, channels: int, side: int, seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with forked_streams(seed):
         return convnet(10, channels, side, width=width)
 
 

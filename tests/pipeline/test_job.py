@@ -50,6 +50,12 @@ MISTAKES = [
         ["distill.source=exemplars", "distill.start=noise", "record.exemplars=0"],
         "`record.exemplars` must be at least 1",
     ),
+    (
+        "run",
+        DIGITS,
+        ["distill.source=recorded", "loggers.probe_interval=2"],
+        "`probe_interval` must be 0 where no real images are read",
+    ),
     ("distill", DIGITS, [], "There is no trajectory folder 'outputs/trajectory'"),
     ("retrain", DIGITS, [], "'outputs/digits-ipc10.beton'"),
     ("nas", DIGITS, ["file=other.beton"], "'other.beton'"),

@@ -18,7 +18,7 @@ from tgdd_plugin.core.errors import InputError
 MIB = 2**20
 
 RECIPE_SIZE = 1 * MIB
-"""Most bytes of a recipe; recipes/own_data.yaml, with every key there is, has 13 KiB."""
+"""Most bytes of a recipe; recipes/own_data.yaml, with every key there is, has 12 KiB."""
 
 CARD_SIZE = 8 * MIB
 """Most bytes of a card. It has a line for each stage: 60,000 of them are 4 MiB."""

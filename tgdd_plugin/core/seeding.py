@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -19,9 +20,16 @@ def keyed_generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def forked_streams() -> AbstractContextManager[None]:
-    """Returns a context that leaves torch's global random streams, the CPU's and all GPUs', as they were before it.
+@contextmanager
+def forked_streams(seed: int | None = None) -> Iterator[None]:
+    """A context that leaves torch's global random streams, the CPU's and all GPUs', as they were before it.
 
     As ``torch.random.fork_rng()``, which warns in every process that sees more than one GPU unless they are named.
+
+    Args:
+        seed: What the streams start from within. Default: ``None``, they go on from where they are.
     """
-    return torch.random.fork_rng(range(torch.cuda.device_count()))
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

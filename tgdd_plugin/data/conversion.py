@@ -49,8 +49,7 @@ def to_pair(item: Any, position: int | str) -> tuple[torch.Tensor, int]:
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise InputError(
             f"Item {position} of the data set must be a pair (image, label), got a {type(item).__name__}. Return the "
-            f"image "
-            f"and its class id."
+            f"image and its class id."
         )
     image, label = item
     try:
@@ -61,8 +60,7 @@ def to_pair(item: Any, position: int | str) -> tuple[torch.Tensor, int]:
     if not whole:
         raise InputError(
             f"The label of item {position} must be one integer class id, got {' '.join(repr(label).split())}. Give "
-            f"class "
-            f"ids; soft and multiple labels cannot be sorted by class."
+            f"class ids; soft and multiple labels cannot be sorted by class."
         )
     return _to_uint8(image, position), number
 
@@ -73,8 +71,7 @@ def _to_uint8(image: Any, position: int | str) -> torch.Tensor:
         if image.mode == "F" or image.mode.startswith("I"):
             raise InputError(
                 f"Image {position} must have 8 bits a channel, got a PIL image of mode '{image.mode}'. Scale it to "
-                f"0..255 "
-                f"first: PIL itself would clip the values."
+                f"0..255 first: PIL itself would clip the values."
             )
         if image.mode not in ("L", "RGB"):
             image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
@@ -100,8 +97,7 @@ def _to_uint8(image: Any, position: int | str) -> torch.Tensor:
         if not (0 <= low and high <= 1):
             raise InputError(
                 f"Image {position} must have values in [0, 1], got values from {low:.2f} to {high:.2f}. Give the data "
-                f"set "
-                f"without Normalize: distillation normalizes by itself."
+                f"set without Normalize: distillation normalizes by itself."
             )
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):

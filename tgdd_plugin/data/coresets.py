@@ -133,9 +133,8 @@ def _spread(rows: torch.Tensor, count: int) -> list[int]:
     nearest = torch.full((len(rows),), torch.inf, dtype=rows.dtype)
     while len(chosen) < count:
         nearest = torch.minimum(nearest, _distances(rows, rows[chosen[-1]]))
-        nearest[
-            chosen[-1]
-        ] = -1  # below any distance: an image at distance 0 may be a copy, which can still be selected
+        # Below any distance: an image at distance 0 may be a copy, which can still be selected.
+        nearest[chosen[-1]] = -1
         chosen.append(int(nearest.argmax()))
     return chosen
 

@@ -14,15 +14,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from tgdd_plugin.core.checked_json import MOST_CLASSES
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.gpu_memory import free_gpu_memory
 from tgdd_plugin.data.conversion import item_name, to_pair
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of pixels beyond which a pool is memory-mapped from a temporary file. 4 GiB; CIFAR takes 0.15."""
-
-MOST_CLASSES = 10**6
-"""Without class names, labels from this number on are taken for something other than class ids."""
 
 
 class ImagePool:
@@ -46,12 +44,11 @@ class ImagePool:
         if len(images) == 0 or len(labels) != len(images):
             raise InputError(
                 f"`images` must be at least one, with one label each, got {len(images)} images with {len(labels)} "
-                f"labels. "
-                f"Give as many labels as images."
+                f"labels. Give as many labels as images."
             )
         labels = labels.to("cpu", torch.int64)
         highest = int(labels.max())
-        if classes is None and highest >= MOST_CLASSES:
+        if classes is None and highest >= MOST_CLASSES:  # something other than class ids
             raise InputError(
                 f"`labels` must be class ids 0, 1, 2, ..., got labels up to {highest}. Renumber the labels."
             )
@@ -243,8 +240,7 @@ class ImagePool:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise InputError(
                 f"The images must be a map-style data set, with len() and dataset[i], got a {type(dataset).__name__}. "
-                f"Give "
-                f"the data set itself, such as that of a loader."
+                f"Give the data set itself, such as that of a loader."
             )
         count = len(dataset)
         if count == 0:

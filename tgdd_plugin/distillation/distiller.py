@@ -138,6 +138,7 @@ def distill(
             for run in trajectory.representative_runs.values():
                 recorded_factory(run.network)  # what cannot be built is found out before any image is read
         inputs = resolve_inputs(trajectory, real, settings, given, progress_bar=progress_bar)
+        options.logs.check_probe(inputs.settings.source)
         card = result_card(inputs, head)
         if not is_finished(output, card, overwrite=overwrite):
             _distill(output, inputs, card, network, head, options)

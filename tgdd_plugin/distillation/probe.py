@@ -12,7 +12,8 @@ from composer.utils import dist
 from torch import nn
 
 from tgdd_plugin.core.device import Device, torch_device
-from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.errors import brief
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.distillation.frozen_networks import FrozenNetworks
@@ -38,23 +39,16 @@ class Probe:
         inputs: What the distillation starts from.
         frozen: Its networks.
         device: Where networks run.
-
-    Raises:
-        InputError: If there are no real images.
     """
 
     def __init__(self, inputs: Inputs, frozen: FrozenNetworks, device: Device | None) -> None:
-        if inputs.pool is None:
-            raise InputError(
-                "`probe_interval` must be 0 where no real images are read, since a probe is scored on some. Give the "
-                "real images, or leave it out."
-            )
         self.network = copy.deepcopy(frozen.modules[0])
         self.network.load_state_dict(frozen.first_stages[0], strict=False)
         self.network.requires_grad_(True)  # which those of a distillation do not
         self.inputs = inputs
         self.device = device
         self.class_ids = torch.tensor(inputs.class_ids)
+        assert inputs.pool is not None, "LoggerSettings.check_probe() comes first"
         self.pool = _some(inputs.pool, self.class_ids)
         operations = [name for name in str(inputs.settings.augmentation).split("_") if name != "cutout"]
         self.augmentation = "_".join(operations) or "none"
@@ -69,10 +63,10 @@ class Probe:
         """
         if self._failed:
             return None
-        before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        before = random.getstate(), np.random.get_state()
         try:
-            return self._train(images, labels)
+            with forked_streams():
+                return self._train(images, labels)
         except Exception as error:
             if dist.get_world_size() > 1:
                 raise
@@ -84,9 +78,6 @@ class Probe:
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])
-            torch.random.set_rng_state(before[2])
-            if cuda is not None:
-                torch.cuda.set_rng_state(cuda)
 
     def _train(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         usual, on = fast(PASSES), torch_device(self.device)

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from composer.utils import dist
 from torch import nn
 
@@ -65,9 +64,10 @@ def match_distributions(
     settings = matching_settings(settings)
     folder = output.with_name(f".{output.stem}-networks")
     if dist.get_global_rank() == 0:
-        fresh_networks(folder, build, real.classes, normalization, settings.seed, real.shape)
+        trajectory = fresh_networks(folder, build, real.classes, normalization, settings.seed, real.shape)
     dist.barrier()
-    trajectory = Trajectory.open(folder)
+    if dist.get_global_rank() != 0:
+        trajectory = Trajectory.open(folder)
     mean, std = normalization.mean, normalization.std
     # What lies there of another job is a part of a comparison that was deleted.
     options = {"loggers": {"csv": False}, **options}  # a log of losses without a constraint would only confuse
@@ -99,8 +99,7 @@ def fresh_networks(
     Returns:
         The opened trajectory.
     """
-    with forked_streams():
-        torch.manual_seed(seed)
+    with forked_streams(seed):
         network = build()
         size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
         count = sum(parameter.numel() for parameter in network.parameters())

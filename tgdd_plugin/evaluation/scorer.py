@@ -177,8 +177,7 @@ class Scorer:
         networks, loaders = [], []
         for seed in self.seeds:
             pixels, labels = images(seed)
-            with forked_streams():
-                torch.manual_seed(seed)
+            with forked_streams(seed):
                 networks.append(build())
             # Moved as a pool is, which leaves in memory what is too large.
             pixels = ImagePool(pixels, torch.zeros(len(pixels))).to(on).images

@@ -24,8 +24,6 @@ from tgdd_plugin.core.settings import (
 from tgdd_plugin.training.protocols import FAST_EPOCHS, PAPER_EPOCHS, Protocol, fast, paper
 from tgdd_plugin.training.settings import Compile, Precision, TrainSettings
 
-Selection = Literal["herding", "k-center"]
-"""Ways to choose real images by the features of networks trained on the full data."""
 Baseline = Literal["random", "herding", "k-center", "confidence", "distribution matching"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 

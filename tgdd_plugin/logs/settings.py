@@ -40,3 +40,11 @@ class LoggerSettings:
                     f"`loggers.{package}` must be null where the package {package} is not installed, got "
                     f"'{getattr(self, package)}'. Leave it out, or: pip install 'mosaicml[{package}]'"
                 )
+
+    def check_probe(self, source: str | None) -> None:
+        """Raises an InputError if a distillation from this source has no real image to score a probe on."""
+        if self.probe_interval and source == "recorded":
+            raise InputError(
+                f"`probe_interval` must be 0 where no real images are read (source 'recorded'), got "
+                f"{self.probe_interval}. Leave it out, or distill from real images, on which probes are scored."
+            )

@@ -160,8 +160,7 @@ def note_costs(
     candidate: Candidate, build: Callable[[], nn.Module], shape: Sequence[int], device: torch.device, seed: int
 ) -> None:
     """Fills in those of a candidate's costs that it lacks, of a network that is initialised by ``seed``."""
-    with forked_streams():
-        torch.manual_seed(seed)
+    with forked_streams(seed):
         costs = costs_of(build(), shape, device)
     for name, value in asdict(costs).items():
         setattr(candidate, name, getattr(candidate, name) or value)

@@ -40,8 +40,7 @@ def check_data(data: DataSettings) -> None:
     """Checks that the files are there which the images are read from.
 
     Raises:
-        InputError: If a folder of ``image_folder`` is missing or has no images, or a ``.beton`` of ``beton``, or its
-            card, cannot be used.
+        InputError: If a folder of ``image_folder`` is missing or has no images, or a ``.beton`` is missing.
     """
     if data.name == "image_folder":
         for folder in data.image_folders():

@@ -50,6 +50,8 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
     distils = step in ("run", "distill") or (step == "replay" and recipe.replay.policy in ("distilled", "hybrid"))
     if distils and recipe.distill.reads_data:
         _check_size(recipe)
+    if distils:
+        recipe.loggers.check_probe(recipe.distill.source)
     if not recipe.distill.reads_data:
         if step == "replay" and recipe.replay.policy == "distilled":
             _check_exemplars(recipe, 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tgdd_plugin.core.bounded_reading import MIB, parse_json, read_bounded
 from tgdd_plugin.pipeline.file_names import safe_name
+from tgdd_plugin.trajectory.folders import job_name
 from tgdd_plugin.trajectory.manifest import JOB, MANIFEST
 
 JOB_SIZE = 1 * MIB
@@ -26,8 +27,7 @@ def recorded_name(trajectory: Path) -> str | None:
     folder = trajectory.resolve()
     if (folder / MANIFEST).is_file():
         folder = folder.parent
-    own = folder.parent.name if folder.name == "trajectory" else folder.name
-    return safe_name(_data_of(folder / JOB).rpartition(":")[2]) or safe_name(own) or None
+    return safe_name(_data_of(folder / JOB).rpartition(":")[2]) or safe_name(job_name(folder)) or None
 
 
 def _data_of(job: Path) -> str:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from composer.core import Callback, DataSpec, Event, State, Time
 from composer.loggers import Logger
 from composer.utils import format_name_with_dist
@@ -23,6 +22,7 @@ from tgdd_plugin.recording.description import check_class_names
 from tgdd_plugin.recording.interval import check_loader, schedule
 from tgdd_plugin.recording.introspection import (
     describe_network,
+    device_of,
     find_augmentation,
     find_classes,
     find_head_layers,
@@ -182,7 +182,7 @@ class TGDDCallback(Callback):
                 run,
                 bare_network(state.model)[0],
                 heads=heads,
-                device=state.device.tensor_to_device(torch.empty(0)).device,
+                device=device_of(state),
                 weights=lambda: network_weights(state),  # collective under FSDP, so on every rank
                 batches=state.timestamp.batch.value,
                 epoch=state.timestamp.epoch.value,

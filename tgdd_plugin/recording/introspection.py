@@ -23,19 +23,16 @@ from tgdd_plugin.networks.heads import head_candidates
 from tgdd_plugin.networks.surgery import note_surgery
 from tgdd_plugin.recording.description import describe_module
 
-# torchvision's transforms, v1 and v2 by the same names, as operations of this package.
 PLAIN = {
     *("Normalize", "ToTensor", "PILToTensor", "ToPILImage", "ToImage", "ToDtype", "ToPureTensor", "ConvertImageDtype"),
     *("Identity", "Resize", "CenterCrop", "Pad", "Grayscale", "RGB"),
 }
-
+"""torchvision's transforms, v1 and v2 by the same names, that augment nothing."""
 
 PLAIN_DATASETS = ("torch.utils.data.", "torchvision.", "tgdd_plugin.")
 """Where data sets are from that augment by their attributes ``transform`` and ``transforms`` or not at all."""
 
-
 CONTAINERS = {"Compose", "Sequential", "RandomApply", "RandomChoice", "RandomOrder"}
-
 
 TRANSFORMS = {
     "ColorJitter": {"color"},
@@ -45,6 +42,7 @@ TRANSFORMS = {
     "RandomResizedCrop": {"crop", "scale"},
     "RandomRotation": {"rotate"},
 }
+"""Those that augment, as operations of this package."""
 
 
 def dataset_layers(loader: Any) -> list[Any]:
@@ -295,3 +293,8 @@ def own_images(algorithms: Iterable[Algorithm]) -> int | None:
     """
     counts = (getattr(algorithm, "own_images", None) for algorithm in algorithms)
     return next((count for count in counts if count is not None), None)
+
+
+def device_of(state: State) -> torch.device:
+    """The device of a Trainer, with its number."""
+    return state.device.tensor_to_device(torch.empty(0)).device

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from composer.loggers import LoggerDestination
 from composer.utils import dist, ensure_tuple
 from torch import nn
@@ -37,6 +36,7 @@ from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings, as_recorded
 from tgdd_plugin.training.fitting import ACCURACY, LOGGED
 from tgdd_plugin.training.train import check_network, train_network
+from tgdd_plugin.trajectory.folders import job_name
 from tgdd_plugin.trajectory.journal import remove_journals
 from tgdd_plugin.trajectory.manifest import JOB, MANIFEST, Run
 from tgdd_plugin.trajectory.store import Trajectory
@@ -112,10 +112,9 @@ def record(
             if (folder / name / MANIFEST).is_file() and Run.read(folder / name).complete:
                 remove_journals(folder / name)  # one may be left if it was killed at its very end
                 continue
-            with forked_streams():
-                torch.manual_seed(run_seed)
+            with forked_streams(run_seed):
                 fresh = build()
-            training_logs = TrainingLogs(logs, group_name(folder), log_path(folder / name), columns, own)
+            training_logs = TrainingLogs(logs, job_name(folder), log_path(folder / name), columns, own)
             train_network(
                 fresh,
                 DeviceLoader(
@@ -128,16 +127,23 @@ def record(
                 title=f"recording run {number}/{len(runs)}" if progress_bar else None,
                 metrics=True,
                 logs=training_logs.of(name),
-                callbacks=[_recorder(folder, settings, real.classes, normalization, head), *ensure_tuple(callbacks)],
+                callbacks=[recorder_of(folder, settings, real.classes, normalization, head), *ensure_tuple(callbacks)],
                 run_name=name,
                 **options,
             )
     return Trajectory.open(folder)
 
 
-def _recorder(
-    folder: Path, settings: RecordSettings, classes: list[str], normalization: Normalization, head: str | None
+def recorder_of(
+    folder: Path,
+    settings: RecordSettings,
+    classes: Sequence[str],
+    normalization: Normalization,
+    head: str | None,
+    *,
+    overwrite: bool = False,
 ) -> TGDDCallback:
+    """Returns the callback that records a training which is made to be recorded, so that an error ends it."""
     return TGDDCallback(
         str(folder),
         settings.interval,
@@ -145,10 +151,11 @@ def _recorder(
         dtype=settings.dtype,
         head=head,
         classes=classes,
-        mean=list(normalization.mean),
-        std=list(normalization.std),
+        mean=normalization.mean,
+        std=normalization.std,
         exemplars=settings.exemplars,
-        on_error="raise",  # a training that is made to be recorded
+        on_error="raise",
+        overwrite=overwrite,
         quiet=True,
     )
 
@@ -169,12 +176,6 @@ def _check_kinds(builders: Sequence[Callable[[], nn.Module]], num_classes: int, 
                 f"decorate the function that builds them with tgdd_plugin.networks.described, which notes its "
                 f"arguments."
             )
-
-
-def group_name(folder: Path) -> str:
-    """The name that loggers show of the runs in a trajectory folder: its own, or that of the folder it lies in."""
-    folder = folder.resolve()
-    return folder.parent.name if folder.name == "trajectory" else folder.name
 
 
 def run_name(seed: int, kind: int = 1) -> str:

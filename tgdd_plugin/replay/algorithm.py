@@ -18,7 +18,7 @@ from tgdd_plugin.augmentation.algorithms import siamese_batch
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import keyed_generator
-from tgdd_plugin.recording.introspection import find_classes, find_normalization, unwrapped
+from tgdd_plugin.recording.introspection import device_of, find_classes, find_normalization, unwrapped
 from tgdd_plugin.replay.functional import Batch, join_targets, replay_batch, replay_factors, replay_loss
 from tgdd_plugin.replay.memory import ReplayMemory
 
@@ -158,7 +158,7 @@ class DistilledReplay(Algorithm):
             raise InputError(
                 "`algorithms` must have one DistilledReplay, got two. Give it one with one memory of all tasks."
             )
-        memory, present = self.memory.to(_device(state)), self.memory.counts.nonzero().flatten().tolist()
+        memory, present = self.memory.to(device_of(state)), self.memory.counts.nonzero().flatten().tolist()
         normalization, found = memory.normalization(), find_normalization(state.train_dataloader)
         if found and not normalization.is_close(found):
             raise InputError(
@@ -258,7 +258,3 @@ def _pair(batch: Any) -> Batch:
             f"such pairs."
         )
     return batch[0], batch[1]
-
-
-def _device(state: State) -> torch.device:
-    return state.device.tensor_to_device(torch.empty(0)).device

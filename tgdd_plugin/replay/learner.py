@@ -31,6 +31,7 @@ from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.networks.classifiers import classifiers
 from tgdd_plugin.recording.callback import TGDDCallback
+from tgdd_plugin.recording.runs import recorder_of
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.replay.algorithm import DistilledReplay
 from tgdd_plugin.replay.heads import OneHead, head_sizes, separate_heads
@@ -111,8 +112,20 @@ def learn(
     folder = Path(folder)
     log_settings, own_loggers = as_log_settings(loggers)
     logs = TrainingLogs(log_settings, folder.resolve().name, log_path(folder / "replay"), LOGGED, own_loggers)
-    how = (training, settings, normalization, head, seed, device, progress_bar, logs)
-    learner = _Learner(tasks, build, folder, select_exemplars, *how)
+    learner = _Learner(
+        tasks,
+        build,
+        folder,
+        select_exemplars,
+        training=training,
+        settings=settings,
+        normalization=normalization,
+        head=head,
+        seed=seed,
+        device=device,
+        progress_bar=progress_bar,
+        logs=logs,
+    )
     dist.initialize_dist(device)
     with locked_on_rank_0(check_writable(folder / "scores.json")):
         for place in folder.glob("task*"):
@@ -169,8 +182,7 @@ class _Learner:
 
     def grown_network(self, number: int, earlier: nn.Module | None) -> nn.Module:
         """Builds a network for the classes of a task, with the weights of the earlier one."""
-        with forked_streams():
-            torch.manual_seed(self.seed)
+        with forked_streams(self.seed):
             network = grow(self.build(self.tasks[number].train.num_classes), earlier)
         if self.settings.heads == "task":
             return separate_heads(network, head_sizes(self.tasks[: number + 1]))
@@ -261,20 +273,9 @@ class _Learner:
         return DeviceLoader(images, labels, self.normalization, batch_size=size, seed=self.seed, device=on)
 
     def _recorder(self, number: int) -> TGDDCallback:
-        return TGDDCallback(
-            str(self._place(number) / "trajectory"),
-            self.training.interval,
-            max_stages=self.training.max_stages,
-            dtype=self.training.dtype,
-            head=self.head,
-            classes=self.tasks[number].train.classes,
-            mean=list(self.normalization.mean),
-            std=list(self.normalization.std),
-            exemplars=self.training.exemplars,
-            on_error="raise",  # a training that is made to be recorded
-            overwrite=True,  # what lies there is of this job, and was interrupted
-            quiet=True,
-        )
+        folder, classes = self._place(number) / "trajectory", self.tasks[number].train.classes
+        # What lies there is of this job, and was interrupted.
+        return recorder_of(folder, self.training, classes, self.normalization, self.head, overwrite=True)
 
 
 def _saved_memory(place: Path, device: torch.device) -> ReplayMemory | None:

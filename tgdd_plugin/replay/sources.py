@@ -11,8 +11,9 @@ import torch
 
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.format import read_stored
+from tgdd_plugin.core.checked_json import MOST_CLASSES
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.data.image_pool import MOST_CLASSES, ImagePool
+from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 
 SourceLike = str | os.PathLike[str] | ImagePool | tuple[torch.Tensor, torch.Tensor]

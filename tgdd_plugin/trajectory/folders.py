@@ -25,3 +25,9 @@ def run_folders(folder: Path) -> list[Path]:
             f"TGDDCallback(folder='{folder}') first."
         )
     return found
+
+
+def job_name(folder: Path) -> str:
+    """The name of a trajectory folder's job: the folder's own, or that of the folder it lies in as ``trajectory``."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "trajectory" else folder.name
