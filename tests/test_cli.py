@@ -543,3 +543,12 @@ def test_export_and_import_give_the_same_images(job, tmp_path, capfd):
     assert cli.main(["export", str(file), str(tmp_path / "pictures"), "--png"]) == 0
     assert cli.main(["export", str(file), str(tmp_path / "pictures"), "--png"]) == 2
     assert "has content" in capfd.readouterr().err
+
+
+def test_a_write_error_without_a_name_says_how_to_go_on(tmp_path, monkeypatch, capfd):
+    def full(*_):
+        raise OSError(27, "File too large")
+
+    monkeypatch.setattr("tgdd_plugin.pipeline.job.read_job", full)
+    assert cli.main(["run", "digits"]) == 2
+    assert "File too large: a file could not be read or written. Once it can" in capfd.readouterr().err

@@ -72,7 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        print(f"tgdd: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        said = str(error)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            said += ": a file could not be read or written. Once it can, the same command goes on where it was."
+        print(f"tgdd: {printable(' '.join(said.split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tgdd: interrupted; the same command keeps what is finished and the last checkpoint", file=sys.stderr)
@@ -228,7 +231,7 @@ def _show(options: argparse.Namespace) -> None:
 
     path = Path(options.path)
     if path.is_dir():
-        trajectory = Trajectory.open(path)
+        trajectory = Trajectory.open(path, least=0)  # also at the start of a recording, or after one that failed
         if options.json:
             _print_json(show.trajectory_content(trajectory))
         else:

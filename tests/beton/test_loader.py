@@ -128,9 +128,17 @@ def test_numbers_out_of_range_are_refused(files, option, pattern):
             beton_loader(files[3], backend=backend, **option)
 
 
-def test_other_backends_and_a_missing_card_are_refused(files, tmp_path):
+def test_other_backends_and_devices_and_a_missing_card_are_refused(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="`backend` must be 'device' or 'ffcv', got 'dali'"):
         beton_loader(files[3], backend="dali")
+    for device, message in (
+        ("gpu", "'cpu' where torch finds no GPU"),
+        ("cuda:1", "'cpu' where"),
+        ("tpu", "a torch dev"),
+    ):
+        with pytest.raises(InputError, match=f"`device` must be .*{message}.*, got '{device}'"):
+            beton_loader(files[3], device=device)
     (tmp_path / "x.beton").write_bytes(files[3].read_bytes())
     for backend in ("device", "ffcv"):
         with pytest.raises(InputError, match="has no card"):

@@ -93,7 +93,10 @@ BAD = {
     "empty": ([], "is empty"),
     "no pair": ([(GRAYSCALE, 0), GRAYSCALE], "Item 1 .* must be a pair .* got a ndarray"),
     "three parts": ([(GRAYSCALE, 0, 1)], "must be a pair .* got a tuple"),
-    "a dictionary": ([{"picture": GRAYSCALE, "label": 0}], "Item 0 .* must be a pair .* got a dict"),
+    "a dictionary": (
+        [{"picture": GRAYSCALE, "label": 0}],
+        "Item 0 .* must have an image .* got picture, label",
+    ),
     "soft label": (
         [(GRAYSCALE, 0), (GRAYSCALE, np.array([0.1, 0.9]))],
         r"label of item 1 must be one integer class id, got array",

@@ -79,6 +79,13 @@ def test_both_or_neither() -> None:
             Normalization.of(*given)
 
 
+def test_numbers_are_for_all_channels_and_pixels_up_to_255_are_refused() -> None:
+    assert Normalization.of(0.5, 0.25) == Normalization([0.5], [0.25])
+    for mean, std in (([127.5] * 3, [63.75] * 3), ([0.0], [255.0])):
+        with pytest.raises(InputError, match=r"must be for pixels in \[0, 1\], got mean .* Divide both by 255"):
+            Normalization.of(mean, std)
+
+
 def test_its_channels_are_the_images() -> None:
     Normalization(MEAN, STD).check_channels(3)
     with pytest.raises(InputError, match=r"each channel of the images, which have 1, got mean .*\. Give 1 value"):

@@ -143,13 +143,23 @@ def test_bad_values():
         DistillSettings(alpha="big")
 
 
-def test_a_network_that_ignores_its_images_is_told(pool, tmp_path):
+def test_gradients_that_are_not_finite_are_told(pool, tmp_path):
     def build() -> nn.Module:
-        network = Scaled(1.0)
-        network.body[0].weight.data.zero_()
-        return network
+        return Scaled(1e30)
 
     recorded = record(tmp_path / "run", pool, build, STILL, device="cpu", progress_bar=False)
     with pytest.raises(InputError, match=r"`learning_rate` and `alpha` must be given in .* Give numbers") as e:
         run(recorded, pool, tmp_path / "a.beton", AUTO, network=build)
     assert "\n" not in str(e.value) and not (tmp_path / "a.beton").exists()
+
+
+def test_features_that_are_the_same_for_all_images_are_refused(pool, tmp_path):
+    """A set would be of rounding noise: batch norms that follow slowly are still far from the images' statistics."""
+
+    class Constant(Scaled):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.head(1e-7 * self.body(images) + 1) if not self.training else super().forward(images)
+
+    made = record(tmp_path / "t", pool, lambda: Constant(1.0), STILL, device="cpu", progress_bar=False)
+    with pytest.raises(InputError, match="must differ between images in evaluation mode, got ones .* Record longer"):
+        run(made, pool, tmp_path / "a.beton", AUTO, network=lambda: Constant(1.0))

@@ -114,3 +114,12 @@ def test_a_trajectory_that_keeps_none_is_told(tmp_path):
     assert source_without_images(bare) == "recorded"
     with pytest.raises(InputError, match="where the trajectory keeps no real images, got 'exemplars'"):
         run(bare, tmp_path / "a.beton", replace(SETTINGS, source="exemplars", start="noise"))
+
+
+def test_few_images_are_matched_where_no_means_were_recorded(tmp_path):
+    """As where CutMix mixed every image."""
+    mixed = recorded(tmp_path / "mixed", replace(RECORD, exemplars=ENOUGH - 1, cutmix=1.0))
+    one = replace(SETTINGS, images_per_class=1)
+    assert read_card(run(mixed, tmp_path / "a.beton", one).path).method["source"] == "exemplars"
+    with pytest.raises(InputError, match=r"has no stage with means .* match the images that were kept \(source 'exem"):
+        run(mixed, tmp_path / "b.beton", replace(one, source="recorded"))

@@ -74,6 +74,8 @@ def test_a_logger_given_as_a_trainer_option_sees_the_training(beton):
 def test_nothing_to_rank_is_refused(beton):
     with pytest.raises(InputError, match="`networks` must be functions that build networks, by name, got none[.] Give"):
         rank_networks({}, beton, pool(30, 2))
+    with pytest.raises(InputError, match="`networks` must be functions .* got a list[.] Give a mapping"):
+        rank_networks([lambda: None], beton, pool(30, 2))
     with pytest.raises(InputError, match="validation images must be of .* got 3 classes of"):
         other = ImagePool(torch.zeros(3, 1, 9, 9, dtype=torch.uint8), torch.arange(3))
         rank_networks({"tiny": TinyNetwork}, beton, other)

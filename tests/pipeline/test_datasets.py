@@ -235,7 +235,7 @@ def test_items_that_are_mappings(names):
     items = [dict(zip(names, (np.full((4, 4), i, np.uint8), i % 2), strict=True)) for i in range(4)]
     pool = ImagePool.from_dataset(items)
     assert pool.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3] and pool.labels.tolist() == [0, 1, 0, 1]
-    with pytest.raises(InputError, match="Item 0 of the data set must be a pair .image, label., got a dict"):
+    with pytest.raises(InputError, match="an image under one of the keys pixel_values, .* label, .*, got x, y. Rename"):
         ImagePool.from_dataset([{"x": 1, "y": 2}])
 
 

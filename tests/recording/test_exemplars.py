@@ -67,6 +67,17 @@ def test_images_of_another_size_than_the_first_are_passed_over(tmp_path: Path) -
     assert len(load_file(tmp_path / FILE)["labels"]) == 6
 
 
+def test_batches_in_channels_last_and_those_of_another_normalization(tmp_path: Path) -> None:
+    """FFCV's ToTorchImage gives the former; of the latter white images would be kept."""
+    images, labels = pictures(6)
+    normalization, kept = Normalization(MEAN, STD), Exemplars(CLASSES, 2)
+    assert kept.add(normalization(images).contiguous(memory_format=torch.channels_last), labels, normalization) is None
+    assert kept.write(tmp_path) and torch.equal(load_file(tmp_path / FILE)["images"], first(images, labels, 2)[0])
+    raw = Exemplars(CLASSES, 2)
+    assert "outside [0, 1]: give the mean and std" in str(raw.add(images.float(), labels, normalization))
+    assert raw.done and not len(raw)
+
+
 def check(folder: Path, wanted: tuple[torch.Tensor, torch.Tensor]) -> None:
     kept = load_file(folder / "run" / FILE)
     assert set(kept) == {"images", "labels"} and kept["images"].dtype == torch.uint8

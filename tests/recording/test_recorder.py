@@ -204,6 +204,8 @@ def test_unusable_options_are_refused(tmp_path, options, message):
     network = tiny_network()
     with pytest.raises(InputError, match="`classes` must be 3 names, one for each output of the network, got 2"):
         describe_run("run", network, CLASSES, classes=["a", "b"])
+    with pytest.raises(InputError, match="`augmentation` must be operations of .* got 'flips'"):
+        describe_run("run", network, CLASSES, augmentation="flips")
 
 
 def test_recording_alone_loads_neither_composer_nor_ffcv():

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 
 from tests.common import assert_same, manifest, recorded
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.pipeline.show import describe_trajectory, trajectory_content
 from tgdd_plugin.trajectory.manifest import Run, Stage
 from tgdd_plugin.trajectory.store import Trajectory
 from tgdd_plugin.trajectory.writing import add_stage, thin, write_manifest_and_prune
@@ -221,6 +222,8 @@ def test_too_few_stages(tmp_path: Path, count: int) -> None:
     message = refusal(tmp_path)
     assert f"has {count} stage(s); TGDD needs at least 2" in message
     assert "lower the callback's interval (it was '1ep')" in message
+    trajectory = Trajectory.open(tmp_path, least=0)
+    assert f"{count} stages" in describe_trajectory(trajectory) and trajectory_content(trajectory)["runs"]
 
 
 def stage_file(folder: Path, number: int = 1) -> Path:

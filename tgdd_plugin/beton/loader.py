@@ -15,6 +15,7 @@ from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.ffcv_tables import check_beton
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.data.device_loader import DeviceLoader, check_batches
 from tgdd_plugin.data.normalization import Normalization
@@ -39,20 +40,21 @@ def beton_loader(
             batches lie in buffers that FFCV uses again, so copy what you keep. It cannot decode a packed file.
         shuffle: Whether to shuffle in each epoch. Default: ``True``.
         seed: The seed of the order. Default: ``0``.
-        device: The device of the batches, and for ``'device'`` of the whole set. Default: ``'cpu'``.
+        device: The torch device of the batches, and for ``'device'`` of the whole set, or ``'gpu'`` as elsewhere in
+            this package. Default: ``'cpu'``.
 
     Returns:
         An iterable with ``len()``; float32 images ``(B, C, H, W)`` and int64 labels ``(B,)``.
 
     Raises:
-        InputError: If the file or its card cannot be used.
+        InputError: If the file, its card or the device cannot be used.
     """
-    path = Path(path)
+    path, on = Path(path), _device(device)
     card = read_card(path)
     if backend == "device":
         images, labels = read_beton(path)
         return DeviceLoader(
-            images.to(device), labels, card.normalization, batch_size=batch_size, shuffle=shuffle, seed=seed
+            images.to(on), labels, card.normalization, batch_size=batch_size, shuffle=shuffle, seed=seed
         )
     if backend != "ffcv":
         raise InputError(f"`backend` must be 'device' or 'ffcv', got '{backend}'. Choose one of these.")
@@ -62,7 +64,19 @@ def beton_loader(
             f"Choose backend='device', or write the file unpacked (tgdd_plugin.beton.format says how)."
         )
     check_batches(batch_size, seed)
-    return _FFCVLoader(path, card, batch_size, shuffle, seed, torch.device(device))
+    return _FFCVLoader(path, card, batch_size, shuffle, seed, on)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    if device == "gpu":
+        return torch_device("gpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"`device` must be 'cpu', 'gpu' or a torch device, got {device!r}. Name one.") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"`device` must be 'cpu' where torch finds no GPU, got {device!r}. Use 'cpu'.")
+    return found
 
 
 class _FFCVLoader:

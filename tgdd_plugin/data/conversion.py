@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tgdd_plugin.core.errors import InputError, printable
-from tgdd_plugin.data.batches import images_and_labels
+from tgdd_plugin.core.errors import InputError, printable, shown
+from tgdd_plugin.data.batches import IMAGES, LABELS, images_and_labels
 
 
 def item_name(dataset: Any, position: int) -> str:
@@ -44,8 +44,12 @@ def to_pair(item: Any, position: int | str) -> tuple[torch.Tensor, int]:
         InputError: If the item is anything else.
     """
     if isinstance(item, Mapping):
-        pair = images_and_labels(item)
-        item = item if pair[0] is None or pair[1] is None else pair
+        keys, item = [str(key) for key in item], images_and_labels(item)
+        if item[0] is None or item[1] is None:
+            raise InputError(
+                f"Item {position} of the data set must have an image under one of the keys {', '.join(IMAGES)} and a "
+                f"class id under one of {', '.join(LABELS)}, got {shown(', '.join(keys))}. Rename the keys."
+            )
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise InputError(
             f"Item {position} of the data set must be a pair (image, label), got a {type(item).__name__}. Return the "

@@ -48,20 +48,25 @@ class Normalization:
             )
 
     @classmethod
-    def of(cls, mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalization | None:
-        """The normalization by two optional arguments; ``None`` if neither is given.
+    def of(cls, mean: Sequence[float] | float | None, std: Sequence[float] | float | None) -> Normalization | None:
+        """The normalization by two optional arguments, of which numbers are for all channels; ``None`` without any.
 
         Raises:
-            InputError: If one is given without the other, or they are not a normalization.
+            InputError: If one is given without the other, or they are not a normalization for pixels in [0, 1].
         """
         if mean is None and std is None:
             return None
         if mean is None or std is None:
             raise InputError(
-                f"`mean` and `std` must be given together, got mean {_plain(mean)} and std {_plain(std)}. Give both or "
-                f"neither."
+                f"`mean` and `std` must be given together, got mean {mean} and std {std}. Give both or neither."
             )
-        return cls(mean, std)
+        normalization = cls(_plain(mean), _plain(std))
+        if max(*normalization.mean, *normalization.std) > 1:
+            raise InputError(
+                f"`mean` and `std` must be for pixels in [0, 1], got {normalization}. Divide both by 255 if they are "
+                f"for pixels in 0..255."
+            )
+        return normalization
 
     @property
     def channels(self) -> int:
@@ -110,5 +115,7 @@ class Normalization:
         return f"mean {list(self.mean)} and std {list(self.std)}"
 
 
-def _plain(values: Sequence[float] | None) -> list[float] | None:
-    return None if values is None else list(values)
+def _plain(values: Sequence[float] | float | None) -> list[float]:
+    if values is None:
+        return []
+    return [values] if isinstance(values, (int, float)) else list(values)

@@ -28,6 +28,9 @@ BALANCE = 0.5
 STEPS = 4
 """The number of steps whose gradients are looked at."""
 
+ROUNDING = 1e-5
+"""How far features must differ between images, beside their length, not to be the same but for rounding."""
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -55,11 +58,19 @@ def calibrate(
         device: The device that the networks run on.
 
     Raises:
-        InputError: If no gradient reaches the pixels, or it is not finite.
+        InputError: If no gradient reaches the pixels, or it is not finite, or the last stage's features are the same
+            for all images.
     """
     rate, alpha = settings.learning_rate, settings.alpha
     if rate != "auto" and alpha != "auto":
         return Rates(rate or 0.0, alpha or 0.0)
+    model.to(device)
+    if (difference := model.feature_difference()) < ROUNDING:
+        raise InputError(
+            f"The features of the last stage must differ between images in evaluation mode, got ones that differ by "
+            f"{difference:.1g} of their length. Record longer, or look at how the training went: the running "
+            f"statistics of batch norms with a small momentum are far from those of the images at first."
+        )
     match, constraint = _gradient_sizes(model, draws, chunk, device, constrained=alpha != 0)
     needed = [match, constraint] if alpha == "auto" else [match]
     if not (all(0 < size < math.inf for size in needed) and math.isfinite(constraint)):
@@ -84,7 +95,6 @@ def _gradient_sizes(
 
     That of the constraint is 0 unless it is looked at (``constrained``).
     """
-    model.to(device)
     pixels, given = model.synthetic.pixels, model.alpha
     model.alpha = float(constrained)  # if 1, the model computes logits, and the constraint
     terms = ("match", "constraint")[: 1 + constrained]

@@ -16,7 +16,7 @@ from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.networks.classifiers import as_classifier
+from tgdd_plugin.networks.classifiers import as_classifier, check_buildable
 from tgdd_plugin.networks.factory import build_recorded, is_own
 from tgdd_plugin.networks.feature_network import fit_names
 from tgdd_plugin.networks.surgery import apply_surgery, unknown_changes
@@ -75,7 +75,7 @@ def bare_networks(
     Raises:
         InputError: If an architecture has none and is not one of this package's, or one of several fits no run.
     """
-    several = given if isinstance(given, Sequence) else [given] if given is not None else []
+    several = [] if given is None else [given] if isinstance(given, str) or not isinstance(given, Sequence) else given
     networks = [_bare(each) for each in several]
     runs = trajectory.representative_runs
     if len(networks) == len(runs) == 1:  # if it does not fit, the check of its stages says how
@@ -122,6 +122,7 @@ def bare_networks(
 
 
 def _bare(given: NetworkOrFactory) -> nn.Module:
+    check_buildable(given)
     return as_classifier(copy.deepcopy(given if isinstance(given, nn.Module) else given()))
 
 
@@ -212,11 +213,14 @@ def agreed_normalization(
         seen_mean, seen_std = np.array(run.input["mean"]), np.array(run.input["std"])
         ours_mean, ours_std = (np.array(statistics[0]) - mean) / std, np.array(statistics[1]) / std
         # Augmentation moves these a little; a wrong normalization moves them by whole deviations. A channel that is the
-        # same everywhere has none.
-        with np.errstate(divide="ignore"):
+        # same everywhere has none, unless all are, in images that training did not see so.
+        varying = np.array(statistics[1]) > 1 / 255
+        if not varying.any():
+            varying = seen_std * std > 1 / 255
+        with np.errstate(divide="ignore", invalid="ignore"):
             moved, ratio = np.abs(ours_mean - seen_mean) / ours_std, ours_std / seen_std
         off = (moved > 1) | (ratio > 2.5) | (ratio < 0.4)
-        if (off & (np.array(statistics[1]) > 1 / 255)).any():
+        if (off & varying).any():
             raise InputError(
                 f"`mean` and `std` must turn the real images into what training saw, inputs of mean "
                 f"{_rounded(seen_mean)} and std {_rounded(seen_std)}, got mean {_rounded(mean)} and std "

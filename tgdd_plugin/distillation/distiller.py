@@ -123,6 +123,11 @@ def distill(
             works on it: before any step is made wherever that can be known, and otherwise with the last checkpoint
             kept.
     """
+    if not isinstance(trajectory, Trajectory | str | os.PathLike):
+        raise InputError(
+            f"`trajectory` must be a trajectory folder, or an opened one, got a {type(trajectory).__name__}. Give "
+            f"distill(trajectory, real, output), in this order."
+        )
     output, settings = check_writable(Path(output)), as_settings(DistillSettings, settings)
     given = Normalization.of(mean, std)
     logs, own = as_log_settings(loggers, image_interval=image_interval, probe_interval=probe_interval)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,6 +99,19 @@ class DistillationModel(ComposerModel):
             self.bank[position], self._prepared(gray[None], {})[0]
         )
         return all(bool(each.isfinite().all()) for each in outputs)
+
+    @torch.no_grad()
+    def feature_difference(self) -> float:
+        """Returns how far the last stage's features of some images lie from their mean, beside their length.
+
+        They are an image of each class, of 16 classes at most. Infinite for one image alone, or if all features are 0.
+        """
+        classes = torch.arange(min(16, len(self.synthetic.pixels)), device=self.synthetic.pixels.device)
+        images = self.synthetic.decode(classes)
+        features, _ = self.networks[0](self.bank.last, self._prepared(images[None, :, 0], {})[0])
+        features = features.double()
+        length = float(features.norm())
+        return float((features - features.mean(0)).norm()) / length if len(features) > 1 and length else math.inf
 
     def _prepared(self, images: torch.Tensor, draw: Draw) -> torch.Tensor:
         """Normalizes and augments images ``(k, n, C, H, W)``; their shape stays."""

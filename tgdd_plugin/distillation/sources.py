@@ -16,7 +16,8 @@ def source_without_images(trajectory: Trajectory, classes: Sequence[str] | None 
     """Returns ``'exemplars'`` where the trajectory keeps enough images of each class, else ``'recorded'``.
 
     Images share every draw of the augmentation with the synthetic ones, and means do not; of a few images the mean lies
-    further from that of their class. The figures behind the choice are in ``benchmarks/README.md``.
+    further from that of their class. The figures behind the choice are in ``benchmarks/README.md``. A few images are
+    matched all the same where no means were recorded, as where every image was mixed with another.
 
     Args:
         trajectory: The recorded runs.
@@ -26,5 +27,10 @@ def source_without_images(trajectory: Trajectory, classes: Sequence[str] | None 
         InputError: If a file of images cannot be read.
     """
     counts = zip(trajectory.run.class_names, trajectory.exemplar_counts(), strict=True)
-    few = [name for name, count in counts if count < ENOUGH and (classes is None or name in classes)]
-    return "recorded" if few else "exemplars"
+    fewest = min(count for name, count in counts if classes is None or name in classes)
+    return "exemplars" if fewest >= ENOUGH or (fewest and not _has_means(trajectory)) else "recorded"
+
+
+def _has_means(trajectory: Trajectory) -> bool:
+    """Whether each run has class means at some stage."""
+    return all(any(trajectory.has_class_means(f, stage) for stage in run.stages) for f, run in trajectory.runs.items())

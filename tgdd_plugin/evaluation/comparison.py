@@ -91,6 +91,7 @@ def retrain(
             another comparison, or another process works on them.
     """
     file = Path(file)
+    torch_device(device)  # a GPU that is not there is told first
     compact = CompactSet.open(file, network)
     settings = as_settings(RetrainSettings, settings).made_for(compact.card.method.get("budget"), compact.card.images)
     test = fitting_pool(test, "test", file, compact.card)

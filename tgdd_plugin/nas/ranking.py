@@ -100,9 +100,11 @@ def rank_networks(
     Raises:
         InputError: If the file and the images do not fit each other, or there are no networks.
     """
-    if not networks:
+    if not isinstance(networks, Mapping) or not networks:
+        came = "none" if isinstance(networks, Mapping) else f"a {type(networks).__name__}"
         raise InputError(
-            "`networks` must be functions that build networks, by name, got none. Give at least one function."
+            f"`networks` must be functions that build networks, by name, got {came}. Give a mapping of at least one, "
+            f"such as {{'wide': build}}."
         )
     settings = as_settings(RetrainSettings, settings)
     card, images = read_card(file), read_beton(file)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, shown
 
 # Names under which torch.compile, FSDP and activation checkpointing keep the module that they wrap.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -79,12 +79,25 @@ def as_classifier(given: nn.Module) -> nn.Module:
     return network
 
 
+def check_buildable(given: Any) -> None:
+    """Raises an InputError if something is neither a network nor a function that builds one."""
+    if not isinstance(given, nn.Module) and not callable(given):
+        raise InputError(
+            f"`network` must be a network, or a function that builds one, got {shown(repr(given))}. Give, for example, "
+            f"lambda: tgdd_plugin.networks.convnet(10); names are for the command line and recipes."
+        )
+
+
 def classifiers(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Returns a function that builds what ``build`` does, as :func:`as_classifier` returns it.
 
-    What is no function is returned as it is, to be refused where it is checked.
+    A network is returned as it is.
+
+    Raises:
+        InputError: If it is neither.
     """
-    if isinstance(build, nn.Module) or not callable(build):
+    check_buildable(build)
+    if isinstance(build, nn.Module):
         return build
 
     def built(*arguments: Any, **options: Any) -> nn.Module:

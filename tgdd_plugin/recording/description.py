@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.differences import as_plain
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import installed_versions
@@ -79,6 +80,8 @@ def describe_run(
         InputError: If the network has no such head, or an argument does not fit.
     """
     check_class_names(classes, num_classes, "the network")
+    if augmentation is not None:
+        parse_augmentation(augmentation)
     normalization = Normalization.of(mean, std)
     return Run(
         name=name,

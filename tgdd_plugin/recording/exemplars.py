@@ -19,6 +19,9 @@ from tgdd_plugin.trajectory.manifest import EXEMPLARS, Run
 LIMIT = 256 * 2**20
 """Most bytes of pixels that are kept."""
 
+SLACK, OUTSIDE = 0.5, 0.1
+"""How far a pixel may lie outside [0, 1], as augmentation moves some, and the share of pixels that may lie further."""
+
 
 class Exemplars:
     """Collects the first ``per_class`` images of each class from batches of (normalized images, targets).
@@ -77,7 +80,13 @@ class Exemplars:
                 chosen.append(position)
         if chosen:
             kept = images[torch.tensor(chosen, device=images.device)].float().cpu()
-            pixels = normalization.denormalize(kept)
+            pixels = normalization.denormalize(kept).contiguous()  # also where batches are channels_last
+            if not self._images and ((pixels - 0.5).abs() > 0.5 + SLACK).float().mean() > OUTSIDE:
+                self._labels, self.done = [], True
+                return (
+                    f"with {normalization} the batches become pixels from {pixels.min():.3g} to {pixels.max():.3g}, "
+                    f"outside [0, 1]: give the mean and std that they were normalized with"
+                )
             self._images.append((pixels.clamp(0, 1) * 255).round().to(torch.uint8))
         self.done = not any(self._wanted)
         return problem

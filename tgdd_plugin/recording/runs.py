@@ -92,7 +92,8 @@ def record(
             stacklevel=2,
         )
     folder = check_writable(Path(folder) / JOB).parent
-    builders = [classifiers(build) for build in (network if isinstance(network, Sequence) else [network])]
+    several = [network] if isinstance(network, str) or not isinstance(network, Sequence) else network
+    builders = [classifiers(build) for build in several]
     for build in builders:
         check_network(build, real.shape, real.num_classes)
     if len(builders) > 1:

@@ -53,22 +53,23 @@ class Trajectory:
         self.runs = runs
 
     @classmethod
-    def open(cls, folder: str | Path, *, check: bool = True) -> Trajectory:
+    def open(cls, folder: str | Path, *, check: bool = True, least: int = 2) -> Trajectory:
         """Opens a trajectory folder, or the folder of a single run in it, also while runs are recorded into it.
 
         Args:
             folder: The folder that the callback recorded into, for example ``my-run/trajectory``.
             check: Whether to read every stage, and the exemplars, and compare their checksums. Default: ``True``.
+            least: The fewest stages of a run. Default: ``2``, which a distillation needs.
 
         Raises:
-            InputError: If the folder is missing or empty, a run has fewer than two stages, a file is missing or
+            InputError: If the folder is missing or empty, a run has fewer stages, a file is missing or
                 differs from its checksum, or the runs are not of the same classes and normalization.
         """
         folder = Path(folder)
         trajectory = cls(folder, {path: Run.read(path) for path in run_folders(folder)})
-        trajectory._check_runs()
+        trajectory._check_runs(least)
         if check:
-            trajectory._check_files()
+            trajectory._check_files(least)
         return trajectory
 
     @property
@@ -206,9 +207,9 @@ class Trajectory:
         images, labels = (torch.cat(parts) for parts in zip(*kept, strict=True))
         return ImagePool(images, labels, self.run.class_names)
 
-    def _check_runs(self) -> None:
+    def _check_runs(self, least: int) -> None:
         for folder, run in self.runs.items():
-            if len(run.stages) < 2:
+            if len(run.stages) < least:
                 raise InputError(
                     f"The run in '{folder}' has {len(run.stages)} stage(s); TGDD needs at least 2. Train longer or "
                     f"lower the callback's interval (it was '{run.interval}')."
@@ -221,11 +222,12 @@ class Trajectory:
                         f"{value} in '{run.name}'. Keep runs that are not alike in folders of their own."
                     )
 
-    def _check_files(self) -> None:
+    def _check_files(self, least: int) -> None:
         self.runs = {folder: with_checked_files(folder, run) for folder, run in self.runs.items()}
-        self._check_runs()
-        for item in self.runs.items():
-            _check_head(*item)
+        self._check_runs(least)
+        for folder, run in self.runs.items():
+            if run.stages:
+                _check_head(folder, run)
 
 
 def _check_head(folder: Path, run: Run) -> None:
