@@ -41,7 +41,7 @@ class DistillSettings:
     """Where the real side of the matching comes from. sampled, as published: real images at every step. exemplars: the
     same with the few real images that the trajectory keeps. recorded: the class means that were recorded while
     training, so that no real image is read and a step costs its synthetic half alone. null: sampled if real images are
-    given, else exemplars, or recorded where the trajectory keeps fewer than 64 images of a class."""
+    given, else exemplars, or recorded where the trajectory has means and keeps fewer than 64 images of a class."""
     classes: Annotated[list[str], Field(min_length=1)] | None = None
     """Names of the classes to distill, such as those that a continual learner has just met; the constraint keeps them
     apart from all classes that the network knows. null: all."""
