@@ -122,7 +122,7 @@ BAD = {
     ),
     "0 to 255 as floats": (
         [(torch.full((1, 4, 4), 200.0), 0)],
-        r"values in \[0, 1\], got values from 200.00 to 200.00",
+        r"values in \[0, 1\], got values from 200.00 to 200.00. Divide them by 255",
     ),
     "not a number": ([(torch.full((1, 4, 4), float("nan")), 0)], r"values in \[0, 1\], got .* nan"),
     "float array": ([(GRAYSCALE / 255, 0)], "must be uint8 .*, got a float64 array"),

@@ -99,9 +99,11 @@ def _to_uint8(image: Any, position: int | str) -> torch.Tensor:
     if image.is_floating_point():
         low, high = float(image.min()), float(image.max())
         if not (0 <= low and high <= 1):
+            remedy = "Give the data set without Normalize: distillation normalizes by itself."
+            if low >= 0:
+                remedy = "Divide them by 255, or give them as uint8."
             raise InputError(
-                f"Image {position} must have values in [0, 1], got values from {low:.2f} to {high:.2f}. Give the data "
-                f"set without Normalize: distillation normalizes by itself."
+                f"Image {position} must have values in [0, 1], got values from {low:.2f} to {high:.2f}. {remedy}"
             )
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
