@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.patterned import patterned, tiny
-from tgdd_plugin import InputError
+from tgdd_plugin import InputError, Trajectory, distill
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.data.settings import TORCHVISION, DataSettings
+from tgdd_plugin.pipeline import steps
 from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.pipeline.job import read_job
+from tgdd_plugin.pipeline.settings import Recipe
+from tgdd_plugin.pipeline.steps import work
 from tgdd_plugin.recording.runs import record
 from tgdd_plugin.recording.settings import RecordSettings
 
@@ -56,6 +59,7 @@ MISTAKES = [
         ["distill.source=recorded", "loggers.probe_interval=2"],
         "`probe_interval` must be 0 where no real images are read",
     ),
+    ("run", DIGITS, ["distill.source=recorded", "record.cutmix=1.0"], "`record.cutmix` must be below 1"),
     ("distill", DIGITS, [], "There is no trajectory folder 'outputs/trajectory'"),
     ("retrain", DIGITS, [], "'outputs/digits-ipc10.beton'"),
     ("nas", DIGITS, ["file=other.beton"], "'other.beton'"),
@@ -231,3 +235,71 @@ def test_a_normalization_alone_names_no_data(tmp_path: Path) -> None:
     assert named.distill.source != "recorded"
     with pytest.raises(InputError, match="`data.name` must be given with `data.root`"):
         read_job("distill", folder, ["data.root=pictures"])
+
+
+# What the images themselves tell, before any training on them.
+
+FEW = "output: out\nrecord: {epochs: 1, batch_size: 30}\ndistill: {real_per_class: 8, factor: 1, steps: 1}\n"
+
+
+@pytest.fixture(scope="module")
+def trajectory(tmp_path_factory: pytest.TempPathFactory) -> Trajectory:
+    settings = RecordSettings(epochs=1, batch_size=30)
+    return record(tmp_path_factory.mktemp("t"), patterned(), tiny, settings, device="cpu", progress_bar=False)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["distill.images_per_class=21"],
+        ["distill.images_per_class=6", "distill.factor=2"],
+        ["distill.factor=3"],
+        ["distill.classes=[rows, tables]"],
+        ["distill.real_per_class=21"],
+        ["distill.source=recorded", "distill.images_per_class=21"],
+        ["distill.source=exemplars", "distill.budget=300"],
+        ["data.mean=[0.5]", "data.std=[0.5]"],
+    ],
+)
+def test_what_distilling_would_refuse_is_told_before_the_training(
+    overrides: list[str], trajectory: Trajectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(overrides, tmp_path, monkeypatch)
+    with pytest.raises(InputError) as told:
+        work("run", recipe)
+    real = patterned() if recipe.distill.reads_data else None
+    with pytest.raises(InputError) as refused:
+        normalization = {"mean": recipe.data.mean, "std": recipe.data.std}
+        distill(trajectory, real, "a.beton", recipe.distill, device="cpu", progress_bar=False, **normalization)
+    assert not Path("out/trajectory/job.json").exists()
+    assert str(told.value) == str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["distill.images_per_class=20"],
+        ["distill.images_per_class=21", "distill.start=noise"],
+        ["distill.images_per_class=40", "distill.source=recorded", "record.runs=2"],
+        ["distill.real_per_class=21", "distill.source=exemplars"],
+    ],
+)
+def test_what_distilling_takes_is_recorded(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(["distill.images_per_class=2", *overrides], tmp_path, monkeypatch)
+    with pytest.raises(RuntimeError, match="the training begins"):
+        work("run", recipe)
+
+
+def recipe_of(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe of data that nothing is known of beforehand, where a training would be an error of its own."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(steps, "load_data", lambda *_, **__: (patterned(), patterned()))
+
+    def begin(*_: object, **__: object) -> None:
+        raise RuntimeError("the training begins")
+
+    monkeypatch.setattr(steps, "record", begin)
+    Path("my.yaml").write_text(OWN + FEW)
+    return read_job("run", "my.yaml", overrides)

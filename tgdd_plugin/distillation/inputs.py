@@ -7,13 +7,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
+
+from tgdd_plugin.beton.multi_formation import check_factor
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import agreed_normalization, check_pool, input_shape
 from tgdd_plugin.distillation.rare_classes import check_present
+from tgdd_plugin.distillation.sampling import draw_real
 from tgdd_plugin.distillation.settings import DistillSettings, SizedSettings
 from tgdd_plugin.distillation.sources import source_without_images
+from tgdd_plugin.distillation.synthetic_images import check_start_images
 from tgdd_plugin.networks.factory import is_convnet
 from tgdd_plugin.trajectory.shortcomings import check_left
 from tgdd_plugin.trajectory.store import Trajectory
@@ -114,6 +119,36 @@ def resolve_inputs(
         class_ids=class_ids,
         class_names=[names[number] for number in class_ids],
     )
+
+
+def check_before_recording(
+    settings: DistillSettings, pool: ImagePool, given: Normalization | None, *, runs: int, exemplars: int
+) -> None:
+    """Checks what a distillation of a trajectory that is still to be recorded on a pool would refuse afterwards.
+
+    Args:
+        settings: The settings as the user gave them.
+        pool: The images that the networks will be trained on.
+        given: The normalization as the user gave it.
+        runs: The number of runs of an architecture.
+        exemplars: The most real images of a class that a run keeps.
+
+    Raises:
+        InputError: If the images, the settings and the normalization do not fit each other.
+    """
+    if given is not None:
+        given.check_channels(pool.shape[0])
+    class_ids = _class_ids(settings.classes, pool.classes)
+    check_present(pool, class_ids)  # without images a class would have no means either
+    sized = settings.sized(len(class_ids))
+    check_factor(sized.factor, *pool.shape[1:])
+    ids = torch.tensor(class_ids)
+    have = pool.counts[ids]
+    if settings.reads_data:
+        draw_real(pool, ids, sized.real_per_class, torch.Generator())
+    else:
+        have = have.clamp(max=exemplars) * runs
+    check_start_images(sized.start, sized.images_per_class, sized.factor, have, pool.names_of(ids))
 
 
 def resolve_settings(settings: DistillSettings, trajectory: Trajectory, pool: ImagePool | None) -> SizedSettings:

@@ -52,13 +52,7 @@ class Draws:
         decoded = self.synthetic.decoded_per_class
         groups = min(decoded, s.max_decoded)
         if self.pool is not None:
-            batch["real"] = self.pool.draw(
-                classes,
-                s.real_per_class,
-                generator,
-                "each step (real_per_class)",
-                repeat=bool((self.pool.counts[classes] >= s.real_per_class).any()),  # a rare class rules no other one
-            )
+            batch["real"] = draw_real(self.pool, classes, s.real_per_class, generator)
             groups = 1
         draw = draw_augmentation(s.augmentation, count * groups, (height, width), generator)
         if draw:  # an empty mapping is one that Composer cannot split into microbatches
@@ -67,6 +61,12 @@ class Draws:
             order = torch.rand(count, decoded, generator=generator).argsort(1)
             batch["chosen"] = order[:, : s.max_decoded]
         return batch
+
+
+def draw_real(pool: ImagePool, classes: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draws the real images of a step, ``(k, count)``: see :meth:`ImagePool.draw`, whose error it raises."""
+    repeat = bool((pool.counts[classes] >= count).any())  # a rare class rules no other one
+    return pool.draw(classes, count, generator, "each step (real_per_class)", repeat=repeat)
 
 
 class Steps:

@@ -134,9 +134,8 @@ def start_pixels(
         )
     parts = 1 if start == "real" else factor**2
     pool_ids = torch.arange(classes) if ids is None else torch.tensor(ids)
+    check_start_images(start, count, factor, pool.counts[pool_ids], pool.names_of(pool_ids))
     have = pool.counts[pool_ids].clamp(max=count * parts)
-    if int(have.max()) < count * parts:
-        raise _too_few(pool, pool_ids, start, count, parts)
     rows = [
         F.pad(pool.draw(label[None], int(n), generator, "to start from")[0], (0, count * parts - int(n)))
         for label, n in zip(pool_ids, have, strict=True)
@@ -160,14 +159,26 @@ def _fill_with_noise(images: torch.Tensor, have: torch.Tensor, generator: torch.
     return images
 
 
-def _too_few(pool: ImagePool, ids: torch.Tensor, start: str, count: int, parts: int) -> InputError:
-    """Returns the error of a start that takes more real images than any class has."""
-    label = int(ids[pool.counts[ids].argmax()])
-    most = int(pool.counts[label])
+def check_start_images(start: str, count: int, factor: int, have: torch.Tensor, names: Sequence[str]) -> None:
+    """Checks that some class has as many real images as a start takes of each.
+
+    Args:
+        start, factor: As in :func:`start_pixels`.
+        count: The number n of stored images of each class.
+        have: The number of real images of each class, ``(K,)``.
+        names: The classes' names.
+
+    Raises:
+        InputError: If none has.
+    """
+    parts = 1 if start == "real" else factor**2
+    most = int(have.max())
+    if start == "noise" or most >= count * parts:
+        return
     many = " · factor²" if parts > 1 else ""
     lower = f"Lower images_per_class to {most // parts}" if most >= parts else "Add real images"
-    return InputError(
-        f"`images_per_class` must be at most {most // parts} for class '{pool.classes[label]}', which has {most} real "
-        f"images to start from, got {count}: start '{start}' takes images_per_class{many} = {count * parts} of each. "
-        f"{lower}" + (", or choose start 'real' or factor 1" if parts > 1 else "") + ", or choose start 'noise'."
+    raise InputError(
+        f"`images_per_class` must be at most {most // parts} for class '{names[int(have.argmax())]}', which has {most} "
+        f"real images to start from, got {count}: start '{start}' takes images_per_class{many} = {count * parts} of "
+        f"each. {lower}" + (", or choose start 'real' or factor 1" if parts > 1 else "") + ", or choose start 'noise'."
     )

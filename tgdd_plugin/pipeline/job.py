@@ -57,6 +57,7 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
             _check_exemplars(recipe, 1)
         elif step == "run" and not recipe.trajectory:
             _check_exemplars(recipe, recipe.record.runs)
+            _check_means(recipe)
     if step == "replay" and recipe.replay.policy == "hybrid" and not recipe.distill.reads_data:
         _check_real_images(recipe)
     if step == "replay" and recipe.data.known:
@@ -151,6 +152,15 @@ def _check_exemplars(recipe: Recipe, runs: int) -> None:
         raise InputError(
             "`record.exemplars` must be at least 1 for distill.source 'exemplars', which matches the images that the "
             "runs keep, got 0. Raise it, or choose distill.source=recorded."
+        )
+
+
+def _check_means(recipe: Recipe) -> None:
+    """Checks that the training has images of one class each, whose means a distillation may need."""
+    if recipe.distill.source == "recorded" and recipe.record.cutmix == 1:
+        raise InputError(
+            "`record.cutmix` must be below 1 for distill.source 'recorded', as images that CutMix mixed count in no "
+            "class mean, got 1.0. Lower it, or choose distill.source=exemplars."
         )
 
 

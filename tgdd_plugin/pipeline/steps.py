@@ -18,6 +18,7 @@ from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import input_shape
 from tgdd_plugin.distillation.distiller import distill, is_distilled
+from tgdd_plugin.distillation.inputs import check_before_recording
 from tgdd_plugin.evaluation import comparison, tables
 from tgdd_plugin.evaluation.scorer import Row
 from tgdd_plugin.networks.factory import network_factory, recorded_factory
@@ -76,6 +77,9 @@ def _record(recipe: Recipe, data: Data, keep: bool = False) -> dict[str, Any]:
         return {"trajectory": folder, "already_done": True}
     check_writable(folder / JOB)
     real, _ = data()
+    if keep:
+        given, kept = Normalization.of(recipe.data.mean, recipe.data.std), recipe.record.exemplars
+        check_before_recording(recipe.distill, real, given, runs=recipe.record.runs, exemplars=kept)
     network = recipe.network or NetworkSettings()
     job: dict[str, Any] = {"data": asdict(recipe.data), "network": asdict(network), "head": recipe.head}
     if recipe.extra_networks:
