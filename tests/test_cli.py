@@ -378,9 +378,9 @@ def test_what_is_not_there(here, capfd):
     assert "can be imported, got 'no_such_module:sets'" in missing
     folder = ["record", "recipe.yaml", "data.name=image_folder", "data.root=pictures"]
     assert "There is no folder 'pictures/train'" in refused(capfd, here, *folder)
-    for part in ("train", "val"):
-        Path(f"pictures/{part}/a").mkdir(parents=True)
-        Path(f"pictures/{part}/a/0.png").write_bytes(b"no picture")
+    for part in ("train/a", "train/b", "val/a", "val/b"):
+        Path(f"pictures/{part}").mkdir(parents=True)
+        Path(f"pictures/{part}/0.png").write_bytes(b"no picture")
     assert "cannot identify image file" in refused(capfd, here, *folder)  # PIL's own error, which is an OSError
 
 

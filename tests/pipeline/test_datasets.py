@@ -206,6 +206,9 @@ def test_image_folder_problems_are_clear_lines(tmp_path):
     with pytest.raises(InputError, match=r"'.*/empty/train/a' must have images .*, got none") as caught:
         load_data(DataSettings("image_folder", root=str(tmp_path / "empty")))
     assert "\n" not in str(caught.value)
+    write_folder(tmp_path / "one", {"train": {"a": 1}, "val": {"a": 1}})
+    with pytest.raises(InputError, match=r"one/train' must have folders of at least 2 classes, got 'a' alone. Put"):
+        load_data(DataSettings("image_folder", root=str(tmp_path / "one")))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -27,9 +27,9 @@ def test_every_recipe_is_found_by_its_name() -> None:
         if name.startswith("replay") or name.startswith("nas"):
             continue
         if (data := read_recipe(path).data).name == "image_folder":  # which must be there, or there is an error
-            for folder in data.image_folders():
-                (folder / "a").mkdir(parents=True)
-                (folder / "a" / "0.png").touch()
+            for folder in (part / name for part in data.image_folders() for name in "ab"):
+                folder.mkdir(parents=True)
+                (folder / "0.png").touch()
         assert read_job("run", name, ["seed=3"]) == read_recipe(path, ["seed=3"])
 
 

@@ -2,12 +2,15 @@
 
 from dataclasses import asdict
 
+import pytest
 import torch
 from composer import Callback
 from composer.loggers import InMemoryLogger
 
 from tests.common import TinyNetwork
 from tests.nas.shades import pool
+from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.recording.runs import record
 from tgdd_plugin.recording.settings import RecordSettings, as_recorded
 
@@ -47,3 +50,10 @@ def test_a_recording_of_the_earlier_number_of_exemplars_is_the_same_job():
         assert as_recorded({**now, "exemplars": earlier}, now)["exemplars"] == kept
     own = asdict(RecordSettings(exemplars=12))
     assert as_recorded({**now, "exemplars": 40}, own)["exemplars"] == 40, "that is another number than was asked for"
+
+
+def test_images_of_one_class_are_refused_before_anything_is_written(tmp_path):
+    one = ImagePool(pool(24, 1).images, torch.zeros(24), ["dark"])
+    with pytest.raises(InputError, match="must be of at least 2 classes, got class 'dark' alone"):
+        record(tmp_path / "t", one, lambda: TinyNetwork(num_classes=1), device="cpu", progress_bar=False)
+    assert not (tmp_path / "t").exists()

@@ -114,6 +114,11 @@ def _check_images(folder: Path) -> None:
                 f"The class folder '{path}' must have images ({', '.join(PICTURES)}), got none. Put some there, or "
                 f"delete the folder."
             )
+    if len(classes) == 1:
+        raise InputError(
+            f"'{folder}' must have folders of at least 2 classes, got '{Path(classes[0]).name}' alone. Put the images "
+            f"at <class>/<image> in it."
+        )
 
 
 def _has_image(folder: str) -> bool:

@@ -81,10 +81,15 @@ def record(
             ``precision``; see :func:`tgdd_plugin.training.train.train_network`. Default: none.
 
     Raises:
-        InputError: If the folder holds runs of another job, or another process records into it by this function.
+        InputError: If the folder holds runs of another job, another process records into it by this function, or all
+            images are of one class.
     """
     settings = as_settings(RecordSettings, settings)
     logs, own = as_log_settings(loggers)
+    if real.num_classes < 2:
+        raise InputError(
+            f"The images must be of at least 2 classes, got class '{real.classes[0]}' alone. Add images of another one."
+        )
     if empty := real.names_of((real.counts == 0).nonzero().flatten()):
         warnings.warn(
             f"{named_classes(empty)}: no training image, so that no class means are recorded; distill the "
