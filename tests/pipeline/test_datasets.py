@@ -233,6 +233,22 @@ def test_files_that_are_not_read_are_counted_by_suffix(tmp_path):
     assert (len(train), len(test)) == (4, 2)
 
 
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_hidden_folders_are_neither_classes_nor_images(tmp_path, part):
+    write_folder(tmp_path, {"train": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}})
+    plain = load_data(DataSettings("image_folder", root=str(tmp_path)))
+    for name in (".ipynb_checkpoints", "a/.ipynb_checkpoints"):
+        (tmp_path / part / name).mkdir()
+        Image.fromarray(np.zeros((6, 6, 3), np.uint8)).save(tmp_path / part / name / "0-checkpoint.png")
+        (tmp_path / part / name / "notes.txt").write_bytes(b"")
+    for pool, same in zip(load_data(DataSettings("image_folder", root=str(tmp_path))), plain, strict=True):
+        assert pool.classes == ["a", "b"] and rows(pool) == rows(same)
+    for image in (tmp_path / "train/a").glob("*.png"):
+        image.unlink()
+    with pytest.raises(InputError, match=r"train/a' must have images"):
+        load_data(DataSettings("image_folder", root=str(tmp_path)))
+
+
 @pytest.mark.parametrize("names", [("image", "label"), ("img", "labels"), ("pixel_values", "target")])
 def test_items_that_are_mappings(names):
     items = [dict(zip(names, (np.full((4, 4), i, np.uint8), i % 2), strict=True)) for i in range(4)]

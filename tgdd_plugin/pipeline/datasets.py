@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.core.import_string import import_function
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.settings import DataSettings
-from tgdd_plugin.pipeline.file_checks import check_data
+from tgdd_plugin.pipeline.file_checks import check_data, is_hidden, visible_files
 
 _KNOWN: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
     "cifar10": (tv.CIFAR10, {"train": True}, {"train": False}),
@@ -94,7 +93,7 @@ def _image_folders(settings: DataSettings) -> tuple[Any, Any]:
     if settings.image_size:
         steps += [Resize(settings.image_size), CenterCrop(settings.image_size)]
     try:
-        sets = [tv.ImageFolder(str(folder), transform=Compose(steps) if steps else None) for folder in (train, test)]
+        sets = [_VisibleFolder(str(folder), transform=Compose(steps) if steps else None) for folder in (train, test)]
     except FileNotFoundError as error:
         raise InputError(
             f"{str(error).splitlines()[0].rstrip('.')}. Put the images at <class>/<image>, in '{train}' and '{test}'."
@@ -106,15 +105,23 @@ def _image_folders(settings: DataSettings) -> tuple[Any, Any]:
     return sets[0], sets[1]
 
 
+class _VisibleFolder(tv.ImageFolder):
+    """torchvision's image folder without what lies in hidden folders, which it takes for classes and images."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        names = [name for name in super().find_classes(directory)[0] if not is_hidden(name)]
+        return names, {name: number for number, name in enumerate(names)}
+
+    @staticmethod
+    def make_dataset(directory: Any, *arguments: Any, **options: Any) -> list[tuple[str, int]]:
+        found = tv.ImageFolder.make_dataset(directory, *arguments, **options)
+        return [each for each in found if not any(map(is_hidden, Path(each[0]).relative_to(directory).parts[:-1]))]
+
+
 def _tell_ignored(folder: Path) -> None:
     """Warns of files in the class folders that are not read, counted by suffix: their images would be missed."""
-    files = (
-        name
-        for inner in folder.iterdir()
-        if inner.is_dir()
-        for *_, names in os.walk(inner, followlinks=True)
-        for name in names
-    )
+    inside = (inner for inner in folder.iterdir() if inner.is_dir() and not is_hidden(inner.name))
+    files = (Path(file).name for inner in inside for file in visible_files(inner))
     ignored = Counter(
         Path(name).suffix.lower() or "no suffix"
         for name in files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from tgdd_plugin.beton.card import card_path, read_card
@@ -103,7 +104,7 @@ def _check_images(folder: Path) -> None:
         raise InputError(
             f"There is no folder '{folder}'. Set `data.root` to a folder with train/<class>/ and val/<class>/ in it."
         )
-    classes = [entry.path for entry in os.scandir(folder) if entry.is_dir()]
+    classes = [entry.path for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name)]
     if not classes:
         raise InputError(
             f"'{folder}' must have a folder for each class, got none. Put the images at <class>/<image> in it."
@@ -123,4 +124,16 @@ def _check_images(folder: Path) -> None:
 
 def _has_image(folder: str) -> bool:
     """Whether a folder, or one in it, has a file whose name is that of an image."""
-    return any(name.lower().endswith(PICTURES) for _, _, names in os.walk(folder, followlinks=True) for name in names)
+    return any(path.lower().endswith(PICTURES) for path in visible_files(folder))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a folder of that name is passed over, as ``.ipynb_checkpoints``, which Jupyter makes."""
+    return name.startswith(".")
+
+
+def visible_files(folder: str | Path) -> Iterator[str]:
+    """Yields the paths of the files in a folder and in those in it, but for hidden ones."""
+    for path, inner, names in os.walk(folder, followlinks=True):
+        inner[:] = [name for name in inner if not is_hidden(name)]
+        yield from (os.path.join(path, name) for name in names)
