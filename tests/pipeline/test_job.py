@@ -76,6 +76,7 @@ MISTAKES = [
     ("run", DIGITS, ["output=my.yaml/x"], "Cannot write 'my.yaml/x/digits-ipc10.beton'"),
     ("run", DIGITS, ["file=hollow"], "'hollow' is a folder"),
     ("distill", DIGITS, ["trajectory=nowhere"], "There is no trajectory folder 'nowhere'"),
+    ("run", DIGITS, ["trajectory=nowhere"], "There is no trajectory folder 'nowhere'. Name a recording that is there"),
     ("distill", DIGITS, ["trajectory=bare"], "has no recorded run"),
     ("replay", DIGITS, ["replay.tasks=11"], "`replay.tasks` must be at most 10"),
     ("replay", DIGITS, ["distill.factor=3"], "must divide the side of the images, 8 pixels of digits, got 3"),
@@ -164,6 +165,7 @@ def test_what_may_be_enough_is_not_refused(
     text: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("elsewhere").mkdir()
     Path("my.yaml").write_text(text)
     assert read_job("run", "my.yaml", overrides).distill.source == "recorded"
 

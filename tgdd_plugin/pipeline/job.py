@@ -43,6 +43,12 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
         check_fit(recipe.data, recipe.beton)
     if step == "distill" or (step == "evaluate" and recipe.trajectory):
         run_folders(recipe.trajectory_folder)
+    if step == "run" and recipe.trajectory and not Path(recipe.trajectory).is_dir():
+        # A mistyped name would otherwise be that of a new recording, which takes hours.
+        raise InputError(
+            f"There is no trajectory folder '{shown(recipe.trajectory)}'. Name a recording that is there, or leave "
+            f"`trajectory` out to record into '{recipe.output}/trajectory'; tgdd record records into any other folder."
+        )
     for name in {"evaluate": recipe.evaluate.networks, "nas": [recipe.nas.factory]}.get(step, []):
         check_network_name(name)
     if step != "distill" or recipe.distill.reads_data:
