@@ -214,6 +214,8 @@ def test_folder_without_a_run(tmp_path: Path) -> None:
     assert f"Train with TGDDCallback(folder='{tmp_path}') first." in refusal(tmp_path)
     (tmp_path / "file").write_text("")
     assert "There is no trajectory folder" in refusal(tmp_path / "file")
+    write_run(tmp_path / "trajectory")
+    assert refusal(tmp_path).endswith(f"(no */manifest.json). Give '{tmp_path}/trajectory', which has one.")
 
 
 @pytest.mark.parametrize("count", [0, 1])

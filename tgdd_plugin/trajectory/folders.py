@@ -20,10 +20,11 @@ def run_folders(folder: Path) -> list[Path]:
         return [folder]
     found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
     if not found:
-        raise InputError(
-            f"The folder '{folder}' has no recorded run (no */{MANIFEST}). Train with "
-            f"TGDDCallback(folder='{folder}') first."
-        )
+        inner = folder / "trajectory"
+        remedy = f"Train with TGDDCallback(folder='{folder}') first."
+        if any(inner.glob(f"*/{MANIFEST}")):  # what was given is the folder of a job
+            remedy = f"Give '{inner}', which has one."
+        raise InputError(f"The folder '{folder}' has no recorded run (no */{MANIFEST}). {remedy}")
     return found
 
 
