@@ -38,6 +38,12 @@ MISTAKES = [
     ("run", DIGITS, ["data.image_size=16"], "`data.image_size` must be left out for data 'digits'"),
     ("run", DIGITS, ["device=tpu"], "`device` must be"),
     ("run", DIGITS, ["retrain.passes=100", "retrain.epochs=5"], "`retrain.passes` must be null where epochs are given"),
+    (
+        "run",
+        "retrain: {epochs: 5}",
+        ["retrain.passes=100"],
+        "Leave one out (a recipe's epochs by retrain.epochs=null).",
+    ),
     ("run", DIGITS, ["distill.factor=3"], "must divide the side of the images, 8 pixels of digits, got 3"),
     ("run", DIGITS, ["distill.images_per_class=33"], "must be at most 32 for digits"),
     ("run", DIGITS, ["distill.budget=1000000"], "must be at most 128 for digits"),

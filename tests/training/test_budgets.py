@@ -147,6 +147,7 @@ def test_paper_protocol_is_the_one_that_was_the_only_one() -> None:
 
 def test_passes_and_epochs_are_not_both_given() -> None:
     with pytest.raises(
-        InputError, match=r"`passes` must be null where epochs are given \(3\), got 100. Leave one out."
+        InputError,
+        match=r"`passes` must be null where epochs are given \(3\), got 100. Leave one out .*by retrain.epochs=null",
     ):
         RetrainSettings(epochs=3, passes=100)

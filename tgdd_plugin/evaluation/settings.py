@@ -73,7 +73,8 @@ class RetrainSettings:
         parse_augmentation(self.augmentation)
         if self.passes is not None and self.epochs is not None:
             raise InputError(
-                f"`passes` must be null where epochs are given ({self.epochs}), got {self.passes}. Leave one out."
+                f"`passes` must be null where epochs are given ({self.epochs}), got {self.passes}. Leave one out (a "
+                f"recipe's epochs by retrain.epochs=null)."
             )
 
     def training(self, images: int) -> TrainSettings:
