@@ -138,6 +138,13 @@ def test_an_image_folder_with_the_names_of_the_classes(tmp_path: Path, capsys: p
         assert wanted in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
+def test_the_names_that_are_not_printed_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    card = Card([f"class {n}" for n in range(7)], 0, 1, [], [0.5], [0.5])
+    write_beton(tmp_path / "seven.beton", torch.zeros(7, 1, 8, 8, dtype=torch.uint8), torch.arange(7), card)
+    assert cli.main(["export", str(tmp_path / "seven.beton"), str(tmp_path / "out"), "--png"]) == 0
+    assert capsys.readouterr().out.endswith(": 00000, 00001, 00002, 00003, 00004 and 3 more\n")
+
+
 def test_only_a_new_or_empty_folder_is_written(tmp_path: Path) -> None:
     path = made(tmp_path)
     (tmp_path / "hub").mkdir()

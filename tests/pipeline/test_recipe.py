@@ -111,6 +111,8 @@ def test_defaults_are_the_dataclasses_own(tmp_path):
         ("seed=4", "seed", 4),
         ("distill.steps=20", "distill.steps", 20),
         ("distill.steps=10_000", "distill.steps", 10_000),
+        ("distill.classes=[0, 1]", "distill.classes", ["0", "1"]),  # a shell takes the quotes off
+        ("distill.classes=['a']", "distill.classes", ["a"]),
         ("distill.learning_rate=1e-3", "distill.learning_rate", 0.001),
         ("distill.learning_rate=2", "distill.learning_rate", 2.0),
         ("distill.learning_rate=", "distill.learning_rate", None),
@@ -139,6 +141,10 @@ def test_later_overrides_win_and_others_stay(tmp_path):
     ("text", "near"),
     [
         ("sead: 1", "`sead`. Did you mean `seed`?"),
+        ("steps: 1", "`steps`. Did you mean `distill.steps`?"),
+        ("full_epochs: 1", "`full_epochs`. Did you mean `retrain.full_epochs`?"),
+        ("epochs: 1", "`epochs`. Did you mean `record.epochs` or `retrain.epochs`?"),
+        ("name: x", "`name`. Did you mean `data.name` or `network.name`?"),
         ("distil: {steps: 1}", "`distil`. Did you mean `distill`?"),
         ("distill: {step: 1}", "`distill.step`. Did you mean `distill.steps`?"),
         ("distill: {image_per_class: 1}", "Did you mean `distill.images_per_class`?"),

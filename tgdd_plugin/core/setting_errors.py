@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -44,9 +44,10 @@ def explain(error: ValidationError, cls: type[Any], *, constructor: bool = False
     return f"`{key}` must be {expected(schema)}, got {shown(came)}. {remedy}"
 
 
-def unknown_key(key: str, near: str, known: Iterable[str]) -> str:
-    """The message for a key that is not known."""
-    return f"Unknown key `{shown(key)}`. Did you mean `{near}`? The keys are {', '.join(known)}."
+def unknown_key(key: str, near: Sequence[str], known: Iterable[str]) -> str:
+    """The message for a key that is not known, and what may have been meant."""
+    meant = " or ".join(f"`{one}`" for one in near)
+    return f"Unknown key `{shown(key)}`. Did you mean {meant}? The keys are {', '.join(known)}."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -55,9 +56,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _unknown(path: list[Any], cls: type[Any]) -> str:
-    names = [field.name for field in dataclasses.fields(cls)]
+    names = _names(cls)
     key = str(path[-1])
-    return unknown_key(dotted([*path[:-1], key]), dotted([*path[:-1], nearest(key, names)]), names)
+    # A key without its section, as it is easily written on the command line, is named with it.
+    lists = [name for name in names if get_origin(cls.__pydantic_fields__[name].annotation) is list]
+    sections = {name: _section(cls, name) for name in names if name not in lists}
+    inside = [[name, key] for name, section in sections.items() if section and key in _names(section)]
+    near = [dotted([*path[:-1], *one]) for one in inside or [[nearest(key, names)]]]
+    return unknown_key(dotted([*path[:-1], key]), near, names)
+
+
+def _names(cls: type[Any]) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
 
 
 def dotted(path: Iterable[Any]) -> str:
@@ -75,7 +85,7 @@ def _within(sections: list[Any], message: str) -> str:
 def _path(error: ErrorDetails, cls: type[Any]) -> list[Any]:
     path = list(error["loc"])
     if path and isinstance(path[0], int):  # a positional argument of the constructor
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = _names(cls)
         path[0] = names[path[0]] if path[0] < len(names) else path[0]
     return path
 
@@ -85,12 +95,12 @@ def _without_branch(path: list[Any], cls: type[Any]) -> list[Any]:
     for length, part in enumerate(path[:-1], 1):
         if not isinstance(part, str) or part not in cls.__pydantic_fields__:
             return path
-        hint = cls.__pydantic_fields__[part].annotation
-        sections = [one for one in _types(hint) if isinstance(one, type) and dataclasses.is_dataclass(one)]
-        if not sections:
+        section = _section(cls, part)
+        if section is None:
+            hint = cls.__pydantic_fields__[part].annotation
             several = get_origin(hint) in (Union, UnionType) and len(set(get_args(hint)) - {NoneType}) > 1
             return path[:length] if several else path
-        cls = sections[0]
+        cls = section
     return path
 
 
@@ -98,9 +108,14 @@ def _class_at(cls: type[Any], path: list[Any]) -> type[Any]:
     """The settings class that a path of sections leads to."""
     for part in path:
         if isinstance(part, str):
-            hint = cls.__pydantic_fields__[part].annotation
-            cls = next(one for one in _types(hint) if isinstance(one, type) and dataclasses.is_dataclass(one))
+            cls = _section(cls, part) or cls
     return cls
+
+
+def _section(cls: type[Any], name: str) -> type[Any] | None:
+    """The settings class of a key that is a section, or a list of them; ``None`` for any other."""
+    found = _types(cls.__pydantic_fields__[name].annotation)
+    return next((one for one in found if isinstance(one, type) and dataclasses.is_dataclass(one)), None)
 
 
 def _types(hint: Any) -> list[Any]:

@@ -154,6 +154,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _text(value: Any) -> Any:
+    """A shell takes the quotes off a name that is a number."""
+    return str(value) if type(value) is int else value
+
+
 Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 NonNegativeInt = Annotated[int, Strict(), Field(ge=0)]
@@ -165,5 +170,6 @@ NonNegative = Annotated[float, Strict(), Field(ge=0), BeforeValidator(_number)]
 Share = Annotated[float, Strict(), Field(ge=0, le=1), BeforeValidator(_number)]
 ProperShare = Annotated[float, Strict(), Field(gt=0, lt=1), BeforeValidator(_number)]
 Holdout = Annotated[float, Strict(), Field(ge=0, lt=1), BeforeValidator(_number)]
+Name = Annotated[str, BeforeValidator(_text)]
 Plain = Annotated[Any, BeforeValidator(_plain), WithJsonSchema({"type": ["string", "number", "boolean", "null"]})]
 """A value that a study and a table can hold."""

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.settings import Count, Flag, NonNegative, Seed, check_once, check_time, settings_class
+from tgdd_plugin.core.settings import Count, Flag, Name, NonNegative, Seed, check_once, check_time, settings_class
 from tgdd_plugin.distillation.budgets import published, sized
 
 Start = Literal["real", "mix", "herding", "noise"]
@@ -42,7 +42,7 @@ class DistillSettings:
     same with the few real images that the trajectory keeps. recorded: the class means that were recorded while
     training, so that no real image is read and a step costs its synthetic half alone. null: sampled if real images are
     given, else exemplars, or recorded where the trajectory has means and keeps fewer than 64 images of a class."""
-    classes: Annotated[list[str], Field(min_length=1)] | None = None
+    classes: Annotated[list[Name], Field(min_length=1)] | None = None
     """Names of the classes to distill, such as those that a continual learner has just met; the constraint keeps them
     apart from all classes that the network knows. null: all."""
     budget: Count | None = None

@@ -65,7 +65,9 @@ def _export(options: argparse.Namespace) -> None:
         folder = export_hub(options.path, options.folder)
     else:
         folder = export_tensors(options.path, options.folder, mean=options.mean, std=options.std)
-    print(f"exported  {printable(str(folder))}: {', '.join(sorted(path.name for path in folder.iterdir())[:5])}")
+    names = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    print(f"exported  {printable(str(folder))}: {', '.join(names[:5])}{more}")
     if options.hub:
         print("licence   not chosen: name it in README.md before you publish the folder")
 

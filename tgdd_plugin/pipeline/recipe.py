@@ -106,4 +106,4 @@ def _check_arguments(network: NetworkSettings, where: str) -> None:
     for key in network.arguments:
         if key not in parameters:
             known = [*parameters, "name"]
-            raise InputError(unknown_key(f"{where}.{key}", f"{where}.{nearest(key, known)}", known))
+            raise InputError(unknown_key(f"{where}.{key}", [f"{where}.{nearest(key, known)}"], known))
