@@ -9,7 +9,16 @@ import torch
 
 from tests.common import seeded
 from tests.patterned import SETTINGS, patterned, run, tiny
-from tgdd_plugin import EvaluateSettings, ImagePool, RetrainSettings, Trajectory, evaluate, read_card, retrain
+from tgdd_plugin import (
+    DistillSettings,
+    EvaluateSettings,
+    ImagePool,
+    RetrainSettings,
+    Trajectory,
+    evaluate,
+    read_card,
+    retrain,
+)
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.distillation.sampling import Draws
@@ -58,6 +67,20 @@ def test_distilling_names_them_once(trajectory, tmp_path):
 def test_where_no_class_has_enough_the_right_number_is_told(trajectory, tmp_path):
     with pytest.raises(InputError, match="has 20 real images, 21 were asked for each step .real_per_class"):
         run(trajectory, patterned(), tmp_path / "a.beton", replace(SETTINGS, real_per_class=21))
+
+
+def test_a_budget_that_is_too_large_is_what_is_named(trajectory, tmp_path):
+    wanted = (
+        "`budget` must make images_per_class at most 20 for class 'rows', which has 20 real images to start from, got "
+        "300, which makes it 25: start 'herding' takes images_per_class = 25 of each. Choose a smaller budget or "
+        "images_per_class=20, or choose start 'noise'."
+    )
+    with pytest.raises(InputError) as told:
+        run(trajectory, patterned(), tmp_path / "a.beton", DistillSettings(budget=300, real_per_class=8))
+    assert str(told.value) == wanted
+    settings = DistillSettings(budget=300, real_per_class=8, images_per_class=21)
+    with pytest.raises(InputError, match="^`images_per_class` must be at most 20 .*, got 21"):
+        run(trajectory, patterned(), tmp_path / "a.beton", settings)
 
 
 @pytest.mark.parametrize(("start", "factor", "parts"), [("real", 2, 1), ("mix", 1, 1), ("mix", 2, 4)])

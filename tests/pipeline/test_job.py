@@ -46,7 +46,14 @@ MISTAKES = [
     ),
     ("run", DIGITS, ["distill.factor=3"], "must divide the side of the images, 8 pixels of digits, got 3"),
     ("run", DIGITS, ["distill.images_per_class=33"], "must be at most 32 for digits"),
-    ("run", DIGITS, ["distill.budget=1000000"], "must be at most 128 for digits"),
+    (
+        "run",
+        DIGITS,
+        ["distill.budget=1000000"],
+        "`distill.budget` must make images_per_class at most 128 for digits, where a class has up to 128 training "
+        "images, got 1000000, which makes it 5000: start 'herding' takes 5000 of each. Choose a smaller one or "
+        "distill.images_per_class=128, or",
+    ),
     (
         "run",
         DIGITS,

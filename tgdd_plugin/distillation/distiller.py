@@ -225,7 +225,8 @@ def _start(inputs: Inputs, frozen: FrozenNetworks) -> torch.Tensor:
             head=frozen.heads[0],
         )
     shape = (len(inputs.class_ids), settings.images_per_class, *inputs.shape)
-    return start_pixels(settings.start, shape, settings.factor, pool, generator, inputs.class_ids)
+    budget = settings.sized_by(len(inputs.class_ids))
+    return start_pixels(settings.start, shape, settings.factor, pool, generator, inputs.class_ids, budget)
 
 
 def _checkpoints(output: Path, inputs: Inputs, modules: Sequence[nn.Module], card: Card) -> Path:

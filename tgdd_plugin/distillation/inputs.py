@@ -148,7 +148,8 @@ def check_before_recording(
         draw_real(pool, ids, sized.real_per_class, torch.Generator())
     else:
         have = have.clamp(max=exemplars) * runs
-    check_start_images(sized.start, sized.images_per_class, sized.factor, have, pool.names_of(ids))
+    names, budget = pool.names_of(ids), sized.sized_by(len(ids))
+    check_start_images(sized.start, sized.images_per_class, sized.factor, have, names, budget)
 
 
 def resolve_settings(settings: DistillSettings, trajectory: Trajectory, pool: ImagePool | None) -> SizedSettings:

@@ -194,3 +194,8 @@ class SizedSettings(DistillSettings):
         if self.start == "noise":
             return 0
         return self.images_per_class * (1 if self.start == "real" else self.factor**2)
+
+    def sized_by(self, classes: int) -> int | None:
+        """The budget, if the number of images of each class is what it makes of ``classes`` classes; else ``None``."""
+        by_budget = sized(self.budget, classes) if self.budget else {}
+        return self.budget if by_budget.get("images_per_class") == self.images_per_class else None

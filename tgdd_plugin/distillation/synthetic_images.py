@@ -104,6 +104,7 @@ def start_pixels(
     pool: ImagePool | None,
     generator: torch.Generator,
     ids: Sequence[int] | None = None,
+    budget: int | None = None,
 ) -> torch.Tensor:
     """Returns the pixels that distillation starts from.
 
@@ -117,6 +118,7 @@ def start_pixels(
         pool: The real images; not needed for ``'noise'``.
         generator: The source of randomness, on the CPU.
         ids: The classes' ids in the pool, ``(K,)``. Default: ``None``, 0, 1, 2, ...
+        budget: The budget that n comes from, for an error message. Default: ``None``, it comes from none.
 
     Raises:
         InputError: If ``start`` is unknown, or no class has enough real images.
@@ -134,7 +136,7 @@ def start_pixels(
         )
     parts = 1 if start == "real" else factor**2
     pool_ids = torch.arange(classes) if ids is None else torch.tensor(ids)
-    check_start_images(start, count, factor, pool.counts[pool_ids], pool.names_of(pool_ids))
+    check_start_images(start, count, factor, pool.counts[pool_ids], pool.names_of(pool_ids), budget)
     have = pool.counts[pool_ids].clamp(max=count * parts)
     rows = [
         F.pad(pool.draw(label[None], int(n), generator, "to start from")[0], (0, count * parts - int(n)))
@@ -159,7 +161,9 @@ def _fill_with_noise(images: torch.Tensor, have: torch.Tensor, generator: torch.
     return images
 
 
-def check_start_images(start: str, count: int, factor: int, have: torch.Tensor, names: Sequence[str]) -> None:
+def check_start_images(
+    start: str, count: int, factor: int, have: torch.Tensor, names: Sequence[str], budget: int | None = None
+) -> None:
     """Checks that some class has as many real images as a start takes of each.
 
     Args:
@@ -167,6 +171,7 @@ def check_start_images(start: str, count: int, factor: int, have: torch.Tensor, 
         count: The number n of stored images of each class.
         have: The number of real images of each class, ``(K,)``.
         names: The classes' names.
+        budget: The budget that n comes from, if it does.
 
     Raises:
         InputError: If none has.
@@ -177,8 +182,14 @@ def check_start_images(start: str, count: int, factor: int, have: torch.Tensor, 
         return
     many = " · factor²" if parts > 1 else ""
     lower = f"Lower images_per_class to {most // parts}" if most >= parts else "Add real images"
+    wanted, got = f"`images_per_class` must be at most {most // parts}", f"{count}"
+    if budget:
+        lower = f"Choose a smaller budget or images_per_class={most // parts}" if most >= parts else "Add real images"
+        wanted = f"`budget` must make images_per_class at most {most // parts}"
+        got = f"{budget}, which makes it {count}"
     raise InputError(
-        f"`images_per_class` must be at most {most // parts} for class '{names[int(have.argmax())]}', which has {most} "
-        f"real images to start from, got {count}: start '{start}' takes images_per_class{many} = {count * parts} of "
-        f"each. {lower}" + (", or choose start 'real' or factor 1" if parts > 1 else "") + ", or choose start 'noise'."
+        f"{wanted} for class '{names[int(have.argmax())]}', which has {most} real images to start from, got {got}: "
+        f"start '{start}' takes images_per_class{many} = {count * parts} of each. {lower}"
+        + (", or choose start 'real' or factor 1" if parts > 1 else "")
+        + ", or choose start 'noise'."
     )

@@ -132,10 +132,15 @@ def _check_size(recipe: Recipe) -> None:
     needed = sized.start_images
     if needed > known.per_class:
         count = sized.images_per_class
+        most = known.per_class // (needed // count)
+        wanted, got, lower = f"`distill.images_per_class` must be at most {most}", f"{count}", "Lower it"
+        if budget := recipe.distill.images_per_class is None and recipe.distill.budget:
+            wanted = f"`distill.budget` must make images_per_class at most {most}"
+            got = f"{budget}, which makes it {count}"
+            lower = f"Choose a smaller one or distill.images_per_class={most}"
         raise InputError(
-            f"`distill.images_per_class` must be at most {known.per_class // (needed // count)} for {name}, where a "
-            f"class has up to {known.per_class} training images, got {count}: start '{sized.start}' takes {needed} of "
-            f"each. Lower it, or choose distill.start=noise."
+            f"{wanted} for {name}, where a class has up to {known.per_class} training images, got {got}: start "
+            f"'{sized.start}' takes {needed} of each. {lower}, or choose distill.start=noise."
         )
 
 
