@@ -11,6 +11,7 @@ from tests.common import TinyNetwork
 from tests.nas.shades import pool
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.networks import convnet
 from tgdd_plugin.recording.runs import record
 from tgdd_plugin.recording.settings import RecordSettings, as_recorded
 
@@ -57,3 +58,12 @@ def test_images_of_one_class_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match="must be of at least 2 classes, got class 'dark' alone"):
         record(tmp_path / "t", one, lambda: TinyNetwork(num_classes=1), device="cpu", progress_bar=False)
     assert not (tmp_path / "t").exists()
+
+
+def test_images_that_are_not_square_are_told_where_the_network_takes_no_others(tmp_path):
+    wide = ImagePool(torch.zeros(4, 1, 8, 12, dtype=torch.uint8), torch.arange(4) % 2)
+    wanted = "convnet and vit take square images alone: choose another one, .*data.image_size"
+    with pytest.raises(InputError, match=wanted):
+        record(tmp_path / "t", wide, lambda: convnet(2, 1, 8, depth=1, width=4), device="cpu", progress_bar=False)
+    with pytest.raises(InputError, match="Build it for as many channels, pixels and classes"):
+        record(tmp_path / "t", pool(24, 1), lambda: convnet(2, 1, 4, depth=1), device="cpu", progress_bar=False)

@@ -209,9 +209,15 @@ def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_clas
         except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
             came = f"an error ({brief(error)})"
     if came != (2, num_classes):
+        remedy = "Build it for as many channels, pixels and classes."
+        if shape[1] != shape[2]:
+            remedy = (
+                "Of this package's networks convnet and vit take square images alone: choose another one, or make the "
+                "images square (on the command line data.image_size=...)."
+            )
         raise InputError(
             f"`network` must return logits of shape {(2, num_classes)} for 2 images of {list(shape)}, got {came} from "
-            f"{type(network).__name__}. Build it for as many channels, pixels and classes."
+            f"{type(network).__name__}. {remedy}"
         )
     return type(network).__name__
 
