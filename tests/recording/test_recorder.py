@@ -208,6 +208,14 @@ def test_unusable_options_are_refused(tmp_path, options, message):
         describe_run("run", network, CLASSES, augmentation="flips")
 
 
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
+    network = tiny_network()
+    with pytest.raises(InputError, match=f"The run's name must be one for a folder in .*, got '{name}'. Give"):
+        TrajectoryRecorder(tmp_path / "t").start(describe_run(name, network, CLASSES), network)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_recording_alone_loads_neither_composer_nor_ffcv():
     code = """
 import sys

@@ -20,7 +20,16 @@ from tgdd_plugin.trajectory.writing import write_manifest_and_prune
 
 
 def run_folder_of(folder: Path, name: str) -> Path:
-    """The folder of a run's stages in a trajectory folder."""
+    """The folder of a run's stages in a trajectory folder.
+
+    Raises:
+        InputError: If the name is none of a folder in it.
+    """
+    if name in ("", ".", ".."):
+        raise InputError(
+            f"The run's name must be one for a folder in '{folder}', got '{name}'. Give the run another name (`name`, "
+            f"or run_name of a Trainer)."
+        )
     # A slash in the name would hide the run one folder deeper than Trajectory.open() looks.
     return folder / name.replace("/", "-")
 
