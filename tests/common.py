@@ -1,6 +1,6 @@
-"""What several test files share: a tiny network and data set, a cheap Trainer, and two ways to look at a recording.
+"""What several test files share: a tiny network and data set, a cheap Trainer, two ways to look at a recording, errors.
 
-Neither way goes through the package: :class:`Probe` copies weights out of the network object itself, and
+Neither of the two goes through the package: :class:`Probe` copies weights out of the network object itself, and
 :func:`recorded` reads the files with ``json`` and ``safetensors`` alone.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from composer import Callback, Logger, State, Trainer
 from composer.models import ComposerClassifier, ComposerModel
@@ -18,6 +19,8 @@ from composer.utils import dist
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+
+from tgdd_plugin.core.errors import InputError
 
 CLASSES = 3
 Weights = dict[str, torch.Tensor]
@@ -198,3 +201,35 @@ def assert_same(stages: Mapping[int, Weights], wanted: Mapping[int, Weights]) ->
 def differ(one: Weights, other: Weights) -> bool:
     """Whether any tensor of the two differs."""
     return any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def snapshot(folder: str | Path) -> dict[str, bytes]:
+    """All files below a folder with their bytes, by name, but for compiled Python."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def refusal(call: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+    """The one line of the InputError that a call ends with."""
+    with pytest.raises(InputError) as error:
+        call(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def refused(capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], *arguments: str) -> str:
+    """The one line that a benchmark's ``main`` complains in, with status 2 and nothing else printed."""
+    try:
+        status: Any = main(list(arguments))
+    except SystemExit as error:
+        status = error.code
+    printed = capsys.readouterr()
+    assert status == 2 and printed.err.count("\n") == 1 and not printed.out
+    return printed.err
+
+
+def timeless(value: Any) -> Any:
+    """A benchmark's row, or a part of it, without its ``seconds``."""
+    if isinstance(value, dict):
+        return {name: timeless(inner) for name, inner in value.items() if name != "seconds"}
+    return [timeless(inner) for inner in value] if isinstance(value, list) else value

@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+from tests.common import snapshot
 from tgdd_plugin import cli
 from tgdd_plugin.beton.card import card_path, read_card
 from tgdd_plugin.beton.format import read_beton
@@ -70,11 +71,6 @@ def here(job, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "job")
     monkeypatch.syspath_prepend(str(tmp_path / "job"))
     return tmp_path / "job"
-
-
-def snapshot(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_a_job_from_start_to_end(job):

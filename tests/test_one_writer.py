@@ -19,7 +19,7 @@ import pytest
 import torch
 from composer import Callback, Logger, State
 
-from tests.common import At, TinyNetwork, fit, manifest, tiny_network
+from tests.common import At, TinyNetwork, fit, manifest, snapshot, tiny_network
 from tests.patterned import SETTINGS, patterned, tiny
 from tgdd_plugin import TGDDCallback, Trajectory, TrajectoryRecorder, describe_run, distill
 from tgdd_plugin.beton.card import read_card
@@ -112,10 +112,6 @@ def other_process(root: Path) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
-
-
-def snapshot(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def test_every_job_is_done_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

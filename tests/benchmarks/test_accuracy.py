@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from benchmarks import accuracy, harness, one_run, results, time_to_accuracy
 from benchmarks.separation import class_separation
+from tests.common import refused, timeless
 from tgdd_plugin import DistillSettings, read_card, retrain
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.data.normalization import Normalization
@@ -42,12 +43,6 @@ def run(script: Any, output: Path, *options: str, small: list[str] = SMALL) -> i
 
 def content(folder: Path) -> dict[str, Any]:
     """The rows by name, without what differs from call to call."""
-
-    def timeless(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: timeless(inner) for name, inner in value.items() if name != "seconds"}
-        return [timeless(inner) for inner in value] if isinstance(value, list) else value
-
     return {row["name"]: timeless(row) for row in results.read_rows(folder)}
 
 
@@ -175,29 +170,22 @@ def test_time_is_kept(tmp_path, capsys):
 
 
 def test_bad_input_ends_in_one_line(whole, tmp_path, capsys):
-    def refused(script: Any, *arguments: str) -> str:
-        try:
-            status = script.main(list(arguments))
-        except SystemExit as error:
-            status = error.code
-        printed = capsys.readouterr()
-        assert status == 2 and printed.err.count("\n") == 1 and not printed.out
-        return printed.err
-
-    assert "name a recipe" in refused(accuracy)
-    assert "--networks is 0" in refused(accuracy, RECIPE, "--networks", "0")
-    assert "--minutes is -1.0" in refused(one_run, RECIPE, "--minutes", "-1")
-    assert "names no stages" in refused(one_run, RECIPE, "--stages", "every0")
-    assert "Did you mean" in refused(accuracy, RECIPE, "--", "distil.steps=3")
+    assert "name a recipe" in refused(capsys, accuracy.main)
+    assert "--networks is 0" in refused(capsys, accuracy.main, RECIPE, "--networks", "0")
+    assert "--minutes is -1.0" in refused(capsys, one_run.main, RECIPE, "--minutes", "-1")
+    assert "names no stages" in refused(capsys, one_run.main, RECIPE, "--stages", "every0")
+    assert "Did you mean" in refused(capsys, accuracy.main, RECIPE, "--", "distil.steps=3")
     output = ["--output", str(tmp_path)]
     many = ["--", "distill.images_per_class=50", "data.per_class=60", "record.exemplars=40"]
-    assert "give record.exemplars=50" in refused(one_run, RECIPE, "--runs", "1", *output, *many)
-    assert "want a side that the factor divides" in refused(accuracy, RECIPE, "--factor", "3", *output)
-    assert "have 8 px and 12" in refused(accuracy, RECIPE, "--ipc", "13", *output, "--", "data.per_class=12")
+    assert "give record.exemplars=50" in refused(capsys, one_run.main, RECIPE, "--runs", "1", *output, *many)
+    assert "want a side that the factor divides" in refused(capsys, accuracy.main, RECIPE, "--factor", "3", *output)
+    assert "have 8 px and 12" in refused(
+        capsys, accuracy.main, RECIPE, "--ipc", "13", *output, "--", "data.per_class=12"
+    )
     there = [RECIPE, "--source", "sampled", "--output", str(whole), "--", *SMALL, "distill.steps=5"]
-    assert "distill.steps was 4 and is now 5" in refused(accuracy, *there)
+    assert "distill.steps was 4 and is now 5" in refused(capsys, accuracy.main, *there)
     held = [RECIPE, "--source", "sampled", "--output", str(whole), "--holdout", "0.25", "--", *SMALL]
-    assert "data.holdout" in refused(accuracy, *held), "held-out images are of other rows"
+    assert "data.holdout" in refused(capsys, accuracy.main, *held), "held-out images are of other rows"
 
 
 def test_ablation_takes_the_parts_away_one_by_one():

@@ -7,6 +7,7 @@ import json
 import runpy
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
 from benchmarks import harness, replay, results
+from tests.common import refused, timeless
 from tgdd_plugin import ImagePool, Trajectory
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
@@ -48,12 +50,6 @@ def run(output: Path, *options: str, small: list[str] = SMALL) -> int:
 
 def content(folder: Path, order: int = 0) -> dict[str, Any]:
     """The rows of an order by name, without seconds."""
-
-    def timeless(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: timeless(inner) for name, inner in value.items() if name != "seconds"}
-        return [timeless(inner) for inner in value] if isinstance(value, list) else value
-
     begin = f"digits-classes-order{order}-"
     return {row["name"].removeprefix(begin): timeless(row) for row in results.read_rows(folder) if begin in row["name"]}
 
@@ -280,28 +276,20 @@ def test_domains_are_the_same_classes_in_another_appearance(tmp_path: Path) -> N
 
 
 def test_bad_input_ends_in_one_line(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def refused(*arguments: str) -> str:
-        try:
-            status = replay.main(list(arguments))
-        except SystemExit as error:
-            status = error.code
-        printed = capsys.readouterr()
-        assert status == 2 and printed.err.count("\n") == 1 and not printed.out
-        return printed.err
-
+    told = partial(refused, capsys, replay.main)
     output = ["--output", str(tmp_path), "--orders", "0"]
-    assert "name a recipe" in refused()
-    assert "invalid choice: 'icarl'" in refused(RECIPE, "--methods", "icarl")
-    assert "`replay.tasks` must be at most 10, the number of classes, got 11. Lower it." in refused(
+    assert "name a recipe" in told()
+    assert "invalid choice: 'icarl'" in told(RECIPE, "--methods", "icarl")
+    assert "`replay.tasks` must be at most 10, the number of classes, got 11. Lower it." in told(
         RECIPE, *output, "--", *SMALL, "replay.tasks=11"
     )
-    many = refused(RECIPE, *output, "--methods", "random", "--images-per-class", "13", "--", *SMALL)
+    many = told(RECIPE, *output, "--methods", "random", "--images-per-class", "13", "--", *SMALL)
     assert "`images_per_class` must be at most 12, as class" in many and "got 13. Lower it" in many
-    assert "give record.exemplars=" in refused(
+    assert "give record.exemplars=" in told(
         RECIPE, *output, "--images-per-class", "12", "--", *SMALL, "record.exemplars=4"
     )
     there = ["--output", str(whole), "--orders", "0"]
-    assert "replay.ratio was 1.0 and is now 2.0" in refused(
+    assert "replay.ratio was 1.0 and is now 2.0" in told(
         RECIPE, *there, "--methods", "random", "--", *SMALL, "replay.ratio=2"
     )
     assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import harness, results, storage
+from tests.common import timeless
 from tgdd_plugin import read_beton, read_card
 
 ROOT = Path(__file__).parents[2]
@@ -28,12 +29,6 @@ def run(output: Path, *more: str) -> int:
 
 def content(folder: Path) -> dict[str, Any]:
     """The rows by name, without seconds."""
-
-    def timeless(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: timeless(inner) for name, inner in value.items() if name != "seconds"}
-        return [timeless(inner) for inner in value] if isinstance(value, list) else value
-
     return {row["name"].removeprefix("digits-"): timeless(row) for row in results.read_rows(folder)}
 
 

@@ -24,6 +24,7 @@ from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
+from tests.common import snapshot
 from tgdd_plugin.beton.card import Card, card_path, read_card
 from tgdd_plugin.beton.ffcv_tables import check_beton
 from tgdd_plugin.beton.format import read_beton, write_beton
@@ -195,7 +196,7 @@ def test_a_full_disk_is_found_out_before_ffcv_starts(tmp_path, monkeypatch):
 @pytest.mark.parametrize("failure", ["in the writer", "in the card", "at the last moment"])
 def test_a_failure_midway_leaves_the_earlier_file_as_it_was(tmp_path, monkeypatch, failure):
     path = write_beton(tmp_path / "x.beton", *made()[:2], card())
-    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    before = snapshot(tmp_path)
     more = {}
     if failure == "in the writer":
 
@@ -214,7 +215,7 @@ def test_a_failure_midway_leaves_the_earlier_file_as_it_was(tmp_path, monkeypatc
         monkeypatch.setattr("tgdd_plugin.core.atomic_files.os.replace", killed)
     with pytest.raises((OSError, yaml.YAMLError, KeyboardInterrupt)):
         write_beton(path, *made(seed=1)[:2], card(**more))
-    assert {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)} == before
+    assert snapshot(tmp_path) == before
 
 
 # Cards.

@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from tests.common import snapshot
 from tests.compatibility import compatibility_data as data
 from tgdd_plugin import cli
 from tgdd_plugin.beton.card import read_card
@@ -87,16 +88,12 @@ def tgdd(*arguments: str) -> None:
     assert cli.main(list(arguments)) == 0
 
 
-def contents(folder: str) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
-
-
 def test_a_recorded_folder_is_kept_and_gets_another_run(here, steps, compare):
-    before = contents("one/trajectory")
+    before = snapshot("one/trajectory")
     tgdd("record", "one.yaml")
-    assert not steps and contents("one/trajectory") == before
+    assert not steps and snapshot("one/trajectory") == before
     tgdd("record", "one.yaml", "record.runs=3")
-    assert len(steps) == 2 * 3 and contents("one/trajectory").items() >= before.items()
+    assert len(steps) == 2 * 3 and snapshot("one/trajectory").items() >= before.items()
     runs = Trajectory.open("one/trajectory").runs
     assert [run.name for run in runs.values()] == ["seed0", "seed1", "seed2"] and all(
         len(run.stages) == 3 for run in runs.values()
@@ -106,9 +103,9 @@ def test_a_recorded_folder_is_kept_and_gets_another_run(here, steps, compare):
 
 def test_a_folder_of_two_networks_under_earlier_keys_is_kept(here, steps):
     """``also_record`` and ``data.grey``, in the recipe and in the folder's job.json."""
-    before = contents("two/trajectory")
+    before = snapshot("two/trajectory")
     tgdd("record", "two.yaml")
-    assert not steps and contents("two/trajectory") == before
+    assert not steps and snapshot("two/trajectory") == before
     assert [run.network["arguments"]["depth"] for run in Trajectory.open("two/trajectory").runs.values()] == [1, 2]
 
 
@@ -155,11 +152,11 @@ def test_a_saved_memory_takes_more(here, compare):
 def test_a_replay_goes_on_with_its_third_task(here, steps, compare):
     """Under ``replay.tune``, in the recipe and in scores.json."""
     first = json.loads(Path("replay/scores.json").read_text())
-    before = contents("replay/task0") | contents("replay/task1")
+    before = [snapshot(f"replay/task{number}") for number in range(2)]
     tgdd("replay", "replay.yaml")
     scores = json.loads(Path("replay/scores.json").read_text())
     assert len(first["rows"]) == 2 and len(scores["rows"]) == 3 and scores["rows"][:2] == first["rows"]
-    assert contents("replay/task0") | contents("replay/task1") == before
+    assert [snapshot(f"replay/task{number}") for number in range(2)] == before
     assert len(steps) == 2 * 1 + 2 + 2  # of the third training, its distillation, and the fine-tuning
     tgdd("replay", "replay.yaml")
     assert len(steps) == 6

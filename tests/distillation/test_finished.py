@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.common import snapshot
 from tests.patterned import SETTINGS, Crash, patterned, run, tiny
 from tgdd_plugin import ImagePool, InputError, read_card
 from tgdd_plugin.beton.card import card_path
@@ -36,7 +37,7 @@ def finished(trajectory: Trajectory, pool: ImagePool, tmp_path_factory: pytest.T
     card = read_card(path)
     card.accuracy = [{"network": "ConvNet", "seeds": [0], "test_images": 3, "rows": []}]
     card.write(path)
-    return contents(path.parent)
+    return snapshot(path.parent)
 
 
 @pytest.fixture
@@ -47,15 +48,11 @@ def file(finished: dict[str, bytes], tmp_path: Path) -> Path:
     return tmp_path / "a.beton"
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_the_same_job_again_returns_at_once(trajectory, pool, file, finished, capsys):
     for options in ({}, {"overwrite": True}, {"head": "classifier"}, {"network": tiny}):
         assert run(trajectory, pool, file, QUICK, callbacks=[Crash(1)], progress_bar=True, **options) == file
         assert f"'{file}' is already done: it is of this job" in capsys.readouterr().err
-        assert contents(file.parent) == finished
+        assert snapshot(file.parent) == finished
 
 
 def test_checkpoints_that_a_kill_left_over_are_removed(
@@ -73,7 +70,7 @@ def test_checkpoints_that_a_kill_left_over_are_removed(
     assert run(trajectory, pool, file, QUICK) == file
     assert not left.exists() and other.exists()
     other.rmdir()
-    assert is_distilled(file, trajectory, pool, QUICK) and contents(file.parent) == finished
+    assert is_distilled(file, trajectory, pool, QUICK) and snapshot(file.parent) == finished
 
 
 class Untouched(ImagePool):
@@ -93,7 +90,7 @@ def test_other_settings_are_refused_before_any_image_is_read(trajectory, file, f
     ):
         with pytest.raises(InputError, match=rf"'.*a.beton' is of another job \({words}\). Choose another output"):
             run(trajectory, pool, file, replace(QUICK, **changed))
-    assert contents(file.parent) == finished
+    assert snapshot(file.parent) == finished
 
 
 def test_other_images_and_runs_are_refused_before_any_step(trajectory, pool, file, finished):
@@ -108,7 +105,7 @@ def test_other_images_and_runs_are_refused_before_any_step(trajectory, pool, fil
     ):
         with pytest.raises(InputError, match=rf"is of another job \({words}\)"):
             run(stages, real, file, QUICK, callbacks=[Crash(1)])
-    assert contents(file.parent) == finished
+    assert snapshot(file.parent) == finished
     run(trajectory, fewer, file, QUICK, overwrite=True)
     assert read_card(file).real["images"] == 59 and read_card(file).accuracy == []
 
@@ -138,12 +135,12 @@ def test_normalization_head_network_and_stages_belong_to_the_job(trajectory, poo
 )
 def test_what_nothing_is_known_of_is_not_replaced(trajectory, pool, file, finished, damage, words):
     damage(file)
-    before = contents(file.parent)
+    before = snapshot(file.parent)
     with pytest.raises(
         InputError, match=f"'.*a.beton' is there already, and nothing says what it is. .*{words}.*"
     ) as e:
         run(trajectory, object.__new__(Untouched), file, QUICK)
-    assert "\n" not in str(e.value) and contents(file.parent) == before
+    assert "\n" not in str(e.value) and snapshot(file.parent) == before
     run(trajectory, pool, file, QUICK, overwrite=True)
     assert file.read_bytes() == finished["a.beton"]
 
@@ -162,7 +159,7 @@ def test_a_call_killed_between_card_and_file_is_made_again(trajectory, pool, tmp
         run(trajectory, pool, tmp_path / "a.beton", QUICK)
     assert {path.name for path in tmp_path.glob("[!.]*")} == {"a-log.csv", "a.beton.yaml"}
     run(trajectory, pool, tmp_path / "a.beton", QUICK)
-    assert contents(tmp_path).keys() == finished.keys()
+    assert snapshot(tmp_path).keys() == finished.keys()
     assert (tmp_path / "a.beton").read_bytes() == finished["a.beton"]
 
 

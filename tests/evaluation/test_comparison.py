@@ -15,7 +15,7 @@ from composer.loggers import InMemoryLogger
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.common import TinyNetwork, manifest
+from tests.common import TinyNetwork, manifest, snapshot
 from tests.nas.shades import pool
 from tests.patterned import herding_by_hand, k_center_by_hand
 from tgdd_plugin import cli
@@ -155,10 +155,6 @@ def keys(rows):
 def essence(rows):
     """All but the seconds."""
     return [replace(row, seconds=[]) for row in rows]
-
-
-def snapshot(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def strict(path):

@@ -32,6 +32,8 @@ from tests.common import (
     make_trainer,
     manifest,
     recorded,
+    refusal,
+    snapshot,
     tiny_network,
 )
 from tgdd_plugin import TGDDCallback, Trajectory
@@ -626,19 +628,15 @@ def test_complete_means_that_fit_came_to_its_end(tmp_path: Path) -> None:
     assert manifest(tmp_path / "run")["complete"]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 def test_second_run_of_the_same_name(tmp_path: Path) -> None:
     record(tmp_path)
-    before = contents(tmp_path / "run")
+    before = snapshot(tmp_path / "run")
     with pytest.raises(InputError, match="Run 'run' is already recorded in .* Give the run another name .run_name."):
         record(tmp_path, tiny_network(1))
-    assert contents(tmp_path / "run") == before
+    assert snapshot(tmp_path / "run") == before
     probe = record(tmp_path, tiny_network(1), interval="2ep", overwrite=True)
     assert_same(recorded(tmp_path / "run"), at(probe, 0, 8, 12))
-    assert len(contents(tmp_path / "run")) == 5
+    assert len(snapshot(tmp_path / "run")) == 5
 
 
 @pytest.mark.parametrize("content", ["{", '{"format": 1, "name": 3}', "[]", '{"format": 99}'])
@@ -649,7 +647,7 @@ def test_damaged_manifest(tmp_path: Path, content: str) -> None:
         record(tmp_path)
     probe = record(tmp_path, interval="3ep", overwrite=True)
     assert_same(recorded(tmp_path / "run"), at(probe, 0, 12))
-    assert len(contents(tmp_path / "run")) == 4
+    assert len(snapshot(tmp_path / "run")) == 4
 
 
 def test_several_runs_in_one_folder(tmp_path: Path) -> None:
@@ -723,13 +721,6 @@ def test_unusable_arguments(arguments: dict[str, Any], message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def refusal(folder: Path, network: nn.Module | None = None, /, **tgdd: Any) -> str:
-    with pytest.raises(InputError) as error:
-        record(folder, network, **tgdd)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 def test_second_callback(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="`callbacks` must hold one TGDDCallback, got two. .*leave the other out"):
         make_trainer(callbacks=[TGDDCallback(str(tmp_path)), TGDDCallback(str(tmp_path / "other"))])
@@ -738,7 +729,7 @@ def test_second_callback(tmp_path: Path) -> None:
 
 def test_deepspeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(State, "deepspeed_enabled", True, raising=False)
-    assert "cannot record under DeepSpeed" in refusal(tmp_path)
+    assert "cannot record under DeepSpeed" in refusal(record, tmp_path)
 
 
 def test_no_head(tmp_path: Path) -> None:
@@ -750,19 +741,19 @@ def test_no_head(tmp_path: Path) -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.conv(images).flatten(1)
 
-    assert "Headless has no linear layer with 3 outputs" in refusal(tmp_path, Headless())
+    assert "Headless has no linear layer with 3 outputs" in refusal(record, tmp_path, Headless())
     assert (
         "`head` must be the name of an nn.Linear of the network, got 'nose'. Name one of its linear layers, ['fc']"
-        in refusal(tmp_path, head="nose")
+        in refusal(record, tmp_path, head="nose")
     )
 
 
 def test_too_few_class_names(tmp_path: Path) -> None:
-    message = refusal(tmp_path, classes=["cat", "dog"])
+    message = refusal(record, tmp_path, classes=["cat", "dog"])
     assert message == "`classes` must be 3 names, one for each output of the head 'fc', got 2. Name each class once."
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    assert "or record into a folder you may write to" in refusal(tmp_path / "file")
+    assert "or record into a folder you may write to" in refusal(record, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"

@@ -15,7 +15,7 @@ from composer.algorithms import LabelSmoothing
 from safetensors.torch import load_file, save
 
 import tgdd_plugin.recording.exemplars
-from tests.common import CLASSES, Crash, Pictures, fit, manifest, tiny_network
+from tests.common import CLASSES, Crash, Pictures, fit, manifest, refusal, tiny_network
 from tgdd_plugin import TGDDCallback, Trajectory
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.core.errors import InputError
@@ -265,25 +265,19 @@ def test_all_runs_together(tmp_path: Path) -> None:
     )
 
 
-def refusal(folder: Path) -> str:
-    with pytest.raises(InputError) as error:
-        Trajectory.open(folder)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 def test_damaged_and_missing(tmp_path: Path) -> None:
     opened(tmp_path)
     path = tmp_path / "b" / FILE
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert refusal(tmp_path).startswith(
+    assert refusal(Trajectory.open, tmp_path).startswith(
         f"The exemplars file '{path}' is damaged: its checksum differs from the manifest's."
     )
     path.unlink()
     assert (
-        refusal(tmp_path) == f"The exemplars file '{path}' is missing. Copy the whole folder or record the run again."
+        refusal(Trajectory.open, tmp_path)
+        == f"The exemplars file '{path}' is missing. Copy the whole folder or record the run again."
     )
     with pytest.raises(InputError, match="cannot be read"):
         Trajectory.open(tmp_path, check=False).exemplars()

@@ -26,6 +26,7 @@ from tests.common import (
     make_trainer,
     manifest,
     recorded,
+    snapshot,
     tiny_network,
 )
 from tgdd_plugin import TGDDCallback
@@ -58,11 +59,6 @@ def train(
 def crash(root: Path, batch: int, **options: Any) -> None:
     with pytest.raises(RuntimeError, match="crash"):
         train(root, batch, **options)
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    """Every file of the recording, the manifest included, with its bytes."""
-    return {path.name: path.read_bytes() for path in sorted((root / "trajectory/run").iterdir())}
 
 
 class CrashAtEnd(Callback):
@@ -130,7 +126,7 @@ def test_crash_and_autoresume(
         crash(tmp_path / "crashed", batch, tgdd=tgdd, **fresh())
         assert not manifest(tmp_path / "crashed/trajectory/run")["complete"]
     train(tmp_path / "crashed", tgdd=tgdd, **fresh())
-    wanted, got = contents(tmp_path / "whole"), contents(tmp_path / "crashed")
+    wanted, got = snapshot(tmp_path / "whole/trajectory/run"), snapshot(tmp_path / "crashed/trajectory/run")
     if options.get("save_interval", "1ep") != "1ep":
         # Composer forgets metrics half-way through an epoch, and of a first epoch that broke off exemplars are those
         # since the checkpoint; all the rest must agree.
@@ -159,7 +155,7 @@ def test_going_back_to_an_earlier_checkpoint(tmp_path: Path, ignored: list[str] 
     """Stages later than it are made again, also where the run had come to its end."""
     recorder = TGDDCallback(str(tmp_path / "trajectory"), interval="2ba")
     train(tmp_path, tgdd=recorder)
-    wanted = contents(tmp_path)
+    wanted = snapshot(tmp_path / "trajectory/run")
     (tmp_path / "trajectory/run/stage-ep1-ba8.safetensors").write_bytes(b"from before")
     # Half as long, so that what is not made again must go.
     train(
@@ -171,7 +167,7 @@ def test_going_back_to_an_earlier_checkpoint(tmp_path: Path, ignored: list[str] 
         max_duration="2ep",
         save_overwrite=True,
     )
-    got = contents(tmp_path)
+    got = snapshot(tmp_path / "trajectory/run")
     kept = [f"stage-{name}.safetensors" for name in ("ep0-ba0", "ep0-ba2", "ep0-ba4", "ep1-ba6", "ep1-ba8")]
     assert {name: got[name] for name in kept} == {name: wanted[name] for name in kept}
     assert set(got) == {*kept, "manifest.json", "exemplars.safetensors"}
@@ -185,7 +181,7 @@ def test_going_on_with_a_finished_run(tmp_path: Path) -> None:
     train(tmp_path / "whole", autoresume=False)
     train(tmp_path / "parts", autoresume=False, max_duration="2ep")
     train(tmp_path / "parts", autoresume=False, load_path=checkpoint(tmp_path / "parts", 2))
-    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert snapshot(tmp_path / "parts/trajectory/run") == snapshot(tmp_path / "whole/trajectory/run")
 
 
 def test_going_on_with_a_run_that_was_stopped(tmp_path: Path) -> None:
@@ -278,7 +274,7 @@ def test_new_start_after_a_crash_keeps_nothing(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="run 'run' begins anew: its 8 stages"):
         probe = train(tmp_path, autoresume=False, save_overwrite=True, start=1)
     assert_same(recorded(tmp_path / "trajectory/run"), {batch: probe.weights[batch] for batch in (0, 4, 8, 12)})
-    assert len(contents(tmp_path)) == 6
+    assert len(snapshot(tmp_path / "trajectory/run")) == 6
 
 
 def test_recording_that_failed_is_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

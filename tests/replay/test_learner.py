@@ -22,7 +22,7 @@ from composer.loggers import InMemoryLogger
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.common import Crash, recorded
+from tests.common import Crash, recorded, snapshot
 from tests.patterned import patterned
 from tgdd_plugin import DistillSettings, ImagePool, InputError, Trajectory, cli, distill, read_beton
 from tgdd_plugin.core.tables import text_table
@@ -84,11 +84,6 @@ def run(folder: Path, select_exemplars: Any = None, tasks: Sequence[Task] | None
     policy = select_exemplars or distilled(DISTILL, **OPTIONS)
     made = three() if tasks is None else tasks
     return learn(made, given.pop("build", build), folder, policy, mean=MEAN, std=STD, **OPTIONS, **given)
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def lasting(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.common import manifest
+from tests.common import manifest, snapshot
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.trajectory.checking import with_checked_files
 from tgdd_plugin.trajectory.manifest import Run
@@ -318,11 +318,6 @@ if (folder / "manifest.json").exists():
 """
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    files = [path for path in (root / "trajectory").rglob("*") if path.is_file()]
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
-
-
 def test_a_kill_before_any_operation_leaves_what_can_be_opened_and_the_same_bytes_after_the_rerun(
     tmp_path: Path,
 ) -> None:
@@ -332,9 +327,9 @@ def test_a_kill_before_any_operation_leaves_what_can_be_opened_and_the_same_byte
     assert done.returncode == 0
     kills = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(kills) > 60 and [status for _, status in kills] == [-9] * (len(kills) - 1) + [0]
-    wanted = contents(tmp_path / "whole")
+    wanted = snapshot(tmp_path / "whole/trajectory")
     assert sorted(wanted) == [
-        f"trajectory/run/{name}"
+        f"run/{name}"
         for name in (
             "exemplars.safetensors",
             "manifest.json",
@@ -343,7 +338,7 @@ def test_a_kill_before_any_operation_leaves_what_can_be_opened_and_the_same_byte
         )
     ]
     for number, _ in kills:
-        assert contents(tmp_path / str(number)) == wanted, f"killed before operation {number}"
+        assert snapshot(tmp_path / f"{number}/trajectory") == wanted, f"killed before operation {number}"
 
 
 # Opening a run while it is recorded and thinned.

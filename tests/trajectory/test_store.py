@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from tests.common import assert_same, manifest, recorded
+from tests.common import assert_same, manifest, recorded, refusal
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.pipeline.show import describe_trajectory, trajectory_content
 from tgdd_plugin.trajectory.manifest import Run, Stage
@@ -199,29 +200,25 @@ def test_class_means_of_a_stage_that_is_no_safetensors(tmp_path: Path) -> None:
 # Opening what is not.
 
 
-def refusal(folder: Path, **options: Any) -> str:
-    with pytest.raises(InputError) as error:
-        Trajectory.open(folder, **options)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+not_opened = partial(refusal, Trajectory.open)
 
 
 def test_folder_without_a_run(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "none") == (
+    assert not_opened(tmp_path / "none") == (
         f"There is no trajectory folder '{tmp_path / 'none'}'. Record one with TGDDCallback(folder=...)."
     )
-    assert f"The folder '{tmp_path}' has no recorded run" in refusal(tmp_path)
-    assert f"Train with TGDDCallback(folder='{tmp_path}') first." in refusal(tmp_path)
+    assert f"The folder '{tmp_path}' has no recorded run" in not_opened(tmp_path)
+    assert f"Train with TGDDCallback(folder='{tmp_path}') first." in not_opened(tmp_path)
     (tmp_path / "file").write_text("")
-    assert "There is no trajectory folder" in refusal(tmp_path / "file")
+    assert "There is no trajectory folder" in not_opened(tmp_path / "file")
     write_run(tmp_path / "trajectory")
-    assert refusal(tmp_path).endswith(f"(no */manifest.json). Give '{tmp_path}/trajectory', which has one.")
+    assert not_opened(tmp_path).endswith(f"(no */manifest.json). Give '{tmp_path}/trajectory', which has one.")
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_stages(tmp_path: Path, count: int) -> None:
     write_run(tmp_path, count)
-    message = refusal(tmp_path)
+    message = not_opened(tmp_path)
     assert f"has {count} stage(s); TGDD needs at least 2" in message
     assert "lower the callback's interval (it was '1ep')" in message
     trajectory = Trajectory.open(tmp_path, least=0)
@@ -236,7 +233,7 @@ def test_classes_that_are_not_the_heads_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path)
     content = manifest(tmp_path / "run")
     (tmp_path / "run/manifest.json").write_text(json.dumps({**content, "num_classes": 4}))
-    assert "its manifest says 4 classes, and its head 'fc' has weights of shape [3, 4]" in refusal(tmp_path)
+    assert "its manifest says 4 classes, and its head 'fc' has weights of shape [3, 4]" in not_opened(tmp_path)
     (tmp_path / "run/manifest.json").write_text(json.dumps({**content, "head": "another"}))
     Trajectory.open(tmp_path)  # where the weights have other names, it shows when they are loaded
 
@@ -244,15 +241,15 @@ def test_classes_that_are_not_the_heads_are_refused(tmp_path: Path) -> None:
 def test_missing_stage(tmp_path: Path) -> None:
     write_run(tmp_path)
     stage_file(tmp_path).unlink()
-    assert refusal(tmp_path) == (
+    assert not_opened(tmp_path) == (
         f"The stage file '{tmp_path}/run/stage-ep1-ba4.safetensors' is missing. Copy the whole folder or record the "
         f"run again."
     )
     stage_file(tmp_path).mkdir()
-    assert "must be a regular file, got a folder" in refusal(tmp_path)
+    assert "must be a regular file, got a folder" in not_opened(tmp_path)
     stage_file(tmp_path).rmdir()
     os.mkfifo(stage_file(tmp_path))
-    assert "must be a regular file, got a named pipe" in refusal(tmp_path)
+    assert "must be a regular file, got a named pipe" in not_opened(tmp_path)
 
 
 def test_wrong_checksum(tmp_path: Path) -> None:
@@ -261,7 +258,7 @@ def test_wrong_checksum(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert "is damaged: its checksum differs from the manifest's. Copy the folder again" in refusal(tmp_path)
+    assert "is damaged: its checksum differs from the manifest's. Copy the folder again" in not_opened(tmp_path)
     assert Trajectory.open(tmp_path, check=False).run.name == "run"
 
 
@@ -297,7 +294,7 @@ def test_stage_that_is_no_safetensors(tmp_path: Path, content: bytes) -> None:
 def test_manifest_that_is_none(tmp_path: Path, text: str) -> None:
     write_run(tmp_path)
     (tmp_path / "run/manifest.json").write_text(text)
-    message = refusal(tmp_path)
+    message = not_opened(tmp_path)
     assert f"'{tmp_path}/run/manifest.json' is damaged (" in message
     assert message.endswith(". Copy the folder again, or delete it and record the run again.")
 
@@ -305,14 +302,14 @@ def test_manifest_that_is_none(tmp_path: Path, text: str) -> None:
 def test_manifest_that_is_not_text(tmp_path: Path) -> None:
     write_run(tmp_path)
     (tmp_path / "run/manifest.json").write_bytes(b'{"name": "\xff"}')
-    assert "is damaged (" in refusal(tmp_path)
+    assert "is damaged (" in not_opened(tmp_path)
 
 
 def test_manifest_of_a_later_format(tmp_path: Path) -> None:
     write_run(tmp_path)
     content = {**manifest(tmp_path / "run"), "format": 3}
     (tmp_path / "run/manifest.json").write_text(json.dumps(content))
-    assert "manifest.json' must be of format 1 or 2, got 3. Update tgdd_plugin to open it." in refusal(tmp_path)
+    assert "manifest.json' must be of format 1 or 2, got 3. Update tgdd_plugin to open it." in not_opened(tmp_path)
 
 
 def put(*path: Any, to: Any) -> Callable[[dict[str, Any]], None]:
@@ -397,7 +394,7 @@ def test_file_outside_the_folder_is_never_read(tmp_path: Path, absolute: bool) -
     content = manifest(tmp_path / "run")
     content["stages"][1]["file"] = str(outside) if absolute else "../outside.safetensors"
     (tmp_path / "run/manifest.json").write_text(json.dumps(content))
-    assert "outside.safetensors' is not the name of a safetensors file in this folder" in refusal(tmp_path)
+    assert "outside.safetensors' is not the name of a safetensors file in this folder" in not_opened(tmp_path)
 
 
 @pytest.mark.parametrize(
