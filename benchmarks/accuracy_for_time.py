@@ -28,6 +28,7 @@ from torch import nn
 
 from benchmarks.figures import draw_accuracies
 from benchmarks.machine import describe_machine
+from benchmarks.results import split_arguments
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.beton.format import read_beton
@@ -148,9 +149,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--random", type=int, nargs="*", default=[200, 500], help="more numbers of random images")
     parser.add_argument("--title", help="of the figure; default: the data's name")
     parser.add_argument("--output", type=Path, default=Path("outputs/accuracy_for_time"))
-    arguments = sys.argv[1:] if arguments is None else arguments
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    options, overrides = parser.parse_args(arguments[:end]), arguments[end + 1 :]
+    given, overrides = split_arguments(arguments)
+    options = parser.parse_args(given)
     warnings.filterwarnings("ignore")
     recipe = read_recipe(options.recipe, overrides)
     real, test = load_data(recipe.data, progress=True)

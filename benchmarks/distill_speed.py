@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from composer import Callback, Logger, State
 from torch import nn
 
-from benchmarks.machine import describe_machine, spread
+from benchmarks.machine import describe_machine, quartiles
 from benchmarks.published_loop import PublishedLoop, random_trajectory
 from tgdd_plugin import DistillSettings, ImagePool, distill
 from tgdd_plugin.core.device import torch_device
@@ -130,12 +130,12 @@ def convolutions(factory: Callable[[], nn.Module], settings: DistillSettings, po
             torch.autograd.grad(forward(), images, gradient)
 
         with torch.no_grad():
-            seconds += real / slice_size * _best(forward, on)
-        seconds += 2 * synthetic / slice_size * _best(forward_backward, on)
+            seconds += real / slice_size * _median_seconds(forward, on)
+        seconds += 2 * synthetic / slice_size * _median_seconds(forward_backward, on)
     return seconds
 
 
-def _best(work: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
+def _median_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
     times = []
     for _ in range(repeats):
         began = now(device)
@@ -161,10 +161,10 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 loop = PublishedLoop(trajectory, pool, settings, factory, MEAN, STD, torch_device(arguments.device))
                 turns = run_engine(trajectory, pool, settings, arguments.device, loop.step)
             engine, published = turns.engine[WARM:], turns.others[-arguments.pairs - 1 : -1]
-            ratio = spread([p / e for p, e in zip(published, engine, strict=True)])
+            ratio = quartiles([p / e for p, e in zip(published, engine, strict=True)])
             bare = convolutions(factory, settings, pool, arguments.device)
-            row = {"images_per_class": count, "engine": name, "published_s": spread(published)["median"],
-                   "engine_s": spread(engine)["median"], "ratio": ratio, "bare_convolutions_s": bare}  # fmt: skip
+            row = {"images_per_class": count, "engine": name, "published_s": quartiles(published)["median"],
+                   "engine_s": quartiles(engine)["median"], "ratio": ratio, "bare_convolutions_s": bare}  # fmt: skip
             rows.append(row)
             between = f"{ratio['low']:.1f} .. {ratio['high']:.1f}"
             print(f"{count:>16}  {name:16}  {row['published_s']:>11.3f}  {row['engine_s']:>9.4f}  "
@@ -216,7 +216,7 @@ def cell(arguments: argparse.Namespace) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
     if arguments.device == "gpu":
         peak = torch.cuda.max_memory_allocated() / 2**20
-    print(json.dumps({"seconds": spread(turns.engine[WARM:])["median"], "peak_mib": peak}))
+    print(json.dumps({"seconds": quartiles(turns.engine[WARM:])["median"], "peak_mib": peak}))
 
 
 def main() -> None:

@@ -31,12 +31,12 @@ def draw_accuracies(path: Path, rows: Sequence[Row], stored: Mapping[str, int], 
     for name in dict.fromkeys(row.name for row in rows):
         if name not in stored and name not in numbers and name != "all images":
             continue
-        own = sorted((row for row in rows if row.name == name), key=lambda row: row.passes or 0)
+        own = sorted((row for row in rows if row.name == name), key=lambda row: row.passes)
         colour, line = REAL.get(name.partition(",")[0], (None, "-"))
         axes.errorbar(
-            [row.passes or 0 for row in own],
+            [row.passes for row in own],
             [row.mean for row in own],
-            [row.std or 0 for row in own],
+            [row.std for row in own],
             label=name,
             color=colour,
             linestyle=line,
@@ -45,7 +45,7 @@ def draw_accuracies(path: Path, rows: Sequence[Row], stored: Mapping[str, int], 
             linewidth=2 if name in stored else 1.2,
         )
     axes.set_xscale("log")
-    budgets = sorted({row.passes or 0 for row in rows})
+    budgets = sorted({row.passes for row in rows})
     axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
     axes.minorticks_off()
     axes.set(title=title, xlabel="image passes (images × epochs)", ylabel="test accuracy, %")

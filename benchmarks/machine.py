@@ -22,7 +22,7 @@ def describe_machine(device: str, threads: int) -> str:
     return f"{name}, {os.cpu_count()} cores, {threads} thread(s), torch {torch.__version__}"
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def quartiles(values: list[float]) -> dict[str, float]:
     """Median, the quartiles, and the bounds of the median by the order of the values (95 %).
 
     Args:
@@ -39,7 +39,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def print_figures(figures: Mapping[str, Mapping[str, float]]) -> None:
-    """Prints a table of :func:`spread`s by name."""
+    """Prints a table of :func:`quartiles` by name."""
     print(f"{'':34}  {'median':>8}  {'middle half':>20}  {'median within':>20}")
     for name, v in figures.items():
         bounds = [f"{v[low]:.3f} .. {v[high]:.3f}" for low, high in (("low", "high"), ("from", "to"))]

@@ -23,8 +23,8 @@ from tgdd_plugin.core.seeding import forked_streams, keyed_generator
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
-from tgdd_plugin.networks.heads import find_head
-from tgdd_plugin.trajectory.manifest import Run, Stage
+from tgdd_plugin.recording.description import describe_run
+from tgdd_plugin.trajectory.manifest import Stage
 from tgdd_plugin.trajectory.store import Trajectory
 from tgdd_plugin.trajectory.writing import add_stage, write_manifest_and_prune
 
@@ -214,19 +214,8 @@ def random_trajectory(
             for stage in range(stages):
                 network = network_factory()
                 if stage == 0:
-                    run = Run(
-                        name=f"random{number}",
-                        network={
-                            "class": f"{type(network).__module__}:{type(network).__qualname__}",
-                            "parameters": sum(parameter.numel() for parameter in network.parameters()),
-                            **getattr(network, "tgdd_network", {}),
-                        },
-                        head=find_head(network, num_classes),
-                        num_classes=num_classes,
-                        mean=list(mean) if mean is not None else None,
-                        std=list(std) if std is not None else None,
-                        complete=True,
-                    )
+                    run = describe_run(f"random{number}", network, num_classes, mean=mean, std=std)
+                    run.complete = True
                     write_manifest_and_prune(folder / run.name, run)
                 head = network.get_submodule(run.head)
                 assert isinstance(head, nn.Linear)

@@ -37,7 +37,7 @@ from tabulate import tabulate
 import tgdd_plugin.recording.recorder
 import tgdd_plugin.trajectory.manifest
 import tgdd_plugin.trajectory.writing
-from benchmarks.machine import describe_machine, print_figures, spread
+from benchmarks.machine import describe_machine, print_figures, quartiles
 from tgdd_plugin import TGDDCallback, TrajectoryRecorder, describe_run
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
@@ -156,7 +156,7 @@ def summarize(pairs: list[dict[str, Seconds]], size: float) -> dict[str, Seconds
     """Figures by name; ``size`` is a stage's in bytes."""
 
     def over(value: Callable[[Seconds, Seconds], float]) -> Seconds:
-        return spread([value(pair["with"], pair["without"]) for pair in pairs])
+        return quartiles([value(pair["with"], pair["without"]) for pair in pairs])
 
     def percent(on: Seconds, off: Seconds, kind: str = "") -> float:
         return 100 * (on["whole" + kind] - on["files" + kind] - off["whole" + kind]) / off["whole" + kind]
@@ -171,7 +171,7 @@ def summarize(pairs: list[dict[str, Seconds]], size: float) -> dict[str, Seconds
         "a stage in all, ms": over(lambda on, off: 1000 * on["stages"] / on["count"]),
         "file writing for each stage, ms": over(lambda on, off: 1000 * on["files"] / on["count"]),
         "file writing, MiB/s": over(lambda on, off: on["count"] * size / 2**20 / on["files"]),
-        "size of a stage, MiB": spread([size / 2**20] * len(pairs)),
+        "size of a stage, MiB": quartiles([size / 2**20] * len(pairs)),
     }
 
 

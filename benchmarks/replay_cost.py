@@ -23,7 +23,7 @@ from composer.loggers import Logger
 from composer.models import ComposerClassifier
 from torchmetrics import MetricCollection
 
-from benchmarks.machine import describe_machine, spread
+from benchmarks.machine import describe_machine, quartiles
 from tgdd_plugin import DistilledReplay, ReplayMemory, SiameseAugmentation
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.data.device_loader import DeviceLoader
@@ -99,13 +99,13 @@ def main() -> None:
         spent = {side: fit(options, side, memory) for side in (first, not first)}
         plain.append(1000 * spent[False] / options.steps)
         differences.append(1000 * (spent[True] - spent[False]) / options.steps)
-    step, added = spread(plain), spread(differences)
+    step, added = quartiles(plain), quartiles(differences)
     share = [100 * d / p for d, p in zip(differences, plain, strict=True)]
     print(
         f"a step of {2 * options.batch_size} images, ms: {step['median']:.1f} ({step['low']:.1f} .. {step['high']:.1f})"
     )
     print(f"DistilledReplay adds, ms: {added['median']:.2f} ({added['low']:.2f} .. {added['high']:.2f})")
-    found = spread(share)
+    found = quartiles(share)
     print(
         f"in % of it: {found['median']:.1f} ({found['low']:.1f} .. {found['high']:.1f}; middle half of {options.pairs})"
     )

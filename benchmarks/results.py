@@ -25,8 +25,15 @@ SECONDS = "seconds: recording / distilling / a training"
 HONEST = "last iterate, decoded uint8 file, last epoch, hard labels; std over networks with n - 1"
 
 
-class Parser(argparse.ArgumentParser):
-    """Takes ``-- key=value ...`` last, and complains in one line."""
+class OneLineParser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+class Parser(OneLineParser):
+    """Takes ``-- key=value ...`` last."""
 
     def __init__(self, description: str | None, output: str) -> None:
         super().__init__(
@@ -42,14 +49,10 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--minutes", type=float, help=f"stop then, with status {TIME_UP}; the same command goes on")
         self.add_argument("--table", action="store_true", help="only print the table of the files in --output")
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
     def read(self, arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         """The options, and the recipe's overrides."""
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        cut = given.index("--") if "--" in given else len(given)
-        options, overrides = self.parse_args(given[:cut]), given[cut + 1 :]
+        given, overrides = split_arguments(arguments)
+        options = self.parse_args(given)
         if options.holdout is not None:
             overrides.append(f"data.holdout={options.holdout}")
         if options.recipe is None and not options.table:
@@ -59,6 +62,13 @@ class Parser(argparse.ArgumentParser):
         if options.minutes is not None and not options.minutes > 0:
             self.error(f"--minutes is {options.minutes}; wanted more than 0")
         return options, overrides
+
+
+def split_arguments(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """What stands before ``--`` and what after it; of ``None`` in the arguments of the process."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    return given[:cut], given[cut + 1 :]
 
 
 @dataclass

@@ -31,7 +31,7 @@ import torch
 from composer import Callback, Logger, State
 
 from benchmarks.harness import Bench, Images, run
-from benchmarks.machine import spread as quartiles
+from benchmarks.machine import quartiles
 from benchmarks.results import Parser, Row, markdown, percent, provenance, read_rows, spread
 from tgdd_plugin import InputError
 from tgdd_plugin.beton.card import Card, read_card

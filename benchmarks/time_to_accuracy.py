@@ -48,7 +48,8 @@ class Snapshots(Callback):
     def keep(self, step: int, synthetic: SyntheticImages) -> None:
         if step in self.steps:
             spent = time.perf_counter() - self.began
-            content = {"images": synthetic.to_uint8()[0], "labels": synthetic.to_uint8()[1]}
+            images, labels = synthetic.to_uint8()
+            content = {"images": images, "labels": labels}
             write_whole(self.folder / f"{step}.safetensors", safetensors.torch.save(content, {"seconds": str(spent)}))
 
     def batch_end(self, state: State, logger: Logger) -> None:

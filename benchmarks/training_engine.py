@@ -24,7 +24,7 @@ import torch
 from composer import Callback, Logger, State
 from torch import nn
 
-from benchmarks.machine import describe_machine, spread
+from benchmarks.machine import describe_machine, quartiles
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.seeding import forked_streams
@@ -91,7 +91,7 @@ def speed(options: argparse.Namespace) -> list[dict[str, Any]]:
                 if turn:  # the first one compiles
                     found[way].append(seconds)
         for way in WAYS:
-            ratios = spread([before / after for before, after in zip(found[WAYS[0]], found[way], strict=True)])
+            ratios = quartiles([before / after for before, after in zip(found[WAYS[0]], found[way], strict=True)])
             rate = options.batch_size / statistics.median(found[way])
             rows.append({"network": name, "way": str(way), "images_per_second": rate, "times_as_fast": ratios})
             print(f"{name}, {way}: {rate:,.0f} images/s, {ratios['median']:.2f} times", file=sys.stderr, flush=True)

@@ -30,7 +30,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,7 +40,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from benchmarks.machine import describe_machine, spread
+from benchmarks.machine import describe_machine, quartiles
+from benchmarks.results import OneLineParser
 from tgdd_plugin import Card, InputError, beton_loader, write_beton
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.core.atomic_files import write_whole
@@ -362,12 +363,12 @@ class Report:
         """Lines of one case: what was timed, the first side's time, and the others' as multiples of it."""
         for what, seconds in found.items():
             (first, base), *others = seconds.items()
-            ratio = {name: spread([v / b for v, b in zip(values, base, strict=True)]) for name, values in others}
+            ratio = {name: quartiles([v / b for v, b in zip(values, base, strict=True)]) for name, values in others}
             row = {"part": part, **about, "what": what, **more, "seconds": seconds, "ratio": ratio}
             self.content["rows"].append(row)
             self._show(
                 [*about, "", first, *ratio, *more],
-                [*about.values(), what, duration(spread(base)["median"]), *map(times, ratio.values())]
+                [*about.values(), what, duration(quartiles(base)["median"]), *map(times, ratio.values())]
                 + [_brief(value) for value in more.values()],
             )
         if self.path:
@@ -422,7 +423,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 break
             found = training(written(size), options)
             report.add("training", {"images": size, "epochs": options.epochs, "width": options.width}, found)
-            whole, later = (sum(spread(v)["median"] for v in found[what].values()) for what in (WHOLE, LATER))
+            whole, later = (sum(quartiles(v)["median"] for v in found[what].values()) for what in (WHOLE, LATER))
             expected = TURNS * (whole + (following / size - 1) * options.epochs * later)
     if "seeds" in options.parts:
         for name in options.networks:
@@ -441,15 +442,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return report.content
 
 
-class Parser(argparse.ArgumentParser):
-    """Complains in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def read_options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="(default: all)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500, 5_000, 50_000], metavar="N", help="images")
     parser.add_argument("--side", type=int, default=32, help="pixels (default 32)")

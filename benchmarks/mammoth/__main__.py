@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.referees import add_options, is_done, run_all, save, table
+from benchmarks.results import split_arguments
 from tgdd_plugin import InputError
 
 COMMIT = "ff35b09c9fd3c61746a0f57ccc0d1361e008c89c"
@@ -152,15 +153,14 @@ def run(runner: Any, method: str, seed: int, options: argparse.Namespace) -> Non
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    cut = given.index("--") if "--" in given else len(given)
+    given, extra = split_arguments(arguments)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", nargs="?", type=Path, help="folder of Mammoth's repository")
     add_options(parser, "mammoth", [*THEIRS, *OURS])
     parser.add_argument("--dataset", choices=DATASETS, default="fashion_mnist", help="(default fashion_mnist)")
     parser.add_argument("--test-per-class", type=int, default=1000, help="test images of each class (default 1000)")
-    options = parser.parse_args(given[:cut])
-    options.extra, options.output = given[cut + 1 :], options.output.resolve()  # Mammoth changes the working folder
+    options = parser.parse_args(given)
+    options.extra, options.output = extra, options.output.resolve()  # Mammoth changes the working folder
     if options.table:
         print(table(options.output))
         return 0
