@@ -135,9 +135,9 @@ def convolutions(factory: Callable[[], nn.Module], settings: DistillSettings, po
     return seconds
 
 
-def _median_seconds(work: Callable[[], Any], device: torch.device, repeats: int = 7) -> float:
+def _median_seconds(work: Callable[[], Any], device: torch.device) -> float:
     times = []
-    for _ in range(repeats):
+    for _ in range(7):
         began = now(device)
         work()
         times.append(now(device) - began)

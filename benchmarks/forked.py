@@ -23,6 +23,9 @@ from typing import Any
 LIMIT = 120.0
 """Seconds after which a child counts as one that hangs."""
 
+PATIENCE = 5.0
+"""Seconds in which the processes that a child leaves behind must end by themselves."""
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -79,9 +82,9 @@ def run_forked(
     return Ended("done" if status == 0 else "failed", seconds, output, orphans)
 
 
-def _is_empty(group: int, patience: float = 5.0) -> bool:
+def _is_empty(group: int) -> bool:
     """Whether a group of processes comes to an end by itself, as multiprocessing's helpers do."""
-    end = time.monotonic() + patience
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         try:
             os.killpg(group, 0)

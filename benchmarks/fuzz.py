@@ -94,10 +94,10 @@ class Canary:
                 self.seen.append(f"open for writing {args[0]!r:.100}")
 
 
-def _callers(most: int = 20) -> str:
-    """The files of the functions that called, joined."""
+def _callers() -> str:
+    """The files of the last 20 functions that called, joined."""
     frame, found = sys._getframe(2), []
-    while frame is not None and len(found) < most:
+    while frame is not None and len(found) < 20:
         found.append(frame.f_code.co_filename)
         frame = frame.f_back  # type: ignore[assignment]
     return " ".join(found)

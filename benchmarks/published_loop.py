@@ -196,7 +196,6 @@ def random_trajectory(
     stages: int = 61,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    seed: int = 0,
 ) -> Trajectory:
     """Writes a trajectory of untrained networks and random class means: for timing, where the values do not matter.
 
@@ -207,9 +206,8 @@ def random_trajectory(
         runs: R. Default: ``1``.
         stages: S, for each run. Default: ``61``, those of 60 epochs.
         mean, std: Noted in the manifests. Default: ``None``.
-        seed: Of the weights. Default: ``0``.
     """
-    with forked_streams(seed):
+    with forked_streams(0):
         for number in range(runs):
             for stage in range(stages):
                 network = network_factory()

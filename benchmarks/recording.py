@@ -44,6 +44,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
 
 LIMIT = 2.0  # per cent of training time
+STAGES = 60  # timed from each index on
 OVERHEAD = "overhead beside file writing, %"
 Seconds = dict[str, float]
 
@@ -195,8 +196,8 @@ class LongRun:
         return time.perf_counter() - start, time.process_time() - cpu
 
 
-def measure_indices(options: argparse.Namespace, each: int = 60) -> list[dict[str, float]]:
-    """Times ``each`` stages from every index on, in turn with as many from index 3 on of a fresh run."""
+def measure_indices(options: argparse.Namespace) -> list[dict[str, float]]:
+    """Times so many stages from every index on, in turn with as many from index 3 on of a fresh run."""
     rows = []
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         long = LongRun(Path(folder) / "long", options)
@@ -206,7 +207,7 @@ def measure_indices(options: argparse.Namespace, each: int = 60) -> list[dict[st
             fresh = LongRun(Path(folder) / f"fresh{index}", options)
             for _ in range(2):
                 fresh.stage()
-            late, early = zip(*((long.stage(), fresh.stage()) for _ in range(each)), strict=True)
+            late, early = zip(*((long.stage(), fresh.stage()) for _ in range(STAGES)), strict=True)
             row: dict[str, float] = {"index": index}
             for name, side in (("ms", late), ("ms at index 3", early)):
                 for kind, column in (("", 0), (" CPU", 1)):
@@ -242,7 +243,7 @@ def main() -> None:
 
     if options.indices:
         rows = measure_indices(options)
-        print(f"{describe_machine(options.device, options.threads)}; medians of 60 stages each\n")
+        print(f"{describe_machine(options.device, options.threads)}; medians of {STAGES} stages each\n")
         print(tabulate(rows, headers="keys", floatfmt=".2f"))
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1) + "\n")

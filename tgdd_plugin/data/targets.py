@@ -14,6 +14,9 @@ from tgdd_plugin.core.errors import printable
 TOLERANCE = 1e-6
 """The largest difference at which shares of a soft label count as equal."""
 
+MOST = 10
+"""The most classes that a message names."""
+
 
 def single_class_targets(
     targets: Shaped[Tensor, "N *_"], num_classes: int
@@ -54,7 +57,7 @@ def are_class_targets(targets: Any, count: int, num_classes: int) -> bool:
     return targets.shape in ((count,), (count, 1))
 
 
-def named_classes(names: Sequence[str], most: int = 10) -> str:
+def named_classes(names: Sequence[str]) -> str:
     """Returns ``class 'a'`` or ``classes 'a', 'b', ...``, to be named in a message; names may come from a file."""
-    listed = ", ".join(f"'{printable(name)}'" for name in names[:most]) + (", ..." if len(names) > most else "")
+    listed = ", ".join(f"'{printable(name)}'" for name in names[:MOST]) + (", ..." if len(names) > MOST else "")
     return f"class {listed}" if len(names) == 1 else f"classes {listed}"
