@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.nas.settings import Arguments, SearchSpace
-from tgdd_plugin.networks.factory import build_network, find_factory
+from tgdd_plugin.networks.factory import accepted_arguments, build_network
 
 
 def name_of(arguments: Arguments) -> str:
@@ -29,13 +28,12 @@ def check_factory(space: SearchSpace) -> None:
     Raises:
         InputError: If it does not.
     """
-    parameters = inspect.signature(find_factory(space.factory)).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    if (known := accepted_arguments(space.factory)) is None:
         return
     for name in space.choices:
-        if name not in parameters:
+        if name not in known:
             raise InputError(
-                f"`choices` must be arguments of '{space.factory}', got '{name}'. Choose from {', '.join(parameters)}."
+                f"`choices` must be arguments of '{space.factory}', got '{name}'. Choose from {', '.join(known)}."
             )
 
 

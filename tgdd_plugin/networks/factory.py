@@ -85,6 +85,16 @@ def find_factory(name: str) -> Callable[..., nn.Module]:
     return import_function("network", name)
 
 
+def accepted_arguments(name: str) -> Sequence[str] | None:
+    """Returns the names of the arguments that a factory takes; ``None`` for one that takes any.
+
+    Raises:
+        InputError: If there is no factory of that name.
+    """
+    parameters = inspect.signature(find_factory(name)).parameters
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else list(parameters)
+
+
 def build_network(name: str, arguments: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:
     """Builds a network by name, as a module that turns images into logits (:func:`as_classifier`).
 

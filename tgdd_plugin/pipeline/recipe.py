@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -98,12 +97,11 @@ def _place(content: dict[str, Any], keys: list[str], value: str, override: str) 
 def _check_arguments(network: NetworkSettings, where: str) -> None:
     """Raises an InputError if there is no such factory, or it does not take the arguments."""
     check_network_name(network.name)
-    from tgdd_plugin.networks.factory import find_factory  # loads torch, which takes a second
+    from tgdd_plugin.networks.factory import accepted_arguments  # loads torch, which takes a second
 
-    parameters = inspect.signature(find_factory(network.name)).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    if (accepted := accepted_arguments(network.name)) is None:
         return
     for key in network.arguments:
-        if key not in parameters:
-            known = [*parameters, "name"]
+        if key not in accepted:
+            known = [*accepted, "name"]
             raise InputError(unknown_key(f"{where}.{key}", [f"{where}.{nearest(key, known)}"], known))
