@@ -548,3 +548,13 @@ def test_a_write_error_without_a_name_says_how_to_go_on(tmp_path, monkeypatch, c
     monkeypatch.setattr("tgdd_plugin.pipeline.job.read_job", full)
     assert cli.main(["run", "digits"]) == 2
     assert "File too large: a file could not be read or written. Once it can" in capfd.readouterr().err
+
+
+def test_a_recording_of_more_runs_than_the_recipe_says_is_not_refused(tmp_path, monkeypatch):
+    """What it keeps is counted by the distillation itself."""
+    monkeypatch.chdir(tmp_path)
+    short = ["device=cpu", "data.per_class=20", "network.depth=1", "network.width=4", "record.epochs=2"]
+    short += ["record.exemplars=4", "distill.source=recorded", "distill.images_per_class=2", "distill.factor=2"]
+    short += ["distill.steps=1", "retrain.full_epochs=0", "retrain.seeds=1", "output=out"]
+    assert cli.main(["record", "digits", *short, "record.runs=2"]) == 0
+    assert cli.main(["run", "digits", *short, "record.runs=1", "trajectory=out/trajectory"]) == 0

@@ -72,15 +72,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        said = str(error)
-        if isinstance(error, OSError) and error.errno and error.filename is None:
-            said += ": a file could not be read or written. Once it can, the same command goes on where it was."
-        print(f"tgdd: {printable(' '.join(said.split()))}", file=sys.stderr)
+        print(f"tgdd: {printable(' '.join(_told(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("tgdd: interrupted; the same command keeps what is finished and the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _told(error: Exception) -> str:
+    """The text of an error; of one about a file that it does not name, as of a full disk, with how to go on."""
+    of_file = isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
+    if of_file and getattr(error, "errno", None) and getattr(error, "filename", None) is None:
+        return f"{error}: a file could not be read or written. Once it can, the same command goes on where it was."
+    return str(error)
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

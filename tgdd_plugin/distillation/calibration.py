@@ -28,7 +28,7 @@ BALANCE = 0.5
 STEPS = 4
 """The number of steps whose gradients are looked at."""
 
-ROUNDING = 1e-5
+ROUNDING = 1e-6
 """How far features must differ between images, beside their length, not to be the same but for rounding."""
 
 

@@ -143,9 +143,9 @@ def distill(
             for run in trajectory.representative_runs.values():
                 recorded_factory(run.network)  # what cannot be built is found out before any image is read
         inputs = resolve_inputs(trajectory, real, settings, given, progress_bar=progress_bar)
-        options.logs.check_probe(inputs.settings.source)
         card = result_card(inputs, head)
         if not is_finished(output, card, overwrite=overwrite):
+            options.logs.check_probe(inputs.settings.source)
             _distill(output, inputs, card, network, head, options)
         elif dist.get_global_rank() == 0:
             if _checkpoints_of(output):  # this job's are left if it was killed while it removed them

@@ -107,8 +107,8 @@ class DistillationModel(ComposerModel):
         They are an image of each class, of 16 classes at most. Infinite for one image alone, or if all features are 0.
         """
         classes = torch.arange(min(16, len(self.synthetic.pixels)), device=self.synthetic.pixels.device)
-        images = self.synthetic.decode(classes)
-        features, _ = self.networks[0](self.bank.last, self._prepared(images[None, :, 0], {})[0])
+        images = self.synthetic.decode(classes, classes.new_zeros(len(classes), 1))
+        features, _ = self.networks[0](self.bank.last, self._prepared(images.transpose(0, 1), {})[0])
         features = features.double()
         length = float(features.norm())
         return float((features - features.mean(0)).norm()) / length if len(features) > 1 and length else math.inf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,16 +67,3 @@ def draw_real(pool: ImagePool, classes: torch.Tensor, count: int, generator: tor
     """Draws the real images of a step, ``(k, count)``: see :meth:`ImagePool.draw`, whose error it raises."""
     repeat = bool((pool.counts[classes] >= count).any())  # a rare class rules no other one
     return pool.draw(classes, count, generator, "each step (real_per_class)", repeat=repeat)
-
-
-class Steps:
-    """Yields the numbers of the steps. Draws are made later, so a resumed run skips those of past steps at no cost."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.steps))

@@ -27,7 +27,7 @@ def source_without_images(trajectory: Trajectory, classes: Sequence[str] | None 
         InputError: If a file of images cannot be read.
     """
     counts = zip(trajectory.run.class_names, trajectory.exemplar_counts(), strict=True)
-    fewest = min(count for name, count in counts if classes is None or name in classes)
+    fewest = min((count for name, count in counts if classes is None or name in classes), default=ENOUGH)
     return "exemplars" if fewest >= ENOUGH or (fewest and not _has_means(trajectory)) else "recorded"
 
 

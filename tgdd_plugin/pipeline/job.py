@@ -63,6 +63,7 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
             _check_exemplars(recipe, 1)
         elif step == "run" and not recipe.trajectory:
             _check_exemplars(recipe, recipe.record.runs)
+        if distils and (step == "replay" or (step == "run" and not recipe.trajectory)):
             _check_means(recipe)
     if step == "replay" and recipe.replay.policy == "hybrid" and not recipe.distill.reads_data:
         _check_real_images(recipe)

@@ -77,14 +77,14 @@ def _record(recipe: Recipe, data: Data, keep: bool = False) -> dict[str, Any]:
         return {"trajectory": folder, "already_done": True}
     check_writable(folder / JOB)
     real, _ = data()
-    if keep:
+    before = _complete_runs(folder)
+    if keep and not before:
         given, kept = Normalization.of(recipe.data.mean, recipe.data.std), recipe.record.exemplars
         check_before_recording(recipe.distill, real, given, runs=recipe.record.runs, exemplars=kept)
     network = recipe.network or NetworkSettings()
     job: dict[str, Any] = {"data": asdict(recipe.data), "network": asdict(network), "head": recipe.head}
     if recipe.extra_networks:
         job["extra_networks"] = [asdict(other) for other in recipe.extra_networks]
-    before = _complete_runs(folder)
     with measured(recording_costs_path(folder), "record") as measure:
         trajectory = record(
             folder,

@@ -210,7 +210,7 @@ def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_clas
             came = f"an error ({brief(error)})"
     if came != (2, num_classes):
         remedy = "Build it for as many channels, pixels and classes."
-        if shape[1] != shape[2]:
+        if isinstance(came, str) and shape[1] != shape[2]:
             remedy = (
                 "Of this package's networks convnet and vit take square images alone: choose another one, or make the "
                 "images square (on the command line data.image_size=...)."
