@@ -498,10 +498,10 @@ def test_what_are_no_class_names(tmp_path: Path, classes: Any) -> None:
 
 
 def test_given_names_and_normalisation_come_first(tmp_path: Path) -> None:
-    given: dict[str, Any] = {"classes": ["a", "b", "c"], "mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}
+    given: dict[str, Any] = {"classes": ["a", "b", "c"], "mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.25]}
     record(tmp_path, tiny_network(channels=3), {"dataset": coloured(V1), "max_duration": "1ep"}, **given)
     noted = manifest(tmp_path / "run")
-    assert (noted["classes"], noted["mean"], noted["std"]) == (["a", "b", "c"], [0.1, 0.2, 0.3], [1, 2, 3])
+    assert (noted["classes"], noted["mean"], noted["std"]) == (["a", "b", "c"], [0.1, 0.2, 0.3], [0.1, 0.2, 0.25])
 
 
 def test_images_that_are_no_tensor_batch(tmp_path: Path) -> None:
