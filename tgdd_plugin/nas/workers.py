@@ -37,6 +37,9 @@ from tgdd_plugin.nas.trial_queue import POLL, TRIES, Failed, Queue, result_of
 _NO_PART = ("full_epochs", "at_once")
 """The training settings that no candidate's result depends on."""
 
+STOPPING = 30
+"""Seconds that workers have to give their candidates back before they are killed; on a busy machine 10 were too few."""
+
 
 @dataclass
 class SearchJob:
@@ -198,8 +201,9 @@ def run_workers(job: SearchJob, queue: Queue, bar: tqdm) -> None:
         for process in processes:
             if process.is_alive() and process.pid:
                 os.kill(process.pid, signal.SIGINT)
+        patience = time.monotonic() + STOPPING
         for process in processes:
-            process.join(10)
+            process.join(max(0, patience - time.monotonic()))
             process.kill()  # one that had not begun yet, and takes no notice
     if left := len(queue.slots) - len(queue.tried()):
         raise InputError(
