@@ -555,6 +555,7 @@ def test_a_recording_of_more_runs_than_the_recipe_says_is_not_refused(tmp_path, 
     monkeypatch.chdir(tmp_path)
     short = ["device=cpu", "data.per_class=20", "network.depth=1", "network.width=4", "record.epochs=2"]
     short += ["record.exemplars=4", "distill.source=recorded", "distill.images_per_class=2", "distill.factor=2"]
-    short += ["distill.steps=1", "retrain.full_epochs=0", "retrain.seeds=1", "output=out"]
+    short += ["record.compile=false", "record.precision=fp32", "retrain.compile=false", "retrain.precision=fp32"]
+    short += ["retrain.epochs=1", "distill.steps=1", "retrain.full_epochs=0", "retrain.seeds=1", "output=out"]
     assert cli.main(["record", "digits", *short, "record.runs=2"]) == 0
     assert cli.main(["run", "digits", *short, "record.runs=1", "trajectory=out/trajectory"]) == 0

@@ -82,10 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _told(error: Exception) -> str:
     """The text of an error; of one about a file that it does not name, as of a full disk, with how to go on."""
-    of_file = isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
-    if of_file and getattr(error, "errno", None) and getattr(error, "filename", None) is None:
-        return f"{error}: a file could not be read or written. Once it can, the same command goes on where it was."
-    return str(error)
+    if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError):
+        return str(error)
+    if error.errno is None or error.filename is not None:
+        return str(error)
+    return f"{error}: a file could not be read or written. Once it can, the same command goes on where it was."
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

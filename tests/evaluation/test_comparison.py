@@ -25,7 +25,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.evaluation import distribution_matching, scorer
-from tgdd_plugin.evaluation.comparison import _tells_apart, evaluate
+from tgdd_plugin.evaluation.comparison import _tells_apart, evaluate, retrain
 from tgdd_plugin.evaluation.metrics import hard_label_recovery, improvement_over_random, worth_in_random_images
 from tgdd_plugin.evaluation.scorer import EQUAL_PASSES, Row
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
@@ -850,3 +850,9 @@ def test_refusals_on_the_command_line_are_one_line(here, capfd):
         out, err = capfd.readouterr()
         assert out == "" and err.startswith("tgdd: ") and err.count("\n") == 1 and pattern in err
         assert snapshot(here) == before
+
+
+def test_a_device_of_another_name_is_one_line(file):
+    for call in (run, lambda file, device: retrain(file, TEST, TRAINING, device=device, progress_bar=False)):
+        with pytest.raises(InputError, match="`device` must be 'cpu', 'gpu', or None .*, got 'cuda'"):
+            call(file, device="cuda")

@@ -89,7 +89,12 @@ MISTAKES = [
     ("run", DIGITS, ["output=my.yaml/x"], "Cannot write 'my.yaml/x/digits-ipc10.beton'"),
     ("run", DIGITS, ["file=hollow"], "'hollow' is a folder"),
     ("distill", DIGITS, ["trajectory=nowhere"], "There is no trajectory folder 'nowhere'"),
-    ("run", DIGITS, ["trajectory=nowhere"], "There is no trajectory folder 'nowhere'. Name a recording that is there"),
+    (
+        "run",
+        DIGITS,
+        ["trajectory=nowhere"],
+        "`trajectory` must be a folder that is there, got 'nowhere'. Name a",
+    ),
     ("distill", DIGITS, ["trajectory=bare"], "has no recorded run"),
     ("replay", DIGITS, ["replay.tasks=11"], "`replay.tasks` must be at most 10"),
     ("replay", DIGITS, ["distill.factor=3"], "must divide the side of the images, 8 pixels of digits, got 3"),

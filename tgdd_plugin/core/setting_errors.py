@@ -59,9 +59,8 @@ def _unknown(path: list[Any], cls: type[Any]) -> str:
     names = _names(cls)
     key = str(path[-1])
     # A key without its section, as it is easily written on the command line, is named with it.
-    lists = [name for name in names if get_origin(cls.__pydantic_fields__[name].annotation) is list]
-    sections = {name: _section(cls, name) for name in names if name not in lists}
-    inside = [[name, key] for name, section in sections.items() if section and key in _names(section)]
+    sections = [name for name in names if get_origin(cls.__pydantic_fields__[name].annotation) is not list]
+    inside = [[name, key] for name in sections if (section := _section(cls, name)) and key in _names(section)]
     near = [dotted([*path[:-1], *one]) for one in inside or [[nearest(key, names)]]]
     return unknown_key(dotted([*path[:-1], key]), near, names)
 

@@ -33,7 +33,9 @@ class Normalization:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+            given = getattr(self, name)
+            values = [given] if isinstance(given, (int, float)) else given
+            object.__setattr__(self, name, tuple(float(value) for value in values))
         values = (*self.mean, *self.std)
         if (
             not self.mean
@@ -60,7 +62,7 @@ class Normalization:
             raise InputError(
                 f"`mean` and `std` must be given together, got mean {mean} and std {std}. Give both or neither."
             )
-        normalization = cls(_plain(mean), _plain(std))
+        normalization = cls(mean, std)  # type: ignore[arg-type]  # numbers become sequences
         if max(*normalization.mean, *normalization.std) > 1:
             raise InputError(
                 f"`mean` and `std` must be for pixels in [0, 1], got {normalization}. Divide both by 255 if they are "
@@ -113,9 +115,3 @@ class Normalization:
 
     def __str__(self) -> str:
         return f"mean {list(self.mean)} and std {list(self.std)}"
-
-
-def _plain(values: Sequence[float] | float | None) -> list[float]:
-    if values is None:
-        return []
-    return [values] if isinstance(values, (int, float)) else list(values)

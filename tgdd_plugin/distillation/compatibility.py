@@ -16,7 +16,7 @@ from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.networks.classifiers import as_classifier, check_buildable
+from tgdd_plugin.networks.classifiers import as_classifier, as_list, check_buildable
 from tgdd_plugin.networks.factory import build_recorded, is_own
 from tgdd_plugin.networks.feature_network import fit_names
 from tgdd_plugin.networks.surgery import apply_surgery, unknown_changes
@@ -75,8 +75,7 @@ def bare_networks(
     Raises:
         InputError: If an architecture has none and is not one of this package's, or one of several fits no run.
     """
-    several = [] if given is None else [given] if isinstance(given, str) or not isinstance(given, Sequence) else given
-    networks = [_bare(each) for each in several]
+    networks = [] if given is None else [_bare(each) for each in as_list(given)]
     runs = trajectory.representative_runs
     if len(networks) == len(runs) == 1:  # if it does not fit, the check of its stages says how
         return [_changed(networks[0], trajectory, *next(iter(runs.items())))]

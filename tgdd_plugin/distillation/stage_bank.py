@@ -174,8 +174,8 @@ def _no_means(trajectory: Trajectory, folder: Path, classes: Sequence[int] | Non
     found = [means for stage in run.stages if (means := trajectory.class_means(folder, stage)) is not None]
     seen = [label for label in wanted if any(counts[label] > 0 for _, counts in found)]
     if not seen or len(seen) == len(wanted):
-        counts = trajectory.exemplar_counts()
-        kept = "match the images that were kept (source 'exemplars'), " * all(counts[label] for label in wanted)
+        have = trajectory.exemplar_counts()
+        kept = "match the images that were kept (source 'exemplars'), " * all(have[label] for label in wanted)
         return InputError(
             f"The run in '{folder}' has no stage with means of all {len(wanted)} classes. TGDDCallback records them, "
             f"unless statistics=False, from images of one class each (mixed ones do not count). Give the real images "

@@ -91,7 +91,6 @@ def retrain(
             another comparison, or another process works on them.
     """
     file = Path(file)
-    torch_device(device)  # a GPU that is not there is told first
     compact = CompactSet.open(file, network)
     settings = as_settings(RetrainSettings, settings).made_for(compact.card.method.get("budget"), compact.card.images)
     test = fitting_pool(test, "test", file, compact.card)
@@ -229,6 +228,7 @@ def _scorer(
     progress_bar: bool,
     trainer_options: Mapping[str, Any] | None,
 ) -> Scorer:
+    torch_device(device)  # one that is not there, or of another name, is told before anything is trained
     card, seeds = compact.card, range(seed, seed + training.seeds)
     return Scorer(
         test,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
 from typing import Any
 
@@ -63,10 +63,7 @@ def as_classifier(given: nn.Module) -> nn.Module:
         InputError: If it is no network.
     """
     if not isinstance(given, nn.Module):
-        raise InputError(
-            f"`network` must be a network, or a function that builds one, got a {type(given).__name__}. Give a "
-            f"torch.nn.Module."
-        )
+        raise _no_network(given)
     network = bare_network(given)[0]
     if network is not given and not hasattr(network, "tgdd_network") and hasattr(given, "tgdd_network"):
         network.tgdd_network = given.tgdd_network  # how it was built, see tgdd_plugin.networks.described
@@ -79,13 +76,23 @@ def as_classifier(given: nn.Module) -> nn.Module:
     return network
 
 
+def as_list(given: Any) -> list[Any]:
+    """Returns one network, or a function that builds one, or several of them, as a list."""
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+
+
 def check_buildable(given: Any) -> None:
     """Raises an InputError if something is neither a network nor a function that builds one."""
     if not isinstance(given, nn.Module) and not callable(given):
-        raise InputError(
-            f"`network` must be a network, or a function that builds one, got {shown(repr(given))}. Give, for example, "
-            f"lambda: tgdd_plugin.networks.convnet(10); names are for the command line and recipes."
-        )
+        raise _no_network(given)
+
+
+def _no_network(given: Any) -> InputError:
+    came = shown(repr(given)) if isinstance(given, str) else f"a {type(given).__name__}"
+    return InputError(
+        f"`network` must be a network, or a function that builds one, got {came}. Give, for example, "
+        f"lambda: tgdd_plugin.networks.convnet(10); names are for the command line and recipes."
+    )
 
 
 def classifiers(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

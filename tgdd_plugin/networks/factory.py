@@ -77,7 +77,7 @@ def find_factory(name: str) -> Callable[..., nn.Module]:
     """Returns the factory of a network of this package (``'convnet'``), or of any other as ``'module:function'``.
 
     Raises:
-        InputError: If there is no factory of that name.
+        InputError: If the factory is unknown.
     """
     if name in OWN:
         return OWN[name]

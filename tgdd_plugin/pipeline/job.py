@@ -46,18 +46,18 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
     if step == "run" and recipe.trajectory and not Path(recipe.trajectory).is_dir():
         # A mistyped name would otherwise be that of a new recording, which takes hours.
         raise InputError(
-            f"There is no trajectory folder '{shown(recipe.trajectory)}'. Name a recording that is there, or leave "
-            f"`trajectory` out to record into '{recipe.output}/trajectory'; tgdd record records into any other folder."
+            f"`trajectory` must be a folder that is there, got '{shown(recipe.trajectory)}'. Name a recording, or "
+            f"leave it out to record into '{recipe.output}/trajectory'; tgdd record records into any other folder."
         )
     for name in {"evaluate": recipe.evaluate.networks, "nas": [recipe.nas.factory]}.get(step, []):
         check_network_name(name)
     if step != "distill" or recipe.distill.reads_data:
         check_data(recipe.data)
     distils = step in ("run", "distill") or (step == "replay" and recipe.replay.policy in ("distilled", "hybrid"))
-    if distils and recipe.distill.reads_data:
-        _check_size(recipe)
     if distils:
         recipe.loggers.check_probe(recipe.distill.source)
+        if recipe.distill.reads_data:
+            _check_size(recipe)
     if not recipe.distill.reads_data:
         if step == "replay" and recipe.replay.policy == "distilled":
             _check_exemplars(recipe, 1)
@@ -122,7 +122,8 @@ def _check_size(recipe: Recipe) -> None:
     known = recipe.data.known
     if known is None:
         return
-    sized = recipe.distill.sized(len(recipe.distill.classes or range(known.classes)))
+    classes = len(recipe.distill.classes or range(known.classes))
+    sized = recipe.distill.sized(classes)
     name = recipe.data.name
     if known.side % sized.factor:
         fitting = [str(factor) for factor in range(1, known.side) if known.side % factor == 0 and factor <= 8]
@@ -135,7 +136,7 @@ def _check_size(recipe: Recipe) -> None:
         count = sized.images_per_class
         most = known.per_class // (needed // count)
         wanted, got, lower = f"`distill.images_per_class` must be at most {most}", f"{count}", "Lower it"
-        if budget := recipe.distill.images_per_class is None and recipe.distill.budget:
+        if budget := sized.sized_by(classes):
             wanted = f"`distill.budget` must make images_per_class at most {most}"
             got = f"{budget}, which makes it {count}"
             lower = f"Choose a smaller one or distill.images_per_class={most}"

@@ -30,7 +30,7 @@ from tgdd_plugin.data.targets import named_classes
 from tgdd_plugin.logs.destinations import TrainingLogs, as_log_settings
 from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings
-from tgdd_plugin.networks.classifiers import classifiers
+from tgdd_plugin.networks.classifiers import as_list, classifiers
 from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings, as_recorded
@@ -97,8 +97,7 @@ def record(
             stacklevel=2,
         )
     folder = check_writable(Path(folder) / JOB).parent
-    several = [network] if isinstance(network, str) or not isinstance(network, Sequence) else network
-    builders = [classifiers(build) for build in several]
+    builders = [classifiers(build) for build in as_list(network)]
     for build in builders:
         check_network(build, real.shape, real.num_classes)
     if len(builders) > 1:
