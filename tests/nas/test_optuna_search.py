@@ -1,6 +1,8 @@
 """The search: each candidate once, by one process or several, killed or not."""
 
 import json
+import multiprocessing
+import os
 import re
 import shutil
 import signal
@@ -361,6 +363,54 @@ def test_each_study_has_results_of_its_own(beton, tmp_path, capsys):
             matching["parameters"],
             matching["latency"],
         )
+
+
+@pytest.mark.parametrize("place", ["record_heartbeat", "set_trial_state_values"])
+def test_ctrl_c_while_the_study_is_written_leaves_no_candidate_running(beton, tmp_path, monkeypatch, place):
+    """Before a candidate's training, and as its result is written; the first of three times."""
+    original, calls = getattr(trial_queue.RDBStorage, place), []
+
+    def interrupted(*arguments, **named):
+        if not calls:
+            calls.append(place)
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(trial_queue.RDBStorage, place, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        search(beton, tmp_path)
+    assert calls and "RUNNING" not in states(tmp_path)
+    start = time.monotonic()
+    assert len(search(beton, tmp_path)) == 6 and time.monotonic() - start < trial_queue.GRACE
+    assert states(tmp_path) == {"COMPLETE": 6}
+
+
+def _loses_the_first_interrupt(begun, place):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    class Freed:
+        def __del__(self):
+            begun.set()
+            time.sleep(60)  # Python drops what is raised here
+
+    try:
+        Freed()
+        Path(place).write_text("went on")
+        time.sleep(60)
+    except KeyboardInterrupt:
+        Path(place).write_text(Path(place).read_text() + ", then ended")
+
+
+def test_a_worker_that_loses_an_interrupt_gets_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "AGAIN", 0.5)
+    context = multiprocessing.get_context("spawn")
+    begun, place = context.Event(), tmp_path / "told"
+    process = context.Process(target=_loses_the_first_interrupt, args=(begun, place), daemon=True)
+    process.start()
+    assert begun.wait(120)
+    workers._stop([process])
+    process.join(10)
+    assert not process.is_alive() and place.read_text() == "went on, then ended"
 
 
 def test_ctrl_c_stops_the_workers_and_nothing_is_lost(beton, tmp_path):

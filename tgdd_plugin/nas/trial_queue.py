@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.interrupts import HeldInterrupts
 from tgdd_plugin.evaluation.settings import RetrainSettings
 
 HEARTBEAT, GRACE = 10, 60
@@ -197,6 +198,7 @@ class Queue:
     def _try_one(self, attempt: Callable[[Trial], float]) -> None:
         taken: list[int] = []
         raised: list[Exception] = []  # errors of the attempt itself
+        held = HeldInterrupts()  # so that no trial stays behind as running
 
         def objective(trial: Trial) -> float:
             taken.append(trial.number)
@@ -209,7 +211,8 @@ class Queue:
             ):
                 raise optuna.TrialPruned
             try:
-                return attempt(trial)
+                with held.let_through():
+                    return attempt(trial)
             except (KeyboardInterrupt, SystemExit) as error:  # Composer turns Ctrl-C into the latter
                 trial.set_user_attr(_STOPPED, True)
                 raise KeyboardInterrupt from error
@@ -218,7 +221,8 @@ class Queue:
                 raise
 
         try:
-            self.study.optimize(objective, n_trials=1, catch=(Failed,))
+            with held:
+                self.study.optimize(objective, n_trials=1, catch=(Failed,))
         except (UpdateFinishedTrialError, ValueError, AssertionError) as error:
             # A process that was asleep for longer than GRACE was given up by the others, and its trial with it: Optuna
             # stumbles over that in each of these ways.

@@ -9,8 +9,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ from tgdd_plugin.nas.trial_queue import POLL, TRIES, Failed, Queue, result_of
 _NO_PART = ("full_epochs", "at_once")
 """The training settings that no candidate's result depends on."""
 
-STOPPING = 30
-"""Seconds that workers have to give their candidates back before they are killed; on a busy machine 10 were too few."""
+STOPPING, AGAIN = 30, 2
+"""Seconds that workers have to give their candidates back before they are killed, and between their interrupts."""
 
 
 @dataclass
@@ -198,18 +199,29 @@ def run_workers(job: SearchJob, queue: Queue, bar: tqdm) -> None:
             show_progress(bar, queue)
             time.sleep(POLL)
     finally:
-        for process in processes:
-            if process.is_alive() and process.pid:
-                os.kill(process.pid, signal.SIGINT)
-        patience = time.monotonic() + STOPPING
-        for process in processes:
-            process.join(max(0, patience - time.monotonic()))
-            process.kill()  # one that had not begun yet, and takes no notice
+        _stop(processes)
     if left := len(queue.slots) - len(queue.tried()):
         raise InputError(
             f"All {len(processes)} workers ended, and {left} candidates are left. Give the same command to go on, with "
             f"fewer workers (`nas.workers`) if they had too little memory."
         )
+
+
+def _stop(processes: Sequence[SpawnProcess]) -> None:
+    """Interrupts processes until they have ended, and kills those that have not after :data:`STOPPING` seconds.
+
+    One interrupt is not enough: Python drops what it raises in a callback of C code, such as Numba's compiler, or while
+    it frees an object, and a process that has only just begun takes no notice.
+    """
+    patience = time.monotonic() + STOPPING
+    while (left := [process for process in processes if process.is_alive()]) and time.monotonic() < patience:
+        for pid in (process.pid for process in left if process.pid):
+            os.kill(pid, signal.SIGINT)
+        again = time.monotonic() + AGAIN
+        for process in left:
+            process.join(max(0, again - time.monotonic()))
+    for process in processes:
+        process.kill()
 
 
 @contextlib.contextmanager
@@ -250,6 +262,7 @@ def _take_part(job: SearchJob) -> None:
     with contextlib.suppress(KeyboardInterrupt):
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         job.work(job.queue(), end_if_orphaned)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # there is nothing left to interrupt
 
 
 def show_progress(bar: tqdm, queue: Queue) -> None:

@@ -1,0 +1,57 @@
+"""Ctrl-C that waits while something is written that must be whole."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+
+class HeldInterrupts:
+    """Holds Ctrl-C (SIGINT) back inside a ``with`` block, at whose end it is raised, except where it is let through.
+
+    Does nothing outside the main thread, where Python raises none, and where Ctrl-C is ignored.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+        self._before: Any = None
+
+    def __enter__(self) -> HeldInterrupts:
+        self._before = signal.getsignal(signal.SIGINT)
+        self._handle_by(self._hold)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle_by(self._before)
+        self._raise_held()
+
+    @contextlib.contextmanager
+    def let_through(self) -> Iterator[None]:
+        """Lets Ctrl-C end a block within this one, as it would without either, and raises the one that was held so far.
+
+        Raises:
+            KeyboardInterrupt: If one was held.
+        """
+        self._handle_by(self._before)
+        try:
+            self._raise_held()
+            yield
+        finally:
+            self._handle_by(self._hold)
+
+    def _handle_by(self, handler: Any) -> None:
+        raised = self._before not in (None, signal.SIG_IGN) and threading.current_thread() is threading.main_thread()
+        if raised:
+            signal.signal(signal.SIGINT, handler)
+
+    def _hold(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
+
+    def _raise_held(self) -> None:
+        came, self._came = self._came, False
+        if came:
+            raise KeyboardInterrupt
