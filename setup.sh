@@ -67,7 +67,14 @@ if [[ $fresh == yes ]]; then
     { "$PYTHON" -m venv .venv && .venv/bin/python -m pip --version >/dev/null; } ||
         die "$PYTHON could not make a working .venv; remove what is left of it and run this again"
 fi
-say "Python $version, installing into .venv: PyTorch with CUDA and the rest, about 5 GB, 2 minutes or more ..."
-.venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' </dev/null ||
-    die "pip could not install the packages (its reason is above); run this again to take it up"
+say "Python $version, installing into .venv: PyTorch with CUDA and the rest, about 5 GB, 1 minute or more ..."
+pip() { .venv/bin/python -m pip --disable-pip-version-check "$@" </dev/null; }
+packages=(-q -c constraints.txt -e '.[dev]')
+by_uv() { # takes half of pip's time, but does not read pip's settings, which may name an index of one's own
+    [[ -z ${PIP_INDEX_URL:-$(pip config get global.index-url 2>/dev/null)} ]] &&
+        pip install -q -c constraints.txt uv &&
+        .venv/bin/python -m uv pip install --python .venv/bin/python "${packages[@]}" </dev/null
+}
+by_uv || pip install "${packages[@]}" ||
+    die "the packages could not be installed (the reason is above); run this again to take it up"
 say "done after $SECONDS seconds"
