@@ -109,6 +109,7 @@ def strategy_of(method: str, seed: int, options: argparse.Namespace, train: Imag
             factor=1,
             start="herding",
             steps=options.steps,
+            schedule="constant",
             real_per_class=min(64, options.per_class),
         )
         # Only the policy 'reservoir' looks at the tasks to come.

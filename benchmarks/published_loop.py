@@ -11,6 +11,7 @@ Left out: the test accuracies on which the published program selects its images.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,9 +58,9 @@ class PublishedLoop:
 
     its gradient, one SGD step with momentum over the pixels of all classes, and a clamp of them to [0, 1].
 
-    Of ``settings`` it takes what has a published counterpart: ``images_per_class``, ``factor``, ``start``,
-    ``learning_rate``, ``alpha``, ``max_gap``, ``real_per_class``, ``max_decoded``, ``augmentation`` (by default the
-    published one) and ``seed``. The learning rate is **half** of the settings', by default the published 0.01 · n
+    Of ``settings`` it takes what has a published counterpart: ``images_per_class``, ``factor``, ``start`` (by default
+    the published ``'mix'``), ``learning_rate``, ``alpha``, ``max_gap``, ``real_per_class``, ``max_decoded``,
+    ``augmentation`` (by default the published one) and ``seed``. The learning rate is **half** of the settings', by default the published 0.01 · n
     (0.1 · n from 128 px on), so that both loops move a class equally far. The start is the engine's of the same seed;
     later draws are a stream of their own. The pixels are clamped right after each step; the published program does so
     before the next.
@@ -90,7 +91,7 @@ class PublishedLoop:
         std: Sequence[float],
         device: torch.device | str = "cpu",
     ) -> None:
-        settings = settings.sized(pool.num_classes)
+        settings = replace(settings, start=settings.start or "mix", schedule="constant").sized(pool.num_classes)
         self.trajectory = trajectory
         self.settings = settings
         self.augmentation = settings.augmentation or AUGMENTATION

@@ -9,7 +9,9 @@ from torch import nn
 from tgdd_plugin import DistillSettings, ImagePool, distill
 from tgdd_plugin.networks import convnet
 
-SETTINGS = DistillSettings(images_per_class=2, factor=1, steps=12, real_per_class=8, learning_rate=0.5)
+SETTINGS = DistillSettings(
+    images_per_class=2, factor=1, start="mix", steps=12, schedule="constant", real_per_class=8, learning_rate=0.5
+)
 
 
 def patterned(channels: int = 3, per_class: int = 20, side: int = 8) -> ImagePool:

@@ -46,6 +46,7 @@ class Tgdd(ContinualModel):
             factor=1,
             start="herding",
             steps=args.distill_steps,
+            schedule="constant",
             real_per_class=args.real_per_class,
         )
 

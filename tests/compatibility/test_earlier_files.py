@@ -84,6 +84,10 @@ def steps() -> Iterator[list[int]]:
     handle.remove()
 
 
+AS_BEFORE = ("distill.start=mix", "distill.schedule=constant")
+"""What was the default when the files were written, and is said since."""
+
+
 def tgdd(*arguments: str) -> None:
     assert cli.main(list(arguments)) == 0
 
@@ -113,7 +117,7 @@ def test_a_folder_of_two_networks_under_earlier_keys_is_kept(here, steps):
 def test_a_killed_distillation_goes_on(here, steps, compare, name, left):
     """Its checkpoint is found by the hash in its folder's name; then only the steps that are left are made."""
     assert len(list(here.glob(f"{name}/.distill-killed-*"))) == 1
-    tgdd("distill", f"{name}.yaml", f"file={name}/killed.beton")
+    tgdd("distill", f"{name}.yaml", f"file={name}/killed.beton", *AS_BEFORE)
     assert len(steps) == left and not list(here.glob(f"{name}/.distill-*"))
     assert read_card(f"{name}/killed.beton").method["name"] == "TGDD"
     compare(name, "killed.beton")
@@ -121,11 +125,11 @@ def test_a_killed_distillation_goes_on(here, steps, compare, name, left):
 
 def test_a_distilled_file_is_known_to_be_of_its_job(here, capsys):
     before = Path("one/sets-ipc2.beton").read_bytes()
-    tgdd("run", "one.yaml", "evaluate.baselines=[]")
+    tgdd("run", "one.yaml", "evaluate.baselines=[]", *AS_BEFORE)
     out = capsys.readouterr().out
     assert "distilled one/sets-ipc2.beton: already done" in out
     assert Path("one/sets-ipc2.beton").read_bytes() == before
-    tgdd("run", "one.yaml", "distill.factor=2", "distill.packed=true", "file=one/packed.beton")
+    tgdd("run", "one.yaml", "distill.factor=2", "distill.packed=true", "file=one/packed.beton", *AS_BEFORE)
     assert "distilled one/packed.beton: already done" in capsys.readouterr().out
 
 
@@ -153,12 +157,12 @@ def test_a_replay_goes_on_with_its_third_task(here, steps, compare):
     """Under ``replay.tune``, in the recipe and in scores.json."""
     first = json.loads(Path("replay/scores.json").read_text())
     before = [snapshot(f"replay/task{number}") for number in range(2)]
-    tgdd("replay", "replay.yaml")
+    tgdd("replay", "replay.yaml", *AS_BEFORE)
     scores = json.loads(Path("replay/scores.json").read_text())
     assert len(first["rows"]) == 2 and len(scores["rows"]) == 3 and scores["rows"][:2] == first["rows"]
     assert [snapshot(f"replay/task{number}") for number in range(2)] == before
     assert len(steps) == 2 * 1 + 2 + 2  # of the third training, its distillation, and the fine-tuning
-    tgdd("replay", "replay.yaml")
+    tgdd("replay", "replay.yaml", *AS_BEFORE)
     assert len(steps) == 6
     compare("replay", "*.*")
     assert scores["rows"] == EXPECTED["scores"]

@@ -35,10 +35,11 @@ def test_each_image_is_seen_about_so_often(passes: int, classes: int) -> None:
     assert sized.alpha == (10 if passes <= 10_000 else 2.5)
 
 
-def test_without_a_budget_a_set_is_of_the_published_size() -> None:
+def test_without_a_budget_a_set_is_of_the_published_size_and_takes_a_tenth_of_the_steps() -> None:
     sized = DistillSettings().sized(10)
-    assert (sized.images_per_class, sized.factor, sized.start, sized.steps) == (10, 2, "mix", 10_000)
-    assert (sized.schedule, DistillSettings().resolved(32).learning_rate) == ("constant", 0.2)
+    assert (sized.images_per_class, sized.factor, sized.start, sized.steps) == (10, 2, "herding", 1_000)
+    assert (sized.schedule, DistillSettings().resolved(32).learning_rate) == ("linear", 5 * 0.2)
+    assert DistillSettings(schedule="constant").resolved(32).learning_rate == 0.2
     assert DistillSettings(images_per_class=50).resolved(32).alpha == 0.5
     assert DistillSettings(images_per_class=10).resolved(32).alpha == 2.5
 

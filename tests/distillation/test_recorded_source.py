@@ -32,7 +32,9 @@ from tgdd_plugin.trajectory.store import Trajectory
 
 pytestmark = pytest.mark.numerical
 
-SETTINGS = DistillSettings(source="recorded", images_per_class=2, factor=2, steps=10, learning_rate=0.5)
+SETTINGS = DistillSettings(
+    source="recorded", images_per_class=2, factor=2, steps=10, start="mix", schedule="constant", learning_rate=0.5
+)
 RECORD = RecordSettings(epochs=4, runs=2, batch_size=8, learning_rate=0.05, cutmix=0.2, exemplars=8)
 
 

@@ -53,8 +53,8 @@ LARGE = set(NAMES) - {"digits", "image_folder", "beton"}
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    published = distillation.published
-    monkeypatch.setattr(distillation, "published", lambda: published() | {"steps": 2})
+    usual = distillation.usual
+    monkeypatch.setattr(distillation, "usual", lambda: usual() | {"steps": 2})
     monkeypatch.setattr(evaluation, "FAST_EPOCHS", 1)
 
 

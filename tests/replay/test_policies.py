@@ -155,7 +155,7 @@ def check_memories(
 def test_a_memory_has_what_its_policy_keeps(tmp_path: Path, policy: PolicyName) -> None:
     pools = patterned(1, per_class=12).split(1 / 3, torch.Generator().manual_seed(0))
     tasks = split_classes(*pools, ReplaySettings(tasks=2, order=1))
-    settings = DistillSettings(images_per_class=COUNT, factor=1, steps=3, source="recorded")
+    settings = DistillSettings(images_per_class=COUNT, factor=1, start="mix", steps=3, source="recorded")
     training = RecordSettings(epochs=1, batch_size=5, cutmix=0.0, augmentation="crop", exemplars=4)
     normalization = Normalization([0.4], [0.3])
     learn(
@@ -184,7 +184,7 @@ record: {epochs: 1, augmentation: crop, cutmix: 0.0}
 distill: {images_per_class: 2, factor: 1, steps: 2, real_per_class: 3}
 replay: {tasks: 2, order: 3}
 """
-DISTILL = DistillSettings(images_per_class=COUNT, factor=1, steps=2, real_per_class=3)
+DISTILL = DistillSettings(images_per_class=COUNT, factor=1, start="mix", steps=2, real_per_class=3)
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def refused(capfd: pytest.CaptureFixture[str], *overrides: str) -> str:
 
 @pytest.mark.parametrize("policy", NAMES)
 def test_the_command_follows_the_policy_of_the_recipe(here: Path, policy: str) -> None:
-    assert replay(f"replay.policy={policy}") == 0
+    assert replay(f"replay.policy={policy}", "distill.start=mix") == 0
     train, test = load_data(DATA)
     tasks = split_classes(train, test, ReplaySettings(tasks=2, order=3))
     check_memories(policy, here / "outputs", tasks, Normalization(*train.statistics()), DISTILL)
@@ -323,7 +323,7 @@ def test_real_images_are_not_made_up(tmp_path: Path) -> None:
     few = pool.subset(torch.arange(23, 72))  # one image of the first class
     (task,) = split_classes(few, pool, ReplaySettings(tasks=1))
     settings, normalization = (
-        DistillSettings(images_per_class=4, factor=2, real_per_class=4),
+        DistillSettings(images_per_class=4, factor=2, start="mix", real_per_class=4),
         Normalization([0.4], [0.3]),
     )
     with pytest.raises(InputError, match="Class 'rows' must have at least 8 images in each .* got 1. Lower images_per"):

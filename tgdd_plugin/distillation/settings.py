@@ -11,7 +11,7 @@ from pydantic import Field
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.settings import Count, Flag, Name, NonNegative, Seed, check_once, check_time, settings_class
-from tgdd_plugin.distillation.budgets import published, sized
+from tgdd_plugin.distillation.budgets import sized, usual
 
 Start = Literal["real", "mix", "herding", "noise"]
 STARTS: tuple[Start, ...] = get_args(Start)
@@ -58,13 +58,12 @@ class DistillSettings:
     start: Start | None = None
     """What the pixels start from. mix: every sub-image is a real image, shrunk; real: every stored image is a real one;
     herding: as mix, with the images that herding chooses by the features of the first run's last stage; noise: no real
-    image. null: mix, or herding for a budget."""
+    image. null: herding. The paper's is mix."""
     steps: Count | None = None
-    """Optimizer steps on the pixels. null: 10,000, or 50 for a budget."""
+    """Optimizer steps on the pixels. null: 1,000, a tenth of the paper's, or 50 for a budget."""
     schedule: Schedule | None = None
     """How the learning rate goes on. constant: as published; linear: in a straight line down to 0, from a rate five
-    times as high unless you give one, which learns more from a few hundred steps. null: constant, or linear for a
-    budget."""
+    times as high unless you give one, which learns more from a few hundred steps. null: linear."""
     learning_rate: NonNegative | Auto | None = None
     """Learning rate of SGD on the pixels, the first one where the schedule is linear. auto: such that the first steps
     move the pixels as far as the published rate does with ConvNets, or five times as far. null: for ConvNets of this
@@ -133,9 +132,9 @@ class DistillSettings:
         Args:
             classes: The number of classes to distill.
         """
-        usual = sized(self.budget, classes) if self.budget else published()
+        defaults = sized(self.budget, classes) if self.budget else usual()
         own = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return SizedSettings(**{**own, **{name: value for name, value in usual.items() if own[name] is None}})
+        return SizedSettings(**{**own, **{name: value for name, value in defaults.items() if own[name] is None}})
 
     def resolved(
         self,
