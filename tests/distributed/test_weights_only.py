@@ -20,7 +20,7 @@ from torch.torch_version import TorchVersion
 from tests.common import Crash, assert_same, fit, manifest, recorded, statistics, tiny_network
 from tests.patterned import SETTINGS, patterned, run, tiny
 from tests.patterned import Crash as Interrupt
-from tests.replay.test_algorithm import memory
+from tests.replay.filled import memory
 from tgdd_plugin import DistilledReplay, TGDDCallback
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.recording.runs import record

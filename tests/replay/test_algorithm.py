@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from tests.common import CLASSES, Crash, Pictures, Probe, assert_same, differ, fit, manifest, statistics, tiny_network
 from tests.distributed.launching import fork_ranks, outcome, run_file
+from tests.replay.filled import memory
 from tgdd_plugin import TGDDCallback
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.core.errors import InputError
@@ -33,14 +34,6 @@ from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.trajectory.tensor_files import read_exemplars
 
 pytestmark = pytest.mark.numerical
-
-
-def memory(per_class: int = 3, shape: tuple[int, int, int] = (1, 8, 8), **options: Any) -> ReplayMemory:
-    made = ReplayMemory(**{"images_per_class": per_class, "mean": [0.0] * shape[0], "std": [1.0] * shape[0], **options})
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randint(256, (CLASSES * per_class, *shape), generator=generator).to(torch.uint8)
-    made.add((images, torch.arange(CLASSES * per_class) % CLASSES))
-    return made
 
 
 def drawn(
@@ -568,7 +561,7 @@ def test_a_memory_that_does_not_fit_the_training() -> None:
             {"train_dataloader": bytes_},
             "The batch must have normalized images .*, got torch.uint8 images .*. Give a loader of such images",
         ),
-        (memory(), {"train_dataloader": three}, r"The batch must be a pair of tensors \(images, labels\), got a list"),
+        (memory(), {"train_dataloader": three}, r"a pair of tensors \(images, labels\), or .* got a list"),
         (
             memory(),
             {"train_dataloader": device_loader(0.5)},

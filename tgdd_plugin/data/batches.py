@@ -18,10 +18,27 @@ def images_and_labels(batch: Any) -> tuple[Any, Any]:
             are meant.
     """
     if isinstance(batch, Mapping):
-        return _first_of(batch, IMAGES), _first_of(batch, LABELS)
+        return batch.get(_name_of(batch, IMAGES)), batch.get(_name_of(batch, LABELS))
     parts = batch if isinstance(batch, (tuple, list)) else ()
     return (*parts[:2], None, None)[:2]  # type: ignore[return-value]
 
 
-def _first_of(batch: Mapping[Any, Any], names: Sequence[str]) -> Any:
-    return next((batch[name] for name in names if name in batch), None)
+def with_images_and_labels(batch: Any, images: Any, labels: Any) -> Any:
+    """Returns a batch of the same form with other images and labels; what else a mapping holds stays.
+
+    Args:
+        batch: A batch that :func:`images_and_labels` found both in.
+    """
+    if isinstance(batch, Mapping):
+        return {**batch, _name_of(batch, IMAGES): images, _name_of(batch, LABELS): labels}
+    return images, labels
+
+
+def other_entries(batch: Any) -> dict[Any, Any]:
+    """Returns what a batch that is a mapping holds beside its images and labels; of any other batch nothing."""
+    taken = (_name_of(batch, IMAGES), _name_of(batch, LABELS)) if isinstance(batch, Mapping) else ()
+    return {name: value for name, value in batch.items() if name not in taken} if taken else {}
+
+
+def _name_of(batch: Mapping[Any, Any], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in batch), None)

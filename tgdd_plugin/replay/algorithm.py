@@ -5,7 +5,7 @@ Its functional form is in :mod:`tgdd_plugin.replay.functional`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,8 +18,18 @@ from tgdd_plugin.augmentation.algorithms import siamese_batch
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import keyed_generator
+from tgdd_plugin.data.batches import images_and_labels, with_images_and_labels
+from tgdd_plugin.networks.classifiers import logits_of
 from tgdd_plugin.recording.introspection import device_of, find_classes, find_normalization, unwrapped
-from tgdd_plugin.replay.functional import Batch, join_targets, replay_batch, replay_factors, replay_loss
+from tgdd_plugin.replay.functional import (
+    batch_tensors,
+    join_outputs,
+    join_targets,
+    part_of_outputs,
+    replay_batch,
+    replay_factors,
+    replay_loss,
+)
 from tgdd_plugin.replay.memory import ReplayMemory
 
 BEFORE = (Event.BEFORE_FORWARD, Event.BEFORE_LOSS, Event.BEFORE_BACKWARD)
@@ -46,6 +56,11 @@ class DistilledReplay(Algorithm):
     find the mixture in ``state.batch`` and ``state.outputs``; :attr:`is_memory` tells which images are the memory's. At
     the events named ``AFTER_...`` callbacks find the batch's own again.
 
+    Batches are pairs (images, labels), or mappings with the keys that :class:`TGDDCallback` reads
+    (:func:`tgdd_plugin.data.batches.images_and_labels`), such as ``pixel_values`` and ``labels``. Other entries of a
+    mapping may be single values alone. Where the network answers with a mapping that has ``logits``, as Hugging Face's
+    models do, a loss that it computed itself is the mean over the mixture.
+
     Draws depend on (seed, rank, batch, number of tasks) alone: every rank draws its own images, and a resumed run draws
     those of an uninterrupted one.
 
@@ -58,7 +73,7 @@ class DistilledReplay(Algorithm):
             images are equally likely.
         weight (float, optional): The share of the memory in the loss, from 0 to 1: the loss is ``(1 - weight)`` times
             the mean over the batch's own images plus ``weight`` times the mean over the others. Default: ``None``,
-            every image counts alike.
+            every image counts alike, which it has to be where the network computes the loss itself.
         augmentation (str): The augmentation of the images from the memory, see :func:`siamese_batch`. Use ``'none'`` if
             an algorithm listed after this one augments. Default: ``'color_crop_flip'``.
         seed (int): The seed of the draws. Default: ``0``.
@@ -66,7 +81,7 @@ class DistilledReplay(Algorithm):
     Raises:
         InputError: From the constructor for an unusable argument; in training if the memory's images do not fit the
             batch's, its normalization or classes are not those of the loader, the network has too few outputs, or
-            batches are not (normalized images, labels).
+            batches are not (normalized images, labels) or hold more for each image.
 
     Example::
 
@@ -181,7 +196,7 @@ class DistilledReplay(Algorithm):
 
     def _draw(self, state: State) -> None:
         """Draws images for the whole batch, so that microbatches do not change what is drawn."""
-        self._batch_size = len(_pair(state.batch)[0])
+        self._batch_size = len(batch_tensors(state.batch)[0])
         count = self.count or max(1, round((self.ratio or 0) * self._batch_size))
         generator = replay_stream(self.seed, state, len(self.memory.tasks))
         images, self._labels = self.memory.sample(count, generator, self.balanced)
@@ -189,7 +204,7 @@ class DistilledReplay(Algorithm):
 
     def _mix(self, state: State) -> None:
         """Appends the microbatch's share of the drawn images, and replaces the model's loss."""
-        images, targets = _pair(state.batch)
+        images, targets = batch_tensors(state.batch)
         if images.shape[1:] != self._images.shape[1:] or not images.is_floating_point():
             raise InputError(
                 f"The batch must have normalized images of {list(self._images.shape[1:])} (channels, height, width) "
@@ -199,8 +214,8 @@ class DistilledReplay(Algorithm):
         self.own_images, drawn, start = len(images), len(self._labels), self._done
         self._done += self.own_images
         part = slice(start * drawn // self._batch_size, self._done * drawn // self._batch_size)
-        state.batch = replay_batch(images, targets, self._images[part], self._labels[part])
-        self._mixed = state.batch[0]
+        self._mixed, targets = replay_batch(images, targets, self._images[part], self._labels[part])
+        state.batch = with_images_and_labels(state.batch, self._mixed, targets)
         self._factors = replay_factors(self.own_images, part.stop - part.start, self._batch_size, drawn, self.weight)
         # For this microbatch alone: no event lies between what the other algorithms make of the labels and the loss,
         # and at the next event some have set them back.
@@ -210,28 +225,39 @@ class DistilledReplay(Algorithm):
 
     def _split(self, state: State) -> None:
         """Leaves the microbatch's own images and outputs in the state, and keeps the others."""
-        own, outputs = self.own_images, state.outputs
-        self._mixed, targets = state.batch
-        if not isinstance(outputs, torch.Tensor) or len(outputs) != len(self._mixed):
+        outputs, (self._mixed, targets) = state.outputs, images_and_labels(state.batch)
+        own, size = self.own_images, len(self._mixed)
+        logits = logits_of(outputs) if isinstance(outputs, (torch.Tensor, Mapping)) else None
+        if not isinstance(logits, torch.Tensor) or len(logits) != size:
             raise InputError(
-                f"The network must return logits (N, K), got a {type(outputs).__name__}. Give the Trainer a classifier."
+                f"The network must return logits (N, K), or a mapping with `logits`, got a {type(outputs).__name__}. "
+                f"Give the Trainer a classifier."
             )
-        self._outputs, self._targets, self._own = outputs[own:], targets[own:], self._mixed[:own]
-        state.outputs, state.batch = outputs[:own], (self._own, targets[:own])
+        computed = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if self.weight is not None and isinstance(computed, torch.Tensor) and computed.ndim == 0:
+            raise InputError(
+                f"`weight` must be left out where the network itself computes the loss, which is then one mean over "
+                f"all images, got {self.weight}. Leave it out, or let the model's loss() compute it from the logits."
+            )
+        self._outputs, self._targets = part_of_outputs(outputs, slice(own, None), size), targets[own:]
+        state.outputs, self._own = part_of_outputs(outputs, slice(own), size), self._mixed[:own]
+        state.batch = with_images_and_labels(state.batch, self._own, targets[:own])
 
-    def _join(self, outputs: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Batch]:
+    def _join(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
         """The reverse of :meth:`_split`."""
-        return torch.cat([outputs, self._outputs]), (self._mixed, join_targets(batch[1], self._targets))
+        targets = join_targets(images_and_labels(batch)[1], self._targets)
+        return join_outputs(outputs, self._outputs), with_images_and_labels(batch, self._mixed, targets)
 
-    def _replay_loss(self, outputs: torch.Tensor, batch: Any, *arguments: Any, **options: Any) -> Any:
+    def _replay_loss(self, outputs: Any, batch: Any, *arguments: Any, **options: Any) -> Any:
         """Takes the place of the model's own loss."""
 
-        def loss(outputs: torch.Tensor, batch: Batch) -> Any:
+        def loss(outputs: Any, batch: Any) -> Any:
             return self._loss(outputs, batch, *arguments, **options)
 
-        if batch[0] is self._own:  # CutMix with interpolate_loss, listed earlier, asks for another loss of its own
+        images = images_and_labels(batch)[0]
+        if images is self._own:  # CutMix with interpolate_loss, listed earlier, asks for another loss of its own
             outputs, batch = self._join(outputs, batch)
-        elif batch[0] is not self._mixed:
+        elif images is not self._mixed:
             return loss(outputs, batch)
         assert self.own_images is not None
         return replay_loss(loss, outputs, batch, self.own_images, self._factors)
@@ -249,12 +275,3 @@ class DistilledReplay(Algorithm):
 def replay_stream(seed: int, state: State, tasks: int) -> torch.Generator:
     """Returns the generator that :class:`DistilledReplay` draws a batch from; the augmentations have others."""
     return keyed_generator(seed, dist.get_global_rank(), state.timestamp.batch.value, 2, tasks)
-
-
-def _pair(batch: Any) -> Batch:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(t, torch.Tensor) for t in batch):
-        raise InputError(
-            f"The batch must be a pair of tensors (images, labels), got a {type(batch).__name__}. Give a loader of "
-            f"such pairs."
-        )
-    return batch[0], batch[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,45 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+from tgdd_plugin.core.errors import InputError, shown
+from tgdd_plugin.data.batches import IMAGES, LABELS, images_and_labels, other_entries, with_images_and_labels
+
+
+def batch_tensors(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the images ``(N, C, H, W)`` and the targets ``(N, ...)`` of a batch that a memory can be mixed into.
+
+    Args:
+        batch: A pair, or a mapping with names that :func:`tgdd_plugin.data.batches.images_and_labels` knows.
+
+    Raises:
+        InputError: If it is anything else, or a mapping that holds something for each image besides: an image from the
+            memory has none of it.
+    """
+    images, targets = images_and_labels(batch)
+    tensors = isinstance(images, torch.Tensor) and isinstance(targets, torch.Tensor)
+    if not tensors or not (isinstance(batch, Mapping) or len(batch) == 2):
+        raise InputError(_no_pair(batch))
+    for name, value in other_entries(batch).items():
+        single = value is None or isinstance(value, (bool, int, float, str))
+        if not single and not (isinstance(value, torch.Tensor) and value.ndim == 0):
+            raise InputError(
+                f"The batch must have nothing but single values beside its images and labels, as the memory has no "
+                f"more to add, got a {type(value).__name__} under the key {shown(repr(name))}. Leave it out in the "
+                f"loader's collate_fn."
+            )
+    return images, targets
+
+
+def _no_pair(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return (
+            f"The batch must have a tensor of images under one of the keys {', '.join(IMAGES)} and one of labels under "
+            f"one of {', '.join(LABELS)}, got {shown(', '.join(map(str, batch)))}. Rename the keys."
+        )
+    return (
+        f"The batch must be a pair of tensors (images, labels), or a mapping with both, got a {type(batch).__name__}. "
+        f"Give a loader of such batches."
+    )
 
 
 def replay_batch(
@@ -35,27 +73,56 @@ def replay_batch(
 
 
 def replay_loss(
-    loss: Callable[[torch.Tensor, Batch], Any],
-    outputs: torch.Tensor,
-    batch: Batch,
-    own: int,
-    factors: tuple[float, float],
+    loss: Callable[[Any, Any], Any], outputs: Any, batch: Any, own: int, factors: tuple[float, float]
 ) -> Any:
     """Adds up the loss of a batch's own images and that of the memory's, each times its factor.
 
     Args:
         loss: A function of outputs and a batch, as a ``ComposerModel`` has it, which returns a mean over the images, or
             several in a dict or sequence.
-        outputs: Logits ``(N + M, K)``.
-        batch: Images and targets, N + M of each.
+        outputs: Logits ``(N + M, K)``, or a mapping of what a network answers with, see :func:`part_of_outputs`. A mean
+            over all images that the network itself put there is the loss of either part: with the factors of images
+            that count alike, their sum is that of all.
+        batch: Images and targets, N + M of each, as a pair or a mapping.
         own: N, the number of the batch's own images, which come first.
         factors: The two factors, see :func:`replay_factors`.
     """
-    images, targets = batch
-    parts = [loss(outputs[:own], (images[:own], targets[:own]))]
-    if len(outputs) > own:  # a small microbatch may have none of the memory's
-        parts.append(loss(outputs[own:], (images[own:], targets[own:])))
+    images, targets = images_and_labels(batch)
+    parts = []
+    for part in (slice(own), slice(own, None)):
+        if len(images[part]):  # a small microbatch may have none of the memory's
+            of_part = with_images_and_labels(batch, images[part], targets[part])
+            parts.append(loss(part_of_outputs(outputs, part, len(images)), of_part))
     return _weighted(parts, factors)
+
+
+def part_of_outputs(outputs: Any, part: slice, size: int) -> Any:
+    """Returns what a network answered for some of the images.
+
+    Args:
+        outputs: A tensor, or a mapping or sequence of them, such as Hugging Face's ``ModelOutput``. What is not of the
+            length of the batch stays as it is.
+        part: Which of the images.
+        size: The number of all images.
+    """
+    if isinstance(outputs, torch.Tensor):
+        return outputs[part] if outputs.ndim and len(outputs) == size else outputs
+    if isinstance(outputs, Mapping):
+        return type(outputs)(**{name: part_of_outputs(value, part, size) for name, value in outputs.items()})
+    if isinstance(outputs, (tuple, list)):
+        return type(outputs)(part_of_outputs(value, part, size) for value in outputs)
+    return outputs
+
+
+def join_outputs(own: Any, others: Any) -> Any:
+    """The reverse of :func:`part_of_outputs`, which leaves what is of no part the same object in both."""
+    if own is others:
+        return own
+    if isinstance(own, torch.Tensor):
+        return torch.cat([own, others])
+    if isinstance(own, Mapping):
+        return type(own)(**{name: join_outputs(value, others[name]) for name, value in own.items()})
+    return type(own)(join_outputs(*pair) for pair in zip(own, others, strict=True))
 
 
 def replay_factors(own: int, replayed: int, batch: int, drawn: int, weight: float | None = None) -> tuple[float, float]:
