@@ -417,6 +417,39 @@ def test_a_job_that_does_not_fit_what_is_there(here, capfd):
     assert json.loads(Path("new/trajectory/job.json").read_text())["settings"]["epochs"] == 1
 
 
+def test_test_images_that_do_not_fit_are_told_before_anything_is_trained(here, capfd):
+    Path("misfits.py").write_text(
+        "import numpy as np\n\n\nclass Named(list):\n    classes = ['0', '1', 'two']\n\n\n"
+        "def made(count, *shape):\n    return [(np.full(shape, i, np.uint8), i % count) for i in range(60)]\n\n\n"
+        "def side():\n    return made(3, 8, 8), made(3, 6, 6)\n\n\n"
+        "def channels():\n    return made(3, 8, 8), made(3, 8, 8, 3)\n\n\n"
+        "def more():\n    return made(3, 8, 8), made(4, 8, 8)\n\n\n"
+        "def names():\n    train, test = Named(made(3, 8, 8)), Named(made(3, 8, 8))\n"
+        "    train.classes = ['zero', 'one', 'two']\n    return train, test\n"
+    )
+    for name, message in (
+        ("side", "The test images must be of at most 3 classes and shape [1, 8, 8], {}, got 3 classes of [1, 6, 6]."),
+        ("channels", "The test images must be of at most 3 classes and shape [1, 8, 8], {}, got 3 classes of [3, 8,"),
+        ("more", "The test images must be of at most 3 classes and shape [1, 8, 8], {}, got 4 classes of [1, 8, 8]."),
+        ("names", "The classes of the test images must be those of the training images, zero, one, two, got 0, 1, two"),
+    ):
+        data = f"data.name=misfits:{name}"
+        line = refused(capfd, here, "run", "recipe.yaml", data, "output=new")
+        assert message.format("as in the training images") in line
+        line = refused(capfd, here, "replay", "recipe.yaml", data, "output=new", "replay.tasks=3")
+        assert message.format("as in the training images") in line
+        if name != "names":
+            space = ["nas.choices={width: [2]}", "nas.train_best=true"]
+            line = refused(capfd, here, "nas", "out/sets-ipc2.beton", data, *space)
+            assert message.format("as in 'out/sets-ipc2.beton'") in line
+    line = refused(capfd, here, "run", "recipe.yaml", "output=new", "distill.classes=['0', '1']")
+    assert "The training images must be of at most 2 classes and shape [1, 8, 8], as in the set with distill" in line
+    assert "Leave distill.classes out, or use tgdd record and tgdd distill" in line
+    Path("out/trajectory/job.json").unlink()  # as a Trainer of the user's would leave it
+    line = refused(capfd, here, "run", "recipe.yaml", "data.name=misfits:side", "file=out/other.beton")
+    assert "as in the trajectory, got 3 classes of [1, 6, 6]." in line
+
+
 def test_files_that_are_damaged(here, capfd):
     file = Path("out/sets-ipc2.beton")
     whole, card = file.read_bytes(), card_path(file).read_text()

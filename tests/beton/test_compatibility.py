@@ -34,6 +34,17 @@ def test_labels_are_those_of_the_file(own, of_file, wanted):
     assert found.labels.tolist() == [label for label in wanted if label is not None]
 
 
+@pytest.mark.parametrize(
+    ("own", "wanted"),
+    [(["cat", "dog"], [0, 1]), (["dog", "emu"], [1, 2]), (["emu", "cat"], [2, 0]), (["cat", "emu", "none"], [0, 2])],
+)
+def test_a_file_may_have_classes_that_the_images_lack(own, wanted):
+    found = fitting_pool(images(own, [0, 1]), "test", "a.beton", card(["cat", "dog", "emu"]))
+    assert found.classes == ["cat", "dog", "emu"] and found.labels.tolist() == wanted
+
+
 def test_other_names_are_refused():
-    with pytest.raises(InputError, match="must be those of 'a.beton', cat, dog, emu, got cat, dog, yak. Give the same"):
+    with pytest.raises(
+        InputError, match="of the test images must be those of 'a.beton', cat, dog, emu, got cat, dog, yak."
+    ):
         fitting_pool(images(["cat", "dog", "yak"]), "test", "a.beton", card(["cat", "dog", "emu"]))

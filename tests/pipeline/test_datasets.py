@@ -368,3 +368,22 @@ def test_gz_files_of_mnist_are_unpacked(tmp_path, monkeypatch):
         file.unlink()
     monkeypatch.setattr(tv.MNIST, "resources", checksums)
     assert len(load_data(DataSettings("mnist", root=str(tmp_path)))[0]) == 10
+
+
+def test_test_images_of_fewer_classes_or_another_order_keep_their_names(tmp_path, monkeypatch):
+    """Each image is a number that tells its class."""
+    (tmp_path / "some_data_8.py").write_text(
+        "import numpy as np\n"
+        "class Named(list):\n    pass\n"
+        "def named(*classes):\n"
+        "    found = Named((np.full((4, 4), 'abc'.index(name), np.uint8), i) for i, name in enumerate(classes))\n"
+        "    found.classes = classes\n"
+        "    return found\n"
+        "def fewer():\n    return named(*'abc'), named(*'bc')\n"
+        "def order():\n    return named(*'abc'), named(*'cab')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("fewer", "order"):
+        train, test = load_data(DataSettings(f"some_data_8:{name}"))
+        assert test.classes == train.classes == ["a", "b", "c"]
+        assert test.labels.tolist() == test.images[:, 0, 0, 0].tolist()

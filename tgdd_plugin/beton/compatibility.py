@@ -1,7 +1,9 @@
-"""Whether real images fit a ``.beton``."""
+"""Whether real images fit a ``.beton``, or other images."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +26,63 @@ def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImageP
         InputError: If they do not.
     """
     pool = images if isinstance(images, ImagePool) else ImagePool.from_dataset(images)
-    pool = _by_names(pool, card.classes)
-    if list(pool.shape) != card.shape or pool.num_classes > len(card.classes):
+    remedy = "Give the data set that was distilled."
+    return fitting_images(pool, name, card.classes, card.shape, f"'{file}'", remedy)
+
+
+def fitting_images(
+    pool: ImagePool, name: str, classes: Sequence[str], shape: Sequence[int], owner: str, remedy: str
+) -> ImagePool:
+    """Returns the images with the classes, by their names or else by position, if they are of them and of the shape.
+
+    Args:
+        pool: The images.
+        name: What they are for, to be named in an error.
+        classes, shape: The names of the classes, and the shape (C, H, W), that they must fit.
+        owner: What has these, for an error, and ``remedy`` what is to be done.
+
+    Raises:
+        InputError: If they do not fit.
+    """
+    pool = by_names(pool, classes)
+    if list(pool.shape) != list(shape) or pool.num_classes > len(classes):
         raise InputError(
-            f"The {name} images must be of at most {len(card.classes)} classes and shape {card.shape}, as in '{file}', "
-            f"got {pool.num_classes} classes of {list(pool.shape)}. Give the data set that was distilled."
+            f"The {name} images must be of at most {len(classes)} classes and shape {list(shape)}, as in {owner}, got "
+            f"{pool.num_classes} classes of {list(pool.shape)}. {remedy}"
         )
-    pool.adopt_class_names(card.classes, len(card.classes), f"'{file}'")
+    pool.adopt_class_names(classes, len(classes), owner, name)
     return pool
 
 
-def _by_names(pool: ImagePool, classes: list[str]) -> ImagePool:
-    """Returns the images with the classes of a set, which may lack empty ones and have another order, by their names.
+def check_before_distilling(
+    named: Sequence[str] | None, known: Sequence[str], owner: str, real: ImagePool, test: ImagePool
+) -> None:
+    """Checks what :func:`fitting_pool` would refuse of a set that is still to be distilled; no pool is changed.
+
+    Args:
+        named: The names of the classes to distill, if not all of those known.
+        known: The names of the classes that the trajectory has, or will have, and ``owner`` what they are from.
+        real, test: The real images for training and testing.
+
+    Raises:
+        InputError: If the images do not fit the set.
+    """
+    remedy = "Give images of the same size and classes."
+    if named is not None and set(named) <= set(known):
+        known, owner = named, "the set with distill.classes"
+        remedy = "Leave distill.classes out, or use tgdd record and tgdd distill, which score nothing."
+    for name, pool in (("training", real), ("test", test)):
+        fitting_images(copy.copy(pool), name, known, real.shape, owner, remedy)
+
+
+def by_names(pool: ImagePool, classes: Sequence[str]) -> ImagePool:
+    """Returns the images with some classes, of which they may lack some and have another order, by their names.
 
     As they are if the names do not say which class is which.
     """
     present = pool.counts.nonzero().flatten()
-    if pool.classes == classes or not set(pool.names_of(present)) <= set(classes) <= set(pool.classes):
+    if pool.classes == list(classes) or not set(pool.names_of(present)) <= set(classes):
         return pool
     ids = torch.zeros(pool.num_classes, dtype=torch.int64)
-    ids[present] = torch.tensor([classes.index(name) for name in pool.names_of(present)])
+    ids[present] = torch.tensor([list(classes).index(name) for name in pool.names_of(present)])
     return ImagePool(pool.images, ids[pool.labels], classes)

@@ -92,13 +92,15 @@ class ImagePool:
         self.classes = [str(name) for name in classes]
         self._sort()
 
-    def adopt_class_names(self, classes: Sequence[str] | None, num_classes: int, owner: str) -> None:
+    def adopt_class_names(
+        self, classes: Sequence[str] | None, num_classes: int, owner: str, name: str = "real"
+    ) -> None:
         """Adopts the class names of ``owner`` if the pool's are only numbers; else they must be the same, in order.
 
         Args:
             classes: The owner's names, or ``None``.
             num_classes: The number of classes of the owner.
-            owner: The trajectory or file that has them, for an error message.
+            owner: The trajectory or file that has them, and ``name`` what the images are for, for an error message.
 
         Raises:
             InputError: If names or their order differ, or a label lies outside 0..K-1.
@@ -111,7 +113,7 @@ class ImagePool:
             self.name_classes(known)
         elif known != numbers:
             raise InputError(
-                f"The classes of the real images must be those of {owner}, {', '.join(known[:12])}, got "
+                f"The classes of the {name} images must be those of {owner}, {', '.join(known[:12])}, got "
                 f"{', '.join(self.classes[:12])}. Give the same data, with its labels in the same order."
             )
 

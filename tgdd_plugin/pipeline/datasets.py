@@ -13,6 +13,7 @@ import torchvision.datasets as tv
 from torchvision.transforms import CenterCrop, Compose, Grayscale, Resize
 
 from tgdd_plugin.beton.card import card_path, read_card
+from tgdd_plugin.beton.compatibility import by_names
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.core.import_string import import_function
@@ -63,8 +64,9 @@ def _read(settings: DataSettings, progress: bool) -> tuple[ImagePool, ImagePool]
     else:
         sets = _image_folders(settings) if settings.name == "image_folder" else _datasets(settings)
         train, test = (ImagePool.from_dataset(dataset, progress=progress) for dataset in sets)
+    test = by_names(test, train.classes)
     # Numbered classes are counted from the labels, and the last ones may lack test images.
-    if test.num_classes < train.num_classes:
+    if test.num_classes < train.num_classes and test.classes == [str(n) for n in range(test.num_classes)]:
         test.name_classes(train.classes)
     return train, test
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tgdd_plugin.beton.card import read_card
+from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.tables import text_table
@@ -49,6 +50,8 @@ def search_and_train(recipe: Recipe, real: ImagePool, test: ImagePool) -> dict[s
     Returns:
         The candidates and where they are, for programs.
     """
+    if recipe.nas.train_best:  # not after the search
+        test = fitting_pool(test, "test", recipe.beton, read_card(recipe.beton))
     results = results_file(recipe)
     weights, before = results.with_suffix(".safetensors"), content_of(results)
     candidates = optuna_search.search(

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from tgdd_plugin.beton.card import read_card
+from tgdd_plugin.beton.compatibility import check_before_distilling
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.tables import text_table
@@ -73,14 +74,17 @@ def _run(recipe: Recipe, data: Data) -> dict[str, Any]:
 def _record(recipe: Recipe, data: Data, keep: bool = False) -> dict[str, Any]:
     folder = recipe.trajectory_folder
     if keep and is_foreign(folder):
+        known = Trajectory.open(folder, check=False).run.class_names
+        check_before_distilling(recipe.distill.classes, known, "the trajectory", *data())
         print(f"recorded  {folder}: kept, it was recorded by a Trainer of yours")
         return {"trajectory": folder, "already_done": True}
     check_writable(folder / JOB)
-    real, _ = data()
+    real, test = data()
     before = _complete_runs(folder)
     if keep and not before:
         given, kept = Normalization.of(recipe.data.mean, recipe.data.std), recipe.record.exemplars
         check_before_recording(recipe.distill, real, given, runs=recipe.record.runs, exemplars=kept)
+        check_before_distilling(recipe.distill.classes, real.classes, "the training images", real, test)
     network = recipe.network or NetworkSettings()
     job: dict[str, Any] = {"data": asdict(recipe.data), "network": asdict(network), "head": recipe.head}
     if recipe.extra_networks:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tgdd_plugin.beton.compatibility import fitting_images
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.replay.settings import ReplaySettings, task_sizes
@@ -30,8 +31,11 @@ def split_classes(train: ImagePool, test: ImagePool, settings: ReplaySettings) -
     """Makes class-incremental tasks: every class has its first images and its test images in one of them.
 
     Raises:
-        InputError: If the classes cannot be split so, or a class has no images.
+        InputError: If the classes cannot be split so, a class has no images, or the test images have another size or
+            other classes.
     """
+    remedy = "Give test images of the same size and classes."
+    test = fitting_images(test, "test", train.classes, train.shape, "the training images", remedy)
     count = train.num_classes
     order = torch.arange(count)
     if settings.order is not None:
