@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import resnet18
 
+from tests.common import refusal
 from tests.patterned import SETTINGS, Crash, herding_by_hand, patterned, run, tiny
 from tgdd_plugin import DistillSettings, ImagePool, InputError, RetrainSettings, read_card, retrain
 from tgdd_plugin.beton.card import card_path
@@ -22,12 +23,14 @@ from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.distiller import is_distilled
+from tgdd_plugin.distillation.inputs import check_before_recording
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.networks.feature_network import FeatureNetwork
+from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.recording.runs import record
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.trajectory.store import Trajectory
@@ -595,3 +598,13 @@ def test_unknown_classes_are_refused(trajectory, pool, tmp_path, classes, patter
     with pytest.raises(InputError, match=pattern or r"`classes` must be a non-empty list of .*, got \[\]"):
         run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, classes=classes))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_was_read_as_a_number_is_told():
+    pool = ImagePool(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), ["007", "cat"])
+    (name,) = read_recipe(None, ["distill.classes=[007]"]).distill.classes
+    line = refusal(check_before_recording, replace(SETTINGS, classes=[name]), pool, None, runs=1, exemplars=1)
+    assert "got '7'. Its classes are 007, cat. Write a name like 007 in quotes" in line
+    plain = ImagePool(pool.images, pool.labels, ["7", "cat"])
+    line = refusal(check_before_recording, replace(SETTINGS, classes=["8"]), plain, None, runs=1, exemplars=1)
+    assert line.endswith("got '8'. Its classes are 7, cat.")

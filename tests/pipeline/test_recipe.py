@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torchvision.datasets import ImageFolder
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.settings import DataSettings
@@ -202,6 +203,28 @@ def test_every_key_of_the_settings_is_known(tmp_path):
 )
 def test_a_value_of_the_wrong_type_is_refused(tmp_path, text, pattern):
     assert pattern in refused(tmp_path, text)
+
+
+def test_whole_numbers_name_the_classes_of_folders_so_named(tmp_path):
+    for name in ("0", "7", "10"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").touch()
+    recipe = read_recipe(write(tmp_path, "distill: {classes: [0, 10, 7]}"), [])
+    assert sorted(recipe.distill.classes) == ImageFolder(tmp_path).classes
+    assert read_recipe(None, ["distill.classes=[0, 7]"]).distill.classes == ["0", "7"]
+    again = read_recipe(write(tmp_path, recipe_text(recipe)))
+    assert again.distill.classes == recipe.distill.classes
+
+
+@pytest.mark.parametrize("name", ["yes", "No", "on", "off", "true", "null", "~", "1.5", "1.10", ".inf", "2024-01-01"])
+def test_class_names_that_yaml_reads_as_something_else_need_quotes(tmp_path, name):
+    line = refused(tmp_path, f"distill: {{classes: [cat, {name}]}}")
+    assert line.startswith("`distill.classes[1]` must be text, got ")
+    assert """Write it in quotes, as in "distill.classes=['yes', 'no']", since YAML""" in line
+    assert line[line.index("`distill") :] == refused(tmp_path, "", f"distill.classes=[cat, {name}]")
+    quoted = read_recipe(write(tmp_path, f"distill: {{classes: [cat, '{name}']}}"))
+    assert quoted.distill.classes == ["cat", name]
+    assert read_recipe(write(tmp_path, recipe_text(quoted))).distill.classes == ["cat", name]
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,11 @@ def _field(cls: type[Any], path: list[Any]) -> tuple[dict[str, Any], str]:
         schema = _resolved(schema, whole)
         if isinstance(part, int):
             schema, remedy = schema.get("items", {}), "Correct it there."
+            if schema.get("type") == "string" and "enum" not in schema:
+                remedy = (
+                    f"Write it in quotes, as in \"{dotted(path[:-1])}=['yes', 'no']\", since YAML reads some words, "
+                    f"numbers and dates as values of another kind."
+                )
         elif part in schema.get("properties", {}):
             schema = schema["properties"][part]
             if "default" in schema and not isinstance(schema["default"], dict):

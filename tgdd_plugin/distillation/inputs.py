@@ -193,8 +193,16 @@ def _class_ids(chosen: Sequence[str] | None, names: Sequence[str]) -> list[int]:
         return list(range(len(names)))
     for name in chosen:
         if name not in names:
+            hint = ""
+            if name.isdecimal() and any(one[:1].isdecimal() and _as_number(one) != one for one in names):
+                hint = " Write a name like 007 in quotes, since YAML reads it as the number 7."
             raise InputError(
                 f"`classes` must be names of the trajectory's classes, got '{name}'. Its classes are "
-                f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}."
+                f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}.{hint}"
             )
     return [list(names).index(name) for name in chosen]
+
+
+def _as_number(name: str) -> str:
+    """A class name as it is once it was read as a whole number, if it can be."""
+    return str(int(name)) if name.isdecimal() else ""

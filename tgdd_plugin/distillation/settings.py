@@ -44,7 +44,8 @@ class DistillSettings:
     given, else exemplars, or recorded where the trajectory has means and keeps fewer than 64 images of a class."""
     classes: Annotated[list[Name], Field(min_length=1)] | None = None
     """Names of the classes to distill, such as those that a continual learner has just met; the constraint keeps them
-    apart from all classes that the network knows. null: all."""
+    apart from all classes that the network knows. Whole numbers are names; yes, no, 1.5 and 007 need quotes. null:
+    all."""
     budget: Count | None = None
     """Image passes (images x epochs) of the trainings that the set is made for, such as 10000. It sizes the set: see
     images_per_class, factor, start, steps, schedule and alpha, each of which may be given beside it. Retraining then
