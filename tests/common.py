@@ -47,6 +47,21 @@ class TinyNetwork(nn.Module):
         return self.fc(self.features(images))
 
 
+class OwnModel(ComposerModel):
+    """A user's ComposerModel that is no ComposerClassifier."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.not_a_tensor = nn.CrossEntropyLoss()
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return self.net(batch[0])
+
+    def loss(self, outputs: torch.Tensor, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.not_a_tensor(outputs, batch[1])
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     """A generator on the CPU."""
     return torch.Generator().manual_seed(seed)

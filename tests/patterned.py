@@ -73,3 +73,8 @@ def k_center_by_hand(features, labels, per_class):
             chosen.append(max(left, key=lambda i: min(math.dist(features[i], features[j]) for j in chosen)))
         positions += chosen
     return positions
+
+
+def learner_pools() -> tuple[ImagePool, ImagePool]:
+    """20 training and 10 test images of each of three classes."""
+    return patterned(1, per_class=30).split(1 / 3, torch.Generator().manual_seed(0))

@@ -1,12 +1,29 @@
-"""Images of three shades, which candidates are trained and judged on."""
+"""Images of three shades, which candidates are trained and judged on, and a small search that does so."""
 
 import torch
 
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.evaluation.settings import RetrainSettings
+from tgdd_plugin.nas import optuna_search
+from tgdd_plugin.nas.settings import NasSettings
 
 K = 3
+SPACE = {"channels": [1], "norm": [False, True], "dropout": [0.0, 0.25, 0.5]}
+SETTINGS = {"factory": "tests.common:TinyNetwork", "choices": SPACE, "validation": 0.3}
+TRAINING = RetrainSettings(protocol="paper", epochs=3, batch_size=4, learning_rate=0.1, seeds=2)
+RECIPE = """
+output: {output}
+file: {file}
+device: cpu
+data: {{name: "tests.nas.shades:data"}}
+retrain: {{epochs: 2, full_epochs: 2, seeds: 1}}
+nas:
+  factory: tests.common:TinyNetwork
+  choices: {{channels: [1], norm: [false, true]}}
+  validation: 0.3
+"""
 
 
 def pool(count, seed):
@@ -24,3 +41,21 @@ def write_few(folder):
     card = Card(few.classes, 0, 4, [1, 8, 8], mean, std, 1, method={"name": "none"}, network={}, real={}, trajectory={})
     write_beton(folder / "few.beton", few.images, few.labels, card)
     return folder / "few.beton"
+
+
+REAL = pool(60, 7)
+
+
+def search(file, folder, training=TRAINING, **settings):
+    """Ranks the networks of :data:`SETTINGS` on a set, in a study in ``folder``."""
+    place = folder / "nas.db"
+    return optuna_search.search(
+        file, REAL, NasSettings(**{**SETTINGS, **settings}), training, storage=place, device="cpu", progress_bar=False
+    )
+
+
+def data():
+    """The data of :data:`RECIPE`: training and test images."""
+    return [
+        [(pixels, int(label)) for pixels, label in zip(p.images, p.labels, strict=True)] for p in (REAL, pool(30, 9))
+    ]

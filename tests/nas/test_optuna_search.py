@@ -20,28 +20,16 @@ import torch
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
-from tests.nas.shades import K, pool, write_few
+from tests.nas.shades import REAL, RECIPE, SETTINGS, SPACE, TRAINING, K, pool, search, write_few
 from tgdd_plugin import cli
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.evaluation.settings import RetrainSettings
-from tgdd_plugin.nas import final_training, optuna_search, trial_queue, workers
+from tgdd_plugin.nas import final_training, trial_queue, workers
 from tgdd_plugin.nas.ranking import Candidate
 from tgdd_plugin.nas.search_space import candidate_builder, name_of
 from tgdd_plugin.nas.settings import NasSettings
 from tgdd_plugin.pipeline.nas_step import results_file
 from tgdd_plugin.pipeline.recipe import read_recipe
-
-SPACE = {"channels": [1], "norm": [False, True], "dropout": [0.0, 0.25, 0.5]}
-SETTINGS = {"factory": "tests.common:TinyNetwork", "choices": SPACE, "validation": 0.3}
-TRAINING = RetrainSettings(protocol="paper", epochs=3, batch_size=4, learning_rate=0.1, seeds=2)
-REAL = pool(60, 7)
-
-
-def search(file, folder, training=TRAINING, **settings):
-    place = folder / "nas.db"
-    return optuna_search.search(
-        file, REAL, NasSettings(**{**SETTINGS, **settings}), training, storage=place, device="cpu", progress_bar=False
-    )
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +96,11 @@ def test_what_a_killed_process_was_trying_is_taken_up(beton, tmp_path, monkeypat
     code = f"""
 import os, signal
 from pathlib import Path
-from tests.nas import test_optuna_search
+from tests.nas import shades
 from tgdd_plugin.nas import trial_queue, workers
 trial_queue.HEARTBEAT, trial_queue.GRACE = 1, 3
 {dies} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-test_optuna_search.search(Path({str(beton)!r}), Path({str(tmp_path)!r}))
+shades.search(Path({str(beton)!r}), Path({str(tmp_path)!r}))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
@@ -305,25 +293,6 @@ def test_the_best_is_trained_in_full_once(beton, tmp_path, monkeypatch):
         final_training.train_best(
             best, space, beton, REAL, test, RetrainSettings(protocol="paper", full_epochs=0), output=output
         )
-
-
-RECIPE = """
-output: {output}
-file: {file}
-device: cpu
-data: {{name: "tests.nas.test_optuna_search:data"}}
-retrain: {{epochs: 2, full_epochs: 2, seeds: 1}}
-nas:
-  factory: tests.common:TinyNetwork
-  choices: {{channels: [1], norm: [false, true]}}
-  validation: 0.3
-"""
-
-
-def data():
-    return [
-        [(pixels, int(label)) for pixels, label in zip(p.images, p.labels, strict=True)] for p in (REAL, pool(30, 9))
-    ]
 
 
 def test_the_command_writes_table_results_and_weights(beton, tmp_path, capsys):

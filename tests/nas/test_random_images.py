@@ -7,8 +7,7 @@ import re
 import pytest
 import torch
 
-from tests.nas.shades import K, pool
-from tests.nas.test_optuna_search import REAL, RECIPE, search
+from tests.nas.shades import REAL, RECIPE, K, pool, search
 from tgdd_plugin import cli
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool

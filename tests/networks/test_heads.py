@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.common import CLASSES, Crash, fit, manifest, statistics
-from tests.recording.test_callback import OwnModel
+from tests.common import CLASSES, Crash, OwnModel, fit, manifest, statistics
 from tgdd_plugin import TGDDCallback, TrajectoryRecorder, describe_run
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.networks.feature_network import FeatureNetwork

@@ -13,7 +13,7 @@ from composer import Callback, State, Time, Trainer
 from composer.algorithms import EMA, SWA, CutMix, CutOut, LabelSmoothing, MixUp, RandAugment
 from composer.callbacks import CheckpointSaver, EarlyStopper
 from composer.core import Algorithm, Event
-from composer.models import ComposerClassifier, ComposerModel
+from composer.models import ComposerClassifier
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision import transforms
@@ -23,6 +23,7 @@ from tests.common import (
     CLASSES,
     At,
     Crash,
+    OwnModel,
     Pictures,
     Probe,
     TinyNetwork,
@@ -46,21 +47,6 @@ from tgdd_plugin.networks import convnet
 from tgdd_plugin.recording.introspection import find_augmentation, find_normalization
 
 EPOCH = 4  # batches, see make_trainer
-
-
-class OwnModel(ComposerModel):
-    """A user's ComposerModel that is no ComposerClassifier."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.not_a_tensor = nn.CrossEntropyLoss()
-
-    def forward(self, batch: Any) -> torch.Tensor:
-        return self.net(batch[0])
-
-    def loss(self, outputs: torch.Tensor, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self.not_a_tensor(outputs, batch[1])
 
 
 class Tied(nn.Module):

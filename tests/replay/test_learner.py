@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.common import Crash, recorded, snapshot
-from tests.patterned import patterned
+from tests.patterned import learner_pools
 from tgdd_plugin import DistillSettings, ImagePool, InputError, Trajectory, cli, distill, read_beton
 from tgdd_plugin.core.tables import text_table
 from tgdd_plugin.data.device_loader import DeviceLoader
@@ -54,13 +54,8 @@ def build(classes: int) -> nn.Module:
     return convnet(classes, 1, 8, depth=1, width=4)
 
 
-def pools() -> tuple[ImagePool, ImagePool]:
-    """20 training and 10 test images of each of three classes."""
-    return patterned(1, per_class=30).split(1 / 3, torch.Generator().manual_seed(0))
-
-
 def three(settings: ReplaySettings = THREE) -> list[Task]:
-    return split_classes(*pools(), settings)
+    return split_classes(*learner_pools(), settings)
 
 
 def keep(count: int = 2) -> Callable[[TaskResult], ImagePool]:
@@ -133,7 +128,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_class_is_in_one_task_with_its_own_images() -> None:
-    train_pool, test_pool = pools()
+    train_pool, test_pool = learner_pools()
     tasks = three()
     assert [task.new for task in tasks] == [["rows"], ["columns"], ["chess"]]
     assert [task.train.classes for task in tasks] == [NAMES[:1], NAMES[:2], NAMES]
@@ -197,7 +192,7 @@ def test_the_order_is_the_seeds() -> None:
 
 
 def test_classes_that_cannot_be_split() -> None:
-    train_pool, test_pool = pools()
+    train_pool, test_pool = learner_pools()
     with pytest.raises(InputError, match=r"`replay.tasks` must be at most 3, the number of classes, got 4. Lower it."):
         split_classes(train_pool, test_pool, ReplaySettings(tasks=4))
     for without in (train_pool.subset((train_pool.labels != 1).nonzero()[:, 0]), train_pool):
@@ -602,7 +597,7 @@ def test_replay_matters(tmp_path: Path) -> None:
 
 def test_the_same_classes_in_another_appearance(tmp_path: Path) -> None:
     """Domain-incremental: all classes in each task, which share the budget of each class."""
-    train_pool, test_pool = pools()
+    train_pool, test_pool = learner_pools()
     turned = [ImagePool(255 - pool.images, pool.labels, pool.classes) for pool in (train_pool, test_pool)]
     tasks = [Task(train_pool, test_pool, NAMES), Task(turned[0], turned[1], NAMES)]
     scores = run(tmp_path, None, tasks)
@@ -617,7 +612,7 @@ def test_the_same_classes_in_another_appearance(tmp_path: Path) -> None:
 
 
 def test_a_class_that_comes_again_has_images_of_both_tasks(tmp_path: Path) -> None:
-    pool, test_pool = pools()
+    pool, test_pool = learner_pools()
     parts = [(pool.labels < 2), (pool.labels > 0)]
     names = [NAMES[:2], NAMES]
     tasks = []
@@ -643,7 +638,7 @@ def test_the_number_of_runs_has_no_effect(tmp_path: Path) -> None:
 
 def test_a_returning_class_has_images_of_its_tasks_in_the_memory(tmp_path: Path) -> None:
     settings = ReplaySettings(tasks=3, returning=0.4)
-    scores = run(tmp_path, keep(2), split_classes(*pools(), settings), settings=settings)
+    scores = run(tmp_path, keep(2), split_classes(*learner_pools(), settings), settings=settings)
     memory = ReplayMemory.load(tmp_path / "task2" / "memory.beton")
     assert memory.counts.tolist() == [2, 2, 2] and memory.sources.tolist() == [0, 1, 1, 2, 2, 2]
     assert [len(row) for row in scores.rows] == [1, 2, 3]
@@ -669,7 +664,7 @@ def test_with_a_head_for_each_task_the_loss_is_that_of_the_images_own_head() -> 
 def test_told_the_task_a_network_chooses_within_it(tmp_path: Path) -> None:
     """Two heads, beside the outputs of the saved networks cut by hand; a head of one class is always right."""
     settings = ReplaySettings(tasks=(2, 1), heads="task")
-    tasks = split_classes(*pools(), settings)
+    tasks = split_classes(*learner_pools(), settings)
     scores = run(tmp_path, keep(2), tasks, settings=settings)
     assert scores.rows[1][1] == 1.0
     network = build(3).eval()
@@ -683,7 +678,7 @@ def test_told_the_task_a_network_chooses_within_it(tmp_path: Path) -> None:
 def test_heads_need_classes_of_one_task_each(tmp_path: Path) -> None:
     settings = ReplaySettings(tasks=3, returning=0.4, heads="task")
     with pytest.raises(InputError, match=r"`replay.heads` must be 'one' where classes come back, as 'rows' does"):
-        run(tmp_path / "job", stop, split_classes(*pools(), settings), settings=settings)
+        run(tmp_path / "job", stop, split_classes(*learner_pools(), settings), settings=settings)
     assert not (tmp_path / "job").exists()
 
 
@@ -766,10 +761,10 @@ def test_a_budget_of_no_image_and_classes_of_ones_own_are_refused(tmp_path: Path
 MODULE = """
 import sys
 sys.path.insert(0, {path!r})
-from tests.replay.test_learner import pools
+from tests.patterned import learner_pools
 
 def sets():
-    return [[(image, int(label)) for image, label in zip(p.images, p.labels)] for p in pools()]
+    return [[(image, int(label)) for image, label in zip(p.images, p.labels)] for p in learner_pools()]
 """
 RECIPE = {
     "output": "out",
