@@ -60,10 +60,10 @@ class PublishedLoop:
 
     Of ``settings`` it takes what has a published counterpart: ``images_per_class``, ``factor``, ``start`` (by default
     the published ``'mix'``), ``learning_rate``, ``alpha``, ``max_gap``, ``real_per_class``, ``max_decoded``,
-    ``augmentation`` (by default the published one) and ``seed``. The learning rate is **half** of the settings', by default the published 0.01 · n
-    (0.1 · n from 128 px on), so that both loops move a class equally far. The start is the engine's of the same seed;
-    later draws are a stream of their own. The pixels are clamped right after each step; the published program does so
-    before the next.
+    ``augmentation`` (by default the published one) and ``seed``. The learning rate is **half** of the settings', by
+    default the published 0.01 · n (0.1 · n from 128 px on), so that both loops move a class equally far. The start is
+    the engine's of the same seed; later draws are a stream of their own. The pixels are clamped right after each step;
+    the published program does so before the next.
 
     Networks stay in training mode, in which their factory makes them; all is float32.
 
