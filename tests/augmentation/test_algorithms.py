@@ -10,6 +10,7 @@ from composer.algorithms import SAM
 from composer.models import ComposerClassifier
 from scipy import stats
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from tests.common import seeded
 from tgdd_plugin.augmentation import algorithms as algorithms_module
@@ -108,6 +109,58 @@ def test_augmentation_changes_training_batches_and_no_evaluation():
     for came, was in zip(model.evaluated, plain() * 2, strict=True):
         assert torch.equal(came, was)
     assert torch.equal(torch.cat(model.targets[:3]), torch.arange(N) % K)  # labels stay
+
+
+class OfMappings(ComposerClassifier):
+    """The linear network of :class:`Watched` under batches that are mappings."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, K)), num_classes=K)
+        self.trained = []
+
+    def forward(self, batch):
+        self.trained.append(batch["pixel_values"].clone())
+        return self.module(batch["pixel_values"])
+
+    def loss(self, outputs, batch):
+        return self._loss_fn(outputs, batch["labels"])
+
+    def get_metrics(self, is_train=False):
+        return {}  # its own would look for the labels by position
+
+
+def batches(*names):
+    """Eight images and their labels a batch: a pair, or a mapping with both under names."""
+    pixels, labels = (torch.cat(parts) for parts in zip(*loader(), strict=True))
+
+    def collate(items):
+        both = default_collate(items)
+        return dict(zip(names, both, strict=True)) if names else both
+
+    return DataLoader(TensorDataset(pixels, labels), batch_size=8, collate_fn=collate)
+
+
+def trained_on(model, batches, algorithm):
+    Trainer(
+        model=model, train_dataloader=batches, max_duration="1ep", algorithms=[algorithm], device="cpu",
+        optimizers=torch.optim.SGD(model.parameters(), lr=0.1), progress_bar=False, auto_log_hparams=False, seed=0,
+    ).fit()  # fmt: skip
+    return model
+
+
+def test_mappings_are_augmented_as_pairs_are():
+    pairs = trained_on(Watched(), batches(), SiameseAugmentation())
+    named = trained_on(OfMappings(), batches("pixel_values", "labels"), SiameseAugmentation())
+    assert torch.equal(torch.cat(named.trained), torch.cat(pairs.trained))
+    assert all(torch.equal(a, b) for a, b in zip(named.parameters(), pairs.parameters(), strict=True))
+
+
+def test_batches_that_cannot_be_are_refused():
+    with pytest.raises(InputError, match="tensor of images as its first part or under .*pixel_values.*, got a dict"):
+        trained_on(OfMappings(), batches("picture", "labels"), SiameseAugmentation())
+    with pytest.raises(InputError, match="pair .images, labels. for RandomCutMix, got a mapping"):
+        trained_on(OfMappings(), batches("pixel_values", "labels"), RandomCutMix())
 
 
 def test_every_image_has_a_draw_of_its_own(monkeypatch):

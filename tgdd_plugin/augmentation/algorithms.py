@@ -6,6 +6,8 @@ batch) alone: a resumed run draws what an uninterrupted one draws, and nothing e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from composer.core import Algorithm, Event, State
 from composer.functional import cutmix_batch
@@ -17,6 +19,7 @@ from tgdd_plugin.augmentation.dsa import augment, draw_augmentation
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import keyed_generator
+from tgdd_plugin.data.batches import IMAGES, image_key
 
 
 def siamese_batch(images: torch.Tensor, strategy: str, generator: torch.Generator) -> torch.Tensor:
@@ -60,7 +63,8 @@ class SiameseAugmentation(Algorithm):
     """Augments every image of a training batch with parameters of its own; see :func:`siamese_batch`.
 
     It works on normalized images on the device, before the forward pass, in any Trainer whose batches are (images,
-    labels), also together with Composer's CutMix or MixUp.
+    labels) or mappings with images under a name such as ``pixel_values``. Composer's CutMix or MixUp may stand beside
+    it.
 
     Args:
         strategy (str): Operations joined by ``_`` (see :mod:`tgdd_plugin.augmentation.dsa`). Default:
@@ -86,11 +90,20 @@ class SiameseAugmentation(Algorithm):
         if event == Event.BEFORE_TRAIN_BATCH:  # once for each pass over the batch: its parts share the stream
             self._generator = siamese_stream(self.seed, state)
         else:
-            state.batch_set_item(0, siamese_batch(state.batch_get_item(0), self.strategy, self._generator))
+            key = image_key(state.batch)
+            images = None if key is None else state.batch_get_item(key)
+            if not isinstance(images, torch.Tensor):
+                raise InputError(
+                    f"The batch must have a tensor of images as its first part or under one of the keys "
+                    f"{', '.join(IMAGES)}, got a {type(state.batch).__name__}. Give a loader of such batches."
+                )
+            state.batch_set_item(key, siamese_batch(images, self.strategy, self._generator))
 
 
 class RandomCutMix(Algorithm):
     """CutMix with probability ``p`` for each batch (microbatch); the literature's evaluation uses p = 0.5.
+
+    Batches are (images, labels): a network that takes a mapping may compute its loss before the labels are mixed.
 
     Args:
         p (float): The probability that a batch is mixed. Default: ``0.5``.
@@ -112,6 +125,11 @@ class RandomCutMix(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event == Event.BEFORE_TRAIN_BATCH:
+            if isinstance(state.batch, Mapping):
+                raise InputError(
+                    "The batch must be a pair (images, labels) for RandomCutMix, got a mapping. Leave the algorithm "
+                    "out, or give a loader of pairs."
+                )
             self._generator = cutmix_stream(self.seed, state)
             return
         images, labels = state.batch_get_item(0), state.batch_get_item(1)

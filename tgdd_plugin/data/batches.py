@@ -34,6 +34,13 @@ def with_images_and_labels(batch: Any, images: Any, labels: Any) -> Any:
     return images, labels
 
 
+def image_key(batch: Any) -> str | int | None:
+    """Returns the key of a batch's images: their name in a mapping, 0 in a tuple or list, ``None`` for neither."""
+    if isinstance(batch, Mapping):
+        return _name_of(batch, IMAGES)
+    return 0 if isinstance(batch, (tuple, list)) and batch else None
+
+
 def other_entries(batch: Any) -> dict[Any, Any]:
     """Returns what a batch that is a mapping holds beside its images and labels; of any other batch nothing."""
     taken = (_name_of(batch, IMAGES), _name_of(batch, LABELS)) if isinstance(batch, Mapping) else ()
