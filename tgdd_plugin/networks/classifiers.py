@@ -27,12 +27,22 @@ def bare_network(model: nn.Module) -> tuple[nn.Module, str]:
 
     That is the module a ``ComposerClassifier`` was made of, and any other ``ComposerModel`` itself.
     """
-    network, prefix = model.module if isinstance(model, DistributedDataParallel) else model, ""
+    network, prefix = _unwrapped(model), ""
     if (classifier := _composer("ComposerClassifier")) and isinstance(network, classifier):
-        network, prefix = network.module, "module."
-    while (inner := next((getattr(network, w) for w in WRAPPERS if hasattr(network, w)), None)) is not None:
-        network = inner
+        network, prefix = _unwrapped(network.module), "module."
     return network, prefix
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    """The module inside any number of wrappers."""
+    inner: nn.Module | None = network
+    while inner is not None:
+        network = inner
+        if isinstance(network, (nn.DataParallel, DistributedDataParallel)):
+            inner = network.module
+        else:
+            inner = next((getattr(network, wrapper) for wrapper in WRAPPERS if hasattr(network, wrapper)), None)
+    return network
 
 
 def logits_of(output: Any) -> Any:

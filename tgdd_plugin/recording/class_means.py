@@ -134,7 +134,7 @@ class ClassMeans:
         if not isinstance(features, torch.Tensor) or features.shape[1:].numel() != num_features or features.ndim < 2:
             self.problem = (
                 "the head was not seen once for each batch: it is another layer than the one named, or the network was "
-                "compiled and run before the fit()"
+                "in evaluation mode, or compiled and run before the recording began"
             )
         elif not are_class_targets(targets, len(features), num_classes):
             self.problem = "the batches are not (images, one label for each)"

@@ -15,6 +15,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.pixel_range import pixel_scale
+from tgdd_plugin.networks.classifiers import bare_network
 from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.networks.noted_class import class_name
 from tgdd_plugin.trajectory.manifest import Run
@@ -64,7 +65,7 @@ def describe_run(
 
     Args:
         name: The run's name, and that of its folder.
-        network: The network that will be trained.
+        network: The network that will be trained; it may be wrapped by ``torch.compile`` or for several GPUs.
         num_classes: K.
         head: Name of the linear layer whose input is matched. Default: the ``nn.Linear`` with K outputs; of several the
             one called last, if ``shape`` is given, and else the last one in the module listing.
@@ -80,13 +81,14 @@ def describe_run(
         InputError: If the network has no such head, or an argument does not fit.
     """
     check_class_names(classes, num_classes, "the network")
+    bare = bare_network(network)[0]
     if augmentation is not None:
         parse_augmentation(augmentation)
     normalization = Normalization.of(mean, std)
     return Run(
         name=name,
-        network=describe_module(network),
-        head=find_head(network, num_classes, head, shape),
+        network=describe_module(bare),
+        head=find_head(bare, num_classes, head, shape),
         num_classes=num_classes,
         classes=None if classes is None else [str(one) for one in classes],
         mean=list(normalization.mean) if normalization else None,
@@ -119,7 +121,7 @@ def note_input(run: Run, images: torch.Tensor) -> None:
     if run.mean is not None and not normalization_fits(run):
         warnings.warn(
             f"the normalization is of {len(run.mean)} channels, the inputs have {values.shape[1]}: it is not noted, "
-            f"and no real image is kept. Give TGDDCallback the mean= and std= of all channels",
+            f"and no real image is kept. Give the mean= and std= of all channels",
             stacklevel=2,
         )
         run.mean = run.std = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import nn
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import on_all_ranks, rank
+from tgdd_plugin.networks.classifiers import bare_network
+from tgdd_plugin.networks.heads import head_candidates
 from tgdd_plugin.recording.first_images import FirstImages
 from tgdd_plugin.recording.head_statistics import HeadStatistics
 from tgdd_plugin.recording.metric_means import MetricMeans
-from tgdd_plugin.recording.run_folder import on_rank_0, run_folder_of, stored_tensor, take_over, warn_of_missing_stages
+from tgdd_plugin.recording.run_folder import run_folder_of, stored_tensor, take_over, warn_of_missing_stages
 from tgdd_plugin.recording.safeguard import Safeguard
 from tgdd_plugin.recording.settings import Dtype, OnError, StageSettings
 from tgdd_plugin.trajectory.manifest import Run
@@ -31,17 +34,13 @@ class TrajectoryRecorder:
 
         recorder = TrajectoryRecorder("cifar10/trajectory")
         recorder.start(describe_run("run0", network, num_classes=10, mean=mean, std=std), network)
-        for epoch in range(1, epochs + 1):
-            for images, labels in loader:
-                ...  # forward, backward, optimizer.step()
-                recorder.batch(images, labels, {"loss": loss})
-            recorder.stage(epoch)
+        recorder.batch(images, labels, {"loss": loss})  # after each optimizer step
+        recorder.stage(epoch)  # after each epoch
         recorder.finish()
 
     The stages, their class means and the exemplars are those that :class:`tgdd_plugin.TGDDCallback` records in a
-    Composer Trainer with the same batches; it is this recorder's adapter to Composer's events. Put ``state_dict()``
-    into your checkpoints: a run that is loaded from one goes on as if it had not been interrupted, and stages later
-    than the checkpoint are dropped and made again.
+    Composer Trainer with the same batches. Put ``state_dict()`` into your checkpoints: a run that is loaded from one
+    goes on as if it had not been interrupted, and stages later than the checkpoint are dropped and made again.
 
     Args:
         folder: The trajectory folder. The run's stages lie in ``folder/<name>/``, so several runs recorded into one
@@ -73,10 +72,6 @@ class TrajectoryRecorder:
         self.run: Run | None = None
         self.run_folder = self.folder
         self.network: nn.Module | None = None
-        self.batches, self.samples = 0, 0
-        # Where the run stands: the batch of its last stage, and how many were due so far, those since thinned included.
-        self.last_batch, self._due_so_far = -1, 0
-        self._restored_folder: str | None = None
         self._metrics = MetricMeans()
         self.features = HeadStatistics(enabled=self.options.statistics)
         """Adds up the class means; a loop that splits its batches calls it itself, see :meth:`end_batch`."""
@@ -84,7 +79,16 @@ class TrajectoryRecorder:
         """Looks at the first batches."""
         self._warned: set[str] = set()
         self._lock = ExitStack()  # on the run's folder, from start() to finish() or detach()
-        self.safeguard = Safeguard(on_error)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Forgets what was counted and added up so far."""
+        self.batches, self.samples = 0, 0
+        # Where the run stands: the batch of its last stage, and how many were due so far, those since thinned included.
+        self.last_batch, self._due_so_far = -1, 0
+        self._restored_folder: str | None = None
+        self._drop_sums()
+        self.safeguard = Safeguard(self.options.on_error)
 
     def start(
         self,
@@ -101,8 +105,8 @@ class TrajectoryRecorder:
         """Begins to record, or goes on after :meth:`load_state_dict`; the initial weights become stage 0.
 
         Args:
-            run: What is recorded, see :func:`describe_run`.
-            network: The network that is trained, with its weights as they are before the next batch.
+            run: What is recorded, see :func:`describe_run`; it is copied.
+            network: The network that is trained, wrapped or not, with its weights as they are before the next batch.
             heads: The linear layers that can be its head, by name; the first forward pass in training tells which one
                 is, see :meth:`settle_head`. Default: the one that ``run`` names.
             device: Where class means are added up. Default: where the head's weights are.
@@ -112,24 +116,30 @@ class TrajectoryRecorder:
         Raises:
             InputError: If the run is already recorded, or another process records it, or its folder cannot be written.
         """
-        self.network = network
-        self.batches = self.batches if batches is None else batches
+        if batches is None and self._restored_folder is None:  # what an earlier start() counted is of another training
+            self._begin_anew()
+        self.batches, network = self.batches if batches is None else batches, bare_network(network)[0]
+        # The same description may begin several recordings, as where a notebook's cell is run again.
+        run = replace(run, stages=[], gaps=[], exemplars=None, complete=False)
         self.run_folder = run_folder_of(self.folder, run.name)
         if self._restored_folder not in (None, str(self.run_folder)):
             # A checkpoint of a run that was recorded elsewhere says nothing of this one's stages.
             self.last_batch, self._due_so_far = -1, 0
             self._drop_sums()
-        if heads is None:
-            found = network.get_submodule(run.head)
-            assert isinstance(found, nn.Linear), "describe_run() names a linear layer"
-            heads = {run.head: found}
-        self._resume(run, heads)
+        heads = heads or head_candidates(network, run.num_classes, run.head)
+        position = (self.last_batch, self._due_so_far)
+        found = take_over(self.run_folder, run, self._lock, heads, self.batches, position, self.options)
+        self.run, self.network = run, network
+        if found[0] != self.last_batch:
+            self._drop_sums()  # what the checkpoint had added up is part of the last stage, or of none that is kept
+        self.last_batch, self._due_so_far = found
         self.features.attach(heads, run.head, device or heads[run.head].weight.device)
         self.images.start(run, self.run_folder)
         if self.last_batch < 0:
             if self.batches > 0:
                 warn_of_missing_stages(self.run_folder, self.batches, self._restored_folder)
             self.stage(epoch, sample=sample, weights=weights)
+        self._restored_folder = None
 
     def batch(self, images: torch.Tensor, targets: torch.Tensor, metrics: Mapping[str, Any] | None = None) -> None:
         """One batch was trained on: to be called after each optimizer step.
@@ -139,6 +149,7 @@ class TrajectoryRecorder:
             targets: Class ids ``(N,)``, or shares of the classes ``(N, K)``; images of mixed classes do not count.
             metrics: Numbers to average over the batches of a stage, such as the loss. Default: none.
         """
+        self._started()
         self.samples += len(images)
         with self.safeguard.covers("looking at a batch"):
             self.look_at(images, targets)
@@ -202,6 +213,7 @@ class TrajectoryRecorder:
         self.images.exemplars.done = True
         with self._lock:
             self.safeguard.write_end(self.run_folder, run, self.images.exemplars)
+        self.network = None
 
     def detach(self) -> None:
         """Leaves the network as it was, without the hook on its head, and the run's folder to other processes."""
@@ -271,23 +283,10 @@ class TrajectoryRecorder:
         if "class_means" in state:  # checkpoints of the first version have none
             self.features.load_state_dict(state["class_means"])
 
-    def _resume(self, run: Run, heads: Mapping[str, nn.Linear]) -> None:
-        """Takes over what an earlier part of the same run left in the folder."""
-        position, kept = (self.last_batch, self._due_so_far), self.options.exemplars > 0
-        arguments = (self.batches, position, kept, self.options.overwrite)
-
-        def take() -> tuple[Any, ...]:
-            return take_over(self.run_folder, run, self._lock, heads, *arguments), run.head, run.num_classes
-
-        found, run.head, run.num_classes = on_rank_0(self.run_folder, take)
-        self.run = run
-        if found[0] != self.last_batch:
-            self._drop_sums()  # what the checkpoint had added up is part of the last stage, or of none that is kept
-        self.last_batch, self._due_so_far = found
-
     def _started(self) -> tuple[Run, nn.Module]:
         if self.run is None or self.network is None:
-            raise InputError("A recording must be started before a stage is recorded. Call start() first.")
+            state = "is finished" if self.run else "is not started"
+            raise InputError(f"The recording must be under way, got one that {state}. Call start() first.")
         return self.run, self.network
 
     def _drop_sums(self) -> None:

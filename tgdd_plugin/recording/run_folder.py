@@ -15,6 +15,7 @@ from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.locks import locked
 from tgdd_plugin.core.ranks import rank, share_from_rank_0
 from tgdd_plugin.recording.description import normalization_fits
+from tgdd_plugin.recording.settings import StageSettings
 from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run
 from tgdd_plugin.trajectory.writing import write_manifest_and_prune
 
@@ -61,16 +62,21 @@ def on_rank_0(folder: Path, work: Callable[[], Any]) -> Any:
 
 
 def take_over(folder: Path, run: Run, lock: ExitStack, *arguments: Any) -> tuple[int, int]:
-    """Locks a run's folder for as long as ``lock`` stays open, then does what :func:`_take_over` says.
+    """Locks a run's folder for as long as ``lock`` stays open, then does what :func:`_take_over` says. Collective.
 
     Raises:
         InputError: If another process records into the folder, or the run is already recorded.
     """
-    lock.close()  # of an earlier recording by the same recorder
-    with ExitStack() as held:
-        held.enter_context(locked(folder))
-        position = _take_over(folder, run, *arguments)
-        lock.push(held.pop_all())
+
+    def take() -> tuple[Any, ...]:
+        lock.close()  # of an earlier recording by the same recorder
+        with ExitStack() as held:
+            held.enter_context(locked(folder))
+            position = _take_over(folder, run, *arguments)
+            lock.push(held.pop_all())
+        return position, run.head, run.num_classes
+
+    position, run.head, run.num_classes = on_rank_0(folder, take)
     return position
 
 
@@ -80,8 +86,7 @@ def _take_over(
     heads: Mapping[str, nn.Linear],
     batch: int,
     position: tuple[int, int],
-    keep_exemplars: bool,
-    overwrite: bool,
+    options: StageSettings,
 ) -> tuple[int, int]:
     """Takes over what an earlier part of the same run left in its folder, up to ``batch``; removes what came later.
 
@@ -92,8 +97,7 @@ def _take_over(
         batch: Batches trained on before.
         position: Where a checkpoint says that the run stood: the batch of the last stage (-1: none), and how many
             stages were due.
-        keep_exemplars: Whether exemplars are kept.
-        overwrite: Whether a complete recording of the same run is replaced.
+        options: Whether exemplars are kept, and whether a complete recording of the same run is replaced.
 
     Returns:
         Where the run stands.
@@ -101,7 +105,7 @@ def _take_over(
     Raises:
         InputError: If the run is already recorded.
     """
-    if (folder / MANIFEST).is_file() and not (batch == 0 and overwrite):
+    if (folder / MANIFEST).is_file() and not (batch == 0 and options.overwrite):
         earlier = Run.read(folder)
         if batch == 0 and earlier.complete:
             raise InputError(
@@ -121,7 +125,7 @@ def _take_over(
             if earlier.head in heads and heads[earlier.head].out_features == earlier.num_classes:
                 run.head, run.num_classes = earlier.head, earlier.num_classes
             run.gaps = [gap for gap in earlier.gaps if gap["batch"] <= batch]
-            if keep_exemplars and (folder / EXEMPLARS).is_file():
+            if options.exemplars > 0 and (folder / EXEMPLARS).is_file():
                 run.exemplars = earlier.exemplars
             if earlier.augmentation is None:  # as the first batch may have shown
                 run.augmentation = None
