@@ -8,6 +8,7 @@ import struct
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.pipeline.datasets import load_data
+from tgdd_plugin.trajectory.manifest import Run
 
 RANDOM = np.random.default_rng(0)
 
@@ -196,7 +198,8 @@ def test_image_folder_problems_are_clear_lines(tmp_path):
     ):
         load_data(DataSettings("image_folder", root=str(tmp_path)))
     write_folder(tmp_path, {"train": {"a": 1, "b": 1}, "val": {"a": 1, "c": 1}})
-    with pytest.raises(InputError, match="different class folders. Give both the same names"):
+    only = f"class 'b' only in '{tmp_path}/train', class 'c' only in '{tmp_path}/val'"
+    with pytest.raises(InputError, match=f"different class folders. Give both the same names: {only}[.]$"):
         load_data(DataSettings("image_folder", root=str(tmp_path)))
     (tmp_path / "empty/train").mkdir(parents=True)
     (tmp_path / "empty/val").mkdir()
@@ -209,6 +212,33 @@ def test_image_folder_problems_are_clear_lines(tmp_path):
     write_folder(tmp_path / "one", {"train": {"a": 1}, "val": {"a": 1}})
     with pytest.raises(InputError, match=r"one/train' must have folders of at least 2 classes, got 'a' alone. Put"):
         load_data(DataSettings("image_folder", root=str(tmp_path / "one")))
+
+
+def test_class_folders_that_differ_in_how_an_accent_is_written_are_told_apart(tmp_path):
+    write_folder(tmp_path, {"train": {"a": 1, "\u00dc": 1}, "val": {"a": 1, "U\u0308": 1}})
+    with pytest.raises(InputError, match=r"class '\\xdc' only in '.*/train', class 'U\\u0308' only in '.*/val'"):
+        load_data(DataSettings("image_folder", root=str(tmp_path)))
+
+
+def test_a_class_folder_named_in_another_encoding(tmp_path):
+    latin = os.fsdecode("\u00dcbersicht".encode("latin-1"))
+    write_folder(tmp_path, {part: {"a": 2, latin: 2} for part in ("train", "val")})
+    train, _ = load_data(DataSettings("image_folder", root=str(tmp_path)))
+    assert train.classes == ["a", "\\udcdcbersicht"]
+    run = Run("run", {"class": "m:C", "parameters": 1, "factory": None, "arguments": {}, "algorithms": []}, "fc", 2)
+    run = replace(run, classes=["a", latin])  # as a callback finds it in the data set
+    run.write(tmp_path)
+    assert Run.read(tmp_path).classes == train.classes
+
+
+@pytest.mark.parametrize("grayscale", [True, False])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_images_of_16_bits_are_refused(tmp_path, grayscale, suffix):
+    write_folder(tmp_path, {"train": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}})
+    deep = tmp_path / f"train/b/001.{suffix}"
+    Image.fromarray(RANDOM.integers(0, 2**16, (6, 6), dtype=np.uint16)).save(deep)
+    with pytest.raises(InputError, match=f"Image '{deep}' must have 8 bits a channel, got a PIL image of mode 'I;16'"):
+        load_data(DataSettings("image_folder", root=str(tmp_path), grayscale=grayscale))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

@@ -69,14 +69,24 @@ def to_pair(item: Any, position: int | str) -> tuple[torch.Tensor, int]:
     return _to_uint8(image, position), number
 
 
+def check_depth(image: Image.Image, position: int | str) -> None:
+    """Raises an InputError if a PIL image has more than 8 bits a channel, which PIL would clip and not scale.
+
+    Args:
+        image: The image.
+        position: Which one it is, for the error message.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise InputError(
+            f"Image {position} must have 8 bits a channel, got a PIL image of mode '{image.mode}'. Scale it to "
+            f"0..255 first: PIL itself would clip the values."
+        )
+
+
 def _to_uint8(image: Any, position: int | str) -> torch.Tensor:
     """Converts an image in any of the accepted forms into uint8 of shape (C, H, W)."""
     if isinstance(image, Image.Image):
-        if image.mode == "F" or image.mode.startswith("I"):
-            raise InputError(
-                f"Image {position} must have 8 bits a channel, got a PIL image of mode '{image.mode}'. Scale it to "
-                f"0..255 first: PIL itself would clip the values."
-            )
+        check_depth(image, position)
         if image.mode not in ("L", "RGB"):
             image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
         image = np.asarray(image)

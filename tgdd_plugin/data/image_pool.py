@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from tgdd_plugin.core.checked_json import MOST_CLASSES
-from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.errors import InputError, as_names, brief
 from tgdd_plugin.core.gpu_memory import free_gpu_memory
 from tgdd_plugin.data.conversion import item_name, to_pair
 
@@ -52,7 +52,7 @@ class ImagePool:
             raise InputError(
                 f"`labels` must be class ids 0, 1, 2, ..., got labels up to {highest}. Renumber the labels."
             )
-        self.classes = [str(c) for c in classes] if classes is not None else _numbers(max(highest + 1, 1))
+        self.classes = as_names(classes) if classes is not None else _numbers(max(highest + 1, 1))
         self.images = images
         self.labels = labels
         self._sort()
@@ -89,7 +89,7 @@ class ImagePool:
         Raises:
             InputError: If a label lies outside 0..K-1.
         """
-        self.classes = [str(name) for name in classes]
+        self.classes = as_names(classes)
         self._sort()
 
     def adopt_class_names(
@@ -253,6 +253,8 @@ class ImagePool:
         for i in tqdm(range(count), desc="reading images", unit="img", disable=hidden, leave=False):
             try:
                 item = dataset[i]
+            except InputError:  # which says itself what is wrong with the item
+                raise
             except Exception as error:  # the user's files and code can fail in any way
                 raise InputError(
                     f"Item {item_name(dataset, i)} of the data set cannot be read ({brief(error)}). Fix or remove it."

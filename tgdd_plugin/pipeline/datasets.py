@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import torchvision.datasets as tv
+from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, Grayscale, Resize
 
 from tgdd_plugin.beton.card import card_path, read_card
@@ -17,8 +19,10 @@ from tgdd_plugin.beton.compatibility import by_names
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.core.import_string import import_function
+from tgdd_plugin.data.conversion import check_depth
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.settings import DataSettings
+from tgdd_plugin.data.targets import named_classes
 from tgdd_plugin.pipeline.file_checks import check_data, is_hidden, visible_files
 
 _KNOWN: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
@@ -95,7 +99,8 @@ def _image_folders(settings: DataSettings) -> tuple[Any, Any]:
     if settings.image_size:
         steps += [Resize(settings.image_size), CenterCrop(settings.image_size)]
     try:
-        sets = [_VisibleFolder(str(folder), transform=Compose(steps) if steps else None) for folder in (train, test)]
+        transform = Compose(steps) if steps else None
+        sets = [_VisibleFolder(str(folder), transform, loader=_read_image) for folder in (train, test)]
     except FileNotFoundError as error:
         raise InputError(
             f"{str(error).splitlines()[0].rstrip('.')}. Put the images at <class>/<image>, in '{train}' and '{test}'."
@@ -103,7 +108,7 @@ def _image_folders(settings: DataSettings) -> tuple[Any, Any]:
     for folder in (train, test):
         _tell_ignored(folder)
     if sets[0].classes != sets[1].classes:
-        raise InputError(f"'{train}' and '{test}' have different class folders. Give both the same names.")
+        raise _different_classes(train, test, *(set(each.classes) for each in sets))
     return sets[0], sets[1]
 
 
@@ -118,6 +123,24 @@ class _VisibleFolder(tv.ImageFolder):
     def make_dataset(directory: Any, *arguments: Any, **options: Any) -> list[tuple[str, int]]:
         found = tv.ImageFolder.make_dataset(directory, *arguments, **options)
         return [each for each in found if not any(map(is_hidden, Path(each[0]).relative_to(directory).parts[:-1]))]
+
+
+def _read_image(path: str) -> Image.Image:
+    """An image as torchvision's own loader reads it, but for one of 16 bits, which that makes white without a word."""
+    with Image.open(path) as image:
+        check_depth(image, f"'{path}'")
+        return image.convert("RGB")
+
+
+def _different_classes(train: Path, test: Path, trained: set[str], tested: set[str]) -> InputError:
+    """The error of two folders with different class folders, which names those that only one of them has."""
+    only = [sorted(trained - tested), sorted(tested - trained)]
+    composed = [{unicodedata.normalize("NFC", name) for name in names} for names in only]
+    if composed[0] & composed[1]:  # such as those that macOS wrote, which look alike
+        only = [[ascii(name)[1:-1] for name in names] for names in only]
+    where = [f"{named_classes(names)} only in '{folder}'" for names, folder in zip(only, (train, test), strict=True)]
+    found = ", ".join(each for each, names in zip(where, only, strict=True) if names)
+    return InputError(f"'{train}' and '{test}' have different class folders. Give both the same names: {found}.")
 
 
 def _tell_ignored(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tgdd_plugin.beton.multi_formation import unpack
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, as_names
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.budget import Budget
 from tgdd_plugin.replay.ordering import arrange, draw, most_representative
@@ -61,7 +61,7 @@ class ReplayMemory:
     ) -> None:
         self.budget = Budget.of(images_per_class=images_per_class, total_images=total_images, total_bytes=total_bytes)
         self._normalization = Normalization.of(mean, std)
-        self.classes = [str(name) for name in classes or ()]
+        self.classes = as_names(classes or ())
         check_names(self.classes)
         self.budget.share(len(self.classes), 1)  # now, rather than when the first task has been trained
         self.factor = 1

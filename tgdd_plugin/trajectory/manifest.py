@@ -28,7 +28,7 @@ from tgdd_plugin.core.checked_json import (
     build_checked,
     shaped,
 )
-from tgdd_plugin.core.errors import InputError, shown
+from tgdd_plugin.core.errors import InputError, as_names, shown
 from tgdd_plugin.core.network_record import NetworkRecord
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.trajectory.journal import Journal, remove_journals, with_journal
@@ -144,6 +144,7 @@ class Run:
         return None if self.mean is None or self.std is None else Normalization(self.mean, self.std)
 
     def __post_init__(self) -> None:
+        self.classes = None if self.classes is None else as_names(self.classes)
         # Not a field: it says what of this run is on the disk, and is not part of what the run is.
         self.journal: Journal | None = None
 
