@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import os
 import re
 import struct
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from tgdd_plugin.data.set_figure import draw_set, is_drawing_of
+from tgdd_plugin.data.set_figure import draw_set, is_drawing_of, set_figure
 
 NAMES = ["cat", "dog & bone", "$x_1$", "a name that is much too long to stand beside a row", "猫"]
 
@@ -66,6 +68,17 @@ def test_one_image_of_each_class_is_wrapped(tmp_path: Path) -> None:
     assert embedded(path) == rgb(images) and set(names) <= set(words(path)) and "1 image of each class" in words(path)
     with Image.open(draw_set(tmp_path / "a.png", images, torch.arange(12), names)) as picture:
         assert picture.width > picture.height
+
+
+@pytest.mark.parametrize("side", [(8, 8), (64, 64), (96, 128)])
+def test_names_below_images_do_not_run_into_each_other(side: tuple[int, int]) -> None:
+    names = ["Läsion groß", "gesund (ohne Befund)", "Übersicht", "an uncommon finding of the left side", "e"]
+    figure = set_figure(pictures(5, side=side), torch.arange(5), names, start=pictures(5, side=side))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent(canvas.get_renderer()) for text in axes.texts]
+        assert len(boxes) == 5 and all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_a_set_of_many_classes_says_what_it_leaves_out(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_card_in_words(tmp_path):
     assert ["random", "8", "37", "42.5"] in lines
     assert len(text) < 3000  # a trajectory has a thousand checksums
     bare = Card([str(i) for i in range(100)], 8, 4, [1, 5, 7], [0.0], [1.0], sha256="0")
-    assert "100: 0, 1" in describe_beton(path, bare) and "not recorded" in describe_beton(path, bare)
+    assert "100: 0, 1" in describe_beton(path, bare) and "network     not recorded\n" in describe_beton(path, bare)
 
 
 def test_a_packed_file_in_words(tmp_path):

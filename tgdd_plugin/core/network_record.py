@@ -33,7 +33,7 @@ class PartialNetworkRecord(_Built, TypedDict("_MaybeNamed", _NAMED, total=False)
 
 
 def network_in_words(record: dict[str, Any]) -> str:
-    """A recorded network as text for people, ``factory(argument=value)``, escaped and cut."""
+    """A recorded network as text for people, ``factory(argument=value)``, escaped and cut; or ``not recorded``."""
     arguments = ", ".join(f"{shown(key)}={shown(value)}" for key, value in (record.get("arguments") or {}).items())
-    name = record.get("factory") or record.get("class") or "not recorded"
-    return f"{shown(name, 120)}({shown(arguments, 400)})"
+    name = record.get("factory") or record.get("class")
+    return f"{shown(name, 120)}({shown(arguments, 400)})" if name else "not recorded"

@@ -28,6 +28,9 @@ MOST_CLASSES = 100
 LONGEST_NAME = 24
 """The most characters of a class' name."""
 
+LETTERS = 17
+"""Of a name below an image that an inch has room for."""
+
 NAME = 0.3
 """The height of a name below an image, as a share of the image's."""
 
@@ -89,7 +92,9 @@ def set_figure(
     figure = Figure(figsize=(max(wide, 3.2), high), layout="constrained")
     for axes, (title, block) in zip(figure.subplots(1, len(blocks), squeeze=False)[0], blocks, strict=True):
         cells = _cells(block, labels, shown, columns, wrapped)
-        _draw(axes, cells, [_short(classes[label]) for label in shown], wrapped, first=block is blocks[0][1])
+        # Below an image, a name has no more room than the image.
+        longest = min(LONGEST_NAME, int(LETTERS * side)) if wrapped else LONGEST_NAME
+        _draw(axes, cells, [_short(classes[label], longest) for label in shown], wrapped, first=block is blocks[0][1])
         axes.set_title(title, fontsize=9)
     figure.supxlabel(_caption(labels, classes, shown, columns), fontsize=8)
     return figure
@@ -154,9 +159,9 @@ def _draw(
         text.set_parse_math(False)  # a class may be called $x$
 
 
-def _short(name: str) -> str:
+def _short(name: str, longest: int) -> str:
     name = printable(name)
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def _caption(labels: torch.Tensor, classes: Sequence[str], shown: Sequence[int], columns: int) -> str:
