@@ -21,6 +21,7 @@ from torch import nn
 from tests.common import manifest, tiny_network
 from tgdd_plugin import TGDDCallback
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
@@ -30,7 +31,7 @@ from tgdd_plugin.training import train as training
 from tgdd_plugin.training.engine import Engine, ways_to_try
 from tgdd_plugin.training.forward_passes import EAGER, Way
 from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.train import train_each, train_network
+from tgdd_plugin.training.train import check_network, train_each, train_network
 
 K, N = 3, 20
 PLAIN = TrainSettings(epochs=2, batch_size=8, learning_rate=0.05, augmentation="crop_flip")
@@ -340,3 +341,14 @@ def test_a_training_that_is_over_keeps_neither_its_images_nor_its_classifier() -
     del loader
     gc.collect()
     assert len(seen) == 4 and [each() for each in seen] == [None] * 4
+
+
+def test_a_network_that_answers_with_something_else_than_logits_is_named() -> None:
+    class Scores(nn.Module):
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"scores": images.flatten(1)[:, :3]}
+
+    with pytest.raises(
+        InputError, match=r"logits of shape \(2, 3\) .*, got a dict from Scores. Return the logits alone"
+    ):
+        check_network(Scores, (1, 8, 8), 3)

@@ -202,19 +202,21 @@ def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_clas
             f"for example, lambda: {type(build).__name__}(...)."
         )
     with forked_streams(), torch.no_grad():
-        network = build()
+        network, remedy = build(), "Build it for as many channels, pixels and classes."
         try:
             place = next((parameter.device for parameter in network.parameters()), None)
-            came: Any = tuple(network.eval()(torch.zeros(2, *shape, device=place)).shape)
+            output = network.eval()(torch.zeros(2, *shape, device=place))
+            came: Any = tuple(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+            if not isinstance(output, torch.Tensor):
+                remedy = "Return the logits alone."
         except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
             came = f"an error ({brief(error)})"
+            if shape[1] != shape[2]:
+                remedy = (
+                    "Of this package's networks convnet and vit take square images alone: choose another one, or make "
+                    "the images square (on the command line data.image_size=...)."
+                )
     if came != (2, num_classes):
-        remedy = "Build it for as many channels, pixels and classes."
-        if isinstance(came, str) and shape[1] != shape[2]:
-            remedy = (
-                "Of this package's networks convnet and vit take square images alone: choose another one, or make the "
-                "images square (on the command line data.image_size=...)."
-            )
         raise InputError(
             f"`network` must return logits of shape {(2, num_classes)} for 2 images of {list(shape)}, got {came} from "
             f"{type(network).__name__}. {remedy}"
