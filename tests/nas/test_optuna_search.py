@@ -387,14 +387,19 @@ def test_ctrl_c_stops_the_workers_and_nothing_is_lost(beton, tmp_path):
     recipe.write_text(RECIPE.format(output=tmp_path, file=beton))
     slow = ["retrain.epochs=100000", "retrain.compile=false", "nas.workers=2"]  # no Ctrl-C while it compiles
     command = [sys.executable, "-m", "tgdd_plugin.cli", "nas", str(recipe)]
-    running = subprocess.Popen([*command, *slow], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE)
-    place, patience = tmp_path / "few-nas.db", time.monotonic() + 120
-    while not (place.is_file() and _running(tmp_path) == 2):
-        assert time.monotonic() < patience and running.poll() is None
-        time.sleep(0.5)
-    workers = psutil.Process(running.pid).children(recursive=True)
-    running.send_signal(signal.SIGINT)
-    error = running.communicate(timeout=60)[1].decode()
+    place, patience = tmp_path / "few-nas.db", time.monotonic() + 240
+    with subprocess.Popen([*command, *slow], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE) as running:
+        try:
+            while not (place.is_file() and _running(tmp_path) == 2):
+                assert time.monotonic() < patience and running.poll() is None
+                time.sleep(0.5)
+            workers = psutil.Process(running.pid).children(recursive=True)
+            running.send_signal(signal.SIGINT)
+            error = running.communicate(timeout=60)[1].decode()
+        finally:
+            for left in psutil.Process(running.pid).children(recursive=True) if running.poll() is None else ():
+                left.kill()
+            running.kill()
     assert running.returncode == 130 and "interrupted" in error
     assert states(tmp_path, file="few-nas.db") == {}
     assert not psutil.wait_procs(workers, timeout=5)[1]
