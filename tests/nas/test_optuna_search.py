@@ -112,7 +112,7 @@ shades.search(Path({str(beton)!r}), Path({str(tmp_path)!r}))
 def test_a_candidate_that_kills_its_process_is_given_up(beton, tmp_path, monkeypatch):
     monkeypatch.setattr(trial_queue, "HEARTBEAT", 1)
     monkeypatch.setattr(trial_queue, "GRACE", 2)
-    queue = trial_queue.Queue(str(tmp_path / "q.db"), "q", [{"x": 1}], {})
+    queue = trial_queue.Queue(str(tmp_path / "q.db"), "q", 1, lambda count, _: [{"x": 1}] * count, {})
     tried = []
 
     def dies(trial):
@@ -140,7 +140,7 @@ def test_no_candidate_of_a_queue_is_taken_twice(tmp_path):
     code = f"""
 import sys
 from tgdd_plugin.nas.trial_queue import Queue
-queue = Queue({str(tmp_path / "q.db")!r}, "q", [{{"x": i}} for i in range(40)], {{}})
+queue = Queue({str(tmp_path / "q.db")!r}, "q", 40, lambda count, _: [{{"x": i}} for i in range(count)], {{}})
 def attempt(trial):
     x = trial.suggest_categorical("x", list(range(40)))
     print(x, flush=True)
@@ -166,7 +166,7 @@ def test_a_candidate_that_fails_is_noted_and_the_search_goes_on(beton, tmp_path)
 def test_a_search_in_which_all_fail_is_an_error(beton, tmp_path):
     with pytest.raises(
         InputError,
-        match="None of the 2 candidates could be trained; 'channels=2' failed: .*[.] Correct the factory or its",
+        match="None of the 2 candidates could be trained; 'channels=[23]' failed: .*[.] Correct the factory or its",
     ):
         search(beton, tmp_path, choices={"channels": [2, 3]})
 
@@ -201,7 +201,7 @@ def test_a_sampler_chooses_and_comes_back_at_no_cost(beton, tmp_path, monkeypatc
     ("change", "message"),
     [
         ({"choices": {**SPACE, "norm": [True]}}, "is of another search .choices.norm was"),
-        ({"candidates": 3}, "candidates was 6 and is now 3"),
+        ({"candidates": 3}, "`nas.candidates` must be at least 6, as many as the study 'nas' has, got 3. Give that"),
         (
             {"training": RetrainSettings(protocol="paper", epochs=4, batch_size=4, learning_rate=0.1, seeds=2)},
             "training.epochs was 3 and is now 4",
@@ -257,7 +257,7 @@ def test_a_process_that_was_taken_for_dead_goes_on(beton, tmp_path, monkeypatch)
 
 
 def test_an_error_that_is_no_candidates_fault_ends_the_work(tmp_path):
-    queue = trial_queue.Queue(str(tmp_path / "q.db"), "q", [{"x": 1}], {})
+    queue = trial_queue.Queue(str(tmp_path / "q.db"), "q", 1, lambda count, _: [{"x": 1}] * count, {})
     with pytest.raises(InputError, match="my own"):
         queue.work(lambda trial: (_ for _ in ()).throw(InputError("my own")))
 

@@ -41,6 +41,26 @@ def test_a_sample_of_all_is_all():
     assert by_name == {name_of(arguments) for arguments in space.grid()}
 
 
+@pytest.mark.parametrize("sampled", [0, 20, 400])
+def test_a_sequence_goes_on_where_a_shorter_one_ends(sampled):
+    space = SearchSpace()
+    whole = space.sequence(720, 3, sampled)
+    assert {name_of(arguments) for arguments in whole} == {name_of(arguments) for arguments in space.grid()}
+    assert whole[:sampled] == (space.sample(sampled, 3) if sampled else [])
+    for count in (sampled + 1, sampled + 7, 500):
+        assert space.sequence(count, 3, sampled) == whole[:count]
+    for count in (sampled + 1, sampled + 7, sampled + 50, 500, 700):
+        for name, values in CONVNETS.items():
+            often = Counter(arguments[name] for arguments in whole[:count])
+            assert max(often.values()) - min(often[value] for value in values) <= (1 if count < 50 else 2)
+    assert space.sequence(20, 4, sampled) != whole[:20] or sampled > 20
+
+
+def test_a_sequence_of_a_space_too_large_to_list_is_quick():
+    space = SearchSpace(choices={str(number): [1, 2, 3] for number in range(40)})
+    assert len({tuple(arguments.values()) for arguments in space.sequence(200)}) == 200
+
+
 def test_a_candidate_is_built_for_the_images():
     network = candidate_builder(SearchSpace(choices=SMALL), {"depth": 2, "norm": "batch", "width": 8}, (1, 16, 16), 5)()
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]

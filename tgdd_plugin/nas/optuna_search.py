@@ -24,7 +24,7 @@ from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.nas.ranking import Candidate, note_costs, ranked
 from tgdd_plugin.nas.search_space import candidate_builder, check_factory
 from tgdd_plugin.nas.settings import NasSettings
-from tgdd_plugin.nas.trial_queue import without_password
+from tgdd_plugin.nas.trial_queue import Queue, without_password
 from tgdd_plugin.nas.workers import SearchJob, candidate_of, run_workers, show_progress
 
 
@@ -45,6 +45,9 @@ def search(
     candidate is trained once. Another process takes over the candidate of a killed one after a minute. A sampler that
     draws the same candidate again gets its result, if that is known by then.
 
+    A call with more candidates extends the search: what was tried stays, and the whole is what it would have been at
+    once. Processes that were asked for fewer try the new ones, too, and leave the results to the one that extended it.
+
     Args:
         file: The ``.beton``, its card beside it.
         real: The real training images, a share of which are the validation images: an :class:`ImagePool`, or any data
@@ -61,7 +64,8 @@ def search(
         The candidates, best first; then those given up, then those that failed.
 
     Raises:
-        InputError: If file, images, factory or storage do not fit each other, or no candidate could be trained.
+        InputError: If file, images, factory or storage do not fit each other, the study has more candidates than are
+            asked for, or no candidate could be trained.
     """
     settings, training = as_settings(NasSettings, settings), as_settings(RetrainSettings, training)
     if dist.get_world_size() > 1:
@@ -88,12 +92,13 @@ def search(
     job = SearchJob(where, Path(file), arrays, drawn, settings, training, device, seed)
     try:
         queue = job.queue()
-        total = len(queue.slots)
-        with tqdm(total=total, desc="candidates", disable=None if progress_bar else True, leave=False) as bar:
-            if settings.workers == 1 or len(queue.tried()) == total:
+        _check_count(queue, settings)
+        with tqdm(total=settings.count, desc="candidates", disable=None if progress_bar else True, leave=False) as bar:
+            if settings.workers == 1 or len(queue.tried()) == settings.count:
                 job.work(queue, lambda: show_progress(bar, queue))
             else:
                 run_workers(job, queue, bar)
+        _check_count(queue, settings)
         candidates = [candidate_of(trial) for trial in queue.tried()]
     except (OptunaError, SQLAlchemyError) as error:
         raise InputError(
@@ -102,12 +107,21 @@ def search(
         ) from error
     if all(candidate.problem for candidate in candidates):
         raise InputError(
-            f"None of the {total} candidates could be trained; '{candidates[0].name}' failed: {candidates[0].problem}. "
-            f"Correct the factory or its choices (`nas.factory`, `nas.choices`)."
+            f"None of the {settings.count} candidates could be trained; '{candidates[0].name}' failed: "
+            f"{candidates[0].problem}. Correct the factory or its choices (`nas.factory`, `nas.choices`)."
         )
     candidates = _without_repeats(ranked(candidates))
     _fill_in_costs(candidates, settings, pool, torch_device(device), seed)
     return ranked(candidates, settings.rank_by)
+
+
+def _check_count(queue: Queue, settings: NasSettings) -> None:
+    """Checks that a study has no more candidates than are asked for, before a search and after it."""
+    if (has := len(queue.slots())) > settings.count:
+        raise InputError(
+            f"`nas.candidates` must be at least {has}, as many as the study '{settings.study}' has, got "
+            f"{settings.count}. Give that number, or choose another name (`nas.study`)."
+        )
 
 
 def _fill_in_costs(

@@ -101,6 +101,34 @@ class SearchSpace:
             {name: self.choices[name][place] for name, place in zip(self.choices, row, strict=True)} for row in rows
         ]
 
+    def sequence(self, count: int, seed: int = 0, sampled: int = 0) -> list[Arguments]:
+        """Different candidates, of which each has the values that come least often before it, as far as that can be.
+
+        A longer sequence begins with the shorter one, so that a search can be extended.
+
+        Args:
+            count: How many, from 1 to :attr:`size`.
+            seed: Seed of the draw. Default: ``0``.
+            sampled: How many of the first are those of :meth:`sample`, as in a study of an earlier version.
+                Default: ``0``.
+        """
+        first = self.sample(sampled, seed) if sampled else []
+        rows = dict.fromkeys(tuple(arguments.values()) for arguments in first)
+        often = {name: Counter(arguments[name] for arguments in first) for name in self.choices}
+        draw, blocked = random.Random(seed), 0
+
+        def rare(name: str) -> Any:  # of equally rare values any; of others, too, once what they make is used up
+            return min(self.choices[name], key=lambda value: often[name][value] + (1 + blocked // 100) * draw.random())
+
+        while len(rows) < count:
+            row = tuple(map(rare, self.choices))
+            blocked = blocked + 1 if row in rows else 0
+            if not blocked:
+                rows[row] = None
+                for name, value in zip(self.choices, row, strict=True):
+                    often[name][value] += 1
+        return [dict(zip(self.choices, row, strict=True)) for row in itertools.islice(rows, count)]
+
 
 @settings_class
 class NasSettings(SearchSpace):
@@ -111,9 +139,10 @@ class NasSettings(SearchSpace):
     """
 
     candidates: Count | None = None
-    """How many candidates are tried, or for tpe drawn. null: as many as the space has."""
+    """How many candidates are tried, or for tpe drawn. null: as many as the space has. A larger number than before
+    extends the search."""
     sampler: Literal["grid", "tpe"] = "grid"
-    """Which candidates. grid: all of them, or a sample in which every value comes equally often; tpe: Optuna's
+    """Which candidates. grid: all of them, or a sample in which every value comes nearly equally often; tpe: Optuna's
     tree-structured Parzen estimator, which looks where it has been good so far."""
     prune: Flag = False
     """Give a candidate no more seeds once it is below the median of the candidates that had all of theirs (Optuna's
@@ -137,6 +166,11 @@ class NasSettings(SearchSpace):
     """What the Pareto front weighs accuracy against."""
     train_best: Flag = False
     """Train the best candidate on the full data in the end."""
+
+    @property
+    def count(self) -> int:
+        """The number of candidates that are tried."""
+        return self.candidates or self.size
 
     def __post_init__(self) -> None:
         super().__post_init__()

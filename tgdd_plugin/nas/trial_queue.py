@@ -35,7 +35,7 @@ TRIES = 4
 """How often a database is tried to be opened, and a candidate whose process is killed each time."""
 
 
-_ABOUT, _SLOT, _BEGUN, _NOTED, _STOPPED = "about", "slot", "begun", "noted", "stopped"
+_ABOUT, _COUNT, _SLOT, _BEGUN, _NOTED, _STOPPED = "about", "candidates", "slot", "begun", "noted", "stopped"
 
 
 class Failed(Exception):
@@ -103,10 +103,15 @@ class Queue:
     slot is finished if one of its trials has a result, taken if one is waiting or running, and open otherwise. Where
     two processes fill the same slot at once, the one whose trial has the higher number leaves it to the other.
 
+    A study has as many slots as the process that asked for most of them; the others take part in all of these.
+
     Args:
         where: The file or URL of the study, see :func:`open_storage`.
         name: The name of the study.
-        slots: The arguments to try in each slot; an empty mapping leaves the choice to the sampler.
+        count: How many slots this process asks for.
+        slots: Returns the arguments to try in each of so many slots; an empty mapping leaves the choice to the sampler.
+            More slots begin with the same ones. Its second argument is how many a study of an earlier version was begun
+            with, or 0.
         about: All that results depend on, as plain values; the study of another search is refused.
         pruner: Optuna's pruner. Default: none.
 
@@ -118,13 +123,13 @@ class Queue:
         self,
         where: str,
         name: str,
-        slots: Sequence[dict[str, Any]],
+        count: int,
+        slots: Callable[[int, int], Sequence[dict[str, Any]]],
         about: dict[str, Any],
         pruner: optuna.pruners.BasePruner | None = None,
     ) -> None:
         if "://" not in where:
             Path(where).parent.mkdir(parents=True, exist_ok=True)
-        self.slots = slots
         with _quiet():
             self.storage = open_storage(where)
             self.study = optuna.create_study(
@@ -133,6 +138,7 @@ class Queue:
             if _ABOUT not in self.study.user_attrs:
                 self.study.set_user_attr(_ABOUT, about)
         earlier = dict(self.study.user_attrs[_ABOUT])
+        begun = earlier.pop("candidates", 0)  # of an earlier version
         if "training" in earlier and "training" in about:
             earlier["training"] = RetrainSettings.completed(earlier["training"], about["training"])
         if other := first_difference(earlier, about):
@@ -140,8 +146,19 @@ class Queue:
                 f"The study '{name}' in '{without_password(where)}' is of another search ({other}). Choose another "
                 f"name (`nas.study`) or place (`nas.storage`)."
             )
+        self._make_slots = lambda count: slots(count, begun)
+        self._slots = self._make_slots(max(count, begun))
         # When this process first saw each running trial without a sign of life, by its number.
         self._silent: dict[int, float] = {}
+
+    def slots(self) -> Sequence[dict[str, Any]]:
+        """Returns the arguments to try in each slot: more than before, once another process has extended the search."""
+        noted = self.study.user_attrs.get(_COUNT, 0)
+        if noted > len(self._slots):
+            self._slots = self._make_slots(noted)
+        elif noted < len(self._slots):  # also where a process that asked for fewer wrote at the same moment
+            self.study.set_user_attr(_COUNT, len(self._slots))
+        return self._slots
 
     def tried(self) -> list[FrozenTrial]:
         """Returns the trials that have a result, one for each finished slot."""
@@ -161,14 +178,14 @@ class Queue:
         """
         with _quiet():
             while True:
-                trials = self._trials()
+                slots, trials = self.slots(), self._trials()
                 settled = {trial.user_attrs[_SLOT] for trial in trials if is_claimed(trial)}
                 if any(trial.state == TrialState.WAITING for trial in trials):
                     self._try_one(attempt)
-                elif still_open := [number for number in range(len(self.slots)) if number not in settled]:
+                elif still_open := [number for number in range(len(slots)) if number not in settled]:
                     # Not all begin at the same end, so that seldom two fill the same one.
                     number = still_open[os.getpid() % len(still_open)]
-                    self.study.enqueue_trial(self.slots[number], {_SLOT: number})
+                    self.study.enqueue_trial(slots[number], {_SLOT: number})
                 elif any(trial.state == TrialState.RUNNING for trial in trials):
                     fail_stale_trials(self.study)
                     self._fail_silent(trials)

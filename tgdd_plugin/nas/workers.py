@@ -82,14 +82,9 @@ class SearchJob:
 
     def queue(self) -> Queue:
         """Opens the study of the search, or begins it."""
-        settings, count = self.settings, self.settings.candidates
-        if settings.sampler == "tpe":
-            slots: list[dict[str, Any]] = [{}] * (count or settings.size)
-        else:
-            slots = settings.grid() if count is None else settings.sample(count, self.seed)
+        settings = self.settings
         about = {
             **{name: getattr(settings, name) for name in ("factory", "choices", "sampler", "prune", "validation")},
-            "candidates": len(slots),
             "training": {name: value for name, value in asdict(self.training.filled()).items() if name not in _NO_PART},
             "seed": self.seed,
             "file": read_card(self.file).sha256,
@@ -97,7 +92,11 @@ class SearchJob:
             "images": self._random_fingerprint(),
         }
         pruner = optuna.pruners.MedianPruner(n_warmup_steps=0) if settings.prune else optuna.pruners.NopPruner()
-        return Queue(self.storage, settings.study, slots, as_plain(about), pruner)
+        return Queue(self.storage, settings.study, settings.count, self._slots, as_plain(about), pruner)
+
+    def _slots(self, count: int, begun: int) -> list[dict[str, Any]]:
+        """Returns what a study has to try, see :class:`Queue`."""
+        return [{}] * count if self.settings.sampler == "tpe" else self.settings.sequence(count, self.seed, begun)
 
     def _random_fingerprint(self) -> str | None:
         """Says which random images these are; ``None`` for the file's, as in studies of earlier versions."""
@@ -200,7 +199,8 @@ def run_workers(job: SearchJob, queue: Queue, bar: tqdm) -> None:
             time.sleep(POLL)
     finally:
         _stop(processes)
-    if left := len(queue.slots) - len(queue.tried()):
+    tried = len(queue.tried())
+    if left := len(queue.slots()) - tried:
         raise InputError(
             f"All {len(processes)} workers ended, and {left} candidates are left. Give the same command to go on, with "
             f"fewer workers (`nas.workers`) if they had too little memory."
@@ -267,7 +267,7 @@ def _take_part(job: SearchJob) -> None:
 
 def show_progress(bar: tqdm, queue: Queue) -> None:
     """Brings a progress bar up to date, with the best accuracy so far."""
-    tried = queue.tried()
+    tried, bar.total = queue.tried(), len(queue.slots())
     best = max((trial.value for trial in tried if trial.value is not None), default=None)
     if best is not None:
         bar.set_postfix(best=f"{best:.1f} %", refresh=False)
