@@ -36,10 +36,15 @@ TRIES = 4
 
 
 _ABOUT, _COUNT, _SLOT, _BEGUN, _NOTED, _STOPPED = "about", "candidates", "slot", "begun", "noted", "stopped"
+_AGAIN = "given back"
 
 
 class Failed(Exception):
     """A candidate could not be trained; the reason is in its result."""
+
+
+class GivenBack(Failed):
+    """A candidate could not be trained now, and is to be tried again: with the same arguments, last, and alone."""
 
 
 @contextlib.contextmanager
@@ -173,20 +178,26 @@ class Queue:
 
         Args:
             attempt: Takes a trial and returns the value to maximise. It calls :meth:`note`, and may then raise
-                :class:`Failed` or ``optuna.TrialPruned``.
+                :class:`Failed` or ``optuna.TrialPruned``. Without a note it may raise :class:`GivenBack`.
             done: Called after each trial. Default: nothing.
         """
         with _quiet():
             while True:
                 slots, trials = self.slots(), self._trials()
                 settled = {trial.user_attrs[_SLOT] for trial in trials if is_claimed(trial)}
+                again = {trial.user_attrs[_SLOT]: trial.params for trial in trials if _is_given_back(trial)}
+                left = [number for number in range(len(slots)) if number not in settled]
+                still_open = [number for number in left if number not in again]
+                running = any(trial.state == TrialState.RUNNING for trial in trials)
+                if not (still_open or running):
+                    still_open = left[:1]  # the same for all processes, of which one gets it and the others wait
                 if any(trial.state == TrialState.WAITING for trial in trials):
                     self._try_one(attempt)
-                elif still_open := [number for number in range(len(slots)) if number not in settled]:
+                elif still_open:
                     # Not all begin at the same end, so that seldom two fill the same one.
                     number = still_open[os.getpid() % len(still_open)]
-                    self.study.enqueue_trial(slots[number], {_SLOT: number})
-                elif any(trial.state == TrialState.RUNNING for trial in trials):
+                    self.study.enqueue_trial(again.get(number, slots[number]), {_SLOT: number})
+                elif running:
                     fail_stale_trials(self.study)
                     self._fail_silent(trials)
                     time.sleep(POLL)
@@ -204,10 +215,15 @@ class Queue:
 
     def killed(self, trial: Trial) -> int:
         """Returns how many processes were killed while they tried the slot of a trial."""
-        slot = trial.user_attrs[_SLOT]
-        own = [other for other in self._trials() if other.user_attrs[_SLOT] == slot]
-        dead = [other for other in own if other.state == TrialState.FAIL and not has_result(other)]
+        dead = [other for other in self._of_slot(trial) if other.state == TrialState.FAIL and not has_result(other)]
         return sum(not other.user_attrs.get(_STOPPED) for other in dead)
+
+    def given_back(self, trial: Trial) -> bool:
+        """Whether the candidate of a trial's slot was given back before."""
+        return any(map(_is_given_back, self._of_slot(trial)))
+
+    def _of_slot(self, trial: Trial) -> list[FrozenTrial]:
+        return [other for other in self._trials() if other.user_attrs[_SLOT] == trial.user_attrs[_SLOT]]
 
     def _trials(self) -> list[FrozenTrial]:
         return [trial for trial in self.study.get_trials(deepcopy=False) if _SLOT in trial.user_attrs]
@@ -233,6 +249,9 @@ class Queue:
             except (KeyboardInterrupt, SystemExit) as error:  # Composer turns Ctrl-C into the latter
                 trial.set_user_attr(_STOPPED, True)
                 raise KeyboardInterrupt from error
+            except GivenBack:
+                trial.set_user_attr(_STOPPED, _AGAIN)
+                raise
             except Exception as error:
                 raised.append(error)
                 raise
@@ -260,6 +279,10 @@ class Queue:
 def has_result(trial: FrozenTrial) -> bool:
     """Whether a trial is over and has a result."""
     return trial.state.is_finished() and _NOTED in trial.user_attrs
+
+
+def _is_given_back(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get(_STOPPED) == _AGAIN
 
 
 def is_claimed(trial: FrozenTrial) -> bool:

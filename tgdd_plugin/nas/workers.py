@@ -6,6 +6,7 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -33,10 +34,13 @@ from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.nas.ranking import Candidate, measure
 from tgdd_plugin.nas.search_space import candidate_builder, name_of
 from tgdd_plugin.nas.settings import NasSettings
-from tgdd_plugin.nas.trial_queue import POLL, TRIES, Failed, Queue, result_of
+from tgdd_plugin.nas.trial_queue import POLL, TRIES, Failed, GivenBack, Queue, result_of
 
 _NO_PART = ("full_epochs", "at_once")
 """The training settings that no candidate's result depends on."""
+
+_SHORT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|ALLOC_FAILED|allocate memory|^MemoryError")
+"""How the problem of a candidate tells that memory was short, which PyTorch has several classes and texts for."""
 
 STOPPING, AGAIN = 30, 2
 """Seconds that workers have to give their candidates back before they are killed, and between their interrupts."""
@@ -142,13 +146,16 @@ class _Attempt:
 
         Raises:
             Failed: If it could not be trained.
+            GivenBack: If memory was short for the first time, which others on the same machine may have needed.
             optuna.TrialPruned: If it was given up.
         """
         candidate = self._candidate(trial)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # while this process waits, others on the same GPU may need it
+        if _SHORT_OF_MEMORY.search(candidate.problem) and not self.queue.given_back(trial):
+            raise GivenBack
         self.queue.note(trial, candidate.summary())
         if candidate.problem:
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
             raise Failed
         if candidate.pruned:
             raise optuna.TrialPruned
