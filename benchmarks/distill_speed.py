@@ -153,8 +153,8 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for name in arguments.variants:
             torch.compiler.reset()  # each variant compiles for itself
             settings = DistillSettings(
-                images_per_class=count, factor=2, steps=WARM + arguments.pairs, compile=not arguments.eager,
-                **VARIANTS[name],
+                images_per_class=count, factor=2, start="mix", steps=WARM + arguments.pairs, schedule="constant",
+                compile=not arguments.eager, **VARIANTS[name],
             )  # fmt: skip
             with tempfile.TemporaryDirectory() as folder:
                 trajectory, pool, factory = job(10, 32, Path(folder))
@@ -206,8 +206,8 @@ def cell(arguments: argparse.Namespace) -> None:
     """One size, for :func:`scale`: prints a line of JSON."""
     classes, count, side = (int(n) for n in arguments.cell.split(","))
     settings = DistillSettings(
-        images_per_class=count, factor=2, steps=WARM + arguments.pairs, compile=not arguments.eager,
-        **VARIANTS[arguments.variants[0]],
+        images_per_class=count, factor=2, start="mix", steps=WARM + arguments.pairs, schedule="constant",
+        compile=not arguments.eager, **VARIANTS[arguments.variants[0]],
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         trajectory, pool, _ = job(classes, side, Path(folder))

@@ -5,7 +5,7 @@ import torch
 
 from tgdd_plugin import ImagePool
 from tgdd_plugin.beton.card import Card
-from tgdd_plugin.beton.compatibility import fitting_pool
+from tgdd_plugin.beton.compatibility import by_names, fitting_pool
 from tgdd_plugin.core.errors import InputError
 
 
@@ -41,6 +41,13 @@ def test_labels_are_those_of_the_file(own, of_file, wanted):
 def test_a_file_may_have_classes_that_the_images_lack(own, wanted):
     found = fitting_pool(images(own, [0, 1]), "test", "a.beton", card(["cat", "dog", "emu"]))
     assert found.classes == ["cat", "dog", "emu"] and found.labels.tolist() == wanted
+
+
+@pytest.mark.parametrize("of_file", [["1", "2", "3"], ["0", "1", "10", "2"]])
+def test_numbers_of_classes_are_no_names_where_some_may_be_missing(of_file):
+    """Labels 1 and 2 without a name are the second and third class, whatever folders are called."""
+    found = by_names(images(None, [1, 2]), of_file)
+    assert found.labels.tolist() == [1, 2]
 
 
 def test_other_names_are_refused():

@@ -9,6 +9,14 @@ import pytest
 from tgdd_plugin.core.interrupts import HeldInterrupts
 
 
+@pytest.fixture(autouse=True)
+def pythons_own_handler():
+    """Composer, once imported, has Ctrl-C end the process; so do tests of the command line, or not, by their order."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def press():
     os.kill(os.getpid(), signal.SIGINT)
 

@@ -104,6 +104,8 @@ def test_it_rules_no_number_of_plain_distribution_matching_either(trajectory, tm
     compact = CompactSet.open(path)
     assert Baselines(compact, of_the_last(3), tmp_path, "cpu").matching().real_per_class == 8
     assert Baselines(compact, patterned(per_class=5), tmp_path, "cpu").matching().real_per_class == 5
+    del compact.card.method["schedule"]  # as in cards of earlier versions, whose rate was constant
+    assert Baselines(compact, patterned(), tmp_path, "cpu").matching().schedule == "constant"
 
 
 # Classes without images.

@@ -1,12 +1,15 @@
 """Images of three shades, which candidates are trained and judged on, and a small search that does so."""
 
+from collections import Counter
+
+import optuna
 import torch
 
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.settings import RetrainSettings
-from tgdd_plugin.nas import optuna_search
+from tgdd_plugin.nas import optuna_search, trial_queue
 from tgdd_plugin.nas.settings import NasSettings
 
 K = 3
@@ -52,6 +55,18 @@ def search(file, folder, training=TRAINING, **settings):
     return optuna_search.search(
         file, REAL, NasSettings(**{**SETTINGS, **settings}), training, storage=place, device="cpu", progress_bar=False
     )
+
+
+def accuracies(found):
+    """The accuracies of each candidate."""
+    return {each.name: each.accuracies for each in found}
+
+
+def states(folder, name="nas", file="nas.db"):
+    """How many trials there are of each state, of those that tell what came of them or are not over yet."""
+    with trial_queue._quiet():
+        found = optuna.load_study(study_name=name, storage=trial_queue.open_storage(str(folder / file)))
+    return Counter(trial.state.name for trial in found.get_trials(deepcopy=False) if trial_queue.is_claimed(trial))
 
 
 def data():

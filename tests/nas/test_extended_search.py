@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.nas.shades import write_few
-from tests.nas.test_optuna_search import RECIPE, SPACE, accuracies, search, states
+from tests.nas.shades import RECIPE, SPACE, accuracies, search, states, write_few
 from tgdd_plugin import cli
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.nas import workers

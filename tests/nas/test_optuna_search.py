@@ -1,5 +1,6 @@
 """The search: each candidate once, by one process or several, killed or not."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ import torch
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
-from tests.nas.shades import REAL, RECIPE, SETTINGS, SPACE, TRAINING, K, pool, search, write_few
+from tests.nas.shades import REAL, RECIPE, SETTINGS, SPACE, TRAINING, K, accuracies, pool, search, states, write_few
 from tgdd_plugin import cli
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.evaluation.settings import RetrainSettings
@@ -37,17 +38,6 @@ def whole(tmp_path_factory):
     """The folder of a search that nothing disturbed, and what it found."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, search(write_few(folder), folder)
-
-
-def accuracies(found):
-    return {each.name: each.accuracies for each in found}
-
-
-def states(folder, name="nas", file="nas.db"):
-    """How many trials there are of each state, of those that tell what came of them or are not over yet."""
-    with trial_queue._quiet():
-        found = optuna.load_study(study_name=name, storage=trial_queue.open_storage(str(folder / file)))
-    return Counter(trial.state.name for trial in found.get_trials(deepcopy=False) if trial_queue.is_claimed(trial))
 
 
 def test_every_candidate_is_tried_once_and_a_second_call_trains_nothing(beton, whole, monkeypatch):
@@ -376,9 +366,12 @@ def test_a_worker_that_loses_an_interrupt_gets_another(tmp_path, monkeypatch):
     begun, place = context.Event(), tmp_path / "told"
     process = context.Process(target=_loses_the_first_interrupt, args=(begun, place), daemon=True)
     process.start()
-    assert begun.wait(120)
-    workers._stop([process])
-    process.join(10)
+    try:
+        assert begun.wait(120)
+        workers._stop([process])
+        process.join(10)
+    finally:
+        process.kill()
     assert not process.is_alive() and place.read_text() == "went on, then ended"
 
 
@@ -387,22 +380,22 @@ def test_ctrl_c_stops_the_workers_and_nothing_is_lost(beton, tmp_path):
     recipe.write_text(RECIPE.format(output=tmp_path, file=beton))
     slow = ["retrain.epochs=100000", "retrain.compile=false", "nas.workers=2"]  # no Ctrl-C while it compiles
     command = [sys.executable, "-m", "tgdd_plugin.cli", "nas", str(recipe)]
-    place, patience = tmp_path / "few-nas.db", time.monotonic() + 240
+    place, patience, started = tmp_path / "few-nas.db", time.monotonic() + 240, []
     with subprocess.Popen([*command, *slow], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE) as running:
         try:
             while not (place.is_file() and _running(tmp_path) == 2):
                 assert time.monotonic() < patience and running.poll() is None
                 time.sleep(0.5)
-            workers = psutil.Process(running.pid).children(recursive=True)
+                started = psutil.Process(running.pid).children(recursive=True)
             running.send_signal(signal.SIGINT)
-            error = running.communicate(timeout=60)[1].decode()
+            error = running.communicate(timeout=120)[1].decode()
         finally:
-            for left in psutil.Process(running.pid).children(recursive=True) if running.poll() is None else ():
-                left.kill()
-            running.kill()
+            for process in [running, *started]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
     assert running.returncode == 130 and "interrupted" in error
     assert states(tmp_path, file="few-nas.db") == {}
-    assert not psutil.wait_procs(workers, timeout=5)[1]
+    assert started and not psutil.wait_procs(started, timeout=5)[1]
 
 
 def _running(folder):

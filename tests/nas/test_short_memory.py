@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.nas.test_optuna_search import accuracies, search, states
+from tests.nas.shades import accuracies, search, states
 from tgdd_plugin.evaluation.scorer import Scorer
+from tgdd_plugin.nas.trial_queue import GivenBack, Queue
 
 SHORT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB.")
 
@@ -59,6 +60,23 @@ def test_a_second_lack_of_memory_is_final_and_other_errors_are_at_once(beton, tm
     assert search(beton, tmp_path, candidates=2) == found and len(names) == tries + 1
 
 
+def test_a_candidate_that_two_processes_began_is_given_back_once_and_comes_last(tmp_path):
+    queue = Queue(str(tmp_path / "q.db"), "q", 3, lambda count, _: [{"x": x} for x in range(count)], {})
+    for _ in range(2):
+        queue.study.enqueue_trial({"x": 0}, {"slot": 0})
+    tried = []
+
+    def attempt(trial):
+        tried.append((trial.suggest_categorical("x", [0, 1, 2]), queue.given_back(trial)))
+        if tried[-1] == (0, False):
+            raise GivenBack
+        queue.note(trial, {})
+        return 1.0
+
+    queue.work(attempt)
+    assert tried[0] == (0, False) and tried[-1] == (0, True) and sorted(x for x, _ in tried) == [0, 0, 1, 2]
+
+
 def test_second_tries_are_alone_whichever_process_makes_them(tmp_path):
     code = f"""
 import os, time
@@ -83,6 +101,10 @@ queue.work(attempt)
     command = [sys.executable, "-c", code]
     place = Path(__file__).parents[2]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=place) for _ in range(3)]
-    printed = [process.communicate(timeout=300) for process in running]
+    try:
+        printed = [process.communicate(timeout=300) for process in running]
+    finally:
+        for process in running:
+            process.kill()
     assert [process.returncode for process in running] == [0] * 3, [err.decode()[-2000:] for _, err in printed]
     assert sorted(int(x) for out, _ in printed for x in out.split()) == list(range(8))

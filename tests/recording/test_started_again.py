@@ -78,6 +78,23 @@ def test_a_complete_run_is_not_gone_on_with_unasked(tmp_path):
         TrajectoryRecorder(tmp_path).batch(images, labels)
 
 
+def test_a_start_that_is_refused_leaves_the_complete_run_as_it_is(tmp_path):
+    """Also while another run is under way, whose next stage must not go into the folder of the complete one."""
+    done, network = TrajectoryRecorder(tmp_path), tiny_network()
+    train(done, describe_run("done", network, CLASSES, **SCALE), network)
+    for _ in range(2):
+        done.finish()  # a second call does nothing
+    before = files(tmp_path / "done")
+    recorder = TrajectoryRecorder(tmp_path)
+    train(recorder, describe_run("other", network, CLASSES, **SCALE), network)
+    with pytest.raises(InputError, match="is already recorded"):
+        recorder.start(describe_run("done", network, CLASSES, **SCALE), network)
+    with pytest.raises(InputError, match="must be under way"):
+        recorder.stage(3)
+    assert files(tmp_path / "done") == before
+    recorder.detach()
+
+
 def test_what_was_loaded_is_kept_until_a_start_succeeds(tmp_path):
     network = tiny_network()
     first = TrajectoryRecorder(tmp_path)

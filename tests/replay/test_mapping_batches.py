@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from tests.common import CLASSES, Pictures, Probe, assert_same, fit, refusal, st
 from tests.replay.filled import memory
 from tgdd_plugin import TGDDCallback
 from tgdd_plugin.replay.algorithm import DistilledReplay
+from tgdd_plugin.replay.functional import join_outputs, part_of_outputs
 
 pytestmark = pytest.mark.numerical
 
@@ -225,3 +226,18 @@ def test_a_network_without_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FromMapping, "forward", lambda self, batch: {"scores": self.module(batch[self.images])})
     line = refusal(train, NAMES, "mapping", [DistilledReplay(memory())])
     assert line.startswith("The network must return logits (N, K), or a mapping with `logits`, got a dict.")
+
+
+class Pair(NamedTuple):
+    logits: torch.Tensor
+    hidden: torch.Tensor
+
+
+@pytest.mark.parametrize("form", [lambda a, b: {0: a, 1: b}, Pair, lambda a, b: [a, b], lambda a, b: (a, b)])
+def test_answers_of_any_form_are_parted_and_joined(form: Callable[..., Any]) -> None:
+    logits, hidden = torch.rand(5, 3), torch.rand(5, 2)
+    whole = form(logits, hidden)
+    own, others = (part_of_outputs(whole, part, 5) for part in (slice(3), slice(3, None)))
+    assert type(own) is type(whole) and len(own[0]) == 3 and len(others[1]) == 2
+    joined = join_outputs(own, others)
+    assert type(joined) is type(whole) and torch.equal(joined[0], logits) and torch.equal(joined[1], hidden)

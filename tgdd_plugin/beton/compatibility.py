@@ -81,7 +81,10 @@ def by_names(pool: ImagePool, classes: Sequence[str]) -> ImagePool:
     As they are if the names do not say which class is which.
     """
     present = pool.counts.nonzero().flatten()
-    if pool.classes == list(classes) or not set(pool.names_of(present)) <= set(classes):
+    numbered = pool.classes == [str(number) for number in range(pool.num_classes)]
+    # Numbers are names only if they are the others' as well: label 1 of three is no class "1" of "1", "2" and "3".
+    known = set(pool.classes) if numbered else set(classes)
+    if pool.classes == list(classes) or not set(pool.names_of(present)) <= set(classes) <= known:
         return pool
     ids = torch.zeros(pool.num_classes, dtype=torch.int64)
     ids[present] = torch.tensor([list(classes).index(name) for name in pool.names_of(present)])

@@ -11,7 +11,7 @@ from typing import Any
 
 
 class HeldInterrupts:
-    """Holds Ctrl-C (SIGINT) back inside a ``with`` block, at whose end it is raised, except where it is let through.
+    """Holds Ctrl-C (SIGINT) back inside a ``with`` block, at whose end it is handled, except where it is let through.
 
     Does nothing outside the main thread, where Python raises none, and where Ctrl-C is ignored.
     """
@@ -31,11 +31,7 @@ class HeldInterrupts:
 
     @contextlib.contextmanager
     def let_through(self) -> Iterator[None]:
-        """Lets Ctrl-C end a block within this one, as it would without either, and raises the one that was held so far.
-
-        Raises:
-            KeyboardInterrupt: If one was held.
-        """
+        """Lets Ctrl-C end a block within this one, as it would without either, the one that was held so far, too."""
         self._handle_by(self._before)
         try:
             self._raise_held()
@@ -54,4 +50,4 @@ class HeldInterrupts:
     def _raise_held(self) -> None:
         came, self._came = self._came, False
         if came:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)  # to whoever handled it before

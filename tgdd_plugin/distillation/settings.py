@@ -184,9 +184,9 @@ class SizedSettings(DistillSettings):
 
     images_per_class: Count = 10
     factor: Count = 2
-    start: Start = "mix"
-    steps: Count = 10_000
-    schedule: Schedule = "constant"
+    start: Start = "herding"
+    steps: Count = 1_000
+    schedule: Schedule = "linear"
 
     @property
     def start_images(self) -> int:

@@ -21,7 +21,7 @@ from tgdd_plugin.core.weights import load_weights, weights_content
 from tgdd_plugin.data.coresets import herding, k_center, most_varied
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.targets import named_classes
-from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.distillation.settings import EARLIER, DistillSettings
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.distribution_matching import match_distributions
 from tgdd_plugin.evaluation.scorer import Images, random_images
@@ -160,7 +160,8 @@ class Baselines:
     def matching(self) -> DistillSettings:
         """Returns the settings of :meth:`matched`: those of the distilled set, as far as its card has them."""
         own = {key: value for key, value in self.card.method.items() if key in DistillSettings.__dataclass_fields__}
-        settings = DistillSettings(**{**own, "images_per_class": self.card.images_per_class})
+        earlier = EARLIER if own else {}  # a card that an earlier version wrote lacks these
+        settings = DistillSettings(**{**earlier, **own, "images_per_class": self.card.images_per_class})
         return replace(settings, real_per_class=min(settings.real_per_class, int(self.real.counts.max())))
 
     def check_features(self) -> None:

@@ -24,6 +24,9 @@ CONVNETS: dict[str, list[Any]] = {
 """The 720 ConvNets that dataset distillation is tried on for architecture search (B. Zhao, K. R. Mopuri and H. Bilen,
 "Dataset Condensation with Gradient Matching", ICLR 2021)."""
 
+_BLOCKED = 500
+"""Draws of known candidates in a row after which those that are left are simply shuffled."""
+
 Arguments = dict[str, Any]
 RankedBy = Literal["accuracy", "parameters", "flops", "synflow"]
 
@@ -123,7 +126,10 @@ class SearchSpace:
         while len(rows) < count:
             row = tuple(map(rare, self.choices))
             blocked = blocked + 1 if row in rows else 0
-            if not blocked:
+            if blocked > _BLOCKED:  # few are left, in an order that no longer matters
+                rest = [other for other in itertools.product(*self.choices.values()) if other not in rows]
+                rows.update(dict.fromkeys(draw.sample(rest, len(rest))))
+            elif not blocked:
                 rows[row] = None
                 for name, value in zip(self.choices, row, strict=True):
                     often[name][value] += 1

@@ -26,17 +26,14 @@ from tgdd_plugin.evaluation.settings import RetrainSettings
 HEARTBEAT, GRACE = 10, 60
 """Seconds between a worker's signs of life, and after the last of them until another takes up what it was doing."""
 
-
 POLL = 0.5
 """Seconds between looks at what others are doing."""
-
 
 TRIES = 4
 """How often a database is tried to be opened, and a candidate whose process is killed each time."""
 
-
 _ABOUT, _COUNT, _SLOT, _BEGUN, _NOTED, _STOPPED = "about", "candidates", "slot", "begun", "noted", "stopped"
-_AGAIN = "given back"
+_AGAIN, _SECOND = "given back", "second try"
 
 
 class Failed(Exception):
@@ -196,7 +193,8 @@ class Queue:
                 elif still_open:
                     # Not all begin at the same end, so that seldom two fill the same one.
                     number = still_open[os.getpid() % len(still_open)]
-                    self.study.enqueue_trial(again.get(number, slots[number]), {_SLOT: number})
+                    arguments = again.get(number, slots[number])
+                    self.study.enqueue_trial(arguments, {_SLOT: number, _SECOND: number in again})
                 elif running:
                     fail_stale_trials(self.study)
                     self._fail_silent(trials)
@@ -222,6 +220,14 @@ class Queue:
         """Whether the candidate of a trial's slot was given back before."""
         return any(map(_is_given_back, self._of_slot(trial)))
 
+    def _is_due(self, trial: Trial) -> bool:
+        """Whether the candidate of a trial is this trial's to try now: of two that fill one slot the earlier has it."""
+        if trial.user_attrs.get(_SLOT) is None:  # another process took what was waiting just before
+            return False
+        others = [other for other in self._of_slot(trial) if other.number < trial.number]
+        given_back = any(map(_is_given_back, others)) and not trial.user_attrs.get(_SECOND)  # its turn is last
+        return not given_back and not any(map(is_claimed, others))
+
     def _of_slot(self, trial: Trial) -> list[FrozenTrial]:
         return [other for other in self._trials() if other.user_attrs[_SLOT] == trial.user_attrs[_SLOT]]
 
@@ -237,11 +243,7 @@ class Queue:
             taken.append(trial.number)
             self.storage.record_heartbeat(trial._trial_id)
             trial.set_user_attr(_BEGUN, True)
-            slot = trial.user_attrs.get(_SLOT)
-            if slot is None or any(  # another process took what was waiting just before, or two filled the slot
-                other.user_attrs[_SLOT] == slot and other.number < trial.number and is_claimed(other)
-                for other in self._trials()
-            ):
+            if not self._is_due(trial):
                 raise optuna.TrialPruned
             try:
                 with held.let_through():

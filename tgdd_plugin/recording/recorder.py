@@ -116,18 +116,18 @@ class TrajectoryRecorder:
         Raises:
             InputError: If the run is already recorded, or another process records it, or its folder cannot be written.
         """
+        self.network = None  # nothing is under way until this start succeeds: stages would go to the other's folder
+        self.features.detach()
         if batches is None and self._restored_folder is None:  # what an earlier start() counted is of another training
             self._begin_anew()
         self.batches, network = self.batches if batches is None else batches, bare_network(network)[0]
-        # The same description may begin several recordings, as where a notebook's cell is run again.
-        run = replace(run, stages=[], gaps=[], exemplars=None, complete=False)
+        run = replace(run, stages=[], gaps=[], exemplars=None, complete=False)  # it may begin several recordings
         self.run_folder = run_folder_of(self.folder, run.name)
-        if self._restored_folder not in (None, str(self.run_folder)):
-            # A checkpoint of a run that was recorded elsewhere says nothing of this one's stages.
+        if self._restored_folder not in (None, str(self.run_folder)):  # a checkpoint of other stages than these
             self.last_batch, self._due_so_far = -1, 0
             self._drop_sums()
         heads = heads or head_candidates(network, run.num_classes, run.head)
-        position = (self.last_batch, self._due_so_far)
+        position = self.last_batch, self._due_so_far
         found = take_over(self.run_folder, run, self._lock, heads, self.batches, position, self.options)
         self.run, self.network = run, network
         if found[0] != self.last_batch:
@@ -201,11 +201,13 @@ class TrajectoryRecorder:
             self._warn("statistics", f"{problem}; distillation needs the real images there")
 
     def finish(self, epoch: int | None = None) -> None:
-        """Training came to its end: notes that the recording is complete.
+        """Training came to its end: notes that the recording is complete. A second call does nothing.
 
         Args:
             epoch: Epochs completed, to record a last stage if there was a batch since. Default: no such stage.
         """
+        if self.run and self.run.complete and self.network is None:
+            return
         run, _ = self._started()
         if epoch is not None and self.batches != self.last_batch:
             self.stage(epoch)
@@ -262,8 +264,7 @@ class TrajectoryRecorder:
         """What a resumed run needs: plain values and tensors; the stages are on disk. Collective."""
         sums: dict[str, Any] = {"metrics": {}, "class_means": {"batches": 0}}
         with self.safeguard.covers("saving the sums since the last stage in a checkpoint"):
-            sums["class_means"] = self.features.state_dict()
-            sums["metrics"] = self._metrics.state_dict()
+            sums = {"class_means": self.features.state_dict(), "metrics": self._metrics.state_dict()}
         return {
             "version": 1,
             "folder": str(self.run_folder),
@@ -285,8 +286,8 @@ class TrajectoryRecorder:
 
     def _started(self) -> tuple[Run, nn.Module]:
         if self.run is None or self.network is None:
-            state = "is finished" if self.run else "is not started"
-            raise InputError(f"The recording must be under way, got one that {state}. Call start() first.")
+            state = "finished" if self.run else "not started"
+            raise InputError(f"The recording must be under way, got one that is {state}. Call start() first.")
         return self.run, self.network
 
     def _drop_sums(self) -> None:

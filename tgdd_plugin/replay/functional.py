@@ -108,9 +108,9 @@ def part_of_outputs(outputs: Any, part: slice, size: int) -> Any:
     if isinstance(outputs, torch.Tensor):
         return outputs[part] if outputs.ndim and len(outputs) == size else outputs
     if isinstance(outputs, Mapping):
-        return type(outputs)(**{name: part_of_outputs(value, part, size) for name, value in outputs.items()})
+        return _mapping(outputs, {name: part_of_outputs(value, part, size) for name, value in outputs.items()})
     if isinstance(outputs, (tuple, list)):
-        return type(outputs)(part_of_outputs(value, part, size) for value in outputs)
+        return _sequence(outputs, [part_of_outputs(value, part, size) for value in outputs])
     return outputs
 
 
@@ -121,8 +121,18 @@ def join_outputs(own: Any, others: Any) -> Any:
     if isinstance(own, torch.Tensor):
         return torch.cat([own, others])
     if isinstance(own, Mapping):
-        return type(own)(**{name: join_outputs(value, others[name]) for name, value in own.items()})
-    return type(own)(join_outputs(*pair) for pair in zip(own, others, strict=True))
+        return _mapping(own, {name: join_outputs(value, others[name]) for name, value in own.items()})
+    return _sequence(own, [join_outputs(*pair) for pair in zip(own, others, strict=True)])
+
+
+def _mapping(like: Mapping[Any, Any], content: dict[Any, Any]) -> Any:
+    """A mapping of the same kind; those of Hugging Face take their content as keywords alone."""
+    return content if type(like) is dict else type(like)(**content)
+
+
+def _sequence(like: Any, content: list[Any]) -> Any:
+    """A tuple, named or not, or a list of the same kind."""
+    return type(like)(*content) if hasattr(like, "_fields") else type(like)(content)
 
 
 def replay_factors(own: int, replayed: int, batch: int, drawn: int, weight: float | None = None) -> tuple[float, float]:
