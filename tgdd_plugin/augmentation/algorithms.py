@@ -17,9 +17,9 @@ from composer.utils import dist
 
 from tgdd_plugin.augmentation.dsa import augment, draw_augmentation
 from tgdd_plugin.augmentation.strategy import parse_augmentation
+from tgdd_plugin.core.batches import IMAGES, image_key
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import keyed_generator
-from tgdd_plugin.data.batches import IMAGES, image_key
 
 
 def siamese_batch(images: torch.Tensor, strategy: str, generator: torch.Generator) -> torch.Tensor:

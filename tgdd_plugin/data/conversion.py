@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tgdd_plugin.core.batches import IMAGES, LABELS, images_and_labels
 from tgdd_plugin.core.errors import InputError, printable, shown
-from tgdd_plugin.data.batches import IMAGES, LABELS, images_and_labels
 
 
 def item_name(dataset: Any, position: int) -> str:
@@ -37,7 +37,7 @@ def to_pair(item: Any, position: int | str) -> tuple[torch.Tensor, int]:
     Args:
         item: The pair (image, label): a PIL image, a uint8 array ``(H, W)`` or ``(H, W, C)``, or a tensor ``(H, W)`` or
             ``(C, H, W)``, uint8 or floating point in [0, 1]; and a whole number. Or a mapping with both, under the
-            names that :func:`tgdd_plugin.data.batches.images_and_labels` knows.
+            names that :func:`tgdd_plugin.core.batches.images_and_labels` knows.
         position: Which item it is, for an error message.
 
     Raises:

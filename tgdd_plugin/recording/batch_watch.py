@@ -19,7 +19,7 @@ import torch
 from composer import Trainer
 from composer.core import DataSpec
 
-from tgdd_plugin.data.batches import images_and_labels
+from tgdd_plugin.core.batches import images_and_labels
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.pixel_range import Affine, affine_between, normalization_of
 

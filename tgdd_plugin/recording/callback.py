@@ -10,10 +10,10 @@ from composer.core import Callback, DataSpec, Event, State, Time
 from composer.loggers import Logger
 from composer.utils import format_name_with_dist
 
+from tgdd_plugin.core.batches import images_and_labels
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.core.versions import installed_versions
-from tgdd_plugin.data.batches import images_and_labels
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.classifiers import bare_network
 from tgdd_plugin.recording.announcing import announce_end, announce_start

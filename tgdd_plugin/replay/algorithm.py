@@ -16,9 +16,9 @@ from torch import nn
 
 from tgdd_plugin.augmentation.algorithms import siamese_batch
 from tgdd_plugin.augmentation.strategy import parse_augmentation
+from tgdd_plugin.core.batches import images_and_labels, with_images_and_labels
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import keyed_generator
-from tgdd_plugin.data.batches import images_and_labels, with_images_and_labels
 from tgdd_plugin.networks.classifiers import logits_of
 from tgdd_plugin.recording.introspection import device_of, find_classes, find_normalization, unwrapped
 from tgdd_plugin.replay.functional import (
@@ -57,7 +57,7 @@ class DistilledReplay(Algorithm):
     the events named ``AFTER_...`` callbacks find the batch's own again.
 
     Batches are pairs (images, labels), or mappings with the keys that :class:`TGDDCallback` reads
-    (:func:`tgdd_plugin.data.batches.images_and_labels`), such as ``pixel_values`` and ``labels``. Other entries of a
+    (:func:`tgdd_plugin.core.batches.images_and_labels`), such as ``pixel_values`` and ``labels``. Other entries of a
     mapping may be single values alone. Where the network answers with a mapping that has ``logits``, as Hugging Face's
     models do, a loss that it computed itself is the mean over the mixture.
 

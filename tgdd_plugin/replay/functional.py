@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from tgdd_plugin.core.batches import IMAGES, LABELS, images_and_labels, other_entries, with_images_and_labels
 from tgdd_plugin.core.errors import InputError, shown
-from tgdd_plugin.data.batches import IMAGES, LABELS, images_and_labels, other_entries, with_images_and_labels
 
 
 def batch_tensors(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the images ``(N, C, H, W)`` and the targets ``(N, ...)`` of a batch that a memory can be mixed into.
 
     Args:
-        batch: A pair, or a mapping with names that :func:`tgdd_plugin.data.batches.images_and_labels` knows.
+        batch: A pair, or a mapping with names that :func:`tgdd_plugin.core.batches.images_and_labels` knows.
 
     Raises:
         InputError: If it is anything else, or a mapping that holds something for each image besides: an image from the
