@@ -73,7 +73,7 @@ packages=(-q -c constraints.txt -e '.[dev]')
 by_uv() { # takes half of pip's time, but does not read pip's settings, which may name another index
     ! pip config list 2>/dev/null | grep -Eq "[.](index-url|no-index)=" &&
         pip install -q -c constraints.txt uv &&
-        .venv/bin/python -m uv pip install --python .venv/bin/python "${packages[@]}" </dev/null
+        .venv/bin/python -m uv pip install --python .venv/bin/python --compile-bytecode "${packages[@]}" </dev/null
 }
 by_uv || pip install "${packages[@]}" ||
     die "the packages could not be installed (the reason is above); run this again to take it up"

@@ -33,7 +33,7 @@ SHAPED = [
 install_import_hook(SHAPED, "beartype.beartype")
 
 
-LONG = ("harnesses", "ranks", "optuna_search", "notebook", "ddp", "one_writer", "journal", "nas", "cli")
+LONG = "harnesses ranks optuna_search extended_search short_memory notebook ddp one_writer journal nas cli".split()
 """The files that take longest, which begin first, so that no worker is left with one of them at the end."""
 
 
