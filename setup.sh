@@ -70,7 +70,7 @@ fi
 say "Python $version, installing into .venv: PyTorch with CUDA and the rest, about 5 GB, 1 minute or more ..."
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@" </dev/null; }
 packages=(-q -c constraints.txt -e '.[dev]')
-by_uv() { # takes half of pip's time, but does not read pip's settings, which may name another index
+by_uv() { # takes a third of pip's time, but does not read pip's settings, which may name another index
     ! pip config list 2>/dev/null | grep -Eq "[.](index-url|no-index)=" &&
         pip install -q -c constraints.txt uv &&
         .venv/bin/python -m uv pip install --python .venv/bin/python --compile-bytecode "${packages[@]}" </dev/null
