@@ -7,12 +7,13 @@ Neither of the two goes through the package: :class:`Probe` copies weights out o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from composer import Callback, Logger, State, Trainer
 from composer.models import ComposerClassifier, ComposerModel
 from composer.utils import dist
@@ -48,7 +49,7 @@ class TinyNetwork(nn.Module):
 
 
 class OwnModel(ComposerModel):
-    """A user's ComposerModel that is no ComposerClassifier."""
+    """A user's own subclass of ComposerModel, which is not a ComposerClassifier."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -60,6 +61,18 @@ class OwnModel(ComposerModel):
 
     def loss(self, outputs: torch.Tensor, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         return self.not_a_tensor(outputs, batch[1])
+
+
+def trained(
+    network: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Trains on one batch after another, and yields the images, labels and loss of each after its step."""
+    for images, labels in batches:
+        loss = F.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield images, labels, loss
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -82,7 +82,7 @@ def test_a_process_that_asked_for_fewer_at_the_same_moment_does_not_shrink_the_s
 
     few, many = opens(2), opens(5)
     many.slots()
-    few.study.set_user_attr("candidates", 2)  # it had read that there is no number yet
+    few.study.set_user_attr("candidates", 2)  # as a process does that looked before another had noted its larger number
     assert len(many.slots()) == len(few.slots()) == 5
 
 

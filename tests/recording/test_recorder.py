@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
-from tests.common import CLASSES, Pictures, manifest, tiny_network
+from tests.common import CLASSES, Pictures, manifest, tiny_network, trained
 from tgdd_plugin import DistillSettings, TGDDCallback, Trajectory, TrajectoryRecorder, describe_run, distill, read_card
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.recording.head_statistics import HeadStatistics
@@ -53,11 +53,7 @@ def plain_loop(folder, *, epochs=EPOCHS, every=None, checkpoint=None, crash_at=N
     recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0], augmentation="none"), network)
     saved = None
     for epoch in range(first + 1, epochs + 1):
-        for images, labels in loader():
-            loss = F.cross_entropy(network(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        for images, labels, loss in trained(network, optimizer, loader()):
             recorder.batch(images, labels, {"loss/train/total": loss})
             if every and recorder.batches % every == 0:
                 recorder.stage(epoch - 1)

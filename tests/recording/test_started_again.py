@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from tests.common import CLASSES, Pictures, manifest, tiny_network
+from tests.common import CLASSES, Pictures, manifest, tiny_network, trained
 from tgdd_plugin import TrajectoryRecorder, describe_run
 from tgdd_plugin.core.errors import InputError
 
@@ -25,11 +24,7 @@ def train(recorder, run, network, epochs=2):
     recorder.start(run, network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for epoch in range(1, epochs + 1):
-        for images, labels in batches():
-            loss = F.cross_entropy(network(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+        for images, labels, loss in trained(network, optimizer, batches()):
             recorder.batch(images, labels, {"loss": loss})
         recorder.stage(epoch)
 

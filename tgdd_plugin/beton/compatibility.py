@@ -12,6 +12,7 @@ import torch
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.targets import number_names
 
 
 def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImagePool:
@@ -81,9 +82,9 @@ def by_names(pool: ImagePool, classes: Sequence[str]) -> ImagePool:
     As they are if the names do not say which class is which.
     """
     present = pool.counts.nonzero().flatten()
-    numbered = pool.classes == [str(number) for number in range(pool.num_classes)]
-    # Numbers are names only if they are the others' as well: label 1 of three is no class "1" of "1", "2" and "3".
-    known = set(pool.classes) if numbered else set(classes)
+    # Numbers stand for names only where all of the other names are among them: without names, label 1 is the second of
+    # the folders "1", "2" and "3", and not the one that is called "1".
+    known = set(pool.classes) if pool.classes == number_names(pool.num_classes) else set(classes)
     if pool.classes == list(classes) or not set(pool.names_of(present)) <= set(classes) <= known:
         return pool
     ids = torch.zeros(pool.num_classes, dtype=torch.int64)

@@ -18,6 +18,7 @@ from tgdd_plugin.core.checked_json import MOST_CLASSES
 from tgdd_plugin.core.errors import InputError, as_names, brief
 from tgdd_plugin.core.gpu_memory import free_gpu_memory
 from tgdd_plugin.data.conversion import item_name, to_pair
+from tgdd_plugin.data.targets import number_names
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of pixels beyond which a pool is memory-mapped from a temporary file. 4 GiB; CIFAR takes 0.15."""
@@ -52,7 +53,7 @@ class ImagePool:
             raise InputError(
                 f"`labels` must be class ids 0, 1, 2, ..., got labels up to {highest}. Renumber the labels."
             )
-        self.classes = as_names(classes) if classes is not None else _numbers(max(highest + 1, 1))
+        self.classes = as_names(classes) if classes is not None else number_names(max(highest + 1, 1))
         self.images = images
         self.labels = labels
         self._sort()
@@ -105,11 +106,11 @@ class ImagePool:
         Raises:
             InputError: If names or their order differ, or a label lies outside 0..K-1.
         """
-        numbers = _numbers(num_classes)
+        numbers = number_names(num_classes)
         known = list(classes) if classes is not None else numbers
         if self.classes == known:
             return
-        if self.classes == _numbers(self.num_classes) or (known == numbers and self.num_classes != num_classes):
+        if self.classes == number_names(self.num_classes) or (known == numbers and self.num_classes != num_classes):
             self.name_classes(known)
         elif known != numbers:
             raise InputError(
@@ -271,10 +272,6 @@ class ImagePool:
             images[i] = image
         assert images is not None
         return cls(images, labels, classes if classes is not None else getattr(dataset, "classes", None))
-
-
-def _numbers(count: int) -> list[str]:
-    return [str(i) for i in range(count)]
 
 
 def allocate(shape: tuple[int, ...]) -> torch.Tensor:

@@ -57,6 +57,11 @@ def are_class_targets(targets: Any, count: int, num_classes: int) -> bool:
     return targets.shape in ((count,), (count, 1))
 
 
+def number_names(count: int) -> list[str]:
+    """Returns the names of classes that have none: their numbers from 0 on."""
+    return [str(number) for number in range(count)]
+
+
 def named_classes(names: Sequence[str]) -> str:
     """Returns ``class 'a'`` or ``classes 'a', 'b', ...``, to be named in a message; names may come from a file."""
     listed = ", ".join(f"'{printable(name)}'" for name in names[:MOST]) + (", ..." if len(names) > MOST else "")

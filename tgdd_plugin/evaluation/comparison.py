@@ -26,6 +26,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.targets import number_names
 from tgdd_plugin.evaluation.baselines import CONFIDENCE, Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.results import add_to_card, describe_comparison, read_results, write_results
@@ -215,7 +216,7 @@ def evaluate(
 
 def _tells_apart(recorded: Sequence[str], classes: Sequence[str]) -> bool:
     """Whether a recorded network's outputs are a set's classes, in order; either may have numbers for names."""
-    numbers = [str(number) for number in range(len(classes))]
+    numbers = number_names(len(classes))
     return list(recorded) == list(classes) or (len(recorded) == len(classes) and numbers in (recorded, classes))
 
 

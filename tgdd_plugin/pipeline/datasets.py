@@ -22,7 +22,7 @@ from tgdd_plugin.core.import_string import import_function
 from tgdd_plugin.data.conversion import check_depth
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.settings import DataSettings
-from tgdd_plugin.data.targets import named_classes
+from tgdd_plugin.data.targets import named_classes, number_names
 from tgdd_plugin.pipeline.file_checks import check_data, is_hidden, visible_files
 
 _KNOWN: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {
@@ -70,7 +70,7 @@ def _read(settings: DataSettings, progress: bool) -> tuple[ImagePool, ImagePool]
         train, test = (ImagePool.from_dataset(dataset, progress=progress) for dataset in sets)
     test = by_names(test, train.classes)
     # Numbered classes are counted from the labels, and the last ones may lack test images.
-    if test.num_classes < train.num_classes and test.classes == [str(n) for n in range(test.num_classes)]:
+    if test.num_classes < train.num_classes and test.classes == number_names(test.num_classes):
         test.name_classes(train.classes)
     return train, test
 
@@ -84,7 +84,7 @@ def _digits() -> tuple[ImagePool, ImagePool]:
     images = torch.from_numpy(digits.images / 16 * 255).round().to(torch.uint8).unsqueeze(1)
     labels = torch.from_numpy(digits.target)
     index = train_test_split(torch.arange(len(labels)).numpy(), test_size=540, stratify=digits.target, random_state=0)
-    train, test = (ImagePool(images[i], labels[i], [str(n) for n in range(10)]) for i in index)
+    train, test = (ImagePool(images[i], labels[i], number_names(10)) for i in index)
     return train, test
 
 
