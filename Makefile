@@ -39,13 +39,9 @@ lint: setup
 	$(BIN)/lint-imports
 
 # mkdocs.yml is strict: a warning, such as one of a link that leads nowhere, is an error.
-docs: .venv/.docs-installed
+docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "docs: open site/index.html, or for the search too: python3 -m http.server --directory site"
-
-.venv/.docs-installed: $(STAMP)
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	@touch $@
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -15,9 +15,6 @@ from tests.docs.blocks import ROOT
 from tgdd_plugin import cli
 from tgdd_plugin.pipeline.key_help import json_schema
 
-pytest.importorskip("material", reason="mkdocs-material is not installed: pip install -c constraints.txt .[docs]")
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
