@@ -485,6 +485,12 @@ def test_usage_errors_end_with_status_2(capfd):
         assert capfd.readouterr().err.startswith("usage: tgdd")
 
 
+def test_only_what_must_be_given_is_called_required(capfd):
+    with pytest.raises(SystemExit):
+        cli.main(["retrain"])
+    assert capfd.readouterr().err.endswith("the following arguments are required: path\n")
+
+
 # Show.
 
 

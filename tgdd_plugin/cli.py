@@ -95,7 +95,7 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     if any(each.startswith("-") for each in rest) or (rest and "overrides" not in options):
         parser.error(f"unrecognized arguments: {printable(' '.join(rest))}")
     if rest:
-        options.overrides += rest
+        options.overrides = [*options.overrides, *rest]
     return options
 
 
@@ -137,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
         path = step.add_argument(
             "path", help=f"recipe (YAML), or the name of one that comes with the package{shortcut}"
         )
-        keys = step.add_argument("overrides", nargs="*", metavar="key=value", help="such as distill.steps=500")
+        keys = step.add_argument(  # without a default argparse calls them required where the path is left out
+            "overrides", nargs="*", default=[], metavar="key=value", help="such as distill.steps=500"
+        )
         _complete(path, lambda prefix, **_: _completion().recipe_names(prefix))
         _complete(keys, lambda prefix, sections=SECTIONS[name], **_: _completion().recipe_keys(sections, prefix))
         _add_json(step, "what was made")

@@ -109,6 +109,25 @@ def test_the_command_on_a_folder_alone_takes_them(trajectory, tmp_path, capsys):
     assert read_card(tmp_path / "a.beton").method["source"] == "recorded"
 
 
+def test_the_same_job_given_again_is_done_though_fewer_images_are_kept_than_asked_for(trajectory, tmp_path, capsys):
+    assert run(trajectory, tmp_path / "a.beton").card.method["real_per_class"] == ENOUGH < SETTINGS.real_per_class
+    written = (tmp_path / "a.beton").read_bytes()
+    run(trajectory, tmp_path / "a.beton")
+    command = ["distill", str(trajectory.folder), f"file={tmp_path}/a.beton", "device=cpu"]
+    keys = ["distill.images_per_class=2", "distill.factor=2", "distill.steps=4", "distill.learning_rate=0.5"]
+    assert main([*command, *keys]) == 0
+    assert "already done" in capsys.readouterr().out
+    assert (tmp_path / "a.beton").read_bytes() == written
+    with pytest.raises(InputError, match="real_per_class was 8 and is now 4"):
+        run(trajectory, tmp_path / "a.beton", replace(SETTINGS, real_per_class=4))
+
+
+def test_a_set_of_fewer_kept_images_is_another_job(trajectory, tmp_path):
+    run(trajectory, tmp_path / "a.beton", replace(SETTINGS, real_per_class=4))
+    with pytest.raises(InputError, match="real_per_class was 4 and is now 8"):
+        run(trajectory, tmp_path / "a.beton")
+
+
 def test_a_trajectory_that_keeps_none_is_told(tmp_path):
     bare = recorded(tmp_path / "bare", replace(RECORD, exemplars=0))
     assert source_without_images(bare) == "recorded"
