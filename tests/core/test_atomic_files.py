@@ -62,11 +62,14 @@ def test_a_folder_must_be_new_or_empty(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_found_out_first(tmp_path: Path) -> None:
     assert check_writable(tmp_path / "new" / "file") == tmp_path / "new" / "file"
     assert names(tmp_path / "new") == []
-    with pytest.raises(InputError, match="new' is a folder. Name a file in it, for example .*new/distilled.beton"):
+    with pytest.raises(InputError, match="new' is a folder. Name a file in it"):
         check_writable(tmp_path / "new")
     write_whole(tmp_path / "plain", "a")
     with pytest.raises(InputError, match="^Cannot write '.*plain/x': '.*plain' is a file, not a folder. Choose an out"):
         check_writable(tmp_path / "plain" / "x")
+    with pytest.raises(InputError, match="^Cannot write '.*plain/x': '.*plain' is a file, not a folder. Choose an out"):
+        with whole_folder(tmp_path / "plain" / "x"):
+            pass
 
 
 def test_the_checksum_is_sha_256(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_what_is_missing_is_said_and_the_rest_shown(tmp_path: Path) -> None:
         "There is no log 'set-log.csv'",
         "time and memory was not noted",
         "The recipe 'set-recipe.yaml' is damaged",
-        "not shown: There is no trajectory",
+        "so the recorded training is not shown",
     ):
         assert wanted in text
     assert "distilled 81.2" in text and "Images" in text
@@ -225,7 +225,7 @@ def test_what_is_missing_is_said_and_the_rest_shown(tmp_path: Path) -> None:
     shutil.move(tmp_path / "other" / "trajectory", tmp_path / "trajectory")
     shutil.rmtree(tmp_path / "trajectory" / "seed1")
     text = Page(write_report([path], tmp_path / "report.html")).text
-    assert "No accuracy was measured" in text and "There is no recipe" in text and "is of another job" in text
+    assert "No comparison has ended" in text and "There is no recipe" in text and "is of another job" in text
 
 
 @pytest.mark.parametrize(
@@ -278,6 +278,27 @@ def test_a_job_that_was_cut_off_has_a_report_of_what_there_is(
     capsys.readouterr()
     assert cli.main(["report", str(tmp_path), str(tmp_path / "other"), "--output", str(tmp_path / "x.html")]) == 0
     assert "2 sets beside each other" in Page(tmp_path / "x.html").text
+
+
+def test_a_recording_elsewhere_is_shown_once_it_is_linked_as_the_report_says(tmp_path: Path) -> None:
+    path = job(tmp_path / "outputs")
+    (tmp_path / "outputs" / "trajectory").rename(tmp_path / "recording")
+    (tmp_path / "outputs" / "set-recipe.yaml").unlink()
+    text = Page(write_report([path], tmp_path / "report.html")).text
+    assert f"There is no '{tmp_path}/outputs/trajectory', so the recorded training is not shown. Link the" in text
+    (tmp_path / "outputs" / "trajectory").symlink_to(tmp_path / "recording")
+    text = Page(write_report([path], tmp_path / "report.html")).text
+    assert "Every point is a stage" in text and "so the recorded training is not shown" not in text
+
+
+def test_a_report_or_picture_that_cannot_be_written_is_told_by_its_name(tmp_path: Path, capsys) -> None:
+    path, where = job(tmp_path), tmp_path / "plain" / "x"
+    (tmp_path / "plain").touch()
+    for command in (["report", f"{path}", "--output", f"{where}"], ["show", f"{path}", "--picture", f"{where}.png"]):
+        assert cli.main(command) == 2
+        assert f"tgdd: Cannot write '{where}" in (told := capsys.readouterr().err) and "Choose an output path" in told
+    assert cli.main(["report", str(path), "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"tgdd: '{tmp_path}' is a folder. Name a file in it.\n"
 
 
 def test_several_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

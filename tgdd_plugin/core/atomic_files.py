@@ -61,9 +61,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder beside ``folder``, which becomes ``folder`` at the end of the block.
 
     Raises:
-        InputError: If ``folder`` has content, or is a file, or another process writes it.
+        InputError: If ``folder`` has content, or is a file, or another process writes it, or the folder that it is to
+            stand in can be neither made nor written to.
     """
     folder = folder.resolve()
+    _check_place(folder)
     with locked(folder), _whole_folder(folder) as temporary:
         yield temporary
 
@@ -73,7 +75,6 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "has content" if folder.is_dir() else "is a file"
         raise InputError(f"'{folder}' {what}. Name a folder that is new or empty.")
-    make_folder(folder.parent)
     sweep(folder.parent, f".{folder.name}.")
     temporary, handle = _temporary(folder, folder=True)
     try:
@@ -105,7 +106,14 @@ def check_writable(path: Path) -> Path:
         InputError: If ``path`` is a folder, or its folder can be neither made nor written to.
     """
     if path.is_dir():
-        raise InputError(f"'{path}' is a folder. Name a file in it, for example {path / 'distilled.beton'}.")
+        raise InputError(f"'{path}' is a folder. Name a file in it.")
+    _check_place(path)
+    sweep(path.parent, f".{path.stem}.")
+    return path
+
+
+def _check_place(path: Path) -> None:
+    """Checks that the folder of ``path``, which is made where it is missing, can be written to."""
     try:
         make_folder(path.parent)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -116,8 +124,6 @@ def check_writable(path: Path) -> Path:
         raise InputError(
             f"Cannot write '{path}': {reason}. Choose an output path in a folder that you may write to."
         ) from error
-    sweep(path.parent, f".{path.stem}.")
-    return path
 
 
 def make_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tgdd_plugin.beton.card import passes_of
-from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.errors import printable
 from tgdd_plugin.core.usage import in_words
 from tgdd_plugin.pipeline.file_checks import find_sets
@@ -31,9 +31,10 @@ def write_report(paths: Sequence[str | Path], output: str | Path) -> Path:
         The path of the written file.
 
     Raises:
-        InputError: If a path has nothing of a job, or a card cannot be used. The report itself names whatever else is
-            missing.
+        InputError: If a path has nothing of a job, or a card cannot be used, or ``output`` cannot be written. The
+            report itself names whatever else is missing.
     """
+    output = check_writable(Path(output))
     sets = [gather(file) for path in paths for file in find_sets(Path(path))]
     environment = Environment(
         loader=PackageLoader("tgdd_plugin.pipeline", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -43,8 +44,8 @@ def write_report(paths: Sequence[str | Path], output: str | Path) -> Path:
     warnings = _differences(sets)
     compared = draw_accuracies(_compared(sets)) if len(sets) > 1 and OTHER_CLASSES not in warnings else None
     text = environment.get_template("report.html").render(sets=sets, warnings=warnings, compared=compared)
-    write_whole(Path(output), text)
-    return Path(output)
+    write_whole(output, text)
+    return output
 
 
 def _compared(sets: Sequence[SetReport]) -> dict[str, list[Point]]:

@@ -128,7 +128,7 @@ def gather(file: Path) -> SetReport:
     if file.is_file():
         report.card, report.size = read_card(file), file.stat().st_size
         if not report.card.accuracy:
-            report.missing.append("No accuracy was measured; tgdd retrain does.")
+            report.missing.append("No comparison has ended, so no accuracy is shown; tgdd retrain makes one.")
     else:
         unfinished = any(file.parent.glob(f".distill-{glob.escape(file.stem)}-*"))
         how = "and goes on from the last checkpoint of the distillation" if unfinished else "and goes on where it was"
@@ -174,6 +174,9 @@ def _recipe(report: SetReport, path: Path) -> list[Path]:
 
 def _runs(report: SetReport, folder: Path) -> dict[Path, Run]:
     """The runs of the trajectory that the set was distilled from, if they are in that folder."""
+    if not folder.is_dir():
+        report.missing.append(f"There is no '{folder}', so the recorded training is not shown. Link the recording there.")
+        return {}
     try:
         runs = {path: Run.read(path) for path in run_folders(folder)}
     except InputError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgdd_plugin.beton.card import Card, accuracy_cells
+from tgdd_plugin.core.atomic_files import check_writable
 from tgdd_plugin.core.errors import printable, shown
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.core.tables import text_table
@@ -73,7 +74,7 @@ def draw_beton(path: Path, card: Card, picture: str | Path | None = None) -> Pat
     where = Path(picture) if picture else path.with_suffix(".png")
     # The distillation's own, which has the images at the start beside them, is kept.
     if picture or not is_drawing_of(where, images):
-        draw_set(where, images, labels, card.classes)
+        draw_set(check_writable(where), images, labels, card.classes)
     return where
 
 
