@@ -17,6 +17,7 @@ from tgdd_plugin.beton.card import Card, card_path
 from tgdd_plugin.beton.exporting import export_folder, folder_names
 from tgdd_plugin.beton.format import read_beton, write_beton
 from tgdd_plugin.beton.hub import export_hub
+from tgdd_plugin.data.set_figure import draw_set
 
 NAMES = ["zebra", "cat/dog", "10"]  # by the alphabet in another order
 ROW = {"name": "distilled", "images": 6, "epochs": 5, "mean_percent": 81.25, "std_points": 1.25}
@@ -62,7 +63,6 @@ def test_pixels_and_labels_are_the_files(tmp_path: Path, channels: int) -> None:
 
 def test_the_card_says_what_it_is_and_leaves_the_licence_open(tmp_path: Path) -> None:
     path = made(tmp_path)
-    path.with_suffix(".png").write_bytes(b"the figure")
     folder = export_hub(path, tmp_path / "hub")
     front, text = head(folder), (folder / "README.md").read_text()
     assert front["task_categories"] == ["image-classification"] and front["size_categories"] == ["n<1K"]
@@ -80,7 +80,23 @@ def test_the_card_says_what_it_is_and_leaves_the_licence_open(tmp_path: Path) ->
         "![The images by class](my%20set.png)",
     ):
         assert wanted in text, wanted
-    assert (folder / "my set.png").read_bytes() == b"the figure"
+
+
+def test_the_figure_shows_the_set_and_none_of_the_images_that_it_started_from(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    images, labels = read_beton(path)
+    real = torch.tensor([255, 0, 255], dtype=torch.uint8)[:, None, None].expand_as(images)
+    draw_set(path.with_suffix(".png"), images, labels, NAMES, start=real)  # as a distillation does
+    folder = export_hub(path, tmp_path / "hub")
+    assert _colours(path.with_suffix(".png")) >= {(255, 0, 255)}
+    assert (255, 0, 255) not in _colours(folder / "my set.png")
+    for image in images[labels == 0]:  # drawn without smoothing, each pixel as a square
+        assert _colours(folder / "my set.png") >= {tuple(image[:, 1, 2].tolist())}
+
+
+def _colours(path: Path) -> set[tuple[int, ...]]:
+    with Image.open(path) as picture:
+        return set(map(tuple, np.asarray(picture.convert("RGB")).reshape(-1, 3).tolist()))
 
 
 def test_a_bare_card_and_names_that_are_markup(tmp_path: Path) -> None:

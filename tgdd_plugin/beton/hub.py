@@ -30,7 +30,8 @@ def export_hub(beton: str | Path, folder: str | Path) -> Path:
     - ``README.md``: the data set card; its first lines say how the folder is loaded, and leave the licence to you.
     - ``data/train/<class>/00000.png`` and so on, decoded, and ``data/train/metadata.jsonl`` with their labels: the
       class ids are those of the file, whatever the order of the folders.
-    - The ``.beton`` with its card, byte for byte, and the figure of the set if it lies beside it.
+    - The ``.beton`` with its card, byte for byte, and a figure of the set: without the images at the start, which the
+      figure of a distillation shows, since they are mostly real ones.
 
     Args:
         beton: The ``.beton``, its card beside it.
@@ -41,7 +42,9 @@ def export_hub(beton: str | Path, folder: str | Path) -> Path:
     """
     beton = Path(beton)
     card, images, labels = read_decoded(beton)
-    picture = beton.with_suffix(".png")
+    from tgdd_plugin.data.set_figure import draw_set  # loads matplotlib, which takes a second
+
+    picture = beton.with_suffix(".png").name
     with whole_folder(Path(folder)) as temporary:
         where = temporary / PICTURES
         paths = write_pictures(where, images, labels, folder_names(card.classes))
@@ -49,13 +52,14 @@ def export_hub(beton: str | Path, folder: str | Path) -> Path:
             {"file_name": path.as_posix(), "label": label} for path, label in zip(paths, labels.tolist(), strict=True)
         ]
         (where / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        for file in (beton, card_path(beton), *([picture] if picture.is_file() else [])):
+        for file in (beton, card_path(beton)):
             shutil.copyfile(file, temporary / file.name)
-        (temporary / "README.md").write_text(_readme(beton, card, labels, picture.is_file()))
+        draw_set(temporary / picture, images, labels, card.classes)
+        (temporary / "README.md").write_text(_readme(beton, card, labels, picture))
     return Path(folder)
 
 
-def _readme(beton: Path, card: Card, labels: torch.Tensor, pictured: bool) -> str:
+def _readme(beton: Path, card: Card, labels: torch.Tensor, picture: str) -> str:
     environment = Environment(
         loader=PackageLoader("tgdd_plugin.beton", "."), undefined=StrictUndefined, trim_blocks=True, autoescape=False
     )
@@ -69,7 +73,7 @@ def _readme(beton: Path, card: Card, labels: torch.Tensor, pictured: bool) -> st
         network=network_in_words(card.network),
         method={str(key): value for key, value in card.method.items() if key != "name" and value is not None},
         accuracies=[(entry, _table(entry)) for entry in reversed(card.accuracy)],
-        picture=beton.with_suffix(".png").name if pictured else None,
+        picture=picture,
     )
 
 

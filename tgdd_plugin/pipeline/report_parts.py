@@ -175,7 +175,9 @@ def _recipe(report: SetReport, path: Path) -> list[Path]:
 def _runs(report: SetReport, folder: Path) -> dict[Path, Run]:
     """The runs of the trajectory that the set was distilled from, if they are in that folder."""
     if not folder.is_dir():
-        report.missing.append(f"There is no '{folder}', so the recorded training is not shown. Link the recording there.")
+        report.missing.append(
+            f"There is no '{folder}', so the recorded training is not shown. Link the recording there."
+        )
         return {}
     try:
         runs = {path: Run.read(path) for path in run_folders(folder)}
