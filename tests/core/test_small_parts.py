@@ -47,6 +47,8 @@ def test_functions_are_imported_by_name() -> None:
         import_function("data", "nowhere:f")
     with pytest.raises(InputError, match="`network` must be a function, got 'sys:path', a list. Name a function"):
         import_function("network", "sys:path")
+    with pytest.raises(InputError, match="got 'sys:no', which the module does not have. Name a function of the module"):
+        import_function("network", "sys:no")
 
 
 def test_the_current_folder_is_searched_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

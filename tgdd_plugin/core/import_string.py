@@ -29,14 +29,13 @@ def import_function(what: str, name: str) -> Callable[..., Any]:
     try:
         if not {"", here := os.getcwd()} & set(sys.path):
             sys.path.append(here)
-        found = getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function, None)
     except Exception as error:  # the user's module can fail in any way
         raise InputError(
             f"`{what}` must be a function that can be imported, got '{name}' ({brief(error)}). Install its module, or "
             f"put it in the current folder, under a name that no installed module has."
         ) from error
     if not callable(found):
-        raise InputError(
-            f"`{what}` must be a function, got '{name}', a {type(found).__name__}. Name a function of the module."
-        )
+        kind = "which the module does not have" if found is None else f"a {type(found).__name__}"
+        raise InputError(f"`{what}` must be a function, got '{name}', {kind}. Name a function of the module.")
     return found  # type: ignore[no-any-return]

@@ -72,7 +72,7 @@ def check_settings(output: Path, settings: DistillSettings, *, overwrite: bool) 
     known = {key: earlier.get(key) if value is None else value for key, value in now.items()}
     if known["source"] == "exemplars" and isinstance(had := earlier.get("real_per_class"), int):
         # Of exemplars a step takes at most as many as there are, which only the trajectory tells.
-        known["real_per_class"] = min(known["real_per_class"], had)
+        known["real_per_class"] = min(settings.real_per_class, had)
     is_same(output, first_difference({"method": earlier}, {"method": known}), overwrite=overwrite)
 
 
