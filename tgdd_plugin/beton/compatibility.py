@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from tgdd_plugin.beton.card import Card
+from tgdd_plugin.core.class_names import number_names
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
-from tgdd_plugin.data.targets import number_names
 
 
 def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImagePool:

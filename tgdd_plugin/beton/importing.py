@@ -29,6 +29,7 @@ from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.beton.multi_formation import check_factor, decode
 from tgdd_plugin.beton.pt_reader import read_labels, read_pair
 from tgdd_plugin.core.atomic_files import check_writable
+from tgdd_plugin.core.class_names import number_names
 from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.versions import installed_versions
@@ -107,7 +108,7 @@ def import_tensors(
     decoded, clamping = _decode_to_uint8(pixels[order].unflatten(0, (labels.num_classes, -1)), factor)
     _check_clamping(clamping, tolerance, was_normalized, named)
     card = Card(
-        classes=[str(name) for name in (classes if classes is not None else range(labels.num_classes))],
+        classes=number_names(labels.num_classes) if classes is None else [str(name) for name in classes],
         images=0,
         images_per_class=images_per_class,
         shape=[],

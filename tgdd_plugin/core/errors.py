@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 # What moves the cursor, speaks to the terminal, turns the direction of writing or cannot be encoded: C0, DEL and C1,
 # marks and overrides of direction, separators of lines and paragraphs, invisible tags, and lone surrogates.
@@ -29,14 +28,6 @@ def shown(value: object, most: int = 80) -> str:
     """A value from a file in words: :func:`printable`, and of at most ``most`` characters."""
     text = printable(str(value))
     return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def as_names(names: Iterable[object]) -> list[str]:
-    r"""Returns names of classes as text that files can hold.
-
-    A folder may be named in another encoding than UTF-8; such bytes are written as escapes, such as ``\\udcdc``.
-    """
-    return [str(name).encode(errors="backslashreplace").decode() for name in names]
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -15,10 +15,10 @@ import torch
 from tqdm.auto import tqdm
 
 from tgdd_plugin.core.checked_json import MOST_CLASSES
-from tgdd_plugin.core.errors import InputError, as_names, brief
+from tgdd_plugin.core.class_names import as_names, number_names
+from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.gpu_memory import free_gpu_memory
 from tgdd_plugin.data.conversion import item_name, to_pair
-from tgdd_plugin.data.targets import number_names
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of pixels beyond which a pool is memory-mapped from a temporary file. 4 GiB; CIFAR takes 0.15."""

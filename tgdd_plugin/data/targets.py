@@ -1,21 +1,15 @@
-"""The targets of a training batch: class ids, or shares of the classes; and classes by name, for messages."""
+"""The targets of a training batch: class ids, or shares of the classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
-from tgdd_plugin.core.errors import printable
-
 TOLERANCE = 1e-6
 """The largest difference at which shares of a soft label count as equal."""
-
-MOST = 10
-"""The most classes that a message names."""
 
 
 def single_class_targets(
@@ -55,14 +49,3 @@ def are_class_targets(targets: Any, count: int, num_classes: int) -> bool:
     if targets.is_floating_point():
         return targets.shape == (count, num_classes) and num_classes > 1
     return targets.shape in ((count,), (count, 1))
-
-
-def number_names(count: int) -> list[str]:
-    """Returns the names of classes that have none: their numbers from 0 on."""
-    return [str(number) for number in range(count)]
-
-
-def named_classes(names: Sequence[str]) -> str:
-    """Returns ``class 'a'`` or ``classes 'a', 'b', ...``, to be named in a message; names may come from a file."""
-    listed = ", ".join(f"'{printable(name)}'" for name in names[:MOST]) + (", ..." if len(names) > MOST else "")
-    return f"class {listed}" if len(names) == 1 else f"classes {listed}"

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
+from tgdd_plugin.core.class_names import named_classes
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.data.image_pool import ImagePool
-from tgdd_plugin.data.targets import named_classes
 from tgdd_plugin.distillation.settings import SizedSettings
 
 

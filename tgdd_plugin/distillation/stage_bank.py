@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from tgdd_plugin.core.class_names import named_classes
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import are_finite
-from tgdd_plugin.data.targets import named_classes
 from tgdd_plugin.networks.feature_network import fit_names
 from tgdd_plugin.trajectory.manifest import Stage
 from tgdd_plugin.trajectory.shortcomings import check_left, warn_of_diverged

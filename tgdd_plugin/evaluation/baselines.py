@@ -15,12 +15,12 @@ from torch import nn
 
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.class_names import named_classes
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import load_weights, weights_content
 from tgdd_plugin.data.coresets import herding, k_center, most_varied
 from tgdd_plugin.data.image_pool import ImagePool
-from tgdd_plugin.data.targets import named_classes
 from tgdd_plugin.distillation.settings import EARLIER, DistillSettings
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.distribution_matching import match_distributions

@@ -21,12 +21,12 @@ from torch import nn
 
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.core.atomic_files import check_writable, sweep, write_whole
+from tgdd_plugin.core.class_names import number_names
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.image_pool import ImagePool
-from tgdd_plugin.data.targets import number_names
 from tgdd_plugin.evaluation.baselines import CONFIDENCE, Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.results import add_to_card, describe_comparison, read_results, write_results

@@ -17,12 +17,12 @@ from torchvision.transforms import CenterCrop, Compose, Grayscale, Resize
 from tgdd_plugin.beton.card import card_path, read_card
 from tgdd_plugin.beton.compatibility import by_names
 from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.core.class_names import named_classes, number_names
 from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.core.import_string import import_function
 from tgdd_plugin.data.conversion import check_depth
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.settings import DataSettings
-from tgdd_plugin.data.targets import named_classes, number_names
 from tgdd_plugin.pipeline.file_checks import check_data, is_hidden, visible_files
 
 _KNOWN: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = {

@@ -16,6 +16,7 @@ from torch import nn
 
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
+from tgdd_plugin.core.class_names import named_classes
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.errors import InputError
@@ -26,7 +27,6 @@ from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.data.targets import named_classes
 from tgdd_plugin.logs.destinations import TrainingLogs, as_log_settings
 from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings

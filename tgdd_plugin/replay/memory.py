@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from tgdd_plugin.beton.multi_formation import unpack
-from tgdd_plugin.core.errors import InputError, as_names
+from tgdd_plugin.core.class_names import as_names
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.budget import Budget
 from tgdd_plugin.replay.ordering import arrange, draw, most_representative

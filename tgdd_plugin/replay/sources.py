@@ -12,6 +12,7 @@ import torch
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.format import read_stored
 from tgdd_plugin.core.checked_json import MOST_CLASSES
+from tgdd_plugin.core.class_names import number_names
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -55,9 +56,8 @@ class Source:
         pool = ImagePool(images, labels, names if classes is None else [str(one) for one in classes])
         if classes is not None:
             return cls(pool, factor, normalization, list(classes))
-        numbers = list(range(pool.num_classes))
-        named = pool.classes != [str(number) for number in numbers]
-        return cls(pool, factor, normalization, [*pool.classes] if named else [*numbers])
+        named = pool.classes != number_names(pool.num_classes)
+        return cls(pool, factor, normalization, [*pool.classes] if named else [*range(pool.num_classes)])
 
     def check_form(self, shape: Sequence[int], factor: int) -> None:
         """Checks that the images can be mixed with others of ``shape`` (C, H, W), stored at ``factor``.
@@ -115,7 +115,7 @@ def identify(source: Source, classes: list[str], growing: bool) -> tuple[list[st
             names.append(one)
             one = len(names) - 1
         if isinstance(one, int) and growing and one < MOST_CLASSES:
-            names += [str(number) for number in range(len(names), one + 1)]
+            names += number_names(one + 1)[len(names) :]
         if isinstance(one, str) or not 0 <= one < len(names):
             raise InputError(
                 f"`classes` must be among the memory's classes ({', '.join(names[:12])}), got '{one}'. Say with "

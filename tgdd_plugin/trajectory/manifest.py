@@ -28,7 +28,8 @@ from tgdd_plugin.core.checked_json import (
     build_checked,
     shaped,
 )
-from tgdd_plugin.core.errors import InputError, as_names, shown
+from tgdd_plugin.core.class_names import as_names, number_names
+from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.core.network_record import NetworkRecord
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.trajectory.journal import Journal, remove_journals, with_journal
@@ -136,7 +137,7 @@ class Run:
     @property
     def class_names(self) -> list[str]:
         """The names of the K classes; their numbers where none are noted."""
-        return self.classes or [str(number) for number in range(self.num_classes)]
+        return self.classes or number_names(self.num_classes)
 
     @property
     def normalization(self) -> Normalization | None:
