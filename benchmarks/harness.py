@@ -10,10 +10,8 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import math
 import shutil
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -21,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Callback, Logger, State
+from composer import Callback
 from composer.core import Event
 from torch import nn
 
+from benchmarks.deadline import Deadline, TimeUp
 from benchmarks.machine import describe_machine
 from benchmarks.results import TIME_UP, Parser, Row, key_of, open_row, seconds, stopwatch
 from tgdd_plugin import DistillSettings, InputError, TGDDCallback, distill
@@ -43,58 +42,12 @@ from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.pipeline.settings import Recipe
-from tgdd_plugin.recording.runs import run_name
+from tgdd_plugin.recording.runs import recorder_of, run_name
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import accuracy, check_network, train_network
 from tgdd_plugin.trajectory.manifest import MANIFEST, Run
 from tgdd_plugin.trajectory.store import Trajectory
-
-
-class TimeUp(Exception):
-    """The time is up, and what was being done is saved."""
-
-
-class Deadline(Callback):
-    """Saves a checkpoint of what is being trained when the time is up, then raises :class:`TimeUp`.
-
-    Every minute it saves one anyway, for whoever is killed.
-
-    Args:
-        minutes: From now on; ``None`` for no end.
-    """
-
-    def __init__(self, minutes: float | None) -> None:
-        self.saved = time.monotonic()
-        self.end = self.saved + (math.inf if minutes is None else 60 * minutes)
-        self.stopping = False
-
-    def over(self) -> bool:
-        return time.monotonic() >= self.end
-
-    def due(self, wanted: Event) -> Callable[[State, Event], bool]:
-        """Composer's ``save_interval``: whether to save at ``wanted``, the end of a batch or of an epoch."""
-
-        def save(state: State, event: Event) -> bool:
-            assert state.max_duration is not None
-            if event is not wanted or state.timestamp >= state.max_duration:  # a finished one cannot be taken up
-                return False
-            self.stopping = self.over()
-            if not self.stopping and time.monotonic() < self.saved + 60:
-                return False
-            self.saved = time.monotonic()
-            return True
-
-        return save
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        if self.stopping:
-            raise TimeUp
-
-    def check(self) -> None:
-        """Between two pieces of work."""
-        if self.over():
-            raise TimeUp
 
 
 class Bench:
@@ -211,17 +164,7 @@ class Bench:
             seed = self.recipe.seed + number
             path = folder / run_name(seed, kind)
             if not ((path / MANIFEST).is_file() and Run.read(path).complete):
-                tgdd = TGDDCallback(
-                    str(folder),
-                    settings.interval,
-                    max_stages=settings.max_stages,
-                    dtype=settings.dtype,
-                    head=self.recipe.head,
-                    classes=self.train.classes,
-                    mean=list(self.normalization.mean),
-                    std=list(self.normalization.std),
-                    exemplars=settings.exemplars,
-                )
+                tgdd = recorder_of(folder, settings, self.train.classes, self.normalization, self.recipe.head)
                 images = self.train.images, self.train.labels
                 title = f"recording {path.name}, {settings.epochs} epochs"
                 work = folder / "checkpoints" / path.name
