@@ -8,46 +8,36 @@ serving: an epoch of random images from each loader, alone and inside one Compos
 training: a ConvNet's whole training, its loader's set-up included, augmented and mixed as retrain() does it.
 seeds: several networks of one architecture, all at once against one after another (train_each).
 
-Sides take turns within one run, each turn in the other order. A turn gives a ratio to the side that stands first; what
-is told is its median and middle half. First epochs, in which FFCV compiles, stand in lines of their own. Before a
-loader is timed it is checked to serve the very images that were written, each as often.
+Sides take turns within one run (benchmarks.turns). First epochs, in which FFCV compiles, stand in lines of their own.
+Before a loader (benchmarks.loaders) is timed it is checked to serve the very images that were written, each as often.
 
-Files are in the page cache; torch's loader has its images in memory. The stock ffcv.Loader is written as FFCV's
-documentation has it, with drop_last=False and os_cache=True; on the CPU it is spared ToDevice, which copies there. It
-sets torch's threads to its own (--workers).
+Files are in the page cache; torch's loader has its images in memory. The stock ffcv.Loader sets torch's threads to its
+own (--workers).
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
-import json
 import sys
 import tempfile
-import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from composer import Callback, Logger, State
-from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import Compose, Normalize, ToTensor
+from torch.utils.data import DataLoader
 
-from benchmarks.machine import describe_machine, quartiles
+from benchmarks.loaders import CLASSES, DEVICE, MEAN, OWN, STD, STOCK, Data, builders, check_same, write_images
+from benchmarks.machine import quartiles
 from benchmarks.results import OneLineParser
-from tgdd_plugin import Card, InputError, beton_loader, write_beton
-from tgdd_plugin.beton.ffcv_threads import restored_threads
-from tgdd_plugin.core.atomic_files import write_whole
+from benchmarks.turns import TURNS, Report, Seconds, take_turns, times
+from tgdd_plugin import InputError
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.usage import now
-from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.factory import build_network
@@ -56,7 +46,6 @@ from tgdd_plugin.training.train import train_each, train_network
 from tgdd_plugin.training.vectorized import PopulationLoader, vectorizing_is_faster
 
 PARTS = ("serving", "training", "seeds")
-DEVICE, STOCK, OWN = "device loader", "stock FFCV", "backend='ffcv'"
 AT_ONCE, IN_TURN = "at once", "in turn"
 SET_UP, EPOCH = "set-up and first epoch", "an epoch"
 FIT_SET_UP, FIT_EPOCH = "Trainer and its first epoch", "an epoch in a Trainer"
@@ -64,149 +53,6 @@ WHOLE, LATER = "loader and training in all", "an epoch after the first"
 NETWORK, NETWORK_EPOCH = "a network", "an epoch of a network"
 WANTED = 5.0  # times that the stock loader shall take for an epoch of COMPACT images
 COMPACT = 100
-CLASSES, MEAN, STD = 10, [0.5] * 3, [0.25] * 3
-TURNS = 2  # are taken whatever they cost
-Seconds = dict[str, float]  # by what was timed
-
-
-class Data(NamedTuple):
-    """A ``.beton``, and what was written into it."""
-
-    path: Path
-    images: torch.Tensor
-    labels: torch.Tensor
-
-
-def write_images(folder: Path, size: int, side: int) -> Data:
-    """Random colour images of ten classes, as a ``.beton``."""
-    images = torch.randint(256, (size, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(size) % CLASSES
-    card = Card([str(i) for i in range(CLASSES)], 0, -(-size // CLASSES), [], MEAN, STD)
-    return Data(write_beton(folder / f"{size}.beton", images, labels, card), images, labels)
-
-
-def stock_ffcv(path: Path, batch_size: int, workers: int, on: torch.device, by_torch: bool) -> Any:
-    """FFCV's loader by FFCV's documentation.
-
-    Args:
-        path: The file.
-        batch_size, workers: Of the loader.
-        on: Where batches are wanted.
-        by_torch: Whether torch normalizes them there, as in FFCV's CIFAR-10 example: on a GPU FFCV's own operation
-            wants cupy.
-    """
-    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import Convert, NormalizeImage, Squeeze, ToDevice, ToTensor, ToTorchImage
-
-    mean, std = np.array(MEAN) * 255, np.array(STD) * 255
-    image: list[Any] = [SimpleRGBImageDecoder()]
-    label: list[Any] = [IntDecoder(), ToTensor(), Squeeze(1)]
-    if by_torch:
-        to_device = ToDevice(on, non_blocking=True)
-        image += [ToTensor(), to_device, ToTorchImage(), Convert(torch.float32), Normalize(mean.tolist(), std.tolist())]
-        label.append(ToDevice(on, non_blocking=True))
-    else:
-        image += [NormalizeImage(mean, std, np.float32), ToTensor(), ToTorchImage()]
-    return Loader(
-        str(path),
-        batch_size=batch_size,
-        num_workers=workers,
-        order=OrderOption.RANDOM,
-        drop_last=False,
-        os_cache=True,
-        pipelines={"image": image, "label": label},
-    )
-
-
-class Pictures(Dataset):
-    """PIL images out of an array, as torchvision's CIFAR10 has them."""
-
-    def __init__(self, data: Data) -> None:
-        self.images = data.images.permute(0, 2, 3, 1).contiguous().numpy()
-        self.labels = data.labels.tolist()
-        self.transform = Compose([ToTensor(), Normalize(MEAN, STD)])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
-
-
-def torch_loader(data: Data, batch_size: int, workers: int, on: torch.device) -> DataLoader:
-    """torch's loader; its workers stay from epoch to epoch."""
-    return DataLoader(
-        Pictures(data),
-        batch_size=batch_size,
-        shuffle=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=on.type == "cuda",
-    )
-
-
-def builders(data: Data, batch_size: int, options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """What builds each loader, the device-resident one first."""
-    on = torch_device(options.device)
-    sides: dict[str, Callable[[], Any]] = {
-        DEVICE: lambda: beton_loader(data.path, batch_size, device=on),
-        STOCK: lambda: stock_ffcv(data.path, batch_size, options.workers, on, on.type == "cuda"),
-        OWN: lambda: beton_loader(data.path, batch_size, backend="ffcv", device=on),
-    }
-    for workers in options.torch_workers:
-        sides[f"torch, {workers} workers"] = functools.partial(torch_loader, data, batch_size, workers, on)
-    return sides
-
-
-def check_same(name: str, loader: Any, data: Data) -> None:
-    """Serves an epoch, and sees whether its images and labels are those that were written, each as often.
-
-    Raises:
-        RuntimeError: If not.
-    """
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (MEAN, STD))
-    came: Counter[bytes] = Counter()
-    for images, labels in loader:
-        pixels = (images.cpu() * std + mean) * 255
-        if not (pixels - pixels.round()).abs().max() < 0.01:
-            raise RuntimeError(f"{name} does not serve pixels normalized as they should be")
-        came += _count(pixels.round().to(torch.uint8), labels.cpu())
-    if came != _count(data.images, data.labels):
-        raise RuntimeError(f"{name} does not serve the {len(data.labels)} images that were written, each once")
-
-
-def _count(images: torch.Tensor, labels: torch.Tensor) -> Counter[bytes]:
-    pairs = zip(images.contiguous().numpy(), labels.tolist(), strict=True)
-    return Counter(hashlib.blake2b(image.tobytes() + bytes([label]), digest_size=16).digest() for image, label in pairs)
-
-
-def take_turns(
-    sides: Mapping[str, Callable[[], Seconds]], pairs: int, options: argparse.Namespace
-) -> dict[str, dict[str, list[float]]]:
-    """Lets the sides take turns, as often as ``pairs`` and the budget allow.
-
-    Args:
-        sides: What does a turn and returns its seconds, by name.
-        pairs: Most turns of each.
-        options: ``budget`` in seconds, and torch's ``threads``, which FFCV changes.
-
-    Returns:
-        Seconds by what was timed, then by side, turn by turn.
-    """
-    found: dict[str, dict[str, list[float]]] = {}
-    began = time.perf_counter()
-    for number in range(pairs):
-        spent = time.perf_counter() - began
-        if number >= TURNS and spent * (number + 1) / number > options.budget:
-            break
-        for name in list(sides)[:: -1 if number % 2 else 1]:
-            with restored_threads():
-                torch.set_num_threads(options.threads)
-                seconds = sides[name]()
-            for what, value in seconds.items():
-                found.setdefault(what, {side: [] for side in sides})[name].append(value)
-    return found
 
 
 class EpochEnds(Callback):
@@ -341,61 +187,6 @@ def seeds(
     said.clear()
     sides = {way: functools.partial(turn, way == AT_ONCE, epochs) for way in (AT_ONCE, IN_TURN)}
     return take_turns(sides, options.pairs, options), {"epochs": epochs, "pays": said}
-
-
-class Report:
-    """Prints lines as they are measured, and keeps a JSON file of them up to date.
-
-    Args:
-        options: Of the script.
-    """
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.path = options.json
-        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-        about = installed_versions("mosaicml", "ffcv", "numba", "torchvision", "pillow", "numpy")
-        machine = describe_machine(options.device, options.threads)
-        self.content: dict[str, Any] = {"machine": machine, "versions": about, "settings": settings, "rows": []}
-        print(machine, ", ".join(f"{name} {value}" for name, value in about.items()), sep="\n")
-        self.head: list[str] = []
-
-    def add(self, part: str, about: dict[str, Any], found: dict[str, dict[str, list[float]]], **more: Any) -> None:
-        """Lines of one case: what was timed, the first side's time, and the others' as multiples of it."""
-        for what, seconds in found.items():
-            (first, base), *others = seconds.items()
-            ratio = {name: quartiles([v / b for v, b in zip(values, base, strict=True)]) for name, values in others}
-            row = {"part": part, **about, "what": what, **more, "seconds": seconds, "ratio": ratio}
-            self.content["rows"].append(row)
-            self._show(
-                [*about, "", first, *ratio, *more],
-                [*about.values(), what, duration(quartiles(base)["median"]), *map(times, ratio.values())]
-                + [_brief(value) for value in more.values()],
-            )
-        if self.path:
-            write_whole(self.path, json.dumps(self.content, indent=1) + "\n")
-
-    def _show(self, head: list[str], cells: list[Any]) -> None:
-        lines = [cells]
-        if head != self.head:
-            print()
-            lines = [head, ["---"] * len(head), cells]
-            self.head = head
-        for line in lines:
-            print("| " + " | ".join(str(cell) for cell in line) + " |", flush=True)
-
-
-def duration(seconds: float) -> str:
-    return f"{1000 * seconds:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
-def times(ratio: Mapping[str, float]) -> str:
-    """Median of a ratio, and its middle half."""
-    median, low, high = (f"{ratio[n]:.{1 if ratio[n] >= 10 else 2}f}" for n in ("median", "low", "high"))
-    return f"{median} × ({low} .. {high})"
-
-
-def _brief(value: Any) -> str:
-    return f"yes {sum(value)} of {len(value)}" if isinstance(value, list) else str(value)
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -16,9 +16,10 @@ import torch
 from composer import Callback
 from torch import nn
 
-from benchmarks import harness, results
+from benchmarks import harness, loaders, results
 from benchmarks import retrain_curve as curves
 from benchmarks import training_speed as speed
+from benchmarks.turns import Seconds, take_turns
 from tgdd_plugin import Card, RetrainSettings, read_beton, read_card, retrain, write_beton
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
@@ -49,14 +50,14 @@ def uncompiled() -> Iterator[None]:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> speed.Data:
-    return speed.write_images(tmp_path, 11, 16)
+def data(tmp_path: Path) -> loaders.Data:
+    return loaders.write_images(tmp_path, 11, 16)
 
 
 @pytest.mark.parametrize("by_torch", [False, True], ids=["on the CPU", "as on a GPU"])
 def test_stock_pipelines_serve_the_written_images(data, by_torch):
     """As they are compiled, with a last batch that is not full; torch's is the one for a GPU."""
-    speed.check_same("stock", speed.stock_ffcv(data.path, 4, 1, CPU, by_torch), data)
+    loaders.check_same("stock", loaders.stock_ffcv(data.path, 4, 1, CPU, by_torch), data)
 
 
 def test_a_loader_of_other_images_is_refused(data):
@@ -64,23 +65,23 @@ def test_a_loader_of_other_images_is_refused(data):
         return DeviceLoader(images, labels, Normalization([mean] * 3, [0.25] * 3), batch_size=4)
 
     _, images, labels = data
-    speed.check_same("right", loader(images, labels), data)
+    loaders.check_same("right", loader(images, labels), data)
     changed = images.clone()
     changed[3, 0, 0, 0] ^= 1
     twice = torch.tensor([0, 0, *range(2, 11)])
     wrong = [(changed, labels), (images, labels.flip(0)), (images[:8], labels[:8]), (images[twice], labels[twice])]
     for pair in wrong:
         with pytest.raises(RuntimeError, match="wrong does not serve the 11 images that were written, each once"):
-            speed.check_same("wrong", loader(*pair), data)
+            loaders.check_same("wrong", loader(*pair), data)
     with pytest.raises(RuntimeError, match="normalized"):
-        speed.check_same("wrong", loader(images, labels, mean=0.501), data)
+        loaders.check_same("wrong", loader(images, labels, mean=0.501), data)
 
 
 def test_every_part_in_miniature(uncompiled, tmp_path, monkeypatch, capsys):
     checked: Counter[str] = Counter()
-    check = speed.check_same
+    check = loaders.check_same
 
-    def noted(name: str, loader: Any, data: speed.Data) -> None:
+    def noted(name: str, loader: Any, data: loaders.Data) -> None:
         check(name, loader, data)
         checked[name] += 1
 
@@ -91,7 +92,7 @@ def test_every_part_in_miniature(uncompiled, tmp_path, monkeypatch, capsys):
     content = json.loads((tmp_path / "found.json").read_text())
     assert "CPU" in content["machine"] and content["versions"]["ffcv"] and content["settings"]["pairs"] == 2
     found = {(row["part"], row["what"]): row for row in content["rows"]}
-    without = [side for side in SIDES if side != speed.OWN]
+    without = [side for side in SIDES if side != loaders.OWN]
     serving = (speed.SET_UP, speed.EPOCH, speed.FIT_SET_UP, speed.FIT_EPOCH)
     assert {key: list(row["seconds"]) for key, row in found.items()} == {
         **{("serving", what): SIDES for what in serving},
@@ -113,7 +114,7 @@ def test_every_part_in_miniature(uncompiled, tmp_path, monkeypatch, capsys):
 def test_turns_alternate_within_the_budget_and_get_their_threads_back():
     order = []
 
-    def side(name: str) -> speed.Seconds:
+    def side(name: str) -> Seconds:
         order.append((name, torch.get_num_threads()))
         torch.set_num_threads(2)  # as FFCV does
         time.sleep(0.01)
@@ -122,14 +123,14 @@ def test_turns_alternate_within_the_budget_and_get_their_threads_back():
     sides = {name: lambda n=name: side(n) for name in "ab"}
     for budget, turns in ((0.0, 2), (60.0, 4)):
         order.clear()
-        found = speed.take_turns(sides, 4, Namespace(budget=budget, threads=1))
+        found = take_turns(sides, 4, Namespace(budget=budget, threads=1))
         assert found == {"it": {"a": [1.0] * turns, "b": [1.0] * turns}}
         assert "".join(name for name, _ in order) == "abba" * (turns // 2)
         assert {threads for _, threads in order} == {1} and torch.get_num_threads() == 1
 
 
 def test_trainings_beyond_the_budget_are_left_out(tmp_path, monkeypatch, capsys):
-    def found(data: speed.Data, options: Namespace) -> dict[str, Any]:
+    def found(data: loaders.Data, options: Namespace) -> dict[str, Any]:
         seconds = len(data.labels) / 10  # an epoch
         return {
             speed.WHOLE: {"a": [1 + 3 * seconds] * 2, "b": [1 + 3 * seconds] * 2},
