@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import json
 import random
 import struct
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -193,3 +196,66 @@ def mutate_document(rng: random.Random, tree: Any, dump: Callable[[Any], str], d
     if 0.2 < kind < 0.35:
         data = mutate_bytes(rng, data)
     return data
+
+
+def mutate_lines(rng: random.Random, lines: list[bytes]) -> bytes:
+    """A file of a JSON text in each line with a damaged line, two lines that changed places, or damaged bytes."""
+    changed, at = list(lines), rng.randrange(len(lines))
+    if rng.random() < 0.7:
+        with suppress(ValueError):
+            changed[at] = json.dumps(mutate_tree(rng, json.loads(changed[at]))).encode(errors="surrogatepass")
+    elif rng.random() < 0.5:
+        other = rng.randrange(len(changed))
+        changed[at], changed[other] = changed[other], changed[at]
+    data = b"\n".join(changed) + b"\n"
+    return mutate_bytes(rng, data) if rng.random() < 0.3 else data
+
+
+def mutate_safetensors(rng: random.Random, data: bytes) -> bytes:
+    """A safetensors file with a damaged header, its sizes made right again or not, or damaged bytes."""
+    size = int.from_bytes(data[:8], "little")
+    kind = rng.random()
+    if kind < 0.3:
+        return mutate_bytes(rng, data, [(0, 8), (8, 8 + size), (8 + size, len(data))])
+    header = json.loads(data[8 : 8 + size])
+    with suppress(ValueError, TypeError):
+        text = json.dumps(mutate_tree(rng, header)).encode(errors="surrogatepass")
+        if kind > 0.9:
+            text = mutate_text(rng, text, "json")
+        length = len(text) if rng.random() < 0.9 else rng.choice([0, 1, 2**31, 2**63, 2**64 - 1])
+        return length.to_bytes(8, "little") + text + data[8 + size :]
+    return data[: rng.randrange(len(data))]
+
+
+_PICKLES = [
+    b"cos\nsystem\n(S'touch canary'\ntR.",
+    b'c__builtin__\neval\n(S\'open("canary","w")\'\ntR.',
+    b"csubprocess\nPopen\n(S'touch canary'\ntR.",
+    b"ctorch._utils\n_rebuild_tensor_v2\n(tR.",
+    b"cnumpy.core.multiarray\nscalar\n(tR.",
+    b"cnumpy\ndtype\n(S'f8'\ntR.",
+    b"\x80\x02]" + b"]" * 5000 + b".",
+    b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0ctouch canary\x85R.",
+]
+
+
+def mutate_pt(rng: random.Random, data: bytes) -> bytes:
+    """What ``torch.save`` wrote with damaged bytes, or a damaged or foreign pickle in a zip file that is whole."""
+    kind = rng.random()
+    if kind < 0.5 or not zipfile.is_zipfile(io.BytesIO(data)):
+        return mutate_bytes(rng, data, [(0, 200), (max(0, len(data) - 400), len(data))])
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith("data.pkl"):
+                draw = rng.random()
+                content = mutate_bytes(rng, content) if draw < 0.7 else rng.choice(_PICKLES)
+            elif rng.random() < 0.1:
+                content = mutate_bytes(rng, content) if content else b"x"
+            elif rng.random() < 0.05:
+                continue
+            bomb = rng.random() < 0.002 and "/data/" in name
+            method = zipfile.ZIP_DEFLATED if bomb or rng.random() < 0.05 else zipfile.ZIP_STORED
+            new.writestr(zipfile.ZipInfo(name), bytes(2**30) if bomb else content, compress_type=method)
+    return file.getvalue()

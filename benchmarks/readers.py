@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
@@ -15,9 +14,18 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.mutations import ESCAPES, TEXTS, mutate_bytes, mutate_document, mutate_text, mutate_tree
-from benchmarks.small_jobs import CLASSES, MEAN, STD, loader, small_network
-from tgdd_plugin import TrajectoryRecorder, cli, describe_run
+from benchmarks.mutations import (
+    ESCAPES,
+    TEXTS,
+    mutate_bytes,
+    mutate_document,
+    mutate_lines,
+    mutate_pt,
+    mutate_safetensors,
+    mutate_tree,
+)
+from benchmarks.small_jobs import record_without_end
+from tgdd_plugin import cli
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.beton.importing import import_tensors
@@ -127,17 +135,6 @@ def _trajectories(made: Path, work: Path) -> dict[str, Reader]:
     (journal,) = place.glob("stages-*.jsonl")
     lines = journal.read_bytes().splitlines()
 
-    def make(rng: random.Random) -> bytes:
-        changed, at = list(lines), rng.randrange(len(lines))
-        if rng.random() < 0.7:
-            with suppress(ValueError):
-                changed[at] = json.dumps(mutate_tree(rng, json.loads(changed[at]))).encode(errors="surrogatepass")
-        elif rng.random() < 0.5:
-            other = rng.randrange(len(changed))
-            changed[at], changed[other] = changed[other], changed[at]
-        data = b"\n".join(changed) + b"\n"
-        return mutate_bytes(rng, data) if rng.random() < 0.3 else data
-
     def read_journal(data: bytes) -> str:
         journal.write_bytes(data)
         check_run(asdict(Run.read(place)))
@@ -145,20 +142,8 @@ def _trajectories(made: Path, work: Path) -> dict[str, Reader]:
 
     return {
         "manifest": Reader(lambda rng: mutate_document(rng, tree, json.dumps, "json"), read),
-        "journal": Reader(make, read_journal),
+        "journal": Reader(lambda rng: mutate_lines(rng, lines), read_journal),
     }
-
-
-def record_without_end(folder: Path) -> None:
-    """A recording of four stages that has not come to its end, so that it has a journal."""
-    network = small_network()
-    recorder = TrajectoryRecorder(folder, exemplars=1)
-    recorder.start(describe_run("run", network, CLASSES, mean=MEAN, std=STD, augmentation="none"), network)
-    for images, labels in loader():
-        network(images)
-        recorder.batch(images, labels, {"loss": 1.0})
-        recorder.stage(0)
-    recorder.detach()
 
 
 def _recipes(made: Path, work: Path) -> dict[str, Reader]:
@@ -263,56 +248,6 @@ def _tensors(made: Path, work: Path) -> dict[str, Reader]:
         "exemplars": Reader(lambda rng: mutate_safetensors(rng, exemplars), read_images),
         ".pt": Reader(lambda rng: mutate_pt(rng, rng.choice(saved)), read_pt),
     }
-
-
-def mutate_safetensors(rng: random.Random, data: bytes) -> bytes:
-    """A safetensors file with a damaged header, its sizes made right again or not, or damaged bytes."""
-    size = int.from_bytes(data[:8], "little")
-    kind = rng.random()
-    if kind < 0.3:
-        return mutate_bytes(rng, data, [(0, 8), (8, 8 + size), (8 + size, len(data))])
-    header = json.loads(data[8 : 8 + size])
-    with suppress(ValueError, TypeError):
-        text = json.dumps(mutate_tree(rng, header)).encode(errors="surrogatepass")
-        if kind > 0.9:
-            text = mutate_text(rng, text, "json")
-        length = len(text) if rng.random() < 0.9 else rng.choice([0, 1, 2**31, 2**63, 2**64 - 1])
-        return length.to_bytes(8, "little") + text + data[8 + size :]
-    return data[: rng.randrange(len(data))]
-
-
-_PICKLES = [
-    b"cos\nsystem\n(S'touch canary'\ntR.",
-    b'c__builtin__\neval\n(S\'open("canary","w")\'\ntR.',
-    b"csubprocess\nPopen\n(S'touch canary'\ntR.",
-    b"ctorch._utils\n_rebuild_tensor_v2\n(tR.",
-    b"cnumpy.core.multiarray\nscalar\n(tR.",
-    b"cnumpy\ndtype\n(S'f8'\ntR.",
-    b"\x80\x02]" + b"]" * 5000 + b".",
-    b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0ctouch canary\x85R.",
-]
-
-
-def mutate_pt(rng: random.Random, data: bytes) -> bytes:
-    """What ``torch.save`` wrote with damaged bytes, or a damaged or foreign pickle in a zip file that is whole."""
-    kind = rng.random()
-    if kind < 0.5 or not zipfile.is_zipfile(io.BytesIO(data)):
-        return mutate_bytes(rng, data, [(0, 200), (max(0, len(data) - 400), len(data))])
-    file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "w") as new:
-        for name in old.namelist():
-            content = old.read(name)
-            if name.endswith("data.pkl"):
-                draw = rng.random()
-                content = mutate_bytes(rng, content) if draw < 0.7 else rng.choice(_PICKLES)
-            elif rng.random() < 0.1:
-                content = mutate_bytes(rng, content) if content else b"x"
-            elif rng.random() < 0.05:
-                continue
-            bomb = rng.random() < 0.002 and "/data/" in name
-            method = zipfile.ZIP_DEFLATED if bomb or rng.random() < 0.05 else zipfile.ZIP_STORED
-            new.writestr(zipfile.ZipInfo(name), bytes(2**30) if bomb else content, compress_type=method)
-    return file.getvalue()
 
 
 def _betons(made: Path, work: Path) -> dict[str, Reader]:

@@ -64,9 +64,9 @@ def sets() -> list[list[tuple[np.ndarray, int]]]:
     return [images[:36], images[36:]]
 
 
-def small_network(seed: int = 0) -> nn.Module:
-    """The network of all jobs, whose weights depend on the seed alone."""
-    with forked_streams(seed):
+def small_network() -> nn.Module:
+    """The network of all jobs, always with the same weights."""
+    with forked_streams(0):
         return convnet(CLASSES, 1, 8, depth=1, width=4)
 
 
@@ -158,6 +158,18 @@ def record_with_recorder() -> None:
                 torch.save({**state, "done": step}, f"checkpoints/ba{step:03d}.pt")
     recorder.finish(epoch=3)
     save_file(network.state_dict(), "final.safetensors")
+
+
+def record_without_end(folder: Path) -> None:
+    """A recording of four stages that has not come to its end, so that it has a journal."""
+    network = small_network()
+    recorder = TrajectoryRecorder(folder, exemplars=1)
+    recorder.start(describe_run("run", network, CLASSES, mean=MEAN, std=STD, augmentation="none"), network)
+    for images, labels in loader():
+        network(images)
+        recorder.batch(images, labels, {"loss": 1.0})
+        recorder.stage(0)
+    recorder.detach()
 
 
 def distill_with_checkpoints() -> None:

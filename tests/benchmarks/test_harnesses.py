@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import faults, fuzz, kills, mutations
+from benchmarks import examination, faults, fuzz, mutations, outcomes
+from benchmarks.folder_faults import FAULTS, MOUNTED
 from benchmarks.forked import Ended, Tries, run_forked
 from benchmarks.readers import Reader
 from tgdd_plugin.core.errors import InputError
@@ -76,17 +77,17 @@ def test_what_is_not_as_it_should_be_is_found(tmp_path):
     save_file({"w": torch.ones(2)}, tmp_path / "stage-ep0-ba0.safetensors")
     row = {"network": "ConvNet", "name": "random", "labels": "hard", "seconds": [1.0]}
     (tmp_path / "results.json").write_text(json.dumps({"rows": [row]}))
-    wanted = kills.outcome(tmp_path)
+    wanted = outcomes.outcome(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps({"rows": [{**row, "seconds": [2.0]}]}))
-    assert kills.outcome(tmp_path) == wanted and not kills.half_files(tmp_path)
+    assert outcomes.outcome(tmp_path) == wanted and not outcomes.half_files(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps({"rows": [row, row]}))
     (tmp_path / ".results.json.abc.tmp").write_text("{")
     content = (tmp_path / "stage-ep0-ba0.safetensors").read_bytes()
     (tmp_path / "stage-ep0-ba0.safetensors").write_bytes(content[:-1])
-    found = kills.differences(wanted, kills.outcome(tmp_path))
+    found = outcomes.differences(wanted, outcomes.outcome(tmp_path))
     assert {problem.split(":")[0] for problem in found} == {"leftover", "other content"} and len(found) == 3
-    assert [name.split()[0] for name in kills.half_files(tmp_path)] == ["stage-ep0-ba0.safetensors"]
-    assert len(kills.repeated_rows(tmp_path)) == 1
+    assert [name.split()[0] for name in outcomes.half_files(tmp_path)] == ["stage-ep0-ba0.safetensors"]
+    assert len(outcomes.repeated_rows(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_tries_go_on_where_they_were_broken_off(tmp_path):
 
 def test_training_goes_on_whatever_its_folder_does(ran):
     rows = tries(ran, "faults")
-    assert len(rows) == 15 and len({row["fault"] for row in rows}) >= len(faults.FAULTS) - len(faults.MOUNTED)
+    assert len(rows) == 15 and len({row["fault"] for row in rows}) >= len(FAULTS) - len(MOUNTED)
 
 
 def test_a_manifest_that_says_more_than_is_true_is_found(ran, tmp_path):
@@ -158,7 +159,7 @@ def test_every_damaged_file_ends_in_one_clear_error(ran):
 
 @pytest.fixture(scope="module")
 def canary(tmp_path_factory):
-    return fuzz.Canary(tmp_path_factory.mktemp("work"))
+    return examination.Canary(tmp_path_factory.mktemp("work"))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def canary(tmp_path_factory):
     ],
 )
 def test_what_is_no_clear_error_is_a_finding(canary, read, problem):
-    accepted, found, _ = fuzz.examine(Reader(lambda rng: b"", read), b"", canary)
+    accepted, found, _ = examination.examine(Reader(lambda rng: b"", read), b"", canary)
     assert found.startswith(problem) and bool(found) == bool(problem)
 
 
@@ -186,7 +187,7 @@ def test_the_message_must_be_one_line(canary, message, clear):
         error.args = (message,)  # which its constructor would have escaped
         raise error
 
-    assert (fuzz.examine(Reader(lambda rng: b"", read), b"", canary)[1] == "") == clear
+    assert (examination.examine(Reader(lambda rng: b"", read), b"", canary)[1] == "") == clear
 
 
 def test_an_input_follows_from_its_number_alone():
