@@ -53,20 +53,12 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
         check_network_name(name)
     if step != "distill" or recipe.distill.reads_data:
         check_data(recipe.data)
-    distils = step in ("run", "distill") or (step == "replay" and recipe.replay.policy in ("distilled", "hybrid"))
-    if distils:
+    if step in ("run", "distill") or (step == "replay" and recipe.replay.policy in ("distilled", "hybrid")):
         recipe.loggers.check_probe(recipe.distill.source)
         if recipe.distill.reads_data:
             _check_size(recipe)
-    if not recipe.distill.reads_data:
-        if step == "replay" and recipe.replay.policy == "distilled":
-            _check_exemplars(recipe, 1)
-        elif step == "run" and not recipe.trajectory:
-            _check_exemplars(recipe, recipe.record.runs)
-        if distils and (step == "replay" or (step == "run" and not recipe.trajectory)):
-            _check_means(recipe)
-    if step == "replay" and recipe.replay.policy == "hybrid" and not recipe.distill.reads_data:
-        _check_real_images(recipe)
+        else:
+            _check_recording(step, recipe)
     if step == "replay" and recipe.data.known:
         task_sizes(recipe.replay.tasks, recipe.data.known.classes)
     if step in ("run", "distill"):
@@ -144,6 +136,19 @@ def _check_size(recipe: Recipe) -> None:
             f"{wanted} for {name}, where a class has up to {known.per_class} training images, got {got}: start "
             f"'{sized.start}' takes {needed} of each. {lower}, or choose distill.start=noise."
         )
+
+
+def _check_recording(step: str, recipe: Recipe) -> None:
+    """Checks that what the step records will have all that its distillation without the data needs."""
+    if step == "run" and not recipe.trajectory:
+        _check_exemplars(recipe, recipe.record.runs)
+        _check_means(recipe)
+    elif step == "replay":
+        if recipe.replay.policy == "distilled":
+            _check_exemplars(recipe, 1)
+        _check_means(recipe)
+        if recipe.replay.policy == "hybrid":
+            _check_real_images(recipe)
 
 
 def _check_exemplars(recipe: Recipe, runs: int) -> None:
