@@ -52,7 +52,7 @@ def export_tensors(
     Raises:
         InputError: If the file or its card cannot be used, the normalization does not fit, or ``folder`` has content.
     """
-    card, images, labels, soft = _read(Path(beton))
+    card, images, labels, soft = read_decoded(Path(beton))
     normalization = Normalization.of(mean, std) or card.normalization
     normalization.check_channels(images.shape[1])
     card.mean, card.std = list(normalization.mean), list(normalization.std)
@@ -86,7 +86,7 @@ def export_folder(beton: str | Path, folder: str | Path, *, class_names: bool = 
     Raises:
         InputError: If the file or its card cannot be used, a class has no images, or ``folder`` has content.
     """
-    card, images, labels, _ = _read(Path(beton))
+    card, images, labels, _ = read_decoded(Path(beton))
     counts = torch.bincount(labels, minlength=len(card.classes))
     if not counts.all():
         empty = int(counts.argmin())
@@ -136,14 +136,12 @@ def write_pictures(folder: Path, images: torch.Tensor, labels: torch.Tensor, nam
     return paths
 
 
-def read_decoded(path: Path) -> tuple[Card, torch.Tensor, torch.Tensor]:
-    """Reads the card of a ``.beton`` as of an unpacked file, and its decoded images and labels in class order."""
-    return _read(path)[:3]
+def read_decoded(path: Path) -> tuple[Card, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Reads the card of a ``.beton``, as of an unpacked file, and its images, decoded, labels and soft labels.
 
-
-def _read(path: Path) -> tuple[Card, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Reads the card, images, labels and soft labels of a ``.beton``, in class order."""
-    card = replace(read_card(path), packed=False)  # what is exported is decoded
+    Images and labels are in class order; without soft labels the last is ``None``.
+    """
+    card = replace(read_card(path), packed=False)
     images, labels = read_beton(path)
     soft = _read_soft_labels(path, (len(labels), len(card.classes)))
     order = labels.argsort(stable=True)

@@ -41,7 +41,7 @@ def export_hub(beton: str | Path, folder: str | Path) -> Path:
         InputError: If the file or its card cannot be used, or ``folder`` has content.
     """
     beton = Path(beton)
-    card, images, labels = read_decoded(beton)
+    card, images, labels, _ = read_decoded(beton)
     from tgdd_plugin.data.set_figure import draw_set  # loads matplotlib, which takes a second
 
     picture = beton.with_suffix(".png").name

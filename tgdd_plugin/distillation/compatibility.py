@@ -147,9 +147,8 @@ def _fits(network: nn.Module, run: Run, weights: dict[str, torch.Tensor]) -> boo
     """Returns whether the weights, and the manifest where it says how the network was built, are of this network."""
     own: Any = getattr(network, "tgdd_network", {})
     for key in ("factory", "arguments"):
-        if run.network.get(key) and own.get(key):
-            if as_plain(own[key]) != run.network[key]:
-                return False
+        if run.network.get(key) and own.get(key) and as_plain(own[key]) != run.network[key]:
+            return False
     try:
         fit_names(weights, network, run.name)
     except InputError:

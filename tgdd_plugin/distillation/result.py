@@ -17,7 +17,7 @@ from tgdd_plugin.distillation.inputs import Inputs
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 
 
-def result_card(inputs: Inputs, head: str | None = None) -> Card:
+def result_card(inputs: Inputs, head: str | None) -> Card:
     """Returns the card of what is distilled from ``inputs``.
 
     Args:

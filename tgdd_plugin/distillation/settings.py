@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,7 +14,6 @@ from tgdd_plugin.core.settings import Count, Flag, Name, NonNegative, Seed, chec
 from tgdd_plugin.distillation.budgets import sized, usual
 
 Start = Literal["real", "mix", "herding", "noise"]
-STARTS: tuple[Start, ...] = get_args(Start)
 Source = Literal["sampled", "exemplars", "recorded"]
 Auto = Literal["auto"]
 Schedule = Literal["constant", "linear"]

@@ -11,7 +11,7 @@ from torch import nn
 from tgdd_plugin.beton.multi_formation import check_factor, decode
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
-from tgdd_plugin.distillation.settings import STARTS
+from tgdd_plugin.distillation.settings import Start
 
 
 class SyntheticImages(nn.Module):
@@ -98,7 +98,7 @@ def as_bytes(images: torch.Tensor) -> torch.Tensor:
 
 
 def start_pixels(
-    start: str,
+    start: Start,
     shape: tuple[int, int, int, int, int],
     factor: int,
     pool: ImagePool | None,
@@ -121,10 +121,8 @@ def start_pixels(
         budget: The budget that n comes from, for an error message. Default: ``None``, it comes from none.
 
     Raises:
-        InputError: If ``start`` is unknown, or no class has enough real images.
+        InputError: If no class has enough real images.
     """
-    if start not in STARTS:
-        raise InputError(f"`start` must be one of {', '.join(STARTS)}, got '{start}'. Choose one of these.")
     classes, count, channels, height, width = shape
     check_factor(factor, height, width)
     if start == "noise":
@@ -162,7 +160,7 @@ def _fill_with_noise(images: torch.Tensor, have: torch.Tensor, generator: torch.
 
 
 def check_start_images(
-    start: str, count: int, factor: int, have: torch.Tensor, names: Sequence[str], budget: int | None = None
+    start: Start, count: int, factor: int, have: torch.Tensor, names: Sequence[str], budget: int | None
 ) -> None:
     """Checks that some class has as many real images as a start takes of each.
 

@@ -15,7 +15,7 @@ from tgdd_plugin.core.errors import InputError
 Option = TypeVar("Option")
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "none": lambda width: nn.Identity(),
+    "none": nn.Identity,
     "batch": nn.BatchNorm2d,
     "layer": lambda width: nn.GroupNorm(1, width),
     # The papers' "instance norm": one group a channel, and no running statistics.

@@ -55,13 +55,13 @@ def describe_beton(path: Path, card: Card) -> str:
     return "\n".join(lines)
 
 
-def draw_beton(path: Path, card: Card, picture: str | Path | None = None) -> Path:
+def draw_beton(path: Path, card: Card, picture: str | Path | None) -> Path:
     """Draws the images of a ``.beton``, unless the figure that the distillation drew is there.
 
     Args:
         path: The ``.beton``.
         card: Its card.
-        picture: Where to. Default: beside it, as PNG.
+        picture: Where to; ``None`` for beside it, as PNG.
 
     Returns:
         The picture's path.

@@ -106,14 +106,12 @@ class Exemplars:
         if self.done and len(self):
             run.exemplars = self.write(folder)
 
-    def write(self, folder: Path) -> str | None:
+    def write(self, folder: Path) -> str:
         """Writes what was collected to ``folder/exemplars.safetensors``, in the order of the classes, and forgets it.
 
         Returns:
-            SHA-256 of the file; ``None``, and no file, if nothing was collected.
+            SHA-256 of the file.
         """
-        if not self._labels:
-            return None
         labels, order = torch.tensor(self._labels).sort(stable=True)
         content = safetensors.torch.save({"images": torch.cat(self._images)[order], "labels": labels})
         write_whole(folder / EXEMPLARS, content, swept=True)

@@ -26,7 +26,8 @@ class HeadStatistics:
         self._means = ClassMeans()
         self._input = HeadInput()
         self._layers: dict[str, nn.Linear] = {}
-        self._head = ""
+        self.head = ""
+        """The name of the layer that is taken for the head."""
         self._settled = True
         self._num_classes = 0
         self._device: torch.device | str = "cpu"
@@ -53,7 +54,7 @@ class HeadStatistics:
 
     def _watch(self, head: str) -> None:
         layer = self._layers[head]
-        self._head, self._num_classes = head, layer.out_features
+        self.head, self._num_classes = head, layer.out_features
         if self.enabled:
             self._means.prepare(layer.out_features, layer.in_features, self._device)
 
@@ -80,15 +81,10 @@ class HeadStatistics:
             self._input.leave(head)
         else:
             self._input.detach()
-        if head == self._head:
+        if head == self.head:
             return None
         self._watch(head)
         return self._layers[head]
-
-    @property
-    def head(self) -> str:
-        """The name of the layer that is taken for the head."""
-        return self._head
 
     def detach(self) -> None:
         """Leaves the network as it was."""
@@ -111,7 +107,7 @@ class HeadStatistics:
         """
         if not self.enabled:
             return
-        features = self._input.take(self._head)
+        features = self._input.take(self.head)
         if own is not None and features is not None:
             features, targets = features[:own], targets[:own]
         if counted:
@@ -126,7 +122,7 @@ class HeadStatistics:
         """The batch is over, and trained on."""
         if self.enabled:
             self._means.commit()
-            self._input.take(self._head)  # activation checkpointing has filled it once more, in the backward pass
+            self._input.take(self.head)  # activation checkpointing has filled it once more, in the backward pass
 
     def take(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Means and counts since the last call, see :meth:`ClassMeans.take`. Collective.

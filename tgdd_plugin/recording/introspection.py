@@ -234,9 +234,7 @@ def network_weights(state: State) -> dict[str, torch.Tensor]:
     }
 
 
-def find_head_layers(
-    state: State, head: str | None = None, classes: Sequence[str] | None = None
-) -> dict[str, nn.Linear]:
+def find_head_layers(state: State, head: str | None, classes: Sequence[str] | None) -> dict[str, nn.Linear]:
     """The layers that can be the network's head, by their bare names, inside whatever wraps it.
 
     Args:

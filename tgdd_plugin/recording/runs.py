@@ -183,7 +183,7 @@ def _check_kinds(builders: Sequence[Callable[[], nn.Module]], num_classes: int, 
             )
 
 
-def run_name(seed: int, kind: int = 1) -> str:
+def run_name(seed: int, kind: int) -> str:
     """The name that :func:`record` gives to a run; ``kind`` is the number of its architecture, counted from 1."""
     return f"seed{seed}" + (f"-network{kind}" if kind > 1 else "")
 

@@ -13,14 +13,14 @@ from tgdd_plugin.data.image_pool import ImagePool
 
 
 def most_representative(
-    pool: ImagePool, count: int, features: Callable[[torch.Tensor], torch.Tensor] | None = None, factor: int = 1
+    pool: ImagePool, count: int, features: Callable[[torch.Tensor], torch.Tensor] | None, factor: int
 ) -> torch.Tensor:
     """Chooses up to ``count`` images of each class, in the order of herding.
 
     Args:
         pool: The images; stored ones if ``factor`` is above 1.
         count: n, how many of each class. All images of a class with fewer are chosen.
-        features: From uint8 images ``(N, C, H, W)`` to ``(N, D)``. Default: their pixels.
+        features: From uint8 images ``(N, C, H, W)`` to ``(N, D)``; ``None`` for their pixels.
         factor: f of multi-formation. The features of a stored image are the mean over those it decodes to.
 
     Returns:
@@ -48,7 +48,7 @@ def most_representative(
     return torch.cat(chosen)
 
 
-def arrange(labels: torch.Tensor, sources: torch.Tensor, share: int, remainder: int = 0) -> torch.Tensor:
+def arrange(labels: torch.Tensor, sources: torch.Tensor, share: int, remainder: int) -> torch.Tensor:
     """Puts a memory in order: classes one after another, and within a class the sets it came from in turns.
 
     A prefix of a class thus consists of the best images of each of its sets, equally many of each.
@@ -58,7 +58,7 @@ def arrange(labels: torch.Tensor, sources: torch.Tensor, share: int, remainder: 
         sources: Which set each image came from, ``(N,)``; images of one class and set are in the order of herding.
         share: How many images of each class are kept.
         remainder: How many of the classes, in the order in which they came, keep one more. Later classes take it from
-            the last of them, so that no class has to gain an image that it had dropped. Default: ``0``.
+            the last of them, so that no class has to gain an image that it had dropped.
 
     Returns:
         Positions of the images that are kept, in their new order.

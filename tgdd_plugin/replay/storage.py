@@ -48,7 +48,7 @@ class SavedMemory:
     sources: torch.Tensor
 
 
-def write_memory(memory: SavedMemory, path: str | Path, *, overwrite: bool = False) -> Path:
+def write_memory(memory: SavedMemory, path: str | Path, *, overwrite: bool) -> Path:
     """Writes a memory that is not empty; see :meth:`tgdd_plugin.replay.memory.ReplayMemory.save`."""
     earlier = existing_card(Path(path), overwrite=overwrite)
     if earlier is not None:

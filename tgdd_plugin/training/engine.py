@@ -128,8 +128,8 @@ class Engine:
     @property
     def uses_bf16(self) -> bool:
         """Whether batches of some size are computed in bfloat16."""
-        now = [*self.used.values(), *(trial.ways[0] for trial in self._trials.values())]
-        return any(way.precision == "bf16" for way in now)
+        ways = [*self.used.values(), *(trial.ways[0] for trial in self._trials.values())]
+        return any(way.precision == "bf16" for way in ways)
 
     def keep_to_float32(self) -> None:
         """From here on computes in float32, not compiled, whatever was found."""
