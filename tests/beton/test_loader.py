@@ -16,7 +16,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data import device_loader as loader_module
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.recording.introspection import find_normalization
+from tgdd_plugin.recording.data_introspection import find_normalization
 
 N, K = 23, 4
 MEAN, STD = [0.2, 0.4, 0.6], [0.1, 0.3, 0.5]

@@ -44,7 +44,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
-from tgdd_plugin.recording.introspection import find_augmentation, find_normalization
+from tgdd_plugin.recording.data_introspection import find_augmentation, find_normalization
 
 EPOCH = 4  # batches, see make_trainer
 

@@ -18,15 +18,16 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.classifiers import bare_network
 from tgdd_plugin.recording.announcing import announce_end, announce_start
 from tgdd_plugin.recording.batch_watch import BatchWatch, data_specs_of
+from tgdd_plugin.recording.data_introspection import find_augmentation, find_classes, find_normalization
 from tgdd_plugin.recording.description import check_class_names
 from tgdd_plugin.recording.interval import check_loader, schedule
-from tgdd_plugin.recording.introspection import (
+from tgdd_plugin.recording.recorder import TrajectoryRecorder
+from tgdd_plugin.recording.run_folder import complete_at_end, on_rank_0, run_folder_of
+from tgdd_plugin.recording.settings import Dtype, OnError
+from tgdd_plugin.recording.trainer_state import (
     describe_network,
     device_of,
-    find_augmentation,
-    find_classes,
     find_head_layers,
-    find_normalization,
     is_language_model,
     is_mixed,
     network_weights,
@@ -34,9 +35,6 @@ from tgdd_plugin.recording.introspection import (
     training_weights,
     unwrapped,
 )
-from tgdd_plugin.recording.recorder import TrajectoryRecorder
-from tgdd_plugin.recording.run_folder import complete_at_end, on_rank_0, run_folder_of
-from tgdd_plugin.recording.settings import Dtype, OnError
 from tgdd_plugin.trajectory.manifest import Run
 
 

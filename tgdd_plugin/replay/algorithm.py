@@ -20,7 +20,8 @@ from tgdd_plugin.core.batches import images_and_labels, with_images_and_labels
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.networks.classifiers import logits_of
-from tgdd_plugin.recording.introspection import device_of, find_classes, find_normalization, unwrapped
+from tgdd_plugin.recording.data_introspection import find_classes, find_normalization
+from tgdd_plugin.recording.trainer_state import device_of, unwrapped
 from tgdd_plugin.replay.functional import (
     batch_tensors,
     join_outputs,
