@@ -187,7 +187,7 @@ def test_checkpoints_that_are_named_as_by_an_earlier_version_serve(trajectory, p
     """By the number of classes at a time, too; and their monitor has no state."""
     few = replace(SETTINGS, classes_per_chunk=1)
     with monkeypatch.context() as earlier, pytest.raises(KeyboardInterrupt):
-        earlier.setattr("tgdd_plugin.distillation.distiller.SAME_IMAGES", ())
+        earlier.setattr("tgdd_plugin.distillation.checkpoints.SAME_IMAGES", ())
         earlier.setattr("tgdd_plugin.distillation.monitoring.DistillationMonitor.state_dict", lambda self: {})
         run(trajectory, pool, tmp_path / "a.beton", few, callbacks=[Crash(8)], checkpoint_interval="5ba")
     steps = Steps()

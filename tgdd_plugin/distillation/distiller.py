@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -17,7 +14,6 @@ import torch
 from composer import Callback
 from composer.loggers import LoggerDestination
 from composer.utils import dist
-from torch import nn
 from tqdm.auto import tqdm
 
 from tgdd_plugin.beton.card import Card
@@ -30,11 +26,12 @@ from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.calibration import calibrate
+from tgdd_plugin.distillation.checkpoints import checkpoint_folder, checkpoint_folders
 from tgdd_plugin.distillation.compatibility import NetworkOrFactory, bare_networks
 from tgdd_plugin.distillation.distilled import Distilled
 from tgdd_plugin.distillation.evolution import Evolution
 from tgdd_plugin.distillation.execution import RunOptions, fit, halving, trainer_arguments
-from tgdd_plugin.distillation.finished import SAME_IMAGES, check_settings, find_difference, free_name, is_finished
+from tgdd_plugin.distillation.finished import check_settings, find_difference, free_name, is_finished
 from tgdd_plugin.distillation.frozen_networks import FrozenNetworks, freeze_networks
 from tgdd_plugin.distillation.inputs import Inputs, resolve_inputs
 from tgdd_plugin.distillation.logs import DistillationLog
@@ -43,7 +40,7 @@ from tgdd_plugin.distillation.monitoring import NonFiniteLoss, estimate
 from tgdd_plugin.distillation.probe import Probe
 from tgdd_plugin.distillation.result import draw_result, result_card, write_result
 from tgdd_plugin.distillation.sampling import Draws
-from tgdd_plugin.distillation.settings import EARLIER, DistillSettings
+from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
 from tgdd_plugin.logs.destinations import as_log_settings
 from tgdd_plugin.logs.settings import LoggerSettings
@@ -148,9 +145,9 @@ def distill(
             options.logs.check_probe(inputs.settings.source)
             _distill(output, inputs, card, network, head, options)
         elif dist.get_global_rank() == 0:
-            if _checkpoints_of(output):  # this job's are left if it was killed while it removed them
+            if checkpoint_folders(output):  # this job's are left if it was killed while it removed them
                 modules = bare_networks(network, trajectory, inputs.shape)
-                shutil.rmtree(_checkpoints(output, inputs, modules, card), ignore_errors=True)
+                shutil.rmtree(checkpoint_folder(output, inputs, modules, card), ignore_errors=True)
             if progress_bar:
                 tqdm.write(f"'{output}' is already done: it is of this job, and kept as it is", file=sys.stderr)
     return Distilled(output)
@@ -183,7 +180,7 @@ def _distill(
         alpha=0.0,
         bf16=inputs.settings.precision == "bf16",
     )
-    checkpoints = _checkpoints(output, inputs, frozen.modules, card)
+    checkpoints = checkpoint_folder(output, inputs, frozen.modules, card)
     chunk = frozen.fit_memory(inputs, on)
     rates, chunk = halving(lambda chunk: calibrate(inputs.settings, model, draws, chunk, on), chunk)
     model.alpha = rates.alpha
@@ -229,45 +226,6 @@ def _start(inputs: Inputs, frozen: FrozenNetworks) -> torch.Tensor:
     return start_pixels(settings.start, shape, settings.factor, pool, generator, inputs.class_ids, budget)
 
 
-def _checkpoints(output: Path, inputs: Inputs, modules: Sequence[nn.Module], card: Card) -> Path:
-    """The folder of a job's checkpoints, which has the name of the run; that of an earlier version where there is one.
-
-    Earlier versions named it by the settings that change no image but by rounding, too.
-    """
-    names = [_run_name(output, inputs, modules, card, without=without) for without in (SAME_IMAGES, ())]
-    now, earlier = (output.parent / f".{name}" for name in names)
-    return earlier if earlier.is_dir() and not now.is_dir() else now
-
-
-def _run_name(output: Path, inputs: Inputs, modules: Sequence[nn.Module], card: Card, *, without: Sequence[str]) -> str:
-    """The name of the output and of all that its pixels depend on: another job never resumes from its checkpoints."""
-    # What earlier versions did without a key for it has none here either: their checkpoints still serve.
-    settings = {
-        name: None if name in without else value
-        for name, value in asdict(inputs.settings).items()
-        if name not in ("packed", "budget") and (name, value) not in EARLIER.items()
-    }
-    networks: Any = [type(module).__qualname__ for module in modules]
-    networks = networks if len(networks) > 1 else networks[0]  # as when there was one only: its checkpoints still serve
-    key: list[Any] = [
-        settings,
-        inputs.trajectory.checksums,
-        inputs.normalization.mean,
-        inputs.normalization.std,
-        list(inputs.shape),
-        inputs.fingerprint,
-        networks,
-    ]
-    if "head" in card.trajectory:
-        key.append(card.trajectory["head"])
-    return f"distill-{output.stem}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]}"
-
-
-def _checkpoints_of(output: Path) -> list[Path]:
-    """The folders of checkpoints of all jobs whose output has a name."""
-    return list(output.parent.glob(f".distill-{glob.escape(output.stem)}-*"))
-
-
 def _keep_last_finite(output: Path, synthetic: SyntheticImages, card: Card, step: int) -> Path:
     """Writes the images as they are after ``step`` steps, beside ``output``, and returns the file's path."""
     card.method.update(stopped_after=step, ema=None)  # the images themselves, not their average
@@ -289,7 +247,7 @@ def is_distilled(
 ) -> bool:
     """Whether :func:`distill` has nothing left to do with the same arguments: ``output`` is whole and of this job."""
     # What the images are like is otherwise worked out once, by distill(), which also removes what a kill left over.
-    if not Path(output).is_file() or _checkpoints_of(Path(output)):
+    if not Path(output).is_file() or checkpoint_folders(Path(output)):
         return False
     try:
         inputs = resolve_inputs(trajectory, pool, settings, Normalization.of(mean, std))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import math
 import shlex
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.data.film_strip import FilmStrip, read_strip
 from tgdd_plugin.data.picture_note import note_of
+from tgdd_plugin.distillation.checkpoints import checkpoint_folders
 from tgdd_plugin.logs.log_file import STEP, log_path, read_log
 from tgdd_plugin.pipeline.costs import Cost, costs_path, read_costs, recording_costs_path
 from tgdd_plugin.pipeline.report_curves import Point, draw_accuracies, draw_log, draw_training
@@ -130,7 +130,7 @@ def gather(file: Path) -> SetReport:
         if not report.card.accuracy:
             report.missing.append("No comparison has ended, so no accuracy is shown; tgdd retrain makes one.")
     else:
-        unfinished = any(file.parent.glob(f".distill-{glob.escape(file.stem)}-*"))
+        unfinished = bool(checkpoint_folders(file))
         how = "and goes on from the last checkpoint of the distillation" if unfinished else "and goes on where it was"
         report.missing.append(f"There is no '{file.name}' yet. The same command as before ends the job, {how}.")
     named = _recipe(report, file.with_name(f"{file.stem}-recipe.yaml"))
