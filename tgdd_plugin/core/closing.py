@@ -10,7 +10,7 @@ HEAVY = (
     *("model", "batch", "outputs", "loss", "_optimizers", "_schedulers", "_algorithms"),
     *("_train_dataloader", "_dataloader", "_evaluators", "train_metrics", "eval_metrics", "scaler", "deepspeed_config"),
 )
-"""What of a State holds networks, images and moments."""
+"""The attributes of a State that hold networks, images and the optimizer's moments."""
 
 
 def close(trainer: Trainer) -> None:

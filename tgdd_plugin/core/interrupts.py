@@ -31,7 +31,7 @@ class HeldInterrupts:
 
     @contextlib.contextmanager
     def let_through(self) -> Iterator[None]:
-        """Lets Ctrl-C end a block within this one, as it would without either, the one that was held so far, too."""
+        """Lets Ctrl-C end a block within this one, as it would outside; one that was held so far ends it at once."""
         self._handle_by(self._before)
         try:
             self._raise_held()

@@ -29,17 +29,16 @@ LONGEST_NAME = 24
 """The most characters of a class' name."""
 
 LETTERS = 17
-"""Of a name below an image that an inch has room for."""
+"""The letters of a name that fit below an image of one inch."""
 
 NAME = 0.3
 """The height of a name below an image, as a share of the image's."""
 
 PIXELS = 48
-"""Of the screen, for the side of a small image; larger ones have as many as they have themselves, up to twice that."""
-
+"""The width of a small image on the screen; a larger image gets as many pixels as it has, up to twice that."""
 
 DOTS = 150
-"""Of the figure, for an inch."""
+"""The resolution of the figure, per inch."""
 
 
 def draw_set(

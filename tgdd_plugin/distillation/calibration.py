@@ -52,7 +52,7 @@ def calibrate(
 
     Args:
         settings: The resolved settings.
-        model: The model; its own alpha is of no matter.
+        model: The model; its own alpha is not used.
         draws: The batches of its steps; the first rank's are taken, so that all ranks find the same.
         chunk: The number of classes in one pass.
         device: The device that the networks run on.

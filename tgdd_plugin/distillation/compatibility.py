@@ -79,8 +79,8 @@ def bare_networks(
     runs = trajectory.representative_runs
     if len(networks) == len(runs) == 1:  # if it does not fit, the check of its stages says how
         return [_changed(networks[0], trajectory, *next(iter(runs.items())))]
-    # By class name; a class may have had another name where it was trained, so networks that no run names are tried on
-    # every run.
+    # Each run is tried with the networks of the class that it names. A class may have had another name when it was
+    # trained, so a network of a class that no run names is tried with every run.
     named = [
         {n for n, each in enumerate(networks) if run.network["class"].endswith(f":{_name(each)}")}
         for run in runs.values()

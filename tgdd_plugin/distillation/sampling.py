@@ -65,5 +65,5 @@ class Draws:
 
 def draw_real(pool: ImagePool, classes: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     """Draws the real images of a step, ``(k, count)``: see :meth:`ImagePool.draw`, whose error it raises."""
-    repeat = bool((pool.counts[classes] >= count).any())  # a rare class rules no other one
+    repeat = bool((pool.counts[classes] >= count).any())  # one rare class must not limit the others
     return pool.draw(classes, count, generator, "each step (real_per_class)", repeat=repeat)

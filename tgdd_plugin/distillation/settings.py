@@ -25,7 +25,7 @@ MOST_PACKED = 10
 """The highest factor of packed images."""
 
 FASTER = 5
-"""How many times the published learning rate one that falls to zero starts from."""
+"""A learning rate that falls to zero starts from this many times the published one."""
 
 
 @settings_class

@@ -114,7 +114,7 @@ class RetrainSettings:
     def completed(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
         """Settings as an earlier version noted them, with what it had no key for: its protocol was the paper's.
 
-        Of another protocol than ``now`` that alone, from which the other differences follow.
+        Where the protocols differ, everything else is as in ``now``: the other differences follow from that one.
         """
         protocol = {"protocol": earlier.get("protocol", "paper")}
         same = protocol["protocol"] == now.get("protocol")

@@ -84,7 +84,7 @@ def last_called(network: nn.Module, layers: Mapping[str, nn.Module], call: Calla
     try:
         with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             call()
-    except Exception:  # of a user's network, of any kind; what called it before says so better
+    except Exception:  # a user's network can fail in any way, and does so again where the error is shown
         return None
     finally:
         for handle in handles:

@@ -56,7 +56,7 @@ def read_costs(path: Path) -> dict[str, Cost]:
 
 
 class Measure:
-    """Whether a step worked; where an earlier call had left it nothing to do, the cost of that one stays noted."""
+    """Whether a step did any work. One that an earlier call had finished did none, and that call's cost stays noted."""
 
     worked = True
 

@@ -154,7 +154,7 @@ def _check_recording(step: str, recipe: Recipe) -> None:
 def _check_exemplars(recipe: Recipe, runs: int) -> None:
     """Checks that so many recorded runs will keep as many real images as a distillation without the data starts from.
 
-    Nothing is known where a budget is to size a set of classes that nobody has counted yet.
+    Nothing is checked where a budget sizes the set and the number of classes is not known yet.
     """
     known = recipe.distill.classes or range(recipe.data.known.classes if recipe.data.known else 0)
     if recipe.distill.budget is not None and not known:

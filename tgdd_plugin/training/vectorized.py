@@ -94,7 +94,7 @@ class Population(ComposerModel):
 
     Args:
         networks: Networks of one architecture, see :class:`StackedNetworks`.
-        engine: Computes the forward passes. Default: as they are.
+        engine: Computes the forward passes. Default: one that does so in float32, not compiled.
         label_smoothing: Share of each label that is spread over all classes. Default: ``0.0``.
     """
 

@@ -72,7 +72,7 @@ def load_tensors(what: str, path: Path) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def opened(what: str, path: Path, framework: str) -> Iterator[Any]:
-    """Opens a safetensors file, whose tensors are read as those of ``framework``, which is imported only then."""
+    """Opens a safetensors file by a ``framework``, ``'pt'`` or ``'numpy'``, which is imported only then."""
     try:
         check_tensor_file(path)
         with safetensors.safe_open(path, framework=framework) as file:
