@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from tests.common import seeded
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.data import image_pool as pool_module
+from tgdd_plugin.data import allocation
 from tgdd_plugin.data.image_pool import ImagePool
 
 RANDOM = np.random.default_rng(0)
@@ -252,7 +252,7 @@ def test_a_large_pool_is_mapped_and_leaves_nothing_behind(monkeypatch, tmp_path)
     items = [(RANDOM.integers(0, 256, (16, 16), dtype=np.uint8), i % 3) for i in range(60)]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     in_memory = ImagePool.from_dataset(items)
-    monkeypatch.setattr(pool_module, "MEMORY_LIMIT", 1000)
+    monkeypatch.setattr(allocation, "MEMORY_LIMIT", 1000)
     mapped = ImagePool.from_dataset(items)
     (mapping,) = [line for line in Path("/proc/self/maps").read_text().splitlines() if f"{tmp_path}/tgdd-pool-" in line]
     assert mapping.split()[1] == "rw-s"  # it is mapped, so that pages can go back to the disk ...
@@ -270,7 +270,7 @@ def test_a_disk_too_small_for_the_mapping_is_one_line(monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pool_module, "MEMORY_LIMIT", 10)
+    monkeypatch.setattr(allocation, "MEMORY_LIMIT", 10)
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(InputError, match="No space left on device.*TMPDIR"):
         ImagePool.from_dataset([(GRAYSCALE, 0)])

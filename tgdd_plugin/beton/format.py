@@ -34,7 +34,7 @@ from tgdd_plugin.beton.multi_formation import unpack
 from tgdd_plugin.core.atomic_files import sha256, whole_file, write_whole
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.locks import locked
-from tgdd_plugin.data.image_pool import allocate
+from tgdd_plugin.data.allocation import allocate
 
 
 def write_beton(

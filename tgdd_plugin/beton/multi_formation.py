@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.data.image_pool import allocate
+from tgdd_plugin.data.allocation import allocate
 
 
 def decode(

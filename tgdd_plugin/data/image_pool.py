@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -18,10 +15,8 @@ from tgdd_plugin.core.checked_json import MOST_CLASSES
 from tgdd_plugin.core.class_names import as_names, number_names
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.gpu_memory import free_gpu_memory
+from tgdd_plugin.data.allocation import allocate
 from tgdd_plugin.data.conversion import item_name, to_pair
-
-MEMORY_LIMIT = 4 * 2**30
-"""Bytes of pixels beyond which a pool is memory-mapped from a temporary file. 4 GiB; CIFAR takes 0.15."""
 
 
 class ImagePool:
@@ -272,24 +267,6 @@ class ImagePool:
             images[i] = image
         assert images is not None
         return cls(images, labels, classes if classes is not None else getattr(dataset, "classes", None))
-
-
-def allocate(shape: tuple[int, ...]) -> torch.Tensor:
-    """Returns an uninitialised uint8 tensor, memory-mapped from a temporary file beyond :data:`MEMORY_LIMIT`."""
-    size = int(np.prod(shape))
-    if size <= MEMORY_LIMIT:
-        return torch.empty(shape, dtype=torch.uint8)
-    # The file is unlinked at once: the mapping keeps it alive, and nothing is ever left behind.
-    with tempfile.NamedTemporaryFile(prefix="tgdd-pool-") as file:
-        # Allocated now, a full disk is an error; at a write into the mapping, it would kill the process.
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            raise InputError(
-                f"{size / 2**30:.1f} GiB of images do not fit in '{tempfile.gettempdir()}' ({error.strerror}). Set "
-                f"TMPDIR to a folder with more space, or use fewer or smaller images."
-            ) from error
-        return torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8).view(shape)
 
 
 def _size(image: torch.Tensor) -> str:
