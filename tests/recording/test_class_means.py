@@ -23,7 +23,8 @@ from tests.common import CLASSES, Pictures, TinyNetwork, make_trainer, manifest,
 from tgdd_plugin import TGDDCallback, Trajectory
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.data.targets import are_class_targets, single_class_targets
-from tgdd_plugin.recording.class_means import ClassMeans, HeadInput
+from tgdd_plugin.recording.class_means import ClassMeans
+from tgdd_plugin.recording.head_input import HeadInput
 
 pytestmark = pytest.mark.numerical
 

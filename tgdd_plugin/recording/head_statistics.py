@@ -11,7 +11,8 @@ from torch import nn
 
 from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.networks.heads import last_called
-from tgdd_plugin.recording.class_means import ClassMeans, HeadInput
+from tgdd_plugin.recording.class_means import ClassMeans
+from tgdd_plugin.recording.head_input import HeadInput
 
 
 class HeadStatistics:
