@@ -23,8 +23,8 @@ from tgdd_plugin.networks.chunk_size import chunk_sizes
 from tgdd_plugin.networks.compilation import should_compile
 from tgdd_plugin.networks.feature_network import FeatureNetwork
 from tgdd_plugin.networks.heads import find_head
+from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.shortcomings import warn_of_incomplete
-from tgdd_plugin.trajectory.store import Trajectory
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,10 @@ def freeze_networks(
     warn_of_incomplete(trajectory)
     warn_of_rare_classes(settings, inputs.pool, inputs.start_pool, inputs.class_ids)
     modules = bare_networks(network, trajectory, inputs.shape)
+    runs = list(trajectory.representative_runs.values())
     heads = [
         find_head(module, classes, head or recorded_head(module, run.head))
-        for module, run in zip(modules, trajectory.representative_runs.values(), strict=True)
+        for module, run in zip(modules, runs, strict=True)
     ]
     bank = StageBank(
         trajectory,
@@ -103,10 +104,10 @@ def freeze_networks(
         classes=inputs.class_ids,
     )
     if head is None:
-        for module, run in zip(modules, trajectory.representative_runs.values(), strict=True):
+        for module, run in zip(modules, runs, strict=True):
             check_recorded_head(module, run)
     if inputs.pool is None:
-        _check_means(trajectory, modules, heads, bank)
+        _check_means(runs, modules, heads, bank)
     passes = settings.steps * len(inputs.class_ids) * (inputs.real_per_class + 2 * inputs.synthetic_per_class)
     compiled = should_compile(settings.compile, passes // len(modules), inputs.shape[1], device, len(modules))
     functional = [
@@ -118,9 +119,9 @@ def freeze_networks(
     return FrozenNetworks(modules, heads, functional, bank, first_stages)
 
 
-def _check_means(trajectory: Trajectory, modules: Sequence[nn.Module], heads: Sequence[str], bank: StageBank) -> None:
+def _check_means(runs: Sequence[Run], modules: Sequence[nn.Module], heads: Sequence[str], bank: StageBank) -> None:
     """Raises an InputError unless the recorded class means are of the features that the networks' heads take."""
-    for module, head, run in zip(modules, heads, trajectory.representative_runs.values(), strict=True):
+    for module, head, run in zip(modules, heads, runs, strict=True):
         if (recorded := recorded_head(module, run.head)) not in (None, head):
             raise InputError(
                 f"`head` must be '{recorded}' where the source is 'recorded', as the class means were recorded before "

@@ -58,10 +58,7 @@ class Baselines:
         self.device, self.progress_bar = device, progress_bar
         self.real = real.to(torch_device(device))
         self.confidences = confidences
-        # Once for all rows, seeds and learning rates that ask for it.
-        self._chosen = functools.cache(self._choose)
-        self._matched = functools.cache(self._match)
-        self._varied = functools.cache(self._vary)
+        self._chosen = functools.cache(self._choose)  # once for all rows and learning rates that ask for a seed's
 
     def random(self, per_class: int, seed: int) -> Images:
         """Returns real images of each class, drawn at random."""
@@ -134,18 +131,19 @@ class Baselines:
 
     def varied(self, seed: int) -> Images:
         """Returns the real images of which the recorded networks' confidence varies most, the same for every seed."""
-        index = self._varied()
-        return self.real.take(index), self.real.labels[index]
+        return self.real.take(self._varied), self.real.labels[self._varied]
 
-    def _vary(self) -> torch.Tensor:
+    @functools.cached_property
+    def _varied(self) -> torch.Tensor:
         assert self.confidences is not None, "the row is planned only where a trajectory is at hand"
         return most_varied(self.confidences(self.real), self.real.labels, self.card.images_per_class)
 
     def matched(self, seed: int) -> Images:
         """Returns the images of plain distribution matching, the same for every seed."""
-        return self._matched()
+        return self._matched
 
-    def _match(self) -> Images:
+    @functools.cached_property
+    def _matched(self) -> Images:
         path = match_distributions(
             self.real,
             self.folder / "distribution-matching.beton",

@@ -238,19 +238,19 @@ class ReplayMemory:
         return write_memory(saved, path, overwrite=overwrite)
 
     @classmethod
-    def load(cls, path: str | Path, **options: Any) -> ReplayMemory:
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> ReplayMemory:
         """Loads a memory that was saved.
 
         Args:
             path: The file; its card must lie beside it.
-            options: ``device``, see :class:`ReplayMemory`.
+            device: The device of the images. Default: ``'cpu'``.
 
         Raises:
             InputError: If there is no such file, or it is damaged.
         """
         saved = read_memory(path)
-        named = None if saved.growing else saved.classes
-        memory = cls(named, mean=saved.normalization.mean, std=saved.normalization.std, **saved.budget, **options)
+        named, mean, std = None if saved.growing else saved.classes, saved.normalization.mean, saved.normalization.std
+        memory = cls(named, mean=mean, std=std, device=device, **saved.budget)
         memory.classes, memory.tasks, memory.factor = saved.classes, saved.tasks, saved.factor
         memory._hold(saved.images, saved.labels, saved.sources)
         return memory

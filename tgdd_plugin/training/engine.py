@@ -149,10 +149,10 @@ class Engine:
             self._trials[size].note(now(device) - began)
 
     def _begin(self, size: int, network: nn.Module, images: torch.Tensor) -> None:
-        ways = ways_to_try(self.precision, self.compile, images.device)
         if found := _chosen.get(self._key(network, images)):
             self.used[size] = found
         else:
+            ways = ways_to_try(self.precision, self.compile, images.device)
             self._trials[size] = _Trial(ways, self.steps.get(size, max(self.steps.values(), default=0)))
             self._prepare(size, network, images)
 
@@ -165,7 +165,7 @@ class Engine:
                 return
             if (problem := compile_problem(trial.ways[0], network, images)) is None:
                 break
-            trial.ways = trial.ways[1:]
+            trial.end_way()
         if problem:
             warnings.warn(
                 f"the network is not compiled for training, which goes on without ({problem}). Set compile to false to "
