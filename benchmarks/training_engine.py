@@ -25,6 +25,7 @@ from composer import Callback, Logger, State
 from torch import nn
 
 from benchmarks.machine import describe_machine, quartiles
+from benchmarks.results import spread
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.seeding import forked_streams
@@ -132,8 +133,7 @@ def accuracy_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         own = row["accuracies"]
         apart = [after - before for before, after in zip(rows[0]["accuracies"], own, strict=True)]
-        words = [f"{statistics.mean(each):{sign}.2f} ± {statistics.stdev(each):.2f}" for each, sign in ((own, ""), (apart, "+"))]  # fmt: skip  # noqa: E501
-        lines.append([row["way"], words[0], words[1] if row is not rows[0] else ""])
+        lines.append([row["way"], spread(own, ".2f"), spread(apart, "+.2f") if row is not rows[0] else ""])
     return markdown_table(["way", "accuracy %", "to float32, eager, paired"], lines)
 
 
