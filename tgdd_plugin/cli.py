@@ -19,28 +19,8 @@ from typing import Any, NoReturn
 from tgdd_plugin import __version__
 from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.pipeline.exchange import add_exchange
+from tgdd_plugin.pipeline.step_table import STEPS
 
-STEPS = {
-    "run": "record, distill and retrain",
-    "record": "train networks and record their trajectories",
-    "distill": "distill a trajectory into a .beton",
-    "retrain": "train networks on a .beton and score them beside random and full data",
-    "evaluate": "score a .beton beside herding, plain distribution matching and more, and on other networks",
-    "replay": "learn the classes task by task, with distilled images of the earlier ones as memory",
-    "nas": "search a space of networks, each trained on a .beton in place of the full data",
-}
-SECTIONS = {
-    "run": ("data", "network", "extra_networks", "record", "distill", "retrain", "loggers"),
-    "record": ("data", "network", "extra_networks", "record", "loggers"),
-    "distill": ("data", "network", "extra_networks", "distill", "loggers"),
-    "retrain": ("data", "network", "retrain", "loggers"),
-    "evaluate": ("data", "network", "extra_networks", "evaluate", "retrain", "loggers"),
-    "replay": ("data", "network", "record", "distill", "replay", "loggers"),
-    "nas": ("data", "nas", "retrain"),
-}
-"""The sections of a recipe that a step reads."""
-SHORTCUTS = {"distill": "a trajectory folder", "retrain": "a .beton", "evaluate": "a .beton", "nas": "a .beton"}
-"""What a step takes in place of a recipe."""
 COMPLETION = 'For bash, put this into ~/.bashrc: eval "$(tgdd completion bash)"'
 STATUS = """\
 tgdd STEP --help lists every key of a step's recipe with its default and meaning.
@@ -115,10 +95,10 @@ class _StepParser(_Parser):
 
     def format_help(self) -> str:
         step = self.prog.rpartition(" ")[2]
-        if step in SECTIONS:
+        if step in STEPS:
             from tgdd_plugin.pipeline.key_help import describe_keys
 
-            self.epilog = describe_keys(SECTIONS[step])
+            self.epilog = describe_keys(STEPS[step].sections)
         return super().format_help()
 
 
@@ -131,9 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"tgdd_plugin {__version__}")
     steps = parser.add_subparsers(dest="step", required=True, parser_class=_StepParser)
-    for name, text in STEPS.items():
+    for name, (text, sections, instead) in STEPS.items():
         step = steps.add_parser(name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-        shortcut = f", or {SHORTCUTS[name]}" if name in SHORTCUTS else ""
+        shortcut = f", or {instead}" if instead else ""
         path = step.add_argument(
             "path", help=f"recipe (YAML), or the name of one that comes with the package{shortcut}"
         )
@@ -141,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
             "overrides", nargs="*", default=[], metavar="key=value", help="such as distill.steps=500"
         )
         _complete(path, lambda prefix, **_: _completion().recipe_names(prefix))
-        _complete(keys, lambda prefix, sections=SECTIONS[name], **_: _completion().recipe_keys(sections, prefix))
+        _complete(keys, lambda prefix, sections=sections, **_: _completion().recipe_keys(sections, prefix))
         _add_json(step, "what was made")
         step.set_defaults(call=_work)
     add_exchange(steps)

@@ -23,6 +23,7 @@ import tgdd_plugin
 from tgdd_plugin import cli
 from tgdd_plugin.core.setting_errors import expected
 from tgdd_plugin.pipeline.key_help import json_schema
+from tgdd_plugin.pipeline.step_table import STEPS
 
 ROOT = Path(__file__).parents[2]
 WHOLE = {
@@ -130,13 +131,13 @@ def _commands() -> str:
     """A section for each command, and a table of the keys of each section of a recipe."""
     schema = json_schema()
     parts = ["\n## Commands\n"]
-    for step, text in cli.STEPS.items():
-        sections = ", ".join(f"[{name}](#{name.replace('_', '-')}-keys)" for name in cli.SECTIONS[step])
-        also = f" Instead of a recipe it takes {cli.SHORTCUTS[step]}." if step in cli.SHORTCUTS else ""
+    for step, (text, read, instead) in STEPS.items():
+        sections = ", ".join(f"[{name}](#{name.replace('_', '-')}-keys)" for name in read)
+        also = f" Instead of a recipe it takes {instead}." if instead else ""
         parts.append(f"\n### tgdd {step} {{#tgdd-{step}}}\n\n{_sentence(text)}{also}\n\nReads the keys of: {sections}.\n")
     names = re.search(r"\{(.*?)\}", _help())[1].split(",")  # type: ignore[index]
     for name in names:
-        if name not in cli.STEPS:
+        if name not in STEPS:
             parts.append(f"\n### tgdd {name} {{#tgdd-{name}}}\n\n```text\n{_help(name)}```\n")
     parts.append("\n## Keys of a recipe\n\n### The job as a whole {#job-keys}\n\n")
     plain = {key: value for key, value in schema["properties"].items() if not _section(value, schema)}

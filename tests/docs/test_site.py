@@ -12,8 +12,9 @@ import pytest
 
 import tgdd_plugin
 from tests.docs.blocks import ROOT
-from tgdd_plugin import cli
 from tgdd_plugin.pipeline.key_help import json_schema
+from tgdd_plugin.pipeline.step_table import STEPS
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -46,7 +47,7 @@ def test_the_generated_pages_have_every_key_and_name(site: Path) -> None:
         keys = [f"{name}.{key}" for key in schema["$defs"][named[1]]["properties"]] if named else [name]
         for key in keys if name != "extra_networks" else []:
             assert f"<code>{key}</code>" in commands, key
-    assert all(f"tgdd {step}" in commands for step in [*cli.STEPS, "export", "import", "report", "init"])
+    assert all(f"tgdd {step}" in commands for step in [*STEPS, "export", "import", "report", "init"])
     python = (site / "api.html").read_text(encoding="utf-8")
     for name, home in tgdd_plugin._HOMES.items():
         assert f'id="tgdd_plugin.{home}.{name}"' in python, name

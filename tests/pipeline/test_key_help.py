@@ -14,6 +14,7 @@ from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.key_help import json_schema, schema_text
 from tgdd_plugin.pipeline.recipe import SECTIONS
 from tgdd_plugin.pipeline.settings import Recipe
+from tgdd_plugin.pipeline.step_table import STEPS
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "tgdd_plugin" / "pipeline" / "recipe.schema.json"
@@ -24,13 +25,13 @@ def options_of(section):
     return [f.name for f in dataclasses.fields(cls) if f.name != "arguments"] if dataclasses.is_dataclass(cls) else []
 
 
-@pytest.mark.parametrize("step", cli.STEPS)
+@pytest.mark.parametrize("step", STEPS)
 def test_help_of_a_step_lists_every_key_with_default_and_meaning(step, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main([step, "--help"])
     assert done.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    for section in cli.SECTIONS[step]:
+    for section in STEPS[step].sections:
         assert any(line.startswith(f"{section}: ") for line in lines)
         for key in options_of(section):
             (place,) = [i for i, line in enumerate(lines) if line.startswith(f"  {section}.{key}=")]

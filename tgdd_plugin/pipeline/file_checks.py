@@ -9,6 +9,7 @@ from pathlib import Path
 from tgdd_plugin.beton.card import card_path, read_card
 from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.data.settings import DataSettings
+from tgdd_plugin.pipeline.step_table import BETON, TRAJECTORY
 from tgdd_plugin.trajectory.folders import run_folders
 
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -27,10 +28,10 @@ def check_kind(step: str, path: str, wanted: str) -> None:
         InputError: If it is a ``.beton`` or a folder, and the step takes none.
     """
     remedy = f"Give {wanted + ' or ' if wanted else ''}a recipe (YAML)."
-    if path.endswith(".beton") and wanted != "a .beton":
+    if path.endswith(".beton") and wanted != BETON:
         steps = "tgdd retrain, evaluate and nas take one"
         raise InputError(f"tgdd {step} takes no .beton, got '{shown(path)}'. {remedy} ({steps}.)")
-    if Path(path).is_dir() and wanted != "a trajectory folder":
+    if Path(path).is_dir() and wanted != TRAJECTORY:
         recorded = _has_runs(Path(path))
         what = "trajectory folder" if recorded else "folder"
         hint = " tgdd distill takes one." if recorded else ""

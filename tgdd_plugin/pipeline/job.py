@@ -15,14 +15,10 @@ from tgdd_plugin.pipeline.file_checks import check_data, check_fit, check_kind
 from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.pipeline.shipped_recipes import shipped_recipes
+from tgdd_plugin.pipeline.step_table import BETON, STEPS, TRAJECTORY
 from tgdd_plugin.replay.settings import real_images, task_sizes
 from tgdd_plugin.trajectory.folders import run_folders
 from tgdd_plugin.trajectory.store import Trajectory
-
-ON_FILE = ("retrain", "evaluate", "nas")
-"""The steps that take a ``.beton`` in place of a recipe."""
-INSTEAD = {"distill": "a trajectory folder", **dict.fromkeys(ON_FILE, "a .beton")}
-"""What a step takes in place of a recipe."""
 
 
 def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
@@ -39,7 +35,7 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
     """
     recipe = _read(step, path, overrides)
     recipe.loggers.check_installed()
-    if step in ON_FILE:
+    if STEPS[step].instead == BETON:
         check_fit(recipe.data, recipe.beton)
     if step == "distill" or (step == "evaluate" and recipe.trajectory):
         run_folders(recipe.trajectory_folder)
@@ -68,16 +64,16 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
 
 
 def _read(step: str, path: str, overrides: list[str]) -> Recipe:
-    if step == "distill" and Path(path).is_dir():
+    instead = STEPS[step].instead
+    if instead == TRAJECTORY and Path(path).is_dir():
         recipe = read_recipe(None, [f"trajectory={json.dumps(path)}", *overrides])
         if _names_data(overrides) or recipe.distill.source is not None:
             return recipe
         # Where no data are named the folder itself is all there is to distill from.
         source = source_without_images(Trajectory.open(path, check=False), recipe.distill.classes)
         return replace(recipe, distill=replace(recipe.distill, source=source))
-    if step in ON_FILE and path.endswith(".beton"):
+    if instead == BETON and path.endswith(".beton"):
         return read_recipe(None, [f"file={json.dumps(path)}", *overrides])
-    instead = INSTEAD.get(step, "")
     if not Path(path).is_file() and Path(path).suffix not in (".yaml", ".yml"):
         recipes = shipped_recipes()
         if path in recipes:  # also where a folder of that name, perhaps of its results, is there
