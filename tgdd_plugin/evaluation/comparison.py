@@ -101,8 +101,8 @@ def retrain(
     if real is not None:
         baselines = Baselines(compact, real, _usual_results(file).with_suffix(""), device, progress_bar)
     jobs = plan_rows(compact, baselines, RETRAIN_ROWS, settings, seed=seed)
-    logs = _logs(loggers, results, file)
-    scorer = _scorer(compact, test, settings, seed, device, progress_bar, trainer_options, logs)
+    scorer = _scorer(compact, test, settings, seed, device, progress_bar, trainer_options)
+    scorer = replace(scorer, logs=_logs(loggers, results, file))
     about = describe_comparison(file, compact, scorer, real, replace(settings, at_once=None))  # it changes no result
     dist.initialize_dist(device)
     with locked_on_rank_0(results) if results else nullcontext():
@@ -185,8 +185,8 @@ def evaluate(
         if CONFIDENCE in settings.baselines and len(teacher.finite_stages) > 1:
             how: dict[str, Any] = {"normalization": compact.card.normalization, "device": on}
             confidences = functools.partial(predict_confidences, teacher, networks, **how, progress_bar=progress_bar)
-    logs = _logs(loggers, results, file)
-    scorer = _scorer(compact, test, training, seed, device, progress_bar, trainer_options, logs)
+    scorer = _scorer(compact, test, training, seed, device, progress_bar, trainer_options)
+    scorer = replace(scorer, logs=_logs(loggers, results, file))
     about = describe_comparison(file, compact, scorer, real, replace(training, at_once=None))  # it changes no result
     about["learning_rates"] = settings.learning_rates and list(settings.learning_rates)
     about["teachers"] = teacher and [stage.sha256 for stage in find_teachers(teacher)]
@@ -228,7 +228,6 @@ def _scorer(
     device: Device | None,
     progress_bar: bool,
     trainer_options: Mapping[str, Any] | None,
-    logs: TrainingLogs,
 ) -> Scorer:
     torch_device(device)  # one that is not there, or of another name, is told before anything is trained
     card, seeds = compact.card, range(seed, seed + training.seeds)
@@ -241,7 +240,6 @@ def _scorer(
         training.at_once,
         progress_bar,
         trainer_options,
-        logs,
     )
 
 
