@@ -546,7 +546,7 @@ def test_at_once_is_no_other_evaluation(finished, trained, trajectory):
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"rows": [{"name": 3}]}', '{"rows": 3}', "\xff"])
 def test_damaged_results_are_refused(file, trained, content):
     file.with_name("set-evaluation.json").write_bytes(content.encode("latin-1"))
-    refused(trained, "set-evaluation.json' is damaged .*[.] Name another results file, or delete it[.]", file)
+    refused(trained, "set-evaluation.json' is damaged .*[.] Delete it, or set `overwrite` to true[.]", file)
 
 
 def test_kept_networks_that_are_gone_or_others_are_refused(finished, trained, trajectory):

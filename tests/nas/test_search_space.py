@@ -115,6 +115,6 @@ def test_an_argument_that_the_factory_does_not_take_is_refused():
         InputError, match="`choices` must be arguments of 'convnet', got 'deep'. Choose from num_classes, in_channels"
     ):
         check_factory(SearchSpace(choices={"deep": [1]}))
-    with pytest.raises(InputError, match="can be imported, got 'nowhere:network'"):
+    with pytest.raises(InputError, match="`factory` must be a function that can be imported, got 'nowhere:network'"):
         check_factory(SearchSpace("nowhere:network", SMALL))
     check_factory(SearchSpace(choices=SMALL))

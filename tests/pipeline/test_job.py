@@ -113,8 +113,8 @@ MISTAKES = [
     ("run", DIGITS, ["file=eight.beton"], "'eight.beton' is of another job"),
     ("retrain", DIGITS, ["file=eight.beton", "data.name=cifar10"], "must be the data that 'eight.beton' was made from"),
     ("evaluate", DIGITS, ["file=eight.beton", "trajectory=nowhere"], "There is no trajectory folder 'nowhere'"),
-    ("evaluate", DIGITS, ["file=eight.beton", "evaluate.networks=[lenet]"], "`network` must be one of convnet"),
-    ("nas", DIGITS, ["file=eight.beton", "nas.factory=lenet"], "`network` must be one of convnet"),
+    ("evaluate", DIGITS, ["file=eight.beton", "evaluate.networks=[lenet]"], "`evaluate.networks` must be one of"),
+    ("nas", DIGITS, ["file=eight.beton", "nas.factory=lenet"], "`nas.factory` must be one of convnet"),
 ]
 """Of a step: the text of ``my.yaml``, what is set on the command line, and what the answer has in it."""
 

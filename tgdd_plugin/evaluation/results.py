@@ -81,15 +81,14 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
     except (ValueError, TypeError, KeyError) as error:
         if overwrite:
             return {}
-        raise InputError(f"'{path}' is damaged ({error}). Name another results file, or delete it.") from error
+        raise InputError(f"'{path}' is damaged ({error}). Delete it, or set `overwrite` to true.") from error
     teachers = about["teachers"] or earlier["teachers"]  # a trajectory may be left out, or come later
     other = first_difference({**earlier, "teachers": earlier["teachers"] or teachers}, {**about, "teachers": teachers})
     if other and overwrite:
         return {}
     if other:
         raise InputError(
-            f"'{path}' is of another evaluation ({other}). Name another results file, or delete it, or set "
-            f"`overwrite` to true to replace it."
+            f"'{path}' is of another evaluation ({other}). Set `overwrite` to true to replace it, or move it away."
         )
     about["teachers"] = teachers
     return {row.key: row for row in rows}

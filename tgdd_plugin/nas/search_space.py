@@ -28,7 +28,7 @@ def check_factory(space: SearchSpace) -> None:
     Raises:
         InputError: If it does not.
     """
-    if (known := accepted_arguments(space.factory)) is None:
+    if (known := accepted_arguments(space.factory, "factory")) is None:
         return
     for name in space.choices:
         if name not in known:

@@ -73,25 +73,29 @@ OWN = {
 }
 
 
-def find_factory(name: str) -> Callable[..., nn.Module]:
+def find_factory(name: str, key: str = "network") -> Callable[..., nn.Module]:
     """Returns the factory of a network of this package (``'convnet'``), or of any other as ``'module:function'``.
+
+    Args:
+        name: The name.
+        key: The setting that names it, for messages. Default: ``"network"``.
 
     Raises:
         InputError: If the factory is unknown.
     """
     if name in OWN:
         return OWN[name]
-    check_network_name(name)
-    return import_function("network", name)
+    check_network_name(name, key)
+    return import_function(key, name)
 
 
-def accepted_arguments(name: str) -> Sequence[str] | None:
-    """Returns the names of the arguments that a factory takes; ``None`` for one that takes any.
+def accepted_arguments(name: str, key: str = "network") -> Sequence[str] | None:
+    """Returns the names of the arguments that a factory takes (:func:`find_factory`); ``None`` for one that takes any.
 
     Raises:
         InputError: If there is no factory of that name.
     """
-    parameters = inspect.signature(find_factory(name)).parameters
+    parameters = inspect.signature(find_factory(name, key)).parameters
     return None if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else list(parameters)
 
 

@@ -14,15 +14,19 @@ OWN = ("convnet", "resnet10", "resnet18", "resnet_ap10", "densenet121", "vit")
 """The names of this package's networks."""
 
 
-def check_network_name(name: str) -> None:
+def check_network_name(name: str, key: str = "network") -> None:
     """Checks that a name is that of a network of this package or of a factory, without loading either.
+
+    Args:
+        name: The name.
+        key: The setting that names it, for the message. Default: ``"network"``.
 
     Raises:
         InputError: If it is neither.
     """
     if name not in OWN and ":" not in name:
         raise InputError(
-            f"`network` must be one of {', '.join(OWN)}, or a factory of yours as module:function, got '{name}'. "
+            f"`{key}` must be one of {', '.join(OWN)}, or a factory of yours as module:function, got '{name}'. "
             f"Choose one of them."
         )
 

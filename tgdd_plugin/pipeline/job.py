@@ -45,8 +45,10 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
             f"`trajectory` must be a folder that is there, got '{shown(recipe.trajectory)}'. Name a recording, or "
             f"leave it out to record into '{recipe.output}/trajectory'; tgdd record records into any other folder."
         )
-    for name in {"evaluate": recipe.evaluate.networks, "nas": [recipe.nas.factory]}.get(step, []):
-        check_network_name(name)
+    for name in recipe.evaluate.networks if step == "evaluate" else []:
+        check_network_name(name, "evaluate.networks")
+    if step == "nas":
+        check_network_name(recipe.nas.factory, "nas.factory")
     if step != "distill" or recipe.distill.reads_data:
         check_data(recipe.data)
     if step in ("run", "distill") or (step == "replay" and recipe.replay.policy in ("distilled", "hybrid")):
