@@ -29,8 +29,9 @@ PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadsco
 test: setup lint
 	$(PYTEST)
 
+# The other files are left out, as importing them takes longer than these tests.
 numerical: setup
-	$(PYTEST) -m "numerical and not once"
+	$(PYTEST) -m "numerical and not once" $$(grep -rl --include='*.py' mark.numerical tests)
 
 lint: setup
 	$(BIN)/ruff check
