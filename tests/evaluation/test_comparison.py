@@ -504,6 +504,22 @@ def test_what_is_asked_for_later_is_all_that_is_trained(finished, done, trained,
     assert essence(rows[-1:]) == essence([herding])
 
 
+def test_a_card_has_one_entry_of_a_comparison_with_all_its_rows(finished, trained, trajectory):
+    whole = read_card(finished)
+    (entry,) = whole.accuracy
+    fewer = EvaluateSettings(["random"], [], worth=False)
+    run(finished, settings=fewer)
+    run(finished)
+    assert read_card(finished).accuracy == [entry]  # rows that are left out, such as those of the trajectory, stay
+    other = {**entry, "seeds": [7]}
+    replace(whole, accuracy=[other]).write(finished)
+    run(finished, settings=fewer)
+    assert [len(each["rows"]) for each in read_card(finished).accuracy] == [11, 5]
+    run(finished, trajectory=trajectory)  # and rows that come later are added
+    assert [each["rows"] for each in read_card(finished).accuracy] == [other["rows"], entry["rows"]]
+    assert not trained.calls
+
+
 def other_pool(images):
     return ImagePool(images.images.flip(3), images.labels, images.classes)
 

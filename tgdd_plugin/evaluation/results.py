@@ -95,7 +95,7 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
 
 
 def add_to_card(file: str | Path, card: Card, about: dict[str, Any], rows: Sequence[Row], scorer: Scorer) -> None:
-    """Adds accuracies to the card of ``file``, once.
+    """Adds accuracies to the card of ``file``, once: a comparison that has more rows than before takes its own place.
 
     Args:
         file: The ``.beton``.
@@ -114,15 +114,19 @@ def add_to_card(file: str | Path, card: Card, about: dict[str, Any], rows: Seque
                 f"'{file}' was replaced during training, so its card gets no accuracies. Retrain on it again."
             )
         entry = {key: about[key] for key in ON_CARD} | {"rows": [row.summary() for row in rows], **_origin(scorer)}
-        if _result_of(entry) not in map(_result_of, latest.accuracy):  # the same evaluation may be called again
-            latest.accuracy = [*latest.accuracy, entry]
+        if not any(_is_part(entry, noted) for noted in latest.accuracy):  # the same evaluation may be called again
+            latest.accuracy = [*(noted for noted in latest.accuracy if not _is_part(noted, entry)), entry]
             latest.write(Path(file))
 
 
-def _result_of(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry of a card without the time that it took, and where: the same accuracies are not noted twice."""
-    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in entry["rows"]]
-    return {**{key: entry.get(key) for key in ON_CARD}, "rows": rows}
+def _is_part(entry: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether an entry of a card says nothing that another does not say, but for the time that it took, and where."""
+    rows = _without_time(other)
+    return all(entry.get(key) == other.get(key) for key in ON_CARD) and all(row in rows for row in _without_time(entry))
+
+
+def _without_time(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in entry["rows"]]
 
 
 def _origin(scorer: Scorer) -> dict[str, Any]:
