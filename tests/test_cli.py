@@ -589,6 +589,16 @@ def test_a_write_error_without_a_name_says_how_to_go_on(tmp_path, monkeypatch, c
     assert "File too large: a file could not be read or written. Once it can" in capfd.readouterr().err
 
 
+def test_a_full_disk_is_told_without_temporary_names(monkeypatch, capfd):
+    def full(*_):
+        raise OSError(28, "No space left on device", "set.beton", None, ".out.x1.tmp/set.beton")  # as of a copy
+
+    monkeypatch.setattr("tgdd_plugin.pipeline.job.read_job", full)
+    assert cli.main(["run", "digits"]) == 2
+    error = capfd.readouterr().err
+    assert "No space left on device: a file could not be read or written. Once it can" in error and ".tmp" not in error
+
+
 def test_a_recording_of_more_runs_than_the_recipe_says_is_not_refused(tmp_path, monkeypatch):
     """What it keeps is counted by the distillation itself."""
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import io
 import os
 import re
@@ -61,12 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _told(error: Exception) -> str:
-    """The text of an error; of one about a file that it does not name, as of a full disk, with how to go on."""
+    """The text of an error; of a full disk, or one about a file that it does not name, with how to go on."""
     if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError):
         return str(error)
-    if error.errno is None or error.filename is not None:
+    if error.errno is None or (error.filename is not None and error.errno != errno.ENOSPC):
         return str(error)
-    return f"{error}: a file could not be read or written. Once it can, the same command goes on where it was."
+    text = f"[Errno {error.errno}] {error.strerror}"  # without the name of a temporary file
+    return f"{text}: a file could not be read or written. Once it can, the same command goes on where it was."
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import subprocess
 import sys
 import textwrap
@@ -509,6 +510,20 @@ def test_a_failure_midway_leaves_nothing(tmp_path, monkeypatch, export):
     with pytest.raises(OSError, match="No space left"):
         export(path, tmp_path / "out")
     assert len(calls) == 2 and sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("export", [export_tensors, export_folder])
+def test_a_file_that_cannot_be_written_in_full_is_an_error_of_the_system(tmp_path, export):
+    path = write_beton(tmp_path / "set.beton", *made(), card())
+    before = sorted(os.listdir(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, limits[1]))  # as a full disk, after so many bytes
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            export(path, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 def test_a_class_without_images_is_refused_in_a_folder(tmp_path):

@@ -6,6 +6,7 @@ file: it is handed normalized tensors, or a folder for torchvision's ``ImageFold
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -62,7 +63,9 @@ def export_tensors(
         contents["soft_labels.pt"] = soft.clamp(min=1e-12).log()
     with whole_folder(Path(folder)) as temporary:
         for name, content in contents.items():
-            torch.save(content, temporary / name)
+            written = io.BytesIO()
+            torch.save(content, written)  # to a file on a full disk it raises no OSError
+            (temporary / name).write_bytes(written.getbuffer())
         (temporary / "card.yaml").write_text(card.text())
     return Path(folder)
 
