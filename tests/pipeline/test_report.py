@@ -28,6 +28,7 @@ from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.data.film_strip import write_strip
 from tgdd_plugin.pipeline.report import write_report
+from tgdd_plugin.pipeline.report_parts import gather
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.writing import add_stage
 
@@ -199,6 +200,20 @@ def test_accuracy_for_time_has_a_line_where_there_are_several_lengths(tmp_path: 
         del each["seconds"]
     card.write(path)
     assert "Accuracy for time" not in Page(write_report([path], tmp_path / "report.html")).text
+
+
+def test_rows_of_soft_labels_do_not_stand_for_those_of_hard_ones(tmp_path: Path) -> None:
+    path = job(tmp_path)
+    card = read_card(path)
+    card.accuracy[0]["rows"] += [row("distilled", 44.5, labels="soft"), row("random", 33.5, labels="soft")]
+    card.write(path)
+    text = Page(write_report([path], tmp_path / "report.html")).text
+    assert "81.2 ± 1.2 % distilled: 8 images" in text and "62.5 % random: 8 images" in text
+    assert "distilled, soft labels 44.5 ± 1.2 8" in text and "44.5 ± 1.2 %" not in text
+    # In the plot they have points of their own.
+    points = gather(path).series()
+    assert [mean for _, mean, _ in points["distilled"]] == [81.25]
+    assert [mean for _, mean, _ in points["random, soft labels"]] == [33.5]
 
 
 def test_what_is_missing_is_said_and_the_rest_shown(tmp_path: Path) -> None:

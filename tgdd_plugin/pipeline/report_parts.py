@@ -67,8 +67,9 @@ class SetReport:
 
     @property
     def headline(self) -> dict[str, dict[str, Any]]:
-        """The rows of the latest comparison by name."""
-        return {row["name"]: row for row in self.entries[0]["rows"]} if self.entries else {}
+        """The rows of the latest comparison by name, without those of soft labels, which have the same names."""
+        rows = self.entries[0]["rows"] if self.entries else []
+        return {row["name"]: row for row in rows if row.get("labels") != "soft"}
 
     def series(self, distilled: str = "distilled") -> dict[str, list[Point]]:
         """Seconds, accuracy and spread of the rows of all comparisons, by the names of the rows.
@@ -82,6 +83,7 @@ class SetReport:
                 seconds = row.get("seconds")
                 if isinstance(seconds, list) and seconds and all(isinstance(each, int | float) for each in seconds):
                     name = distilled if row["name"] == "distilled" else printable(row["name"])
+                    name += ", soft labels" if row.get("labels") == "soft" else ""
                     std = math.nan if row["std_points"] is None else row["std_points"]
                     found.setdefault(name, []).append((sum(seconds) / len(seconds), row["mean_percent"], std))
         return found
