@@ -289,6 +289,18 @@ def test_accuracy_is_of_every_image_in_evaluation_mode():
     )
 
 
+@pytest.mark.parametrize(("side", "most"), [(8, 512), (32, 512), (64, 128), (160, 20)])
+def test_few_large_images_are_scored_at_once(side, most):
+    """Activations take memory in proportion to the pixels: 512 images of 128 pixels took 10 GB under a ConvNet."""
+    seen = []
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, K))
+    network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    images = torch.zeros(most + 3, 1, side, side, dtype=torch.uint8)
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    accuracy(network, ImagePool(images, labels), Normalization([0.3], [0.2]))
+    assert seen == [most, 3]
+
+
 def test_nothing_is_chosen_on_the_test_images(file, monkeypatch):
     """Each network is scored once, after its training; other test images change no weight of any network."""
     events, weights = [], []

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import are_finite
+from tgdd_plugin.data.allocation import number_at_once
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.feature_network import fit_names
@@ -28,7 +29,8 @@ class StageOutputs:
             weights do not matter and stay as they are.
         normalization: What the images are normalized with.
         device: Where the networks are called.
-        batch_size: The number of images of each forward pass. Default: ``512``.
+        batch_size: The number of images of each forward pass; of more than 32 pixels there are at most as many as
+            :func:`tgdd_plugin.data.allocation.number_at_once` says. Default: ``512``.
     """
 
     def __init__(
@@ -61,7 +63,8 @@ class StageOutputs:
         where, network = f"stage '{folder / stage.file}'", self.networks[self.numbers[folder]]
         network.load_state_dict({name: weights[spelt] for name, spelt in fit_names(weights, network, where).items()})
         parts = []
-        for index in torch.arange(len(images)).split(self.batch_size):
+        count = min(self.batch_size, number_at_once(*images.shape[-2:]))
+        for index in torch.arange(len(images)).split(count):
             pixels = images.take(index) if isinstance(images, ImagePool) else images[index.to(images.device)]
             parts.append(network(self.normalization(pixels.to(self.device))).softmax(1).float().cpu())
         outputs = torch.cat(parts)

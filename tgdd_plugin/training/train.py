@@ -23,6 +23,7 @@ from tgdd_plugin.core.device import Device
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.weights import are_finite
+from tgdd_plugin.data.allocation import number_at_once
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -231,7 +232,7 @@ def accuracy(network: nn.Module, pool: ImagePool, normalization: Normalization) 
     device = next(network.parameters()).device
     right = 0
     # Not by a DeviceLoader: with several ranks it has only a share of the images.
-    for index in torch.arange(len(pool)).split(512):
+    for index in torch.arange(len(pool)).split(number_at_once(*pool.shape[1:])):
         images = normalization(pool.take(index).to(device))
         right += int((network(images).argmax(1).cpu() == pool.labels[index]).sum())
     return right / len(pool)
