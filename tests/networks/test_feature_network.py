@@ -154,7 +154,7 @@ def test_any_factory_by_name():
     [
         ("convnet3", {}, "`network` must be one of convnet, .* got 'convnet3'"),
         ("no_such_module:f", {}, "can be imported, got 'no_such_module:f'"),
-        ("torch:no_such_function", {}, "can be imported, got 'torch:no_such_function'"),
+        ("torch:no_such_function", {}, "got .torch:no_such_function., which the module does not have"),
         ("convnet", {"breadth": 3}, "arguments that 'convnet' takes, got .*'breadth': 3"),
     ],
 )
