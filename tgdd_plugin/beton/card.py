@@ -85,6 +85,11 @@ def passes_of(row: Mapping[str, Any]) -> int:
     return passes
 
 
+def ending_of_name(row: Mapping[str, Any]) -> str:
+    """What the name of a row of ``accuracy`` ends in: ``", soft labels"``, or nothing for hard ones."""
+    return ", soft labels" if row.get("labels") == "soft" else ""
+
+
 def accuracy_cells(entry: Mapping[str, Any], text: Callable[[Any], str]) -> list[list[Any]]:
     """The rows of an entry of ``accuracy`` for a table: what was trained on, images, passes and accuracy in per cent.
 
@@ -95,7 +100,7 @@ def accuracy_cells(entry: Mapping[str, Any], text: Callable[[Any], str]) -> list
     cells = []
     for row in entry["rows"]:
         spread = "" if row["std_points"] is None else f" ± {row['std_points']:.1f}"
-        name = text(row["name"]) + (", soft labels" if row.get("labels") == "soft" else "")
+        name = text(row["name"]) + ending_of_name(row)
         cells.append([name, row["images"], passes_of(row), f"{row['mean_percent']:.1f}{spread}"])
     return cells
 

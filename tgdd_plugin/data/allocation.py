@@ -1,4 +1,4 @@
-"""Room for many images: in memory or mapped from a temporary file; and how many a network is called with at once."""
+"""Room for many images: in memory, or mapped from a temporary file where they are too large for that."""
 
 from __future__ import annotations
 
@@ -12,19 +12,6 @@ from tgdd_plugin.core.errors import InputError
 
 MEMORY_LIMIT = 4 * 2**30
 """Bytes of pixels beyond which they are memory-mapped from a temporary file. 4 GiB; CIFAR takes 0.15."""
-
-MOST_AT_ONCE = 512
-"""Images of up to 32 pixels that a network is called with at once where nothing is trained."""
-
-
-def number_at_once(height: int, width: int) -> int:
-    """Returns with how many images of H x W a network is called at once, as its activations grow with their pixels.
-
-    Example:
-        >>> number_at_once(32, 32), number_at_once(128, 128)
-        (512, 32)
-    """
-    return max(1, min(MOST_AT_ONCE, MOST_AT_ONCE * 32**2 // (height * width)))
 
 
 def allocate(shape: tuple[int, ...]) -> torch.Tensor:

@@ -48,7 +48,7 @@ def predict_soft_labels(
             weights do not matter and stay as they are.
         images: uint8, ``(N, C, H, W)``, on any device; the network is called there.
         normalization: What the images are normalized with.
-        batch_size: The number of images of each forward pass. Default: ``512``.
+        batch_size: The number of images of each forward pass, see :class:`StageOutputs`. Default: ``512``.
 
     Returns:
         float32 of shape ``(N, K)``, on the CPU, in rows that sum to 1.

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import are_finite
-from tgdd_plugin.data.allocation import number_at_once
+from tgdd_plugin.data.batch_size import number_at_once
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.feature_network import fit_names
@@ -30,7 +30,7 @@ class StageOutputs:
         normalization: What the images are normalized with.
         device: Where the networks are called.
         batch_size: The number of images of each forward pass; of more than 32 pixels there are at most as many as
-            :func:`tgdd_plugin.data.allocation.number_at_once` says. Default: ``512``.
+            :func:`tgdd_plugin.data.batch_size.number_at_once` says. Default: ``512``.
     """
 
     def __init__(

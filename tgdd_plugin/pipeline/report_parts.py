@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin.beton.card import Card, ending_of_name, read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.bounded_reading import RECIPE_SIZE, read_bounded
 from tgdd_plugin.core.bounded_yaml import parse_yaml
@@ -83,7 +83,7 @@ class SetReport:
                 seconds = row.get("seconds")
                 if isinstance(seconds, list) and seconds and all(isinstance(each, int | float) for each in seconds):
                     name = distilled if row["name"] == "distilled" else printable(row["name"])
-                    name += ", soft labels" if row.get("labels") == "soft" else ""
+                    name += ending_of_name(row)
                     std = math.nan if row["std_points"] is None else row["std_points"]
                     found.setdefault(name, []).append((sum(seconds) / len(seconds), row["mean_percent"], std))
         return found

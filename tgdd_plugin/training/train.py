@@ -23,7 +23,7 @@ from tgdd_plugin.core.device import Device
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.weights import are_finite
-from tgdd_plugin.data.allocation import number_at_once
+from tgdd_plugin.data.batch_size import number_at_once
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
