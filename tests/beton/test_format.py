@@ -557,9 +557,11 @@ def test_a_file_without_images_is_a_clear_line(copy):
 
 
 def test_the_first_use_of_ffcv_leaves_the_thread_numbers_alone(written, tmp_path):
-    """Importing FFCV sets torch to one thread, for the whole process."""
+    """Importing FFCV sets torch to one thread, for the whole process; nor has Numba anything to compile for it."""
     script = """
         import sys, torch, numba
+        from numba.core.compiler import CompilerBase
+        CompilerBase.compile_extra = lambda *_: sys.exit("compiled")
         torch.set_num_threads(3)
         threads = 3, numba.get_num_threads()
         from tgdd_plugin.beton.format import read_beton, write_beton
