@@ -7,6 +7,11 @@ from pathlib import Path
 # does, and beside another test it is slower by far. Before torch is loaded, which reads it once.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# A process that compiles would start two more to do that, and one for each kind of vector that the CPU says it has, to
+# try it. Each of them loads torch, which takes as long as what a test compiles. Before Composer is loaded, likewise.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from composer.utils import collect_env  # noqa: E402

@@ -34,6 +34,7 @@ from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import check_network, train_each, train_network
 
 K, N = 3, 20
+WHOLE = 16  # batches are of one size, for which there is less to compile
 PLAIN = TrainSettings(epochs=2, batch_size=8, learning_rate=0.05, augmentation="crop_flip")
 CPU = torch.device("cpu")
 
@@ -45,10 +46,10 @@ def nothing_known() -> Iterator[None]:
     engines._chosen.clear()
 
 
-def loader(seed: int = 0) -> DeviceLoader:
+def loader(seed: int = 0, count: int = N) -> DeviceLoader:
     drawn = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (N, 1, 8, 8), generator=drawn).to(torch.uint8)
-    labels = torch.randint(K, (N,), generator=drawn)
+    images = torch.randint(0, 256, (count, 1, 8, 8), generator=drawn).to(torch.uint8)
+    labels = torch.randint(K, (count,), generator=drawn)
     return DeviceLoader(images, labels, Normalization([0.5], [0.3]), batch_size=8, seed=seed)
 
 
@@ -62,8 +63,8 @@ def weights(net: nn.Module) -> torch.Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in net.state_dict().values()])
 
 
-def trained(settings: TrainSettings, net: nn.Module | None = None, **options: Any) -> torch.Tensor:
-    return weights(train_network(net or network(), loader(), K, settings, device="cpu", **options))
+def trained(settings: TrainSettings, net: nn.Module | None = None, count: int = N, **options: Any) -> torch.Tensor:
+    return weights(train_network(net or network(), loader(count=count), K, settings, device="cpu", **options))
 
 
 class Autocast(ComposerClassifier):
@@ -228,16 +229,17 @@ class Double(nn.Module):
 
 
 def test_compiled_trainings_are_those_of_eager_ones_and_share_their_code() -> None:
-    """In float32 and bf16, of a network with running statistics, and of one in float64."""
-    for precision, atol in (("fp32", 1e-5), ("bf16", 2e-2)):
+    """In float32 and bf16, of a network with running statistics, and of one in float64; in float32 of two sizes."""
+    for precision, count, atol in (("fp32", N, 1e-5), ("bf16", WHOLE, 2e-2)):
         settings = replace(PLAIN, precision=precision, compile=False)
-        plain = [trained(settings, tiny_network(seed, norm=True)) for seed in range(2)]
-        built = [trained(replace(settings, compile=True), tiny_network(0, norm=True))]
+        plain = [trained(settings, tiny_network(seed, norm=True), count) for seed in range(2)]
+        built = [trained(replace(settings, compile=True), tiny_network(0, norm=True), count)]
         graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        built.append(trained(replace(settings, compile=True), tiny_network(1, norm=True)))
+        built.append(trained(replace(settings, compile=True), tiny_network(1, norm=True), count))
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs > 0
         torch.testing.assert_close(built, plain, rtol=0, atol=atol)
-    double = [trained(replace(PLAIN, precision="fp32", compile=compile), Double()) for compile in (False, True)]
+    settings = replace(PLAIN, precision="fp32")
+    double = [trained(replace(settings, compile=compile), Double(), WHOLE) for compile in (False, True)]
     assert double[0].dtype == torch.float64
     torch.testing.assert_close(*double, rtol=0, atol=1e-9)
 
@@ -246,7 +248,8 @@ def test_networks_trained_at_once_are_compiled_and_in_bf16_too() -> None:
     def all_of(**how: Any) -> list[torch.Tensor]:
         nets = [network(seed) for seed in range(3)]
         settings = replace(PLAIN, **how)
-        done = train_each(nets, [loader(s) for s in range(3)], K, settings, seeds=range(3), at_once=True, device="cpu")
+        loaders = [loader(seed, WHOLE) for seed in range(3)]
+        done = train_each(nets, loaders, K, settings, seeds=range(3), at_once=True, device="cpu")
         assert {each.computed for each in done} == {str(Way(how["precision"], how["compile"]))}
         return [weights(net) for net in nets]
 
@@ -260,7 +263,7 @@ def test_a_compiled_training_is_recorded_as_an_eager_one(tmp_path: Path) -> None
     for name, compile in (("plain", False), ("built", True)):
         callback = TGDDCallback(str(tmp_path / name), mean=[0.5], std=[0.3], on_error="raise")
         settings = replace(PLAIN, precision="fp32", compile=compile, cutmix=0.0)
-        trained(settings, callbacks=[callback], run_name="run")
+        trained(settings, count=WHOLE, callbacks=[callback], run_name="run")
         folder = tmp_path / name / "run"
         found[name] = [load_file(folder / stage["file"]) for stage in manifest(folder)["stages"]]
     for plain, built in zip(found["plain"], found["built"], strict=True):
