@@ -6,6 +6,7 @@ Neither of the two goes through the package: :class:`Probe` copies weights out o
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,12 +17,15 @@ import torch
 import torch.nn.functional as F
 from composer import Callback, Logger, State, Trainer
 from composer.models import ComposerClassifier, ComposerModel
-from composer.utils import dist
+from composer.utils import collect_env, dist
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from tgdd_plugin.core.errors import InputError
+
+# Every Trainer and checkpoint asks for it, which takes 50 ms each time, as it reads all that pip noted of Composer.
+collect_env.get_composer_commit_hash = functools.cache(collect_env.get_composer_commit_hash)
 
 CLASSES = 3
 Weights = dict[str, torch.Tensor]

@@ -1,4 +1,3 @@
-import functools
 import os
 import tempfile
 from pathlib import Path
@@ -14,7 +13,6 @@ os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from composer.utils import collect_env  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 # torch.compile's cache on the disk does not tell apart what ATEN_CPU_CAPABILITY says: of the code compiled for one
@@ -23,9 +21,6 @@ CAPABILITY = torch.backends.cpu.get_cpu_capability().replace(" ", "-")
 os.environ.setdefault(
     "TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"tgdd-tests-{os.getuid()}-{CAPABILITY}")
 )
-
-# Every Trainer and checkpoint asks for it, which takes 50 ms each time, as it reads all that pip noted of Composer.
-collect_env.get_composer_commit_hash = functools.cache(collect_env.get_composer_commit_hash)
 
 # Under pytest, calls of these are checked against the shapes in their signatures.
 SHAPED = [

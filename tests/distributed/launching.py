@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from composer.utils import collect_env
 
 LIMIT = 100  # seconds; a pair of processes needs 15
 
@@ -50,6 +51,7 @@ def fork_ranks(function: Callable[[Path], Any], root: Path, ranks: int = 2) -> N
 
     So a rank that dies is noticed by the others alone. What came of it is for :func:`outcome` to tell.
     """
+    collect_env.get_cpu_model()  # for which Composer starts a Python, once a process: each rank would do it anew
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

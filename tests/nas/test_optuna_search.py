@@ -21,6 +21,7 @@ import torch
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
+from tests.nas.interrupted import loses_the_first_interrupt
 from tests.nas.shades import REAL, RECIPE, SETTINGS, SPACE, TRAINING, K, accuracies, pool, search, states, write_few
 from tgdd_plugin import cli
 from tgdd_plugin.core.errors import InputError
@@ -77,26 +78,43 @@ def test_a_search_that_was_broken_off_goes_on(beton, tmp_path, monkeypatch, whol
     assert Counter(tried) == {**dict.fromkeys(expected, 1), tried[2]: 2}
 
 
-@pytest.mark.parametrize(
-    "dies", ["workers.measure", "trial_queue.RDBStorage.record_heartbeat"]
-)  # at work, or before it began
-def test_what_a_killed_process_was_trying_is_taken_up(beton, tmp_path, monkeypatch, dies):
-    monkeypatch.setattr(trial_queue, "HEARTBEAT", 1)
-    monkeypatch.setattr(trial_queue, "GRACE", 3)
-    code = f"""
-import os, signal
+DEATHS = ["workers.measure", "trial_queue.RDBStorage.record_heartbeat"]  # at work, or before it began
+KILLED = """
+import os, signal, sys
 from pathlib import Path
 from tests.nas import shades
 from tgdd_plugin.nas import trial_queue, workers
+
 trial_queue.HEARTBEAT, trial_queue.GRACE = 1, 3
-{dies} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-shades.search(Path({str(beton)!r}), Path({str(tmp_path)!r}))
+for dies in sys.argv[1:]:
+    if not (child := os.fork()):
+        exec(f"{dies} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)")
+        shades.search(Path("few.beton"), Path(dies))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, dies
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert states(tmp_path) == {"RUNNING": 1}
-    assert len(search(beton, tmp_path)) == 6
-    assert states(tmp_path) == {"COMPLETE": 6}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A folder with a folder for each death, in which a search died of it; forked off one process that imports all."""
+    folder = tmp_path_factory.mktemp("killed")
+    write_few(folder)
+    for dies in DEATHS:
+        (folder / dies).mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", KILLED, *DEATHS], cwd=folder, env=environment, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("dies", DEATHS)
+def test_what_a_killed_process_was_trying_is_taken_up(beton, killed, monkeypatch, dies):
+    monkeypatch.setattr(trial_queue, "HEARTBEAT", 1)
+    monkeypatch.setattr(trial_queue, "GRACE", 3)
+    folder = killed / dies
+    assert states(folder) == {"RUNNING": 1}
+    assert len(search(beton, folder)) == 6
+    assert states(folder) == {"COMPLETE": 6}
 
 
 def test_a_candidate_that_kills_its_process_is_given_up(beton, tmp_path, monkeypatch):
@@ -344,27 +362,11 @@ def test_ctrl_c_while_the_study_is_written_leaves_no_candidate_running(beton, tm
     assert states(tmp_path) == {"COMPLETE": 6}
 
 
-def _loses_the_first_interrupt(begun, place):
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    class Freed:
-        def __del__(self):
-            begun.set()
-            time.sleep(60)  # Python drops what is raised here
-
-    try:
-        Freed()
-        Path(place).write_text("went on")
-        time.sleep(60)
-    except KeyboardInterrupt:
-        Path(place).write_text(Path(place).read_text() + ", then ended")
-
-
 def test_a_worker_that_loses_an_interrupt_gets_another(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "AGAIN", 0.5)
     context = multiprocessing.get_context("spawn")
     begun, place = context.Event(), tmp_path / "told"
-    process = context.Process(target=_loses_the_first_interrupt, args=(begun, place), daemon=True)
+    process = context.Process(target=loses_the_first_interrupt, args=(begun, place), daemon=True)
     process.start()
     try:
         assert begun.wait(120)
