@@ -573,6 +573,7 @@ def test_another_set_is_not_replaced_unasked(tmp_path, capfd):
     card_path(output).unlink()
     status, error = tgdd_import(source)
     assert status == 2 and "there already, and nothing says what it is" in error and output.read_bytes() == before[0]
+    assert "add --overwrite to replace it" in error and "`overwrite`" not in error, "the option of this command"
     assert tgdd_import(source, "--overwrite") == (0, "") and output.read_bytes() != before[0]
     assert read_card(output).accuracy == []
 

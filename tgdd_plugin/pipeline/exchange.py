@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +74,22 @@ def _export(options: argparse.Namespace) -> None:
         print("licence   not chosen: name it in README.md before you publish the folder")
 
 
+@contextlib.contextmanager
+def _option_named() -> Iterator[None]:
+    """Errors name the option of this command where :func:`import_tensors` has an argument."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace("set `overwrite` to true", "add --overwrite")) from error
+
+
 def _import(options: argparse.Namespace) -> None:
     for path in options.path:
         if not Path(path).is_file():
             raise InputError(f"There is no file '{path}'. Name a .pt that torch.save wrote.")
     from tgdd_plugin.beton.importing import TOLERANCE, import_tensors
 
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, _option_named():
         warnings.simplefilter("always", UserWarning)
         path = import_tensors(
             options.path,
