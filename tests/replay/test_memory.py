@@ -356,6 +356,15 @@ def test_an_empty_memory(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("count", [-1, 2.5, "3", None])
+def test_a_number_of_images_that_cannot_be_drawn_is_refused(count: Any) -> None:
+    memory = ReplayMemory(images_per_class=2)
+    memory.add((torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1])))
+    with pytest.raises(InputError, match=f"`count` must be a whole number of at least 0, got {count!r}"):
+        memory.sample(count, torch.Generator())
+    assert memory.sample(0, torch.Generator())[0].shape == (0, 1, 4, 4)
+
+
 def test_draws() -> None:
     labels = torch.tensor([0, 0, 0, 2, 2, 2, 2, 2, 5])
     generator = torch.Generator().manual_seed(0)

@@ -196,7 +196,7 @@ class ReplayMemory:
         """Draws decoded images by :func:`tgdd_plugin.replay.ordering.draw`.
 
         Args:
-            count: How many images to draw.
+            count: How many images to draw; beyond those that there are, images come again.
             generator: The source of randomness, on any device.
             balanced: Whether to draw equally many of each class, up to one. Default: ``True``; otherwise all images
                 are equally likely.
@@ -205,8 +205,10 @@ class ReplayMemory:
             uint8 images ``(count, C, H, W)`` and int64 class ids ``(count,)``, on the memory's device.
 
         Raises:
-            InputError: If the memory is empty.
+            InputError: If the memory is empty, or ``count`` is not a whole number of at least 0.
         """
+        if not hasattr(count, "__index__") or count < 0:
+            raise InputError(f"`count` must be a whole number of at least 0, got {count!r}. Give another one.")
         if not len(self):
             raise InputError("The memory is empty. Add a set before sampling from it.")
         index = draw(self.decoded_labels.to(generator.device), count, generator, balanced)
