@@ -153,6 +153,7 @@ def test_later_overrides_win_and_others_stay(tmp_path):
         ("retrain: {full_epoch: 1}", "Did you mean `retrain.full_epochs`?"),
         ("data: {gray: true}", "`data.gray`. Did you mean `data.grayscale`?"),
         ("network: {widht: 3}", "`network.widht`. Did you mean `network.width`?"),
+        ("network: {num_clases: 3}", "The keys are depth, width, norm, activation, pooling, name."),
         ("network: {name: resnet18, depth: 3}", "Unknown key `network.depth`"),
         ("7: 1", "Unknown key `7`. Did you mean"),
     ],

@@ -9,7 +9,7 @@ from torch import nn
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.nas.settings import Arguments, SearchSpace
-from tgdd_plugin.networks.factory import accepted_arguments, build_network
+from tgdd_plugin.networks.factory import FILLED_IN, accepted_arguments, build_network
 
 
 def name_of(arguments: Arguments) -> str:
@@ -25,11 +25,14 @@ def name_of(arguments: Arguments) -> str:
 def check_factory(space: SearchSpace) -> None:
     """Checks that the factory of a search space exists and takes the arguments that are searched.
 
+    Those that follow from the set, such as ``num_classes``, cannot be searched.
+
     Raises:
         InputError: If it does not.
     """
-    if (known := accepted_arguments(space.factory, "factory")) is None:
+    if (accepted := accepted_arguments(space.factory, "factory")) is None:
         return
+    known = [name for name in accepted if name not in FILLED_IN]
     for name in space.choices:
         if name not in known:
             raise InputError(

@@ -32,6 +32,10 @@ PACKAGE = "tgdd_plugin.networks"
 """The prefix of this package's networks in manifests and cards."""
 
 
+FILLED_IN = ("num_classes", "in_channels", "image_size")
+"""The arguments of a factory that :func:`build_network` gives by itself."""
+
+
 def described(factory: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Decorator of a module-level network factory: notes on the network how it was built.
 

@@ -97,11 +97,11 @@ def _place(content: dict[str, Any], keys: list[str], value: str, override: str) 
 def _check_arguments(network: NetworkSettings, where: str) -> None:
     """Raises an InputError if there is no such factory, or it does not take the arguments."""
     check_network_name(network.name)
-    from tgdd_plugin.networks.factory import accepted_arguments  # loads torch, which takes a second
+    from tgdd_plugin.networks.factory import FILLED_IN, accepted_arguments  # loads torch, which takes a second
 
     if (accepted := accepted_arguments(network.name)) is None:
         return
     for key in network.arguments:
         if key not in accepted:
-            known = [*accepted, "name"]
+            known = [*(name for name in accepted if name not in FILLED_IN), "name"]
             raise InputError(unknown_key(f"{where}.{key}", [f"{where}.{nearest(key, known)}"], known))
