@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.common import CLASSES, Pictures, manifest, tiny_network, trained
-from tgdd_plugin import TrajectoryRecorder, describe_run
+from tgdd_plugin import TGDDCallback, TrajectoryRecorder, describe_run
 from tgdd_plugin.core.errors import InputError
 
 SCALE = {"mean": [0.0], "std": [1.0]}
@@ -88,6 +88,14 @@ def test_a_start_that_is_refused_leaves_the_complete_run_as_it_is(tmp_path):
         recorder.stage(3)
     assert files(tmp_path / "done") == before
     recorder.detach()
+
+
+def test_a_whole_checkpoint_in_place_of_the_state_is_refused(tmp_path):
+    state = {"state": {"callbacks": {"TGDDCallback": TrajectoryRecorder(tmp_path).state_dict()}}, "rng": []}
+    for one in (TrajectoryRecorder(tmp_path), TGDDCallback()):
+        with pytest.raises(InputError, match=r"`state` must be what state_dict\(\) .* got the keys state, rng"):
+            one.load_state_dict(state)
+        one.load_state_dict(state["state"]["callbacks"]["TGDDCallback"])
 
 
 def test_what_was_loaded_is_kept_until_a_start_succeeds(tmp_path):

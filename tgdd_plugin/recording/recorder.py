@@ -19,7 +19,7 @@ from tgdd_plugin.networks.heads import head_candidates
 from tgdd_plugin.recording.first_images import FirstImages
 from tgdd_plugin.recording.head_statistics import HeadStatistics
 from tgdd_plugin.recording.metric_means import MetricMeans
-from tgdd_plugin.recording.run_folder import run_folder_of, stored_tensor, take_over, warn_of_missing_stages
+from tgdd_plugin.recording.run_folder import own_state, run_folder_of, stored_tensor, take_over, warn_of_missing_stages
 from tgdd_plugin.recording.safeguard import Safeguard
 from tgdd_plugin.recording.settings import Dtype, OnError, StageSettings
 from tgdd_plugin.trajectory.manifest import Run
@@ -277,7 +277,7 @@ class TrajectoryRecorder:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from :meth:`state_dict`; to be called before :meth:`start`."""
-        self._restored_folder = state["folder"]
+        self._restored_folder = own_state(state)["folder"]
         self.batches, self.samples = state.get("batches", 0), state.get("samples", 0)
         self.last_batch, self._due_so_far = state["last_batch"], state["due_so_far"]
         self._metrics.load_state_dict(state["metrics"])

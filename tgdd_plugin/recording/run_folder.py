@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.errors import InputError, brief, shown
 from tgdd_plugin.core.locks import locked
 from tgdd_plugin.core.ranks import rank, share_from_rank_0
 from tgdd_plugin.recording.description import normalization_fits
@@ -33,6 +33,21 @@ def run_folder_of(folder: Path, name: str) -> Path:
         )
     # A slash in the name would hide the run one folder deeper than Trajectory.open() looks.
     return folder / name.replace("/", "-")
+
+
+def own_state(state: Any) -> Mapping[str, Any]:
+    """Returns the state of a recording, if it is one.
+
+    Raises:
+        InputError: If it is something else, such as the whole checkpoint that the state is part of.
+    """
+    if isinstance(state, Mapping) and {"folder", "last_batch", "due_so_far", "metrics"} <= state.keys():
+        return state
+    came = f"the keys {', '.join(map(str, state))}" if isinstance(state, Mapping) and state else repr(state)
+    raise InputError(
+        f"`state` must be what state_dict() of the recording returned, got {shown(came)}. Give that part of the "
+        f"checkpoint alone; of Composer's it is ['state']['callbacks']['TGDDCallback']."
+    )
 
 
 def on_rank_0(folder: Path, work: Callable[[], Any]) -> Any:
