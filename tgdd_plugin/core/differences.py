@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,12 @@ def first_difference(earlier: Any, now: Any, where: str = "") -> str | None:
         return next(filter(None, found), None)
     if earlier == now:
         return None
-    return f"{shown(where, LONGEST)} was {shown(repr(earlier), LONGEST)} and is now {shown(repr(now), LONGEST)}"
+    return f"{shown(where, LONGEST)} was {_in_words(earlier)} and is now {_in_words(now)}"
+
+
+def _in_words(value: Any) -> str:
+    # Checksums and fingerprints by their first digits: nobody compares more of them.
+    return shown(re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1...", repr(value)), LONGEST)
 
 
 def with_later_settings(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
