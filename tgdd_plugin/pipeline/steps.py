@@ -44,7 +44,7 @@ def work(step: str, recipe: Recipe) -> dict[str, Any]:
     """Does one step of a job, or all of them.
 
     Args:
-        step: One of :data:`STEPS`.
+        step: One of :data:`STEP_FUNCTIONS`.
         recipe: The job, as :func:`tgdd_plugin.pipeline.job.read_job` returns it.
 
     Returns:
@@ -53,7 +53,7 @@ def work(step: str, recipe: Recipe) -> dict[str, Any]:
     Raises:
         InputError: If what the recipe names cannot be used.
     """
-    return STEPS[step](recipe, functools.cache(lambda: load_data(recipe.data, progress=True)))
+    return STEP_FUNCTIONS[step](recipe, functools.cache(lambda: load_data(recipe.data, progress=True)))
 
 
 def _run(recipe: Recipe, data: Data) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def _nas(recipe: Recipe, data: Data) -> dict[str, Any]:
     return search_and_train(recipe, *data())
 
 
-STEPS: dict[str, Callable[[Recipe, Data], dict[str, Any]]] = {
+STEP_FUNCTIONS: dict[str, Callable[[Recipe, Data], dict[str, Any]]] = {
     "run": _run,
     "record": _record,
     "distill": _distill,
@@ -284,4 +284,4 @@ STEPS: dict[str, Callable[[Recipe, Data], dict[str, Any]]] = {
     "replay": _replay,
     "nas": _nas,
 }
-"""The steps of a job by the names of their subcommands."""
+"""What does each step of a job, by the names of their subcommands."""
