@@ -92,7 +92,7 @@ def test_classes_are_named_by_the_caller_else_by_the_data_set_else_numbered():
 BAD = {
     "empty": ([], "is empty"),
     "no pair": ([(GRAYSCALE, 0), GRAYSCALE], "Item 1 .* must be a pair .* got a ndarray"),
-    "three parts": ([(GRAYSCALE, 0, 1)], "must be a pair .* got a tuple"),
+    "three parts": ([(GRAYSCALE, 0, 1)], "must be a pair .* got a tuple of 3"),
     "a dictionary": (
         [{"picture": GRAYSCALE, "label": 0}],
         "Item 0 .* must have an image .* got picture, label",
@@ -107,6 +107,7 @@ BAD = {
     ),
     "fraction": ([(GRAYSCALE, 0.5)], "label of item 0 must be one integer class id, got 0.5"),
     "text": ([(GRAYSCALE, "3")], "label of item 0 must be one integer class id, got '3'"),
+    "infinity": ([(GRAYSCALE, float("inf"))], "label of item 0 must be one integer class id, got inf"),
     "nothing": ([(GRAYSCALE, None)], "label of item 0 must be .*, got None"),
     "negative label": (
         [(GRAYSCALE, 0), (GRAYSCALE, -1)],
@@ -115,7 +116,10 @@ BAD = {
     "only negative labels": ([(GRAYSCALE, -1)], "got labels from -1 to -1"),
     "an id for a label": ([(GRAYSCALE, 10**9)], "got labels up to 1000000000"),
     "several sizes": ([(GRAYSCALE, 0), (GRAYSCALE.T, 0)], r"image 1 of 7x5 .*first of 5x7 .*Resize"),
-    "several channels": ([(GRAYSCALE, 0), (COLOUR, 0)], r"image 1 .* of 3 channel\(s\) and the first .* of 1 channel"),
+    "several channels": (
+        [(GRAYSCALE, 0), (COLOUR, 0)],
+        r"image 1 .* of 3 channel.* first .* of 1 channel.*Convert all to colour",
+    ),
     "normalised": (
         [(torch.randn(3, 4, 4, generator=seeded()) * 2, 0)],
         r"must have values in \[0, 1\], got values from -\d.*Normalize",
@@ -160,12 +164,28 @@ def test_a_label_beyond_the_named_classes_is_refused():
         pool.name_classes(["a", "b"])
 
 
-@pytest.mark.parametrize("images", [torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, 3, dtype=torch.uint8)])
+OTHERS = [torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, 3, dtype=torch.uint8), np.zeros((2, 3, 4, 4), np.uint8)]
+
+
+@pytest.mark.parametrize("images", OTHERS)
 def test_a_pool_of_other_tensors_is_refused(images):
-    with pytest.raises(InputError, match=r"`images` must be uint8 \(N, C, H, W\) .* got torch"):
+    with pytest.raises(InputError, match=r"`images` must be uint8 \(N, C, H, W\) .* got (torch|a ndarray)"):
         ImagePool(images, torch.zeros(2, dtype=torch.int64))
     with pytest.raises(InputError, match="got 2 images with 3 labels"):
         ImagePool(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
+
+
+def test_labels_may_be_a_list_or_an_array():
+    images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    for labels in ([1, 0], np.array([1, 0]), torch.tensor([1.0, 0.0])):
+        assert ImagePool(images, labels).labels.tolist() == [1, 0]
+    assert repr(ImagePool(images, [1, 0])) == "ImagePool(2 images of 1x4x4 in 2 classes, on cpu)"
+
+
+@pytest.mark.parametrize("labels", [torch.eye(2), torch.zeros(2, 1), [0.5, 1], [float("nan"), 1]])
+def test_labels_that_are_no_class_ids_are_refused(labels):
+    with pytest.raises(InputError, match=r"`labels` must be one whole number for each image, .*, got torch.float32"):
+        ImagePool(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), labels)
 
 
 def test_draw_is_of_the_right_class_without_replacement_and_repeats():

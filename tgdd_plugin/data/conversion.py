@@ -52,14 +52,14 @@ def to_pair(item: Any, position: int | str) -> tuple[torch.Tensor, int]:
             )
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise InputError(
-            f"Item {position} of the data set must be a pair (image, label), got a {type(item).__name__}. Return the "
-            f"image and its class id."
+            f"Item {position} of the data set must be a pair (image, label), got a {type(item).__name__}"
+            f"{f' of {len(item)}' if isinstance(item, (tuple, list)) else ''}. Return the image and its class id."
         )
     image, label = item
     try:
         number = int(label)
         whole = bool(number == label)  # neither a fraction nor text
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         whole = False
     if not whole:
         raise InputError(

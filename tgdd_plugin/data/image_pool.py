@@ -24,25 +24,34 @@ class ImagePool:
 
     Args:
         images: uint8 of shape ``(N, C, H, W)``, C 1 or 3.
-        labels: Class ids of shape ``(N,)``.
+        labels: Class ids of shape ``(N,)``, as a tensor, an array or a list.
         classes: Names of the K classes. Default: ``None``, their numbers up to the largest label.
 
     Raises:
-        InputError: If the images are not uint8 ``(N, C, H, W)`` or a label lies outside 0..K-1.
+        InputError: If the images are not uint8 ``(N, C, H, W)``, or a label is not a class id in 0..K-1.
     """
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str] | None = None) -> None:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+    def __init__(
+        self, images: torch.Tensor, labels: torch.Tensor | Sequence[int], classes: Sequence[str] | None = None
+    ) -> None:
+        is_tensor = isinstance(images, torch.Tensor)
+        if not is_tensor or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            came = f"{images.dtype} of shape {tuple(images.shape)}" if is_tensor else f"a {type(images).__name__}"
             raise InputError(
-                f"`images` must be uint8 (N, C, H, W) with 1 or 3 channels, got {images.dtype} of shape "
-                f"{tuple(images.shape)}. Permute or convert them."
+                f"`images` must be uint8 (N, C, H, W) with 1 or 3 channels, got {came}. Give such a tensor."
             )
         if len(images) == 0 or len(labels) != len(images):
             raise InputError(
                 f"`images` must be at least one, with one label each, got {len(images)} images with {len(labels)} "
                 f"labels. Give as many labels as images."
             )
-        labels = labels.to("cpu", torch.int64)
+        found = torch.as_tensor(labels).cpu()
+        labels = found.long()
+        if labels.ndim != 1 or (labels != found).any():
+            raise InputError(
+                f"`labels` must be one whole number for each image, (N,), got {found.dtype} of shape "
+                f"{tuple(found.shape)}. Give class ids."
+            )
         highest = int(labels.max())
         if classes is None and highest >= MOST_CLASSES:  # something other than class ids
             raise InputError(
@@ -68,6 +77,10 @@ class ImagePool:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        shape = "x".join(str(side) for side in self.shape)
+        return f"ImagePool({len(self)} images of {shape} in {self.num_classes} classes, on {self.images.device})"
 
     @property
     def num_classes(self) -> int:
@@ -259,10 +272,12 @@ class ImagePool:
             if images is None:
                 images = allocate((count, *image.shape))
             if image.shape != images.shape[1:]:
+                remedy = "Use, for example, torchvision's Resize and CenterCrop (image_size in a recipe)."
+                if len(image) != images.shape[1]:
+                    remedy = "Convert all to colour, for example by PIL's convert('RGB'), or all to grayscale."
                 raise InputError(
                     f"All images must have one size, got image {item_name(dataset, i)} of {_size(image)} and the first "
-                    f"of {_size(images[0])}. Use, for example, torchvision's Resize and CenterCrop (image_size in a "
-                    f"recipe)."
+                    f"of {_size(images[0])}. {remedy}"
                 )
             images[i] = image
         assert images is not None
