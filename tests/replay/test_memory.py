@@ -298,6 +298,7 @@ def test_what_cannot_be_added_changes_nothing(tmp_path: Path) -> None:
             r"`source` must have the normalization of the memory, mean .*, got mean \[0.5, 0.5, 0.5\] .*Distill all",
         ),
         (tmp_path / "none.beton", {}, "There is no file"),
+        ([(pictures(1)[0], 0)], {}, "`source` must be a .beton, .* got a list. Of a data set give ImagePool"),
         (pool(["tree"]), {"features": lambda images: images.flatten(1)}, "floating point"),
     ]
     for source, options, pattern in wrong:
@@ -354,6 +355,15 @@ def test_an_empty_memory(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="The memory is empty, and is not written"):
         memory.save(tmp_path / "memory.beton")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_device_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device, known in (("gpu", "'cpu' where torch finds no GPU"), ("tpu", "'cpu', 'gpu' or a torch device")):
+        with pytest.raises(InputError, match=f"`device` must be {known}, got '{device}'"):
+            ReplayMemory(total_images=2, device=device)
+        with pytest.raises(InputError, match=f"`device` must be {known}, got '{device}'"):
+            ReplayMemory(total_images=2).to(device)
 
 
 @pytest.mark.parametrize("count", [-1, 2.5, "3", None])

@@ -15,7 +15,7 @@ from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.ffcv_tables import check_beton
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.beton.format import read_beton
-from tgdd_plugin.core.device import torch_device
+from tgdd_plugin.core.device import any_device
 from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.data.device_loader import DeviceLoader, check_batches
 from tgdd_plugin.data.normalization import Normalization
@@ -49,7 +49,7 @@ def beton_loader(
     Raises:
         InputError: If the file, its card or the device cannot be used.
     """
-    path, on = Path(path), _device(device)
+    path, on = Path(path), any_device(device)
     card = read_card(path)
     if backend == "device":
         images, labels = read_beton(path)
@@ -65,18 +65,6 @@ def beton_loader(
         )
     check_batches(batch_size, seed)
     return _FFCVLoader(path, card, batch_size, shuffle, seed, on)
-
-
-def _device(device: torch.device | str) -> torch.device:
-    if device == "gpu":
-        return torch_device("gpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"`device` must be 'cpu', 'gpu' or a torch device, got {device!r}. Name one.") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"`device` must be 'cpu' where torch finds no GPU, got {device!r}. Use 'cpu'.")
-    return found
 
 
 class _FFCVLoader:

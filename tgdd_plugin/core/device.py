@@ -1,11 +1,10 @@
-"""Composer's device names as torch devices."""
+"""Device names as torch devices: Composer's two, and any of torch's."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
-from composer.utils import dist
 
 from tgdd_plugin.core.errors import InputError
 
@@ -25,4 +24,23 @@ def torch_device(device: Device | None) -> torch.device:
         raise InputError("`device` must be 'cpu' where torch finds no GPU, got 'gpu'. Use 'cpu', or leave it out.")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    from composer.utils import dist  # which takes seconds
+
     return torch.device("cuda", dist.get_local_rank())
+
+
+def any_device(device: torch.device | str) -> torch.device:
+    """Returns a torch device, or that of Composer's ``'gpu'``.
+
+    Raises:
+        InputError: If there is none of this name, or torch finds no GPU.
+    """
+    if device == "gpu":
+        return torch_device("gpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"`device` must be 'cpu', 'gpu' or a torch device, got {device!r}. Name one.") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"`device` must be 'cpu' where torch finds no GPU, got {device!r}. Use 'cpu'.")
+    return found

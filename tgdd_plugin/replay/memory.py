@@ -11,6 +11,7 @@ import torch
 
 from tgdd_plugin.beton.multi_formation import unpack
 from tgdd_plugin.core.class_names import as_names
+from tgdd_plugin.core.device import any_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.budget import Budget
@@ -41,11 +42,12 @@ class ReplayMemory:
             :class:`tgdd_plugin.replay.budget.Budget`.
         mean, std: The per-channel normalization that the learner trains with, for pixels in [0, 1]. Default: that of
             the first card.
-        device: The device of the images. Default: ``'cpu'``.
+        device: The torch device of the images, or ``'gpu'``. Default: ``'cpu'``.
         collect: Deprecated; give it to :class:`tgdd_plugin.replay.avalanche.AvalancheBuffer`.
 
     Raises:
-        InputError: If there is not exactly one budget, or it is less than one image of each named class.
+        InputError: If there is not exactly one budget, it is less than one image of each named class, or there is no
+            such device.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class ReplayMemory:
         self.budget.share(len(self.classes), 1)  # now, rather than when the first task has been trained
         self.factor = 1
         self.tasks: list[MemoryTask] = []
-        self.device = torch.device(device)
+        self.device = any_device(device)
         self.growing = classes is None
         self.images = self.decoded = torch.empty(0, 1, 1, 1, dtype=torch.uint8, device=self.device)
         self.labels = self.sources = self.decoded_labels = torch.empty(0, dtype=torch.int64)
@@ -125,7 +127,7 @@ class ReplayMemory:
 
     def to(self, device: torch.device | str) -> ReplayMemory:
         """Moves the images to a device, and returns the memory."""
-        self.device = torch.device(device)
+        self.device = any_device(device)
         self.images, self.decoded = self.images.to(self.device), self.decoded.to(self.device)
         return self
 

@@ -49,6 +49,11 @@ class Source:
             images, labels, names = source.images, source.labels, source.classes
         elif isinstance(source, tuple):
             images, labels = source
+        elif not isinstance(source, str | os.PathLike):
+            raise InputError(
+                f"`source` must be a .beton, an ImagePool, or images and labels, got a {type(source).__name__}. Of a "
+                f"data set give ImagePool.from_dataset(...)."
+            )
         else:
             card = read_card(Path(source))
             images, labels, _ = read_stored(Path(source))
