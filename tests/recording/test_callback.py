@@ -636,6 +636,11 @@ def test_damaged_manifest(tmp_path: Path, content: str) -> None:
     assert len(snapshot(tmp_path / "run")) == 4
 
 
+def test_the_folder_may_be_a_path(tmp_path: Path) -> None:
+    fit(callbacks=[TGDDCallback(tmp_path / "{run_name}" / "trajectory")], run_name="own", max_duration="1ep")
+    assert [stage["epoch"] for stage in manifest(tmp_path / "own" / "trajectory" / "own")["stages"]] == [0, 1]
+
+
 def test_several_runs_in_one_folder(tmp_path: Path) -> None:
     probes = {name: record(tmp_path, tiny_network(seed), {"run_name": name}) for seed, name in enumerate(["a", "b"])}
     for name, probe in probes.items():

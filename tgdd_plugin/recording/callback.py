@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from composer.core import Callback, DataSpec, Event, State, Time
@@ -54,8 +55,8 @@ class TGDDCallback(Callback):
     for rounding.
 
     Args:
-        folder (str): Where to record; ``{run_name}`` and Composer's other names are filled in. The run's stages lie in
-            ``folder/<run_name>/``, so several runs recorded into one folder become several trajectories of it.
+        folder (str | Path): Where to record; ``{run_name}`` and Composer's other names are filled in. The run's stages
+            lie in ``folder/<run_name>/``, so several runs recorded into one folder become several trajectories of it.
             Default: ``'{run_name}/trajectory'``.
         interval (str | int | Time | Callable): Composer time string (``'1ep'``, ``'50ba'``, ``'0.1dur'``), number of
             epochs, or ``(state, event) -> bool`` asked at every ``BATCH_END`` and ``EPOCH_END``, with the same answer
@@ -98,7 +99,7 @@ class TGDDCallback(Callback):
 
     def __init__(
         self,
-        folder: str = "{run_name}/trajectory",
+        folder: str | Path = "{run_name}/trajectory",
         interval: str | int | Time | Callable[[State, Event], bool] = "1ep",
         *,
         max_stages: int | None = None,
@@ -115,14 +116,14 @@ class TGDDCallback(Callback):
     ) -> None:
         self._due, self.interval, self._time = schedule(interval)
         self._is_due = False
-        self.folder = folder
+        self.folder = str(folder)
         self.head = head
         self.quiet = quiet
         self.classes = [str(name) for name in classes] if classes is not None else None
         self.normalization = Normalization.of(mean, std)
         self._options: dict[str, Any] = {"max_stages": max_stages, "dtype": dtype, "statistics": statistics}
         self._options |= {"exemplars": exemplars, "overwrite": overwrite, "on_error": on_error}
-        self.recorder = TrajectoryRecorder(folder, **self._options)
+        self.recorder = TrajectoryRecorder(self.folder, **self._options)
         self._watch = BatchWatch(
             self._look,
             lambda: self.recorder.images.wanted,
