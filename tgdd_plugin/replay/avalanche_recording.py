@@ -82,9 +82,13 @@ class AvalancheRecorder:
         """Ends the trajectory, and returns what the policy keeps of the experience.
 
         Raises:
-            InputError: If the policy cannot make it.
+            InputError: If the policy cannot make it, or the strategy has no such plugin.
         """
-        assert self._recorder is not None
+        if self._recorder is None:
+            raise InputError(
+                "`plugins` of the strategy must hold the AvalancheRecorder whose `collect` the buffer has, got none, "
+                "so nothing was recorded. Give plugins=[recorder, ReplayPlugin(...)]."
+            )
         self._recorder.finish()
         place = self._place
         self.experiences += 1
