@@ -353,9 +353,12 @@ def test_images_of_another_shape_are_refused(file, trained):
     refused(trained, r"The test images must be .* got 4 classes of", file, more)
 
 
-def test_a_network_in_place_of_a_function_is_refused(file, trained):
-    with pytest.raises(InputError, match="`network` must be a function that builds a fresh one for each seed, got a "):
-        retrain(file, TEST, QUICK, network=convnet(K, 1, 8, **ARGUMENTS), progress_bar=False)
+def test_one_network_for_all_seeds_is_refused(file, trained):
+    network = convnet(K, 1, 8, **ARGUMENTS)
+    for given, came in ((network, "a ConvNet"), (lambda: network, "at each call the same ConvNet")):
+        refusal = f"`network` must be a function that builds a fresh one for each seed, got {came}"
+        with pytest.raises(InputError, match=refusal):
+            retrain(file, TEST, QUICK, network=given, progress_bar=False)
 
 
 def test_too_few_real_images_are_refused(file, trained):

@@ -195,15 +195,10 @@ def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_clas
         The name of its class.
 
     Raises:
-        InputError: If it does not, or ``build`` is a network instead of a function.
+        InputError: If it does not, or ``build`` is a network instead of a function, or returns the same one again.
     """
-    if isinstance(build, nn.Module):
-        raise InputError(
-            f"`network` must be a function that builds a fresh one for each seed, got a {type(build).__name__}. Give, "
-            f"for example, lambda: {type(build).__name__}(...)."
-        )
     with forked_streams(), torch.no_grad():
-        network, remedy = build(), "Build it for as many channels, pixels and classes."
+        network, remedy = _fresh(build), "Build it for as many channels, pixels and classes."
         try:
             place = next((parameter.device for parameter in network.parameters()), None)
             output = network.eval()(torch.zeros(2, *shape, device=place))
@@ -223,6 +218,22 @@ def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_clas
             f"{type(network).__name__}. {remedy}"
         )
     return type(network).__name__
+
+
+def _fresh(build: Callable[[], nn.Module]) -> nn.Module:
+    """Returns a network that ``build`` builds, if it builds another one each time."""
+    if isinstance(build, nn.Module):
+        name, came = type(build).__name__, "a"
+    else:
+        network, other = build(), build()
+        if not any(one is again for one, again in zip(network.parameters(), other.parameters(), strict=False)):
+            return network
+        # The training of each seed would go on where the one before ended.
+        name, came = type(network).__name__, "at each call the same"
+    raise InputError(
+        f"`network` must be a function that builds a fresh one for each seed, got {came} {name}. Give, for example, "
+        f"lambda: {name}(...)."
+    )
 
 
 @torch.no_grad()
