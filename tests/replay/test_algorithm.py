@@ -513,6 +513,11 @@ def test_the_recording_of_the_first_task_is_untouched(tmp_path: Path) -> None:
 # Bad input.
 
 
+def test_a_path_in_place_of_the_memory_is_refused() -> None:
+    with pytest.raises(InputError, match=r"`memory` must be a ReplayMemory, got a str[.] ReplayMemory.load"):
+        DistilledReplay("memory.beton")  # type: ignore[arg-type]
+
+
 def test_unusable_arguments() -> None:
     for arguments, pattern in (
         (

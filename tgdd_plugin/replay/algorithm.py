@@ -100,6 +100,10 @@ class DistilledReplay(Algorithm):
         augmentation: str = "color_crop_flip",
         seed: int = 0,
     ) -> None:
+        if not isinstance(memory, ReplayMemory):
+            raise InputError(
+                f"`memory` must be a ReplayMemory, got a {type(memory).__name__}. ReplayMemory.load(path) reads a file."
+            )
         if ratio is not None and count is not None:
             raise InputError(
                 f"`ratio` must be left out where `count` says how many images come from the memory, got ratio {ratio} "
