@@ -76,7 +76,7 @@ def _export(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _option_named() -> Iterator[None]:
-    """Errors name the option of this command where :func:`import_tensors` has an argument."""
+    """Errors name the option of this command where ``import_tensors`` has an argument."""
     try:
         yield
     except InputError as error:

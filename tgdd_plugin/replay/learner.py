@@ -70,7 +70,7 @@ def learn(
     starts again; an interrupted distillation continues from its last checkpoint.
 
     Args:
-        tasks: The tasks, such as :func:`split_classes` makes them.
+        tasks: The tasks, such as :func:`tgdd_plugin.replay.tasks.split_classes` makes them.
         build: A function from a number of classes to a fresh network with as many outputs. For each task one is built
             for all classes so far, and takes over the weights of the one before.
         folder: The folder of the job; it gets ``scores.json``, ``replay-log.csv`` and, for each task, a folder with its
