@@ -103,6 +103,8 @@ def test_what_cannot_be_kept_is_told_in_one_line(tmp_path: Path) -> None:
         AvalancheRecorder(tmp_path, random_exemplars(2), ReplayMemory(total_images=4, **SCALE))
     with pytest.raises(InputError, match="`mean` and `std` must be known to the memory"):
         AvalancheRecorder(tmp_path, random_exemplars(2), ReplayMemory(NAMES, images_per_class=2))
+    with pytest.raises(InputError, match="`policy` must be a function, .* got a DistillSettings"):
+        made(tmp_path, SETTINGS)
     _, recorder, buffer, network = made(tmp_path, random_exemplars(2))
     recorder.before_training_exp = lambda strategy: None  # as in a strategy that has the recorder not among its plugins
     recorder.after_training_iteration = recorder.after_training_epoch = recorder.before_training_exp

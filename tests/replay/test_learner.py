@@ -747,6 +747,12 @@ def test_a_factory_whose_networks_do_not_fit(tmp_path: Path, factory: Any, patte
     assert not (tmp_path / "job").exists()
 
 
+def test_settings_in_place_of_a_policy_are_refused_before_the_training(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`select_exemplars` must be a function, .* got a DistillSettings. Give"):
+        run(tmp_path / "job", DISTILL)
+    assert not (tmp_path / "job").exists()
+
+
 def test_a_budget_of_no_image_and_classes_of_ones_own_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="images_per_class=0"):
         run(tmp_path / "job", stop, images_per_class=0)

@@ -17,7 +17,7 @@ from tgdd_plugin.replay.avalanche import experience_pool
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.policies import Policy, TaskResult
 from tgdd_plugin.replay.sources import SourceLike
-from tgdd_plugin.replay.tasks import Task
+from tgdd_plugin.replay.tasks import Task, check_policy
 
 
 class AvalancheRecorder:
@@ -39,7 +39,8 @@ class AvalancheRecorder:
         seed: The seed of the policy's draws. Default: ``0``.
 
     Raises:
-        InputError: If the memory has no names of classes or no normalization, or the folder cannot be written.
+        InputError: If the memory has no names of classes or no normalization, the policy is none, or the folder cannot
+            be written.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class AvalancheRecorder:
                 "ReplayMemory the names of all classes, in the order of the strategy's ids."
             )
         memory.normalization()
+        check_policy(policy, "policy")
         self.folder, self.policy, self.memory = Path(folder), policy, memory
         self.augmentation, self.seed, self.experiences = augmentation, seed, 0
         check_writable(self.folder / "task0" / "distilled.beton")

@@ -41,7 +41,7 @@ from tgdd_plugin.replay.network_growth import check_growth, grow, load_network, 
 from tgdd_plugin.replay.policies import Policy, TaskResult
 from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.task_folders import FINETUNED, MEMORY, NETWORK, open_scores
-from tgdd_plugin.replay.tasks import Task, check_tasks
+from tgdd_plugin.replay.tasks import Task, check_policy, check_tasks
 from tgdd_plugin.training.fitting import LOGGED
 from tgdd_plugin.training.train import accuracy, train_network
 
@@ -104,6 +104,7 @@ def learn(
     normalization, on = Normalization(mean, std), torch_device(device)
     training = replace(training, runs=1)
     check_tasks(tasks)
+    check_policy(select_exemplars, "select_exemplars")
     build = classifiers(build)
     if settings.heads == "task":
         head_sizes(tasks)

@@ -167,3 +167,12 @@ def _rarest(tasks: Sequence[Task]) -> Iterator[tuple[str, int]]:
 def present_classes(pool: ImagePool) -> torch.Tensor:
     """The ids of the classes that have images, in rising order."""
     return pool.counts.nonzero().flatten()
+
+
+def check_policy(policy: object, key: str) -> None:
+    """Raises an InputError if ``policy``, given as ``key``, cannot be called: before the training, not after it."""
+    if not callable(policy):
+        raise InputError(
+            f"`{key}` must be a function, one of tgdd_plugin.replay.policies, got a {type(policy).__name__}. Give, for "
+            f"example, distilled(DistillSettings(...))."
+        )
