@@ -183,6 +183,16 @@ def test_what_ffcv_would_hang_on_is_refused_before_it_starts(tmp_path, monkeypat
     assert os.listdir(tmp_path) == []
 
 
+def test_a_normalization_that_could_not_be_read_again_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"each std above 0, got mean \[0.1, 0.2, 0.3\] and std \[1.0, 0.0, 1.0\]"):
+        write_beton(tmp_path / "x.beton", IMAGES, LABELS, replace(card(), std=[1.0, 0.0, 1.0]))
+    assert os.listdir(tmp_path) == []
+    given = replace(card(), mean=np.array([0.5, 0.25, 0.5]), std=torch.tensor([0.5, 0.25, 0.5]))
+    write_beton(tmp_path / "x.beton", IMAGES, LABELS, given)
+    read = read_card(tmp_path / "x.beton")
+    assert read.mean == read.std == [0.5, 0.25, 0.5]
+
+
 def test_a_full_disk_is_found_out_before_ffcv_starts(tmp_path, monkeypatch):
     path = write_beton(tmp_path / "x.beton", *made()[:2], card())
     needed = path.stat().st_size

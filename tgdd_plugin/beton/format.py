@@ -97,6 +97,8 @@ def _checked_arrays(
             f"`labels` must be an integer for each of at least one image, got {labels.dtype} of shape {shape} for "
             f"{len(images)} images. Give one class id for each image."
         )
+    normalization = card.normalization  # which refuses what the card could not be read with again
+    card.mean, card.std = list(normalization.mean), list(normalization.std)
     if not len(card.mean) == len(card.std) == images.shape[1]:
         raise InputError(
             f"The card's mean and std must have {images.shape[1]} value(s) each, one for each channel of the images, "
