@@ -25,7 +25,7 @@ from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.evaluation.tables import retrain_table
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.training.settings import TrainSettings
-from tgdd_plugin.training.train import Trained, accuracy, train_each
+from tgdd_plugin.training.train import Trained, accuracy, check_network, train_each
 
 K, IPC, FACTOR = 3, 2, 2
 
@@ -359,6 +359,11 @@ def test_one_network_for_all_seeds_is_refused(file, trained):
         refusal = f"`network` must be a function that builds a fresh one for each seed, got {came}"
         with pytest.raises(InputError, match=refusal):
             retrain(file, TEST, QUICK, network=given, progress_bar=False)
+
+
+def test_networks_may_share_a_frozen_part():
+    frozen = nn.Linear(64, 16).requires_grad_(False)
+    assert check_network(lambda: nn.Sequential(nn.Flatten(), frozen, nn.Linear(16, K)), (1, 8, 8), K) == "Sequential"
 
 
 def test_too_few_real_images_are_refused(file, trained):

@@ -226,7 +226,8 @@ def _fresh(build: Callable[[], nn.Module]) -> nn.Module:
         name, came = type(build).__name__, "a"
     else:
         network, other = build(), build()
-        if not any(one is again for one, again in zip(network.parameters(), other.parameters(), strict=False)):
+        pairs = zip(network.parameters(), other.parameters(), strict=False)
+        if not any(one is again and one.requires_grad for one, again in pairs):  # a frozen part may be shared
             return network
         # The training of each seed would go on where the one before ended.
         name, came = type(network).__name__, "at each call the same"
