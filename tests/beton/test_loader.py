@@ -116,8 +116,9 @@ def test_ranks_share_an_epoch_evenly(monkeypatch, ranks):
 @pytest.mark.parametrize(
     ("option", "pattern"),
     [
-        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
-        ({"seed": -1}, "`seed` must be at least 0, got -1"),
+        ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.5}, "`batch_size` must be a whole number of at least 1, got 2.5"),
+        ({"seed": -1}, "`seed` must be a whole number of at least 0, got -1"),
     ],
 )
 def test_numbers_out_of_range_are_refused(files, option, pattern):

@@ -107,5 +107,5 @@ class DeviceLoader:
 
 def check_batches(batch_size: int, seed: int) -> None:
     for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if value < least:
-            raise InputError(f"`{name}` must be at least {least}, got {value}. Give a larger number.")
+        if not hasattr(value, "__index__") or value < least:
+            raise InputError(f"`{name}` must be a whole number of at least {least}, got {value!r}. Give another one.")
