@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from composer import Callback, Logger, State
-from composer.utils import collect_env
 from safetensors.torch import save_file
 
 from benchmarks.folder_faults import CALLS, FAULTS, MOUNTED, SPANS, Fault, mount
@@ -196,7 +195,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("faults"), help="folder; the same command goes on there")
     options = parser.parse_args(arguments)
     quiet()
-    collect_env.get_cpu_model()  # for which Composer starts a Python, once a process: each child would do it anew
     campaign = Campaign(options.output, options.seed)
     tries = Tries(campaign.folder / "tries.jsonl")
     for number in tries.missing("try", list(range(options.tries))):

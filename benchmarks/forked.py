@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from composer.utils import collect_env
+
 LIMIT = 120.0
 """Seconds after which a child counts as one that hangs."""
 
@@ -56,6 +58,7 @@ def run_forked(
         kill_after: Seconds after which it is killed by SIGKILL. Default: ``None``, it is not.
         limit: Seconds after which it counts as one that hangs.
     """
+    collect_env.get_cpu_model()  # for which Composer starts a Python, once a process: each child would do it anew
     sys.stdout.flush()
     sys.stderr.flush()
     start = time.monotonic()

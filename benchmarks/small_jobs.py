@@ -22,7 +22,6 @@ import torch.nn.functional as F
 import yaml
 from composer import Trainer
 from composer.models import ComposerClassifier
-from composer.utils import collect_env
 from safetensors.torch import save_file
 from torch import nn
 
@@ -231,7 +230,7 @@ def prepare(job: str, folder: Path, made: Path) -> Path:
 
 
 def load_everything() -> None:
-    """Loads what the jobs would load when they come to it, for a process whose forked children do them."""
+    """Imports what the jobs would import when they come to it, for a process whose forked children do them."""
     from tgdd_plugin.beton.ffcv_threads import restored_threads
 
     with restored_threads():
@@ -241,7 +240,6 @@ def load_everything() -> None:
         importlib.import_module(f"tgdd_plugin.{name}")
     for name in ("alembic.command", "sqlalchemy.dialects.sqlite", "multiprocessing.shared_memory", "tqdm.contrib"):
         importlib.import_module(name)
-    collect_env.get_cpu_model()  # for which Composer starts a Python, once a process
 
 
 def quiet() -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.core.errors import InputError
 
+REPLACE = "set `overwrite` to true"
+"""The remedy for a file that must not be replaced unasked, as an argument and as the key of a recipe."""
+
 
 def existing_card(output: Path, *, overwrite: bool) -> Card | None:
     """Returns the card of a file that is there already; ``None`` if there is none, or none that can be read.
@@ -26,8 +29,8 @@ def existing_card(output: Path, *, overwrite: bool) -> Card | None:
         if overwrite:
             return None
         raise InputError(
-            f"'{output}' is there already, and nothing says what it is. {error} Or choose another output file, or set "
-            f"`overwrite` to true to replace it."
+            f"'{output}' is there already, and nothing says what it is. {error} Or choose another output file, or "
+            f"{REPLACE} to replace it."
         ) from error
 
 
@@ -44,7 +47,6 @@ def is_same(output: Path, difference: str | None, *, overwrite: bool) -> bool:
     """
     if difference and not overwrite:
         raise InputError(
-            f"'{output}' is of another job ({difference}). Choose another output file, or set `overwrite` to "
-            f"true to replace it."
+            f"'{output}' is of another job ({difference}). Choose another output file, or {REPLACE} to replace it."
         )
     return difference is None

@@ -1,8 +1,9 @@
-"""The error class of this package, and one-line forms of the errors of other libraries and of text from files."""
+"""The error class of this package, one-line forms of other libraries' errors and of text from files, and a check."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 # What moves the cursor, speaks to the terminal, turns the direction of writing or cannot be encoded: C0, DEL and C1,
 # marks and overrides of direction, separators of lines and paragraphs, invisible tags, and lone surrogates.
@@ -52,3 +53,9 @@ class InputError(ValueError):
 def brief(error: Exception) -> str:
     """Returns an exception of another library in one line: its class and the first line of its message."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
+
+
+def check_whole_number(key: str, value: Any, least: int) -> None:
+    """Raises an InputError if ``value``, given as ``key``, is not a whole number of at least ``least``."""
+    if not hasattr(value, "__index__") or value < least:
+        raise InputError(f"`{key}` must be a whole number of at least {least}, got {value!r}. Give another one.")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from composer.utils import dist
 
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, check_whole_number
 from tgdd_plugin.data.normalization import Normalization
 
 NORMALIZED_LIMIT = 2**27
@@ -106,6 +106,5 @@ class DeviceLoader:
 
 
 def check_batches(batch_size: int, seed: int) -> None:
-    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if not hasattr(value, "__index__") or value < least:
-            raise InputError(f"`{name}` must be a whole number of at least {least}, got {value!r}. Give another one.")
+    check_whole_number("batch_size", batch_size, 1)
+    check_whole_number("seed", seed, 0)

@@ -80,7 +80,9 @@ def _option_named() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(str(error).replace("set `overwrite` to true", "add --overwrite")) from error
+        from tgdd_plugin.beton.existing import REPLACE
+
+        raise InputError(str(error).replace(REPLACE, "add --overwrite")) from error
 
 
 def _import(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import torch
 from tgdd_plugin.beton.multi_formation import unpack
 from tgdd_plugin.core.class_names import as_names
 from tgdd_plugin.core.device import any_device
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, check_whole_number
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.budget import Budget
 from tgdd_plugin.replay.ordering import arrange, draw, most_representative
@@ -209,8 +209,7 @@ class ReplayMemory:
         Raises:
             InputError: If the memory is empty, or ``count`` is not a whole number of at least 0.
         """
-        if not hasattr(count, "__index__") or count < 0:
-            raise InputError(f"`count` must be a whole number of at least 0, got {count!r}. Give another one.")
+        check_whole_number("count", count, 0)
         if not len(self):
             raise InputError("The memory is empty. Add a set before sampling from it.")
         index = draw(self.decoded_labels.to(generator.device), count, generator, balanced)
