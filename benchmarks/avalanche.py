@@ -36,7 +36,9 @@ from tgdd_plugin.networks import convnet
 from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.replay.avalanche import AvalancheBuffer
 from tgdd_plugin.replay.avalanche_recording import AvalancheRecorder
-from tgdd_plugin.replay.policies import replay_policy
+from tgdd_plugin.replay.policies import Policy, replay_policy
+from tgdd_plugin.replay.settings import ReplaySettings
+from tgdd_plugin.replay.tasks import split_classes
 
 OURS = ("random", "herding", "distilled", "hybrid")
 THEIRS = ("class_balanced", "reservoir", "gdumb")
@@ -80,7 +82,26 @@ def benchmark_of(train: ImagePool, test: ImagePool, looks: tuple[Any, Any], task
     return nc_benchmark(*sets, tasks, task_labels=False, seed=seed, train_transform=looks[0], eval_transform=looks[1])
 
 
-def strategy_of(method: str, seed: int, options: argparse.Namespace, train: ImagePool, scale: Normalization) -> Any:
+def policy_of(
+    method: str, count: int, options: argparse.Namespace, pools: tuple[ImagePool, ImagePool], scale: Normalization
+) -> Policy:
+    """A policy of this package that keeps ``count`` images of each class."""
+    settings = DistillSettings(
+        images_per_class=count,
+        factor=1,
+        start="herding",
+        steps=options.steps,
+        schedule="constant",
+        real_per_class=min(64, options.per_class),
+    )
+    # Avalanche draws the order of the classes; what is checked of the tasks does not depend on it.
+    tasks = split_classes(*pools, ReplaySettings(tasks=options.tasks))
+    return replay_policy(method, tasks, settings, scale, "cpu")
+
+
+def strategy_of(
+    method: str, seed: int, options: argparse.Namespace, pools: tuple[ImagePool, ImagePool], scale: Normalization
+) -> Any:
     """Avalanche's strategy with the memory of a method."""
     from avalanche.evaluation.metrics import accuracy_metrics, forgetting_metrics
     from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
@@ -88,6 +109,7 @@ def strategy_of(method: str, seed: int, options: argparse.Namespace, train: Imag
     from avalanche.training.supervised import GDumb, Naive
 
     torch.manual_seed(seed)
+    train = pools[0]
     network = convnet(train.num_classes, in_channels=train.shape[0], image_size=train.shape[1], width=options.width)
     metrics = [*accuracy_metrics(experience=True, stream=True), *forgetting_metrics(stream=True)]
     common = {
@@ -104,16 +126,7 @@ def strategy_of(method: str, seed: int, options: argparse.Namespace, train: Imag
     if method in OURS:
         count = options.buffer // train.num_classes
         memory = ReplayMemory(train.classes, images_per_class=count, mean=scale.mean, std=scale.std)
-        settings = DistillSettings(
-            images_per_class=count,
-            factor=1,
-            start="herding",
-            steps=options.steps,
-            schedule="constant",
-            real_per_class=min(64, options.per_class),
-        )
-        # Only the policy 'reservoir' looks at the tasks to come.
-        policy = replay_policy(method, [], settings, scale, "cpu")  # type: ignore[arg-type]
+        policy = policy_of(method, count, options, pools, scale)
         work = options.output / "work" / f"{options.dataset}-{method}-seed{seed}"
         recorder = AvalancheRecorder(work, policy, memory, "crop_flip", seed)
         storage: Any = AvalancheBuffer(memory, recorder.collect, transforms_of(scale, train.shape[1])[0])
@@ -139,7 +152,7 @@ def run(method: str, seed: int, options: argparse.Namespace, pools: tuple[ImageP
     began = time.perf_counter()
     scale = Normalization(*train.statistics())
     stream = benchmark_of(train, test, transforms_of(scale, train.shape[1]), options.tasks, seed)
-    strategy = strategy_of(method, seed, options, train, scale)
+    strategy = strategy_of(method, seed, options, pools, scale)
     matrix, seen = [], []
     for number, experience in enumerate(stream.train_stream):
         strategy.train(experience)

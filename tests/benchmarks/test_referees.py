@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -11,12 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import avalanche as avalanche_benchmark
 from benchmarks import referees
 from benchmarks.mammoth import __main__ as mammoth
-from tgdd_plugin import InputError
+from tgdd_plugin import ImagePool, InputError
+from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.networks import convnet
 from tgdd_plugin.replay.metrics import Scores
+from tgdd_plugin.replay.policies import TaskResult
+from tgdd_plugin.replay.settings import ReplaySettings
+from tgdd_plugin.replay.tasks import split_classes
 
 MATRIX = [[0.9], [0.5, 0.8], [0.6, 0.85, 0.7]]
 """The second task is best at the end."""
@@ -120,6 +127,22 @@ def test_without_avalanche_one_line_says_so(
     monkeypatch.setattr(avalanche_benchmark, "find_spec", lambda name: None)
     assert avalanche_benchmark.main([]) == 2
     assert capsys.readouterr().err.startswith("Avalanche is not installed. Install avalanche-lib==0.6.0")
+
+
+@pytest.mark.parametrize("method", avalanche_benchmark.OURS)
+def test_each_memory_of_this_package_has_its_policy_under_avalanche(method: str) -> None:
+    """It keeps as many images of each new class as it is told, made of those of a task and its recording."""
+    torch.manual_seed(0)
+    images, labels = torch.randint(0, 256, (80, 3, 8, 8), dtype=torch.uint8), torch.arange(80) % 4
+    pool = ImagePool(images, labels, ["a", "b", "c", "d"])
+    options = argparse.Namespace(steps=2, per_class=20, tasks=2)
+    policy = avalanche_benchmark.policy_of(method, 2, options, (pool, pool), Normalization([0.5] * 3, [0.3] * 3))
+    assert callable(policy)
+    if method in ("random", "herding"):
+        network = convnet(2, image_size=8, width=4, depth=2)
+        task = split_classes(pool, pool, ReplaySettings(tasks=2))[0]
+        kept = policy(TaskResult(task, network, Path(), Path(), 0))
+        assert isinstance(kept, ImagePool) and kept.labels.bincount().tolist() == [2, 2]
 
 
 def test_the_table_has_means_over_seeds(tmp_path: Path) -> None:
