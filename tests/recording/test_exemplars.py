@@ -186,6 +186,17 @@ def test_resumed_run_keeps_them(tmp_path: Path, exemplars: int, save: str) -> No
     Trajectory.open(tmp_path / "t")
 
 
+@pytest.mark.parametrize("exemplars", [4, 40])
+def test_a_recording_that_begins_in_the_midst_of_training_keeps_some(tmp_path: Path, exemplars: int) -> None:
+    """Of the first epoch that is recorded, also those after a stage within it."""
+    saved = tmp_path / "checkpoints"
+    record(tmp_path / "t", exemplars, "earlier", max_duration="1ep", save_folder=str(saved))
+    options = {"load_path": str(saved / "latest-rank0.pt"), "max_duration": "3ep", "tgdd": {"interval": "2ba"}}
+    with pytest.warns(UserWarning, match="training resumes at batch 6 but"):
+        images, labels = record(tmp_path / "t", exemplars, **options)
+    check(tmp_path / "t", first(images, labels, exemplars))
+
+
 def test_a_new_run_removes_them(tmp_path: Path) -> None:
     record(tmp_path, 4)
     record(tmp_path, 0, tgdd={"overwrite": True})

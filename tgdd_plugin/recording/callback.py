@@ -76,9 +76,9 @@ class TGDDCallback(Callback):
         statistics (bool): Whether to record class means. Training goes on without them, with one warning, where
             batches are not (images, one label for each) or always mixed. Default: ``True``.
         exemplars (int): How many real images of each class to keep in the run's folder, for distillation to start from,
-            and to match where the data is not at hand; 0 where images must not leave. They are the first of the run's
-            first epoch, as rank 0's loader gives them: before any algorithm, but after transforms of the data set. 256
-            MiB of them at most. Default: ``100``.
+            and to match where the data is not at hand; 0 where images must not leave. They are the first of the
+            first epoch that is recorded, as rank 0's loader gives them: before any algorithm, but after transforms of
+            the data set. 256 MiB of them at most. Default: ``100``.
         overwrite (bool): Whether to replace a complete recording of the same run name; one that was cut short is
             replaced with a warning when its run begins anew. Default: ``False``.
         on_error (str): What an error of the recording does once training has begun, such as a full disk. ``'warn'``:

@@ -28,10 +28,12 @@ class FirstImages:
         self.exemplars = Exemplars(0, 0)
         self._run: Run | None = None
         self._folder = Path()
+        self.first_epoch = 0
+        """The epochs completed when the looking began; images come again once there are more."""
 
-    def start(self, run: Run, folder: Path) -> None:
-        """Begins to look at a run's batches; exemplars that its folder has are kept."""
-        self._run, self._folder = run, folder
+    def start(self, run: Run, folder: Path, epoch: int) -> None:
+        """Begins to look at a run's batches after ``epoch`` epochs; exemplars that its folder has are kept."""
+        self._run, self._folder, self.first_epoch = run, folder, epoch
         if rank() == 0:
             self.exemplars = Exemplars(run.num_classes, 0 if run.exemplars else self.per_class)
 

@@ -48,7 +48,7 @@ class TrajectoryRecorder:
         max_stages: Thin evenly to at most so many stages, keeping the first and the last. Default: ``None``, keep all.
         dtype: How floating-point weights are stored, as in :class:`tgdd_plugin.TGDDCallback`. Default: ``'float32'``.
         statistics: Whether to record class means of the head's input, for distilling without images. Default: ``True``.
-        exemplars: Real images of each class to keep, the first of the first epoch; 0 for none. Default: ``100``.
+        exemplars: Real images of each class to keep, of the first epoch that is recorded; 0 for none. Default: ``100``.
         overwrite: Whether to replace a complete recording of the same run. Default: ``False``.
         on_error: What an error of the recording does, as in :class:`tgdd_plugin.TGDDCallback`. Default: ``'warn'``.
 
@@ -134,7 +134,7 @@ class TrajectoryRecorder:
             self._drop_sums()  # what the checkpoint had added up is part of the last stage, or of none that is kept
         self.last_batch, self._due_so_far = found
         self.features.attach(heads, run.head, device or heads[run.head].weight.device)
-        self.images.start(run, self.run_folder)
+        self.images.start(run, self.run_folder, epoch)
         if self.last_batch < 0:
             if self.batches > 0:
                 warn_of_missing_stages(self.run_folder, self.batches, self._restored_folder)
@@ -178,7 +178,7 @@ class TrajectoryRecorder:
 
     def _stage(self, epoch: int, sample: int, weights: Callable[[], Mapping[str, torch.Tensor]] | None) -> None:
         run, network = self._started()
-        if epoch > 0:
+        if epoch > self.images.first_epoch:
             self.end_epoch()
         index, self._due_so_far = self._due_so_far, self._due_so_far + 1
         metrics, class_means = {}, None
@@ -237,7 +237,7 @@ class TrajectoryRecorder:
         run, run.head = self.run, self.features.head
         if run.num_classes != layer.out_features:
             run.num_classes, run.classes = layer.out_features, None
-            self.images.start(run, self.run_folder)
+            self.images.start(run, self.run_folder, self.images.first_epoch)
         self.images.write()
 
     def end_batch(self, metrics: Mapping[str, Any], batches: int) -> None:
