@@ -503,6 +503,26 @@ def test_of_two_classes_a_smoothed_label_may_be_a_mixed_one() -> None:
     assert labels[:2].tolist() == [0, 1] and alone.tolist() == [True, True, False, False]
 
 
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_one_hot_labels_in_whole_numbers(num_classes: int, dtype: torch.dtype) -> None:
+    """Count as their class ids do; one of two classes, or of none, does not."""
+    ids, features = torch.tensor([1, 0, 1, 1]), torch.rand(6, 4)
+    several = torch.tensor([[1] * 2 + [0] * (num_classes - 2), [0] * num_classes])
+    hot = torch.cat([torch.nn.functional.one_hot(ids, num_classes), several]).to(dtype)
+    found = []
+    for rows, labels in ((features[:4], ids), (features, hot)):
+        means = ClassMeans()
+        means.prepare(num_classes, 4, "cpu")
+        means.begin_pass()
+        means.add(rows, labels)
+        means.end_pass()
+        means.commit()
+        found.append(means.take())
+    assert means.problem is None and means.highest_label == -1
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     "targets", [None, 3, "x", torch.zeros(4, dtype=torch.long), torch.zeros(5, 2), torch.zeros(5), torch.zeros(5, 3, 2)]
 )

@@ -22,7 +22,7 @@ def single_class_targets(
     counts as no class.
 
     Args:
-        targets: Class ids ``(N,)`` or ``(N, 1)``, or shares ``(N, K)`` with K at least 2.
+        targets: Class ids ``(N,)`` or ``(N, 1)``, or shares ``(N, K)`` with K at least 2, also as whole numbers: one-hot.
         num_classes: The number of classes K.
 
     Returns:
@@ -33,19 +33,24 @@ def single_class_targets(
         >>> single  # smoothed, and a mixture of two
         tensor([ True, False])
     """
-    if not targets.is_floating_point():
+    if are_class_ids(targets):
         targets = targets.flatten().long()
         inside = (targets >= 0) & (targets < num_classes)
         return targets.clamp(0, num_classes - 1), inside
     largest, second = targets.float().topk(2, 1).values.unbind(1)
     least = targets.float().amin(1) if num_classes > 2 else torch.zeros_like(second)
-    return targets.argmax(1), ((second - least).abs() <= TOLERANCE) & (largest - second > TOLERANCE)
+    return targets.float().argmax(1), ((second - least).abs() <= TOLERANCE) & (largest - second > TOLERANCE)
+
+
+def are_class_ids(targets: Tensor) -> bool:
+    """Whether targets that :func:`single_class_targets` can read are class ids, and not shares of the classes."""
+    return not targets.is_floating_point() and targets.shape[1:].numel() == 1
 
 
 def are_class_targets(targets: Any, count: int, num_classes: int) -> bool:
     """Whether :func:`single_class_targets` can read ``targets`` as the labels of ``count`` images."""
     if not isinstance(targets, torch.Tensor) or targets.is_complex():
         return False
-    if targets.is_floating_point():
-        return targets.shape == (count, num_classes) and num_classes > 1
-    return targets.shape in ((count,), (count, 1))
+    if targets.shape == (count, num_classes) and num_classes > 1:
+        return True
+    return not targets.is_floating_point() and targets.shape in ((count,), (count, 1))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tgdd_plugin.core.ranks import add_over_ranks, on_all_ranks, rank
-from tgdd_plugin.data.targets import are_class_targets, single_class_targets
+from tgdd_plugin.data.targets import are_class_ids, are_class_targets, single_class_targets
 
 POWER = 2.0
 """p of the polynomial decay: with 2, a batch is on average a quarter of the interval old, and the means are as steady
@@ -85,7 +85,7 @@ class ClassMeans:
             rows = features.flatten(1).to(self._sums).masked_fill(~alone[:, None], 0)
             self._pending_sums.index_add_(0, labels, rows)
             self._pending_counts.index_add_(0, labels, alone.to(self._counts.dtype))
-            if not targets.is_floating_point() and targets.numel():
+            if are_class_ids(targets) and targets.numel():
                 self._highest = self._highest.maximum(targets.amax().to(self._highest))
 
     def commit(self) -> None:
