@@ -22,7 +22,8 @@ def single_class_targets(
     counts as no class.
 
     Args:
-        targets: Class ids ``(N,)`` or ``(N, 1)``, or shares ``(N, K)`` with K at least 2, also as whole numbers: one-hot.
+        targets: Class ids ``(N,)`` or ``(N, 1)``, or shares ``(N, K)`` with K at least 2, which may be whole numbers or
+            truth values: one-hot.
         num_classes: The number of classes K.
 
     Returns:
