@@ -189,11 +189,13 @@ def test_a_run_that_is_recorded_is_not_replaced_unless_asked(tmp_path):
         ({"dtype": "int8"}, "`dtype` must be one of float32, float16, bfloat16, got 'int8'"),
         ({"max_stages": 1}, "`max_stages` must be a whole number of at least 2"),
         ({"exemplars": 1.5}, "`exemplars` must be a whole number"),
+        ({"folder": "s3://bucket/run"}, "`folder` must be one of this machine, got 's3://bucket/run'. Record into a"),
     ],
 )
 def test_unusable_options_are_refused(tmp_path, options, message):
-    with pytest.raises(InputError, match=message):
-        TrajectoryRecorder(tmp_path, **options)
+    for recorder in (TrajectoryRecorder, TGDDCallback):
+        with pytest.raises(InputError, match=message):
+            recorder(**{"folder": tmp_path, **options})
     for call in (TrajectoryRecorder(tmp_path).finish, lambda: TrajectoryRecorder(tmp_path).stage(1)):
         with pytest.raises(InputError, match=r"Call start\(\) first"):
             call()

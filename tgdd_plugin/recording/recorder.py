@@ -21,7 +21,7 @@ from tgdd_plugin.recording.head_statistics import HeadStatistics
 from tgdd_plugin.recording.metric_means import MetricMeans
 from tgdd_plugin.recording.run_folder import own_state, run_folder_of, stored_tensor, take_over, warn_of_missing_stages
 from tgdd_plugin.recording.safeguard import Safeguard
-from tgdd_plugin.recording.settings import Dtype, OnError, StageSettings
+from tgdd_plugin.recording.settings import Dtype, OnError, StageSettings, local_folder
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.shortcomings import diverged
 from tgdd_plugin.trajectory.writing import add_stage
@@ -53,7 +53,7 @@ class TrajectoryRecorder:
         on_error: What an error of the recording does, as in :class:`tgdd_plugin.TGDDCallback`. Default: ``'warn'``.
 
     Raises:
-        InputError: For an argument that is out of range.
+        InputError: For an argument that is out of range, and a folder that is not of this machine.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class TrajectoryRecorder:
         overwrite: bool = False,
         on_error: OnError = "warn",
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(local_folder(folder))
         self.options = StageSettings(max_stages, dtype, statistics, exemplars, overwrite, on_error)
         self.run: Run | None = None
         self.run_folder = self.folder

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict
 
 from tgdd_plugin.core.differences import with_later_settings
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.settings import Count, Flag, NonNegativeInt, check_time, settings_class
 from tgdd_plugin.training.settings import TrainSettings
 
@@ -75,3 +77,17 @@ def as_recorded(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
     if settings.get("exemplars") == EARLIER_EXEMPLARS and now.get("exemplars") == RecordSettings().exemplars:
         settings["exemplars"] = now["exemplars"]
     return settings
+
+
+def local_folder(folder: str | Path) -> str:
+    """Returns a trajectory folder as text.
+
+    Raises:
+        InputError: If it is an address, as Composer's ``save_folder`` may be: it would name a folder here.
+    """
+    if "://" in str(folder):
+        raise InputError(
+            f"`folder` must be one of this machine, got '{folder}'. Record into a local folder, and upload that after "
+            f"the training."
+        )
+    return str(folder)
