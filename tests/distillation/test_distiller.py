@@ -608,3 +608,10 @@ def test_a_name_that_was_read_as_a_number_is_told():
     plain = ImagePool(pool.images, pool.labels, ["7", "cat"])
     line = refusal(check_before_recording, replace(SETTINGS, classes=["8"]), plain, None, runs=1, exemplars=1)
     assert line.endswith("got '8'. Its classes are 7, cat.")
+
+
+def test_a_name_that_two_classes_have_chooses_neither():
+    pool = ImagePool(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(3), ["crane", "cat", "crane"])
+    chosen = replace(SETTINGS, classes=["cat", "crane"])
+    line = refusal(check_before_recording, chosen, pool, None, runs=1, exemplars=1)
+    assert line.startswith("`classes` must each be the name of one class, got 'crane', the name of 2.")

@@ -200,6 +200,11 @@ def _class_ids(chosen: Sequence[str] | None, names: Sequence[str]) -> list[int]:
                 f"`classes` must be names of the trajectory's classes, got '{name}'. Its classes are "
                 f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}.{hint}"
             )
+        if (owners := list(names).count(name)) > 1:
+            raise InputError(
+                f"`classes` must each be the name of one class, got '{name}', the name of {owners}. Leave `classes` "
+                f"out, or record with different names (`classes` of TGDDCallback)."
+            )
     return [list(names).index(name) for name in chosen]
 
 
