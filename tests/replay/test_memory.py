@@ -137,6 +137,23 @@ def test_classes_are_known_by_their_names(tmp_path: Path) -> None:
     assert memory.mean == [0.404, 0.5, 0.6]  # the card's is but rounded
 
 
+def test_digits_in_any_order_are_known_by_their_names(tmp_path: Path) -> None:
+    """A file of the classes 0 and 1 alone, whose labels are 0 and 1, too, in a memory that has other ids for them."""
+    path = beton(tmp_path / "a.beton", ["0", "1"])
+    images, labels = read_beton(path)
+    memory = ReplayMemory(["6", "0", "3", "1"], images_per_class=3)
+    memory.add(path)
+    buffer = AvalancheBuffer(ReplayMemory(memory.classes, images_per_class=3), collect=lambda agent, experience: path)
+    data = Normalised(pictures(2), [1, 3], None)
+    buffer.post_adapt(None, SimpleNamespace(dataset=data, classes_in_this_experience=[1, 3]))
+    for filled in (memory, buffer.memory):
+        assert filled.counts.tolist() == [0, 3, 0, 3]
+        assert torch.equal(held(filled, "0"), images[labels == 0][herd(images[labels == 0], 3)])
+    unnamed = ReplayMemory(["dog", "cat"], images_per_class=3)
+    unnamed.add(path)
+    assert unnamed.labels.tolist() == labels.tolist(), "the numbers of a set whose classes have no names are ids"
+
+
 def test_ids_of_a_head_that_grows(tmp_path: Path) -> None:
     memory = ReplayMemory(total_images=100)
     memory.add(beton(tmp_path / "a.beton", ["dog", "cat"]))

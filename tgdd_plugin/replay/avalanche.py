@@ -147,7 +147,7 @@ def _check_ids(source: SourceLike, memory: ReplayMemory, exp: Any) -> None:
     wanted = {int(one) for one in getattr(exp, "classes_in_this_experience", None) or ()}
     if not wanted:
         return
-    offered = Source.of(source)
+    offered = Source.of(source, None, memory.classes)
     names, ids = identify(offered, memory.classes, memory.growing)
     other = sorted(set(ids[offered.pool.counts > 0].tolist()) - wanted)
     if other:

@@ -159,7 +159,7 @@ class ReplayMemory:
             InputError: If the images do not fit those in the memory, a class is in it already or not one of its named
                 ones, or the budget is less than one image of each class.
         """
-        offered = Source.of(source, classes)
+        offered = Source.of(source, classes, self.classes)
         if len(self):
             offered.check_form(self.images.shape[1:], self.factor)
         normalization = offered.agreed_normalization(self._normalization)

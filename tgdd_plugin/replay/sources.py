@@ -38,8 +38,11 @@ class Source:
     meanings: list[str | int]
 
     @classmethod
-    def of(cls, source: SourceLike, classes: Sequence[str | int] | None = None) -> Source:
-        """Reads a source; see :meth:`tgdd_plugin.replay.memory.ReplayMemory.add` for the arguments.
+    def of(cls, source: SourceLike, classes: Sequence[str | int] | None = None, known: Collection[str] = ()) -> Source:
+        """Reads a source; see :meth:`tgdd_plugin.replay.memory.ReplayMemory.add` for the first two arguments.
+
+        Names that are the numbers 0, 1, ... count as none, so that the labels are the memory's ids. Those of a file are
+        names where the memory has classes of these names, ``known``: digits may be learned in any order.
 
         Raises:
             InputError: If a file or its card cannot be used, or the labels are not those of ``classes``.
@@ -62,6 +65,8 @@ class Source:
         if classes is not None:
             return cls(pool, factor, normalization, list(classes))
         named = pool.classes != number_names(pool.num_classes)
+        if not named and not isinstance(source, ImagePool | tuple):
+            named = set(pool.names_of(pool.counts.nonzero().flatten())) <= set(known)
         return cls(pool, factor, normalization, [*pool.classes] if named else [*range(pool.num_classes)])
 
     def check_form(self, shape: Sequence[int], factor: int) -> None:
