@@ -174,7 +174,7 @@ def test_a_candidate_that_fails_is_noted_and_the_search_goes_on(beton, tmp_path)
 def test_a_search_in_which_all_fail_is_an_error(beton, tmp_path):
     with pytest.raises(
         InputError,
-        match="None of the 2 candidates could be trained; 'channels=[23]' failed: .*[.] Correct the factory or its",
+        match="None of the 2 candidates could be trained; 'channels=[23]' failed: .*[^.][.] Correct the factory or its",
     ):
         search(beton, tmp_path, choices={"channels": [2, 3]})
 

@@ -68,6 +68,20 @@ def test_a_candidate_is_built_for_the_images():
     assert network.classifier.out_features == 5
 
 
+def test_of_arguments_that_torch_refuses_in_many_lines_the_first_is_told():
+    space = SearchSpace("torch.nn:Conv2d", {"out_channels": [True]})
+    arguments = {"out_channels": True, "kernel_size": 3}
+    with pytest.raises(TypeError) as torchs:
+        nn.Conv2d(1, **arguments)
+    first, *others = str(torchs.value).splitlines()
+    with pytest.raises(
+        InputError, match=r"`network` must have arguments .* \(TypeError: empty\(\) .*\)\. Correct"
+    ) as error:
+        candidate_builder(space, arguments, (1, 8, 8), 3)()
+    assert others and first[:60] in str(error.value)
+    assert not any(line.strip() in str(error.value) for line in others if line.strip(" )"))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

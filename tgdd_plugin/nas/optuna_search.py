@@ -108,7 +108,7 @@ def search(
     if all(candidate.problem for candidate in candidates):
         raise InputError(
             f"None of the {settings.count} candidates could be trained; '{candidates[0].name}' failed: "
-            f"{candidates[0].problem}. Correct the factory or its choices (`nas.factory`, `nas.choices`)."
+            f"{candidates[0].problem.rstrip('.')}. Correct the factory or its choices (`nas.factory`, `nas.choices`)."
         )
     candidates = _without_repeats(ranked(candidates))
     _fill_in_costs(candidates, settings, pool, torch_device(device), seed)

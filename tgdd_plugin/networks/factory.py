@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tgdd_plugin.core.errors import InputError, shown
+from tgdd_plugin.core.errors import InputError, brief, shown
 from tgdd_plugin.core.import_string import import_function
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.networks import convnets, densenets, resnet_ap, resnets, vision_transformers
@@ -127,7 +127,7 @@ def build_network(name: str, arguments: dict[str, Any], shape: Sequence[int], nu
         return as_classifier(factory(**arguments))
     except TypeError as error:
         raise InputError(
-            f"`network` must have arguments that '{name}' takes, got {arguments} ({error}). Correct them."
+            f"`network` must have arguments that '{name}' takes, got {arguments} ({brief(error)}). Correct them."
         ) from error
 
 
