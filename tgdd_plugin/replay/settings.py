@@ -50,8 +50,9 @@ class ReplaySettings:
     herding: real images that iCaRL's herding selects; reservoir: a uniform sample of all images so far, as many in all;
     distilled: images distilled as the section distill says; hybrid: a real_share of herding's, the others distilled."""
     real_share: Share = 0.5
-    """Of the policy hybrid: the share of real images among those of each class, at least one of each kind where a class
-    has two or more. Where distill.source is exemplars or recorded, the real ones are chosen among the trajectory's."""
+    """Of the policy hybrid: the share of real images among those that are kept of a class in a task, at least one of
+    each kind where that is two or more; of a class that comes back, herding chooses among each task's, whatever their
+    kind. Where distill.source is exemplars or recorded, the real ones are chosen among the trajectory's."""
 
 
 def task_sizes(tasks: int | tuple[int, ...], count: int) -> list[int]:
