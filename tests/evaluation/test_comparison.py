@@ -25,6 +25,8 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.evaluation import distribution_matching, scorer
+from tgdd_plugin.evaluation.baselines import Baselines
+from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.comparison import _tells_apart, evaluate, retrain
 from tgdd_plugin.evaluation.metrics import hard_label_recovery, improvement_over_random, worth_in_random_images
 from tgdd_plugin.evaluation.scorer import EQUAL_PASSES, Row
@@ -247,6 +249,22 @@ def test_what_each_row_is_trained_on(file, trained, trajectory):
         "full-data-4.safetensors",
         "full-data-5.safetensors",
     ]
+
+
+def test_beside_unequal_classes_as_many_are_chosen_of_each(tmp_path):
+    """The first ones that are chosen, as the selection of fewer images is."""
+    compact = CompactSet.open(make_file(tmp_path, factor=1))
+    few = CompactSet(compact.card, tuple(part[:-1] for part in compact.images), compact.build, compact.network)
+    counts = torch.bincount(few.images[1]).tolist()
+    assert sorted(counts) == [IPC - 1, *[IPC] * (K - 1)]
+    baselines = Baselines(few, REAL, tmp_path / "kept", "cpu")
+    baselines.keep([build()], [SEED])
+    for name in ("herding", "k-center"):
+        places = by_brute_force(name, tmp_path / "kept" / f"full-data-{SEED}.safetensors")
+        images, labels = baselines.selected(name, SEED)
+        kept = [place for i, place in enumerate(places) if i % IPC < counts[i // IPC]]
+        assert torch.equal(images, REAL.take(torch.tensor(kept)))
+        assert torch.bincount(labels).tolist() == counts
 
 
 def by_brute_force(name, weights):

@@ -222,6 +222,20 @@ def test_no_factor_and_no_full_data_leave_rows_out(tmp_path, trained):
     assert "to full data" in retrain_table(rows).splitlines()[0]
 
 
+@pytest.mark.parametrize("wanted", [[4, 1, 2], [3, 0, 2]])
+def test_beside_unequal_classes_are_as_many_real_images_of_each(tmp_path, trained, wanted):
+    """Such as those of a memory, one without a class among them."""
+    compact = pool(30, 3)
+    kept = compact.subset(torch.cat([(compact.labels == k).nonzero()[:n, 0] for k, n in enumerate(wanted)]))
+    mean, std = REAL.statistics()
+    network = {"factory": "tgdd_plugin.networks:convnet", "arguments": ARGUMENTS}
+    card = Card(REAL.classes, 0, max(wanted), [], mean, std, network=network, method={"name": "memory"})
+    file = write_beton(tmp_path / "set.beton", kept.images, kept.labels, card)
+    rows = retrain(file, TEST, QUICK, real=REAL, progress_bar=False)
+    assert [row.name for row in rows] == ["distilled", "random", "full data, equal passes", "full data"]
+    assert all(torch.bincount(call[1], minlength=K).tolist() == wanted for call in trained[:6])
+
+
 class Constant(nn.Module):
     """Says one class, whatever it sees and however it is trained."""
 

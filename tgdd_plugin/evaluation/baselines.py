@@ -60,8 +60,8 @@ class Baselines:
         self.confidences = confidences
         self._chosen = functools.cache(self._choose)  # once for all rows and learning rates that ask for a seed's
 
-    def random(self, per_class: int, seed: int) -> Images:
-        """Returns real images of each class, drawn at random."""
+    def random(self, per_class: int | Sequence[int], seed: int) -> Images:
+        """Returns real images of each class, drawn at random, see :func:`random_images`."""
         return random_images(self.real, per_class, seed)
 
     def check_counts(self, names: Sequence[str], seed: int) -> None:
@@ -75,8 +75,8 @@ class Baselines:
             InputError: If a class has none, no class has as many, or a rare one has fewer and some of the baselines
                 choose among its images. With random images alone a warning says that there are fewer of that class.
         """
-        count = self.card.images_per_class
-        self.random(count, seed)
+        stored, count = self.compact.stored, self.card.images_per_class
+        self.random(stored, seed)
         rare = [name for name, have in zip(self.real.classes, self.real.counts.tolist(), strict=True) if have < count]
         if not rare:
             return
@@ -127,7 +127,14 @@ class Baselines:
                 f"'{self.folder.with_suffix('.json')}' and evaluate again."
             ) from error
         features = features_of(network, self.real, self.card.normalization)
-        return {name: of(features, self.real.labels, self.card.images_per_class) for name, of in SELECTIONS.items()}
+        count = self.card.images_per_class
+        return {name: self._as_stored(of(features, self.real.labels, count)) for name, of in SELECTIONS.items()}
+
+    def _as_stored(self, index: torch.Tensor) -> torch.Tensor:
+        """Returns the first of each class' selected images, as many as the set stores of it; ``index`` has as many of
+        each."""
+        rows = index.view(len(self.compact.stored), -1)
+        return torch.cat([row[:count] for row, count in zip(rows, self.compact.stored, strict=True)])
 
     def varied(self, seed: int) -> Images:
         """Returns the real images of which the recorded networks' confidence varies most, the same for every seed."""
@@ -136,7 +143,7 @@ class Baselines:
     @functools.cached_property
     def _varied(self) -> torch.Tensor:
         assert self.confidences is not None, "the row is planned only where a trajectory is at hand"
-        return most_varied(self.confidences(self.real), self.real.labels, self.card.images_per_class)
+        return self._as_stored(most_varied(self.confidences(self.real), self.real.labels, self.card.images_per_class))
 
     def matched(self, seed: int) -> Images:
         """Returns the images of plain distribution matching, the same for every seed."""

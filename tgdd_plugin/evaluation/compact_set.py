@@ -56,6 +56,16 @@ class CompactSet:
         build = classifiers(network) if network else (lambda: build_recorded(record, card.shape, len(card.classes)))
         return cls(card, images, build, check_network(build, card.shape, len(card.classes)))
 
+    @property
+    def decoded(self) -> list[int]:
+        """The number of images of each class. A memory, and sets of other tools, need not have as many of each."""
+        return torch.bincount(self.images[1].cpu(), minlength=len(self.card.classes)).tolist()
+
+    @property
+    def stored(self) -> list[int]:
+        """The number of stored images of each class, of which ``factor``² images each are decoded."""
+        return [-(-count // self.card.factor**2) for count in self.decoded]
+
     def distilled(self, seed: int) -> Images:
         """Returns the images of the set."""
         return self.images

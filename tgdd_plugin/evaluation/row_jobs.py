@@ -85,11 +85,13 @@ def _baselines(
     """The jobs of the set's own network on all that the set is compared with."""
     jobs = []
     if "random" in settings.baselines:
-        stored, decoded = compact.card.images_per_class, compact.card.images // len(compact.card.classes)
-        numbers = [stored, decoded] if decoded > stored else [stored]
-        if decoded > (most := int(baselines.real.counts.max())):
+        stored, decoded = compact.stored, compact.decoded
+        numbers = [stored, decoded] if decoded != stored else [stored]
+        if max(decoded) > (most := int(baselines.real.counts.max())):
             numbers = [stored]
-            warnings.warn(f"no class has {decoded} real images ({most} at most): no row '{RANDOM[1]}'", stacklevel=3)
+            warnings.warn(
+                f"no class has {max(decoded)} real images ({most} at most): no row '{RANDOM[1]}'", stacklevel=3
+            )
         for name, count in zip(RANDOM, numbers, strict=False):
             baselines.random(count, seed)  # far too few real images are found out here
             jobs.append(_own_network(compact, name, functools.partial(baselines.random, count), training))
@@ -126,7 +128,7 @@ def _soft_labels(
     """The jobs of the set's own network with soft labels."""
     jobs = [_own_network(compact, "distilled", lambda seed: softened(compact.images), training, "soft")]
     if baselines is not None and "random" in settings.baselines:
-        drawn = functools.partial(baselines.random, compact.card.images_per_class)
+        drawn = functools.partial(baselines.random, compact.stored)
         jobs.append(_own_network(compact, RANDOM[0], lambda seed: softened(drawn(seed)), training, "soft"))
     return jobs
 
@@ -162,6 +164,6 @@ def _other_networks(
         check_network(build, card.shape, len(card.classes))
         jobs.append(RowJob(Row("distilled", network=network), build, compact.distilled, how))
         if baselines is not None and "random" in settings.baselines:
-            drawn = functools.partial(baselines.random, card.images_per_class)
+            drawn = functools.partial(baselines.random, compact.stored)
             jobs.append(RowJob(Row(RANDOM[0], network=network), build, drawn, how))
     return jobs
