@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tgdd_plugin.augmentation.algorithms import RandomCutMix
-from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.networks.classifiers import WRAPPERS, bare_network
 from tgdd_plugin.networks.heads import head_candidates
 from tgdd_plugin.networks.surgery import note_surgery
@@ -71,7 +70,7 @@ def find_head_layers(state: State, head: str | None, classes: Sequence[str] | No
         classes: The names of the classes, if the user gave them: their number, where the model does not say it.
 
     Raises:
-        InputError: If there is none, or none with several outputs.
+        InputError: If there is none.
     """
     network, _ = bare_network(state.model)
     # Modules are named with the wrappers around them, which the recorded names lack.
@@ -81,13 +80,6 @@ def find_head_layers(state: State, head: str | None, classes: Sequence[str] | No
     if outputs is None and head is None and classes is not None:
         outputs = len(classes)
     found = head_candidates(network, outputs, spelt)
-    if all(layer.out_features == 1 for layer in found.values()):
-        last = bare_name(list(found)[-1])
-        raise InputError(
-            f"The head must have an output for each class, got '{last}' with 1 output, as a binary "
-            f"classifier by a single logit has. End the network with nn.Linear(features, 2) and train it by "
-            f"cross-entropy, name another layer by head=, or leave TGDDCallback out."
-        )
     return {bare_name(name): layer for name, layer in found.items()}
 
 
