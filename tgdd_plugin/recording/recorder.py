@@ -67,7 +67,7 @@ class TrajectoryRecorder:
         overwrite: bool = False,
         on_error: OnError = "warn",
     ) -> None:
-        self.folder = Path(local_folder(folder))
+        self.folder = local_folder(folder)
         self.options = StageSettings(max_stages, dtype, statistics, exemplars, overwrite, on_error)
         self.run: Run | None = None
         self.run_folder = self.folder

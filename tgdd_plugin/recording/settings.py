@@ -79,8 +79,8 @@ def as_recorded(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
     return settings
 
 
-def local_folder(folder: str | Path) -> str:
-    """Returns a trajectory folder as text.
+def local_folder(folder: str | Path) -> Path:
+    """Returns the path of a trajectory folder.
 
     Raises:
         InputError: If it is an address, as Composer's ``save_folder`` may be: it would name a folder here.
@@ -90,4 +90,4 @@ def local_folder(folder: str | Path) -> str:
             f"`folder` must be one of this machine, got '{folder}'. Record into a local folder, and upload that after "
             f"the training."
         )
-    return str(folder)
+    return Path(folder)
