@@ -316,6 +316,16 @@ def test_the_command_writes_table_results_and_weights(beton, tmp_path, capsys):
     assert printed.endswith(f"results   {tmp_path / 'few-nas.json'}\n")
     assert cli.main(["nas", str(recipe), "nas.train_best=true"]) == 0
     assert capsys.readouterr().out == printed.rstrip("\n") + ": already done\n"
+    written = (tmp_path / "few-nas.md").read_text()
+    assert cli.main(["nas", str(recipe)]) == 0  # the same search: the training of its best is kept
+    assert "already done" in capsys.readouterr().out
+    assert (json.loads((tmp_path / "few-nas.json").read_text()), (tmp_path / "few-nas.md").read_text()) == (
+        content,
+        written,
+    )
+    assert cli.main(["nas", str(recipe), "nas.rank_by=[parameters]"]) == 0  # another one has no best yet
+    assert json.loads((tmp_path / "few-nas.json").read_text())["best"] is None
+    capsys.readouterr()
     assert cli.main(["nas", str(recipe), "nas.choices.norm=[]"]) == 2
     assert "`nas.choices.norm` must be a non-empty list" in capsys.readouterr().err
 

@@ -483,6 +483,32 @@ def test_what_are_no_class_names(tmp_path: Path, classes: Any) -> None:
     assert manifest(tmp_path / "run")["classes"] is None
 
 
+@pytest.mark.parametrize("attribute", ["classes", "transform", "transforms"])
+def test_a_data_set_whose_attributes_raise_is_trained_on(tmp_path: Path, attribute: str) -> None:
+    """As a property does that reads a file which is gone. What else there is to find is found."""
+
+    class Broken(Pictures):
+        def __getattribute__(self, name: str) -> Any:
+            if name == attribute:
+                raise RuntimeError("its index is gone")
+            return super().__getattribute__(name)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return self.images[index], int(self.labels[index])
+
+    broken = Broken(16, (3, 8, 8))
+    broken.__dict__["classes"] = ["cat", "dog", "owl"]
+    goes_on = "training goes on: looking for the .* of the training data failed.*is gone"
+    with pytest.warns(UserWarning, match="is not whole"), pytest.warns(UserWarning, match=goes_on):
+        probe = record(tmp_path, tiny_network(channels=3), {"dataset": broken, "max_duration": "2ep"})
+    noted = manifest(tmp_path / "run")
+    assert len(noted["stages"]) == 3 and len(probe.weights) > 2 and noted["complete"]
+    assert noted["classes"] == (None if attribute == "classes" else ["cat", "dog", "owl"])
+    assert all("its index is gone" in gap["reason"] for gap in noted["gaps"]) and noted["gaps"]
+    with pytest.raises(RuntimeError, match="its index is gone"):
+        record(tmp_path / "raise", tiny_network(channels=3), {"dataset": broken}, on_error="raise")
+
+
 def test_given_names_and_normalisation_come_first(tmp_path: Path) -> None:
     given: dict[str, Any] = {"classes": ["a", "b", "c"], "mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.25]}
     record(tmp_path, tiny_network(channels=3), {"dataset": coloured(V1), "max_duration": "1ep"}, **given)

@@ -99,5 +99,17 @@ def _write_candidates(
     settings = {name: value for name, value in asdict(recipe.nas).items() if name != "storage"}
     content: dict[str, Any] = {"file": recipe.beton.name, "settings": settings, "retrain": asdict(recipe.retrain)}
     content |= {"candidates": [each.summary() for each in candidates], "best": best and best.summary()}
+    if not best and _trained_before(results, content):
+        return
     write_whole(results, json.dumps(content, indent=1, allow_nan=False) + "\n")
     write_whole(results.with_suffix(".md"), text + "\n")
+
+
+def _trained_before(results: Path, content: dict[str, Any]) -> bool:
+    """Whether an earlier call had found the same and trained the best of it, too, which is not to be lost."""
+    try:
+        earlier, now = json.loads(results.read_bytes()), json.loads(json.dumps(content))
+        earlier["settings"]["train_best"] = now["settings"]["train_best"]
+        return bool(earlier["best"]) and {**earlier, "best": None} == now
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -275,19 +275,26 @@ class TGDDCallback(Callback):
             )
 
     def _describe(self, state: State, head: str, num_classes: int, specs: Sequence[DataSpec]) -> Run:
-        """The manifest's head, read from the Trainer's state, with no stage yet."""
+        """The manifest's head, with no stage yet; what a data set's attributes raise for when looked at is unknown."""
         check_class_names(self.classes, num_classes, f"the head '{head}'")
         transforms = [one for spec in specs for one in (spec.batch_transforms, spec.microbatch_transforms)]
-        normalization = self.normalization or find_normalization(state.train_dataloader, *transforms)
+        loader, covers = state.train_dataloader, self.recorder.safeguard.covers
+        normalization, classes, augmentation = self.normalization, self.classes, None
+        with covers("looking for the class names of the training data"):
+            classes = classes or find_classes(loader, num_classes)
+        with covers("looking for the normalization of the training data"):
+            normalization = normalization or find_normalization(loader, *transforms)
+        with covers("looking for the augmentation of the training data"):
+            augmentation = find_augmentation(loader, state.algorithms)
         return Run(
             name=state.run_name,
             network=describe_network(state),
             head=head,
             num_classes=num_classes,
-            classes=self.classes or find_classes(state.train_dataloader, num_classes),
+            classes=classes,
             mean=list(normalization.mean) if normalization else None,
             std=list(normalization.std) if normalization else None,
             interval=self.interval,
-            augmentation=find_augmentation(state.train_dataloader, state.algorithms),
+            augmentation=augmentation,
             versions=installed_versions("mosaicml"),
         )
