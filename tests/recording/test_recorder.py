@@ -350,6 +350,19 @@ def test_their_means_are_those_of_the_other_images_alone():
     assert counts.tolist() == [1, 1, 1]
 
 
+def test_two_classes_by_one_output_are_told_what_distilling_needs():
+    means = HeadStatistics()
+    head = torch.nn.Linear(2, 1)
+    means.attach({"fc": head}, "fc", "cpu")
+    means.begin_pass()
+    head(torch.randn(2, 2))
+    means.add(torch.tensor([0, 1]))
+    means.end_pass()
+    means.commit()
+    with pytest.warns(UserWarning, match="labels up to 1 for 1 classes.*give the network an output for each"):
+        means.take()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_losses_in_half_precision_are_added_up_in_float32(dtype: torch.dtype) -> None:
     means = MetricMeans()

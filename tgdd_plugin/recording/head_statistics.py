@@ -133,9 +133,10 @@ class HeadStatistics:
         means = self._means.take()  # first of all, since the other ranks wait for it
         if not self._told and rank() == 0 and (highest := self._means.highest_label) >= self._num_classes > 0:
             self._told = True
+            two = ". To distill two classes, give the network an output for each" if self._num_classes == 1 else ""
             warnings.warn(
                 f"there are labels up to {highest} for {self._num_classes} classes: images with a label of "
-                f"{self._num_classes} or more count in no class mean and are not kept",
+                f"{self._num_classes} or more count in no class mean and are not kept{two}",
                 stacklevel=5,
             )
         return means
