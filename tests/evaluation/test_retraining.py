@@ -393,9 +393,10 @@ def test_with_fewer_real_images_than_are_decoded_that_row_is_left_out(file, trai
 
 
 def test_an_unknown_network_is_refused(tmp_path, trained):
-    for network in ({}, {"class": "my.module:Net", "factory": "my.module:make"}):
-        file = make_file(tmp_path, network=network)
-        refused(trained, r"is not one of this package's .*Pass network=.* on the command line network.name=", file)
+    file = make_file(tmp_path, network={})
+    refused(trained, "must be given where none is recorded.*Pass network=.* on the command line network.name=con", file)
+    file = make_file(tmp_path, network={"class": "my.module:Net", "factory": "my.module:make"})
+    refused(trained, r"is not one of this package's .*Pass network=.* on the command line network.name=mod", file)
     assert retrain(file, TEST, QUICK, network=lambda: convnet(K, 1, 8, **ARGUMENTS), progress_bar=False)
 
 

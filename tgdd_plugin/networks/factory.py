@@ -181,6 +181,12 @@ def recorded_factory(record: dict[str, Any]) -> str:
         InputError: If it is any other network.
     """
     name = (record.get("factory") or "").removeprefix(f"{PACKAGE}:")
+    if not record.get("class") and not record.get("factory"):
+        raise InputError(
+            "`network` must be given where none is recorded, as in the file of a memory, got none. Pass network=, a "
+            "function that builds one; on the command line network.name=convnet, another of this package's, or "
+            "module:function, a factory of yours."
+        )
     if not is_own(record):
         # What a file says must not become a command that somebody pastes: it may name any function there is.
         raise InputError(
