@@ -50,8 +50,8 @@ DISTILL = DistillSettings(images_per_class=2, factor=1, steps=4, source="recorde
 OPTIONS: dict[str, Any] = {"device": "cpu", "progress_bar": False}
 
 
-def build(classes: int) -> nn.Module:
-    return convnet(classes, 1, 8, depth=1, width=4)
+def build(classes: int, **changes: Any) -> nn.Module:
+    return convnet(classes, 1, 8, **{"depth": 1, "width": 4, **changes})
 
 
 def three(settings: ReplaySettings = THREE) -> list[Task]:
@@ -469,6 +469,7 @@ def test_a_finished_job_is_not_touched(whole: Path, tmp_path: Path) -> None:
         ({"training": replace(TRAINING, epochs=3)}, "training.epochs was 2 and is now 3"),
         ({"tasks": three(ReplaySettings(tasks=2))}, "tasks was"),
         ({"job": {"distill": {"steps": 9}}}, "distill was None and is now"),
+        ({"build": lambda count: build(count, pooling="max")}, "architecture.arguments.pooling was 'avg' and is now"),
     ],
 )
 def test_another_job_in_the_same_folder_is_refused(

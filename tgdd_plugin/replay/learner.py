@@ -31,6 +31,7 @@ from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.networks.classifiers import classifiers
 from tgdd_plugin.recording.callback import TGDDCallback
+from tgdd_plugin.recording.description import describe_module
 from tgdd_plugin.recording.runs import recorder_of
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.replay.algorithm import DistilledReplay
@@ -168,6 +169,8 @@ class _Learner:
     def about(self, images_per_class: int, job: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what the scores depend on, as plain values; ``job`` has what the caller of :func:`learn` adds."""
         callers = ("policy", "real_share")  # what a policy was made of
+        with forked_streams(self.seed):
+            built = describe_module(self.build(self.tasks[-1].train.num_classes))
         return {
             "training": asdict(self.training),
             "replay": {name: value for name, value in asdict(self.settings).items() if name not in callers},
@@ -175,6 +178,7 @@ class _Learner:
             "mean": list(self.normalization.mean),
             "std": list(self.normalization.std),
             "seed": self.seed,
+            "architecture": {name: built[name] for name in ("class", "factory", "arguments")},
             **job,
             "tasks": [task.new for task in self.tasks],
             "images": [task.train.fingerprint() for task in self.tasks],
