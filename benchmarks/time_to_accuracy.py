@@ -3,9 +3,10 @@
     python -m benchmarks.time_to_accuracy recipes/fashion_mnist_cpu.yaml --steps 100 400 -- data.root=/data
     python -m benchmarks.time_to_accuracy --table          # prints the table of what is there
 
-Each loop runs once, on a machine with nothing else to do, and leaves its images at the given steps; networks are then
-trained on each. Seconds run from the call: the engine's contain setting up its Trainer and, where it does, compiling.
-A loop is not taken up half-way; what it left, and each trained network, is.
+The published loop runs once and leaves its images at the given steps; the engine, whose rate falls over the steps, runs
+once for each number of them. The machine should have nothing else to do. Networks are then trained on each. Seconds
+run from the call: the engine's contain setting up its Trainer and, where it does, compiling. A loop is not taken up
+half-way; what it left, and each trained network, is.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors.torch
 from composer import Callback, Logger, State
@@ -26,10 +27,12 @@ from benchmarks.published_loop import PublishedLoop
 from benchmarks.results import Parser, markdown, percent, provenance, read_rows
 from tgdd_plugin import DistillSettings, InputError, distill
 from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.distillation.settings import Source
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
+from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.trajectory.store import Trajectory
 
-ENGINE = {"engine, sampled": "sampled", "engine, recorded": "recorded"}
+SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 class Snapshots(Callback):
@@ -57,34 +60,47 @@ class Snapshots(Callback):
         self.keep(state.timestamp.batch.value, model.synthetic)
 
 
-def distilled(bench: Bench, name: str, trajectory: Trajectory, settings: DistillSettings, steps: list[int]) -> Path:
-    """The folder of a loop's images; the loop is run if any are missing."""
-    folder = bench.output / "work" / name.replace(", ", "-")
-    if all((folder / f"{step}.safetensors").is_file() for step in steps):
-        return folder
-    snapshots = Snapshots(folder, steps)
-    if name in ENGINE:
-        real = bench.train if settings.source == "sampled" else None
-        (folder / "last.beton").unlink(missing_ok=True)  # finished, it would not be made again
-        distill(
-            trajectory,
-            real,
-            folder / "last.beton",
-            settings,
-            network=bench.build,
-            device=bench.recipe.device,
-            callbacks=[snapshots],
-            progress_bar=False,
-            image_interval=0,
-        )
-    else:
-        loop = PublishedLoop(
-            trajectory, bench.train, settings, bench.build, bench.normalization.mean, bench.normalization.std, bench.on
-        )
-        for step in range(1, max(steps) + 1):
-            loop.step()
-            snapshots.keep(step, loop.synthetic)
-    return folder
+def published(bench: Bench, settings: DistillSettings, trajectory: Trajectory, snapshots: Snapshots) -> None:
+    """Runs the published loop as far as the last snapshot."""
+    mean, std = bench.normalization.mean, bench.normalization.std
+    loop = PublishedLoop(trajectory, bench.train, settings, bench.build, mean, std, bench.on)
+    for step in range(1, max(snapshots.steps) + 1):
+        loop.step()
+        snapshots.keep(step, loop.synthetic)
+
+
+def engine(bench: Bench, settings: DistillSettings, trajectory: Trajectory, snapshots: Snapshots) -> None:
+    """Runs the engine."""
+    file = snapshots.folder / "last.beton"
+    file.unlink(missing_ok=True)  # finished, it would not be made again
+    distill(
+        trajectory,
+        bench.train if settings.source == "sampled" else None,
+        file,
+        settings,
+        network=bench.build,
+        device=bench.recipe.device,
+        callbacks=[snapshots],
+        progress_bar=False,
+        image_interval=0,
+    )
+
+
+def jobs(
+    recipe: Recipe, sources: Sequence[Source], steps: Sequence[int], images: int
+) -> Iterator[tuple[str, DistillSettings, Sequence[int]]]:
+    """Each call of a loop: its name, its settings, and the steps whose images it leaves.
+
+    The published loop is as published: any images to start from, one rate, 128 real images of each class at a step, or
+    as many as there are (``images``). The engine's rate may depend on the number of steps, so that each number is a
+    call of its own.
+    """
+    real = min(DistillSettings.real_per_class, images)
+    published = replace(recipe.distill, source="sampled", start="mix", schedule="constant", learning_rate=None)
+    yield "published loop", replace(published, real_per_class=real, steps=max(steps)), steps
+    for source in sources:
+        for step in steps:
+            yield f"engine, {source}", replace(recipe.distill, source=source, steps=step), [step]
 
 
 def work(bench: Bench, options: Namespace) -> None:
@@ -93,20 +109,23 @@ def work(bench: Bench, options: Namespace) -> None:
     if recipe.extra_networks:
         raise InputError("extra_networks has no place here: the published loop knows one network only")
     trajectory = bench.record(recipe.record, recipe.record.runs)
-    loops = []
-    for name in ("published loop", *ENGINE):
-        source = ENGINE.get(name, "sampled")
-        settings = bench.resolved(replace(recipe.distill, source=source, steps=max(options.steps)), recipe.record.runs)
-        loops.append((name, settings, distilled(bench, name, trajectory, settings, options.steps)))
+    left = []
+    for name, given, steps in jobs(recipe, options.sources, options.steps, int(bench.train.counts.min())):
+        settings = bench.resolved(given, recipe.record.runs)
+        short = name.replace(", ", "-")
+        folder = bench.output / "work" / (f"{short}-{steps[0]}" if short.startswith("engine") else short)
+        left += [(name, step, settings, folder / f"{step}.safetensors", f"{short}-{step}") for step in steps]
+        if not all((folder / f"{step}.safetensors").is_file() for step in steps):
+            run_loop = engine if short.startswith("engine") else published
+            run_loop(bench, settings, trajectory, Snapshots(folder, steps))
     retrain = bench.retraining(recipe.distill)
-    for name, settings, folder in loops:
-        for step in options.steps:
-            with safetensors.safe_open(folder / f"{step}.safetensors", "pt") as file:
-                data = file.get_tensor("images"), file.get_tensor("labels")
-                spent = float(file.metadata()["seconds"])
-            about = {"loop": name, "step": step, "distilling": spent}
-            row = bench.row(f"{folder.name}-{step}", {"distill": str(settings)}, kind="time", **about)
-            bench.score(row, "networks", lambda seed, data=data: data, retrain)
+    for name, step, settings, path, title in left:
+        with safetensors.safe_open(path, "pt") as file:
+            data = file.get_tensor("images"), file.get_tensor("labels")
+            spent = float(file.metadata()["seconds"])
+        about = {"loop": name, "step": step, "distilling": spent}
+        row = bench.row(title, {"distill": str(settings)}, kind="time", **about)
+        bench.score(row, "networks", lambda seed, data=data: data, retrain)
 
 
 def table(folder: Path) -> str:
@@ -122,6 +141,7 @@ def table(folder: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__, "outputs/time_to_accuracy")
     parser.add_argument("--steps", nargs="+", type=int, default=[100, 400], metavar="N", help="(default: 100 400)")
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES, help="of the engine (default: all)")
     return run(parser, arguments, work, table)
 
 

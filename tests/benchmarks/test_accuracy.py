@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import accuracy, harness, one_run, results, time_to_accuracy
+from benchmarks.published_loop import PublishedLoop
 from benchmarks.separation import class_separation
 from tests.common import refused, timeless
 from tgdd_plugin import DistillSettings, read_card, retrain
@@ -46,7 +47,7 @@ def content(folder: Path) -> dict[str, Any]:
     return {row["name"]: timeless(row) for row in results.read_rows(folder)}
 
 
-LOOPS = ("engine-sampled", "engine-recorded")
+LOOPS = ("engine-sampled", "engine-exemplars", "engine-recorded")
 EVERYTHING = ("--source", "sampled", "--float", "--paper-protocol")
 
 
@@ -307,14 +308,32 @@ def test_trajectories_of_several_short_and_often_recorded_runs(tmp_path):
     }
 
 
+def test_the_published_loop_is_as_published_whatever_the_recipe_says():
+    """Any images to start from and one rate: not herding's choice and the falling rate, which are the defaults."""
+    recipe = read_recipe(RECIPE, ["distill.real_per_class=64", "distill.learning_rate=1", "distill.factor=1"])
+    (name, published, steps), *engines = time_to_accuracy.jobs(recipe, time_to_accuracy.SOURCES, [2, 4], 125)
+    assert (name, steps, published.real_per_class) == ("published loop", [2, 4], 125)
+    pool = load_data(DataSettings(name="digits"))[0]
+    loop = PublishedLoop(Trajectory(Path(), {}), pool, published, list, [0.0], [1.0])
+    assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * published.images_per_class)
+    assert loop.settings.start == "mix"
+    assert [(one.steps, one.real_per_class, one.learning_rate) for _, one, _ in engines] == 3 * [
+        (2, 64, 1.0),
+        (4, 64, 1.0),
+    ]
+
+
 def test_loops_leave_the_images_that_they_would_ship(tmp_path, capsys):
-    """The engine's last images are those that distill() itself wrote; the same command runs no loop again."""
+    """The engine's images are those that distill() wrote for that many steps; the same command runs no loop again."""
     assert run(time_to_accuracy, tmp_path, "--steps", "2", "4") == 0
     first = content(tmp_path)
     assert set(first) == {f"digits-{loop}-{step}" for loop in ("published loop", *LOOPS) for step in (2, 4)}
     for loop in LOOPS:
-        kept = [load_file(tmp_path / "work" / loop / f"{step}.safetensors")["images"] for step in (2, 4)]
-        assert torch.equal(kept[1], read_beton(tmp_path / "work" / loop / "last.beton")[0][:, :1])
+        kept = [load_file(tmp_path / "work" / f"{loop}-{step}" / f"{step}.safetensors")["images"] for step in (2, 4)]
+        for step, images in zip((2, 4), kept, strict=True):
+            file = tmp_path / "work" / f"{loop}-{step}" / "last.beton"
+            assert torch.equal(images, read_beton(file)[0][:, :1])
+            assert read_card(file).method["steps"] == step
         assert not torch.equal(*kept)
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
