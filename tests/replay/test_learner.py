@@ -138,6 +138,15 @@ def test_every_class_is_in_one_task_with_its_own_images() -> None:
             assert torch.equal(pool.images, real.images[real.labels == number])
 
 
+def test_data_sets_are_split_as_pools_are() -> None:
+    pools = learner_pools()
+    sets = [list(zip(pool.images, pool.labels.tolist(), strict=True)) for pool in pools]
+    for task, of_pool in zip(split_classes(*sets, THREE), three(), strict=True):
+        assert task.new == [str(NAMES.index(name)) for name in of_pool.new]
+        for found, wanted in ((task.train, of_pool.train), (task.test, of_pool.test)):
+            assert torch.equal(found.images, wanted.images) and torch.equal(found.labels, wanted.labels)
+
+
 @pytest.mark.parametrize(("count", "sizes"), [(1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (5, [1] * 5)])
 def test_uneven_splits_differ_by_one_class(count: int, sizes: list[int]) -> None:
     labels = torch.arange(20) % 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -27,13 +28,18 @@ class Task:
     new: list[str]
 
 
-def split_classes(train: ImagePool, test: ImagePool, settings: ReplaySettings) -> list[Task]:
+def split_classes(train: Any, test: Any, settings: ReplaySettings) -> list[Task]:
     """Makes class-incremental tasks: every class has its first images and its test images in one of them.
+
+    Args:
+        train, test: Real images: :class:`ImagePool` or any data set that :meth:`ImagePool.from_dataset` takes.
+        settings: ``tasks``, ``order`` and ``returning`` say how.
 
     Raises:
         InputError: If the classes cannot be split so, a class has no images, or the test images have another size or
             other classes.
     """
+    train, test = (each if isinstance(each, ImagePool) else ImagePool.from_dataset(each) for each in (train, test))
     remedy = "Give test images of the same size and classes."
     test = fitting_images(test, "test", train.classes, train.shape, "the training images", remedy)
     count = train.num_classes
