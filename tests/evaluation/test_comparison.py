@@ -553,6 +553,10 @@ def other_pool(images):
         ({"real": other_pool(REAL)}, "real_fingerprint was"),
         ({"settings": replace(ALL, learning_rates=[0.1])}, r"learning_rates was None and is now \[0.1\]"),
         ({"network": lambda: convnet(K, 1, 8, depth=1, width=5)}, "parameters was .* and is now"),
+        (
+            {"network": lambda: convnet(K, 1, 8, depth=1, width=4, pooling="max")},
+            "architecture.arguments.pooling was 'avg' and is now 'max'",
+        ),
         ({"network": TinyNetwork}, "network was 'ConvNet' and is now 'TinyNetwork'"),
     ],
 )
@@ -570,6 +574,14 @@ def test_another_trajectory_or_file_is_refused(finished, trained, trajectory, tm
     card = read_card(finished)
     write_beton(finished, 255 - read_beton(finished)[0], read_beton(finished)[1], card)
     refused(trained, r"is of another evaluation \(sha256 was", finished, trajectory=trajectory)
+
+
+def test_results_of_an_earlier_version_have_no_word_of_the_architecture(finished, trained, trajectory):
+    results = finished.with_name("set-evaluation.json")
+    content = json.loads(results.read_text())
+    assert content.pop("architecture")["factory"] == "tgdd_plugin.networks:convnet"
+    results.write_text(json.dumps(content))
+    assert len(run(finished, trajectory=trajectory)) == 13 and not trained.calls
 
 
 def test_at_once_is_no_other_evaluation(finished, trained, trajectory):

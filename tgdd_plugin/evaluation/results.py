@@ -12,7 +12,7 @@ from tgdd_plugin.beton.card import Card, card_path, read_card
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.checked_json import build_checked
-from tgdd_plugin.core.differences import first_difference
+from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.locks import locked
 from tgdd_plugin.core.versions import installed_versions
@@ -37,6 +37,7 @@ def describe_comparison(
         real: All real training images, with those that are held out; ``None`` if there are none.
         training: How networks are trained.
     """
+    fresh = compact.fresh()
     return {
         "file": Path(file).name,
         "sha256": compact.card.sha256,
@@ -45,7 +46,8 @@ def describe_comparison(
         "test_fingerprint": scorer.test.fingerprint(),
         "real_fingerprint": None if real is None else real.fingerprint(),
         "network": compact.network,
-        "parameters": sum(parameter.numel() for parameter in compact.fresh().parameters()),
+        "parameters": sum(parameter.numel() for parameter in fresh.parameters()),
+        "architecture": as_plain(getattr(fresh, "tgdd_network", None)),  # networks of equal size may differ in it
         "seeds": list(scorer.seeds),
         "settings": asdict(training.filled()),
         "learning_rates": None,
@@ -77,6 +79,8 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
         content = parse_json(text)
         rows = [build_checked(Row, row) for row in content["rows"]]
         earlier = {key: content.get(key) for key in about}
+        if "architecture" not in content:  # as an earlier version wrote it
+            earlier["architecture"] = about["architecture"]
         earlier["settings"] = RetrainSettings.completed(earlier["settings"] or {}, about["settings"])
     except (ValueError, TypeError, KeyError) as error:
         if overwrite:
