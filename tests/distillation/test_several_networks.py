@@ -175,6 +175,23 @@ def test_networks_of_equal_shapes_are_told_apart_by_how_they_were_built(pool, tm
     assert [network.tgdd_network["arguments"]["activation"] for network in found] == ["relu", "sigmoid"]
 
 
+def test_one_network_alone_must_be_built_as_the_runs_was(pool, tmp_path):
+    once = replace(RECORD, epochs=1, runs=1)
+    trajectory = record(tmp_path / "t", pool, small, once, device="cpu", progress_bar=False)
+    words = "run 'seed0' was trained with, .*activation=relu.*, got .*activation=sigmoid.* Leave it out, or give that"
+    with pytest.raises(InputError, match=words):
+        run(trajectory, pool, tmp_path / "a.beton", network=curved)
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+    run(trajectory, pool, tmp_path / "a.beton", replace(SETTINGS, steps=1), network=small)
+
+
+def test_one_network_of_the_users_own_may_be_built_by_other_arguments(pool, tmp_path):
+    """Only its factory knows whether they matter to what it computes, as whether it loads weights does not."""
+    once = replace(RECORD, epochs=1, runs=1)
+    trajectory = record(tmp_path, pool, lambda: described(_noted)(0.5), once, device="cpu", progress_bar=False)
+    assert bare_networks(lambda: described(_noted)(2.0), trajectory, SHAPE)
+
+
 def test_a_network_that_belongs_to_no_run_is_refused(trajectory, pool, tmp_path):
     with pytest.raises(
         InputError, match=r"runs \('seed0', 'seed0-network2'\), got as network 2 ConvNet, which is not that of any"

@@ -73,12 +73,19 @@ def bare_networks(
         Copies of what was given, and new networks, changed as Composer's algorithms changed those that were trained.
 
     Raises:
-        InputError: If an architecture has none and is not one of this package's, or one of several fits no run.
+        InputError: If an architecture has none and is not one of this package's, or one of several fits no run, or the
+            only one is of this package and as large as the run's, but built in another way.
     """
     networks = [] if given is None else [_bare(each) for each in as_list(given)]
     runs = trajectory.representative_runs
-    if len(networks) == len(runs) == 1:  # if it does not fit, the check of its stages says how
-        return [_changed(networks[0], trajectory, *next(iter(runs.items())))]
+    if len(networks) == len(runs) == 1:  # if its weights do not fit, the check of its stages says how
+        folder, run = next(iter(runs.items()))
+        if is_own(run.network) and _is_as_large(networks[0], run) and _contradicts(networks[0], run):
+            raise InputError(
+                f"`network` must be the one that run '{run.name}' was trained with, {network_in_words(run.network)}, "
+                f"got {network_in_words(vars(networks[0])['tgdd_network'])}. Leave it out, or give that one."
+            )
+        return [_changed(networks[0], trajectory, folder, run)]
     # Each run is tried with the networks of the class that it names. A class may have had another name when it was
     # trained, so a network of a class that no run names is tried with every run.
     named = [
@@ -143,18 +150,31 @@ def _name(network: nn.Module) -> str:
     return type(network).__qualname__
 
 
+def _contradicts(network: nn.Module, run: Run) -> bool:
+    """Returns whether the network says of how it was built something else than the manifest does."""
+    own: Any = getattr(network, "tgdd_network", {})
+    return any(
+        run.network.get(key) and own.get(key) and as_plain(own[key]) != run.network[key]
+        for key in ("factory", "arguments")
+    )
+
+
 def _fits(network: nn.Module, run: Run, weights: dict[str, torch.Tensor]) -> bool:
     """Returns whether the weights, and the manifest where it says how the network was built, are of this network."""
-    own: Any = getattr(network, "tgdd_network", {})
-    for key in ("factory", "arguments"):
-        if run.network.get(key) and own.get(key) and as_plain(own[key]) != run.network[key]:
-            return False
+    if _contradicts(network, run):
+        return False
     try:
         fit_names(weights, network, run.name)
     except InputError:
         return False
     # A smaller network's names and shapes may all be among a larger one's, as ResNet-18's among ResNet-34's.
-    return sum(parameter.numel() for parameter in network.parameters()) == run.network["parameters"]
+    return _is_as_large(network, run)
+
+
+def _is_as_large(network: nn.Module, run: Run) -> bool:
+    """Returns whether the network has as many parameters as the run's."""
+    size: int = run.network["parameters"]
+    return sum(parameter.numel() for parameter in network.parameters()) == size
 
 
 def recorded_head(network: nn.Module, recorded: str) -> str | None:
