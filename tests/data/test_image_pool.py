@@ -1,6 +1,7 @@
 """Real images: any form comes in as the same bytes, draws are fair, large pools are mapped, bad input is one line."""
 
 import gc
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from tests.common import seeded
@@ -266,6 +268,30 @@ def test_statistics_are_numpys():
     np.testing.assert_allclose(std, (images / 255).std((0, 2, 3)), rtol=1e-9)
     constant = ImagePool(torch.full((3, 1, 2, 2), 9, dtype=torch.uint8), torch.zeros(3)).statistics()
     assert constant[0] == pytest.approx([9 / 255]) and 0 < constant[1][0] < 1e-5
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most bytes of a tensor that any operation returns."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor):
+            self.most = max(self.most, found.numel() * found.element_size())
+        return found
+
+
+def test_statistics_of_large_images_take_no_more_memory_than_of_small_ones():
+    images = torch.randint(0, 256, (600, 3, 128, 128), dtype=torch.uint8, generator=seeded())
+    pool = ImagePool(images, torch.zeros(600))
+    with Largest() as largest:
+        mean, std = pool.statistics()
+    assert largest.most <= 4096 * 3 * 32 * 32 * 8
+    np.testing.assert_allclose(mean, (images.numpy() / 255).mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std, (images.numpy() / 255).std((0, 2, 3)), rtol=1e-9)
+    wanted = hashlib.sha256(pool.labels.numpy().tobytes() + images.numpy().tobytes()).hexdigest()
+    assert pool.fingerprint() == wanted
 
 
 def test_a_large_pool_is_mapped_and_leaves_nothing_behind(monkeypatch, tmp_path):

@@ -16,6 +16,7 @@ from tgdd_plugin.core.class_names import as_names, number_names
 from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.gpu_memory import free_gpu_memory
 from tgdd_plugin.data.allocation import allocate
+from tgdd_plugin.data.batch_size import number_at_once
 from tgdd_plugin.data.conversion import item_name, to_pair
 
 
@@ -92,6 +93,11 @@ class ImagePool:
         """The shape (C, H, W) of an image."""
         return tuple(self.images.shape[1:])  # type: ignore[return-value]
 
+    @property
+    def _block(self) -> int:
+        """How many images are computed with at once: 4,096 of 32 pixels (100 MB in float64), fewer larger ones."""
+        return 8 * number_at_once(*self.shape[1:])
+
     def name_classes(self, classes: Sequence[str]) -> None:
         """Sets the names of the classes, and with them K.
 
@@ -130,7 +136,8 @@ class ImagePool:
         """Returns the SHA-256 of the labels and of up to 4,096 evenly spaced images: a cheap test for other images."""
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         spaced = torch.linspace(0, len(self) - 1, min(len(self), 4096)).long()
-        digest.update(self.take(spaced).cpu().numpy().tobytes())
+        for part in spaced.split(self._block):
+            digest.update(self.take(part).cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> ImagePool:
@@ -224,7 +231,7 @@ class ImagePool:
         """Returns the per-channel mean and standard deviation of the pixels in [0, 1]."""
         total = torch.zeros(self.images.shape[1], dtype=torch.float64)
         squares = total.clone()
-        for block in self.images.split(4096):
+        for block in self.images.split(self._block):
             values = block.double() / 255
             total += values.sum((0, 2, 3)).cpu()
             squares += values.square().sum((0, 2, 3)).cpu()
