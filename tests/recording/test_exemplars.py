@@ -186,6 +186,19 @@ def test_resumed_run_keeps_them(tmp_path: Path, exemplars: int, save: str) -> No
     Trajectory.open(tmp_path / "t")
 
 
+@pytest.mark.parametrize(("max_duration", "seen"), [("3ep", 0), ("1ep", 16)])
+def test_a_run_that_goes_on_within_its_first_epoch_keeps_those_of_a_whole_one(
+    tmp_path: Path, max_duration: str, seen: int
+) -> None:
+    """Of the next one, if there is one; the rest of the first has fewer."""
+    options: dict[str, Any] = {"max_duration": max_duration, "tgdd": {"interval": "2ba"}, "autoresume": True}
+    options |= {"save_folder": str(tmp_path / "checkpoints"), "save_interval": "2ba"}
+    with pytest.raises(RuntimeError, match="crash"):
+        record(tmp_path / "t", 40, callbacks=[Crash(3)], **options)
+    images, labels = record(tmp_path / "t", 40, **options)
+    check(tmp_path / "t", first(images[seen:], labels[seen:], 40))
+
+
 @pytest.mark.parametrize("exemplars", [4, 40])
 def test_a_recording_that_begins_in_the_midst_of_training_keeps_some(tmp_path: Path, exemplars: int) -> None:
     """Of the first epoch that is recorded, also those after a stage within it."""

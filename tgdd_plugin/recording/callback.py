@@ -76,9 +76,9 @@ class TGDDCallback(Callback):
         statistics (bool): Whether to record class means. Training goes on without them, with one warning, where
             batches are not (images, one label for each) or always mixed. Default: ``True``.
         exemplars (int): How many real images of each class to keep in the run's folder, for distillation to start from,
-            and to match where the data is not at hand; 0 where images must not leave. They are the first of the
-            first epoch that is recorded, as rank 0's loader gives them: before any algorithm, but after transforms of
-            the data set. 256 MiB of them at most. Default: ``100``.
+            and to match where the data is not at hand; 0 where images must not leave. They are the first of the first
+            recorded epoch (of the next if a resumed run sees its rest alone), as rank 0's loader gives them: before any
+            algorithm, but after transforms of the data set. 256 MiB of them at most. Default: ``100``.
         overwrite (bool): Whether to replace a complete recording of the same run name; one that was cut short is
             replaced with a warning when its run begins anew. Default: ``False``.
         on_error (str): What an error of the recording does once training has begun, such as a full disk. ``'warn'``:
@@ -117,8 +117,7 @@ class TGDDCallback(Callback):
         self._due, self.interval, self._time = schedule(interval)
         self._is_due = False
         self.folder = str(folder)
-        self.head = head
-        self.quiet = quiet
+        self.head, self.quiet = head, quiet
         self.classes = [str(name) for name in classes] if classes is not None else None
         self.normalization = Normalization.of(mean, std)
         self._options: dict[str, Any] = {"max_stages": max_stages, "dtype": dtype, "statistics": statistics}
@@ -187,6 +186,7 @@ class TGDDCallback(Callback):
                 epoch=state.timestamp.epoch.value,
                 sample=state.timestamp.sample.value,
             )
+        self.recorder.images.within_epoch = state.timestamp.batch_in_epoch.value > 0
         with self.recorder.safeguard.covers("telling what the recording takes"):
             announce_start(self.recorder, self._time, state, quiet=self.quiet)
         self._watch.attach(specs)

@@ -30,10 +30,13 @@ class FirstImages:
         self._folder = Path()
         self.first_epoch = 0
         """The epochs completed when the looking began; images come again once there are more."""
+        self.within_epoch = False
+        """Whether the looking began in the midst of an epoch, the rest of which may have few images of a class."""
+        self._anew = False
 
     def start(self, run: Run, folder: Path, epoch: int) -> None:
         """Begins to look at a run's batches after ``epoch`` epochs; exemplars that its folder has are kept."""
-        self._run, self._folder, self.first_epoch = run, folder, epoch
+        self._run, self._folder, self.first_epoch, self._anew = run, folder, epoch, False
         if rank() == 0:
             self.exemplars = Exemplars(run.num_classes, 0 if run.exemplars else self.per_class)
 
@@ -52,6 +55,8 @@ class FirstImages:
         if run.input is None and isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point():
             note_input(run, images)
             self.write()  # at once, as a resumed run would note another batch
+        if self._anew:  # what the rest of an epoch gave would come again
+            self.exemplars, self._anew = Exemplars(run.num_classes, self.per_class), False
         if not self.exemplars.done:
             problem = self.exemplars.add(images, targets, run.normalization)
             if problem:
@@ -63,7 +68,10 @@ class FirstImages:
             self.exemplars.keep(self._folder, run)
 
     def end_epoch(self) -> None:
-        """From here on images come again."""
+        """From here on images come again: those of an epoch that was seen in part are taken from the next one."""
+        if self.within_epoch and not self.exemplars.done:
+            self.within_epoch, self._anew, self.first_epoch = False, True, self.first_epoch + 1
+            return
         self.exemplars.done = True
         if self._run is not None:
             self.exemplars.keep(self._folder, self._run)
