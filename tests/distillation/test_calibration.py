@@ -153,12 +153,13 @@ def test_gradients_that_are_not_finite_are_told(pool, tmp_path):
     assert "\n" not in str(e.value) and not (tmp_path / "a.beton").exists()
 
 
-def test_features_that_are_the_same_for_all_images_are_refused(pool, tmp_path):
-    """A set would be of rounding noise: batch norms that follow slowly are still far from the images' statistics."""
+@pytest.mark.parametrize("size", [1e-7, 1e-5])
+def test_features_that_are_the_same_for_all_images_are_refused(pool, tmp_path, size):
+    """A set would be of noise: batch norms that follow slowly are still far from the images' statistics."""
 
     class Constant(Scaled):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.head(1e-7 * self.body(images) + 1) if not self.training else super().forward(images)
+            return self.head(size * self.body(images) + 1) if not self.training else super().forward(images)
 
     made = record(tmp_path / "t", pool, lambda: Constant(1.0), STILL, device="cpu", progress_bar=False)
     with pytest.raises(InputError, match="must differ between images in evaluation mode, got ones .* Record longer"):
