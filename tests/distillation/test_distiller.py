@@ -610,14 +610,6 @@ def test_a_name_that_was_read_as_a_number_is_told():
     assert line.endswith("got '8'. Its classes are 7, cat.")
 
 
-def test_runs_keep_no_more_images_than_there_are(pool):
-    """Of 20 images of a class three runs may keep the same 16."""
-    recorded = replace(SETTINGS, source="recorded", images_per_class=21)
-    line = refusal(check_before_recording, recorded, pool, None, runs=3, exemplars=16)
-    assert "`images_per_class` must be at most 20 for class 'rows', which has 20 real images" in line
-    check_before_recording(replace(recorded, images_per_class=20), pool, None, runs=3, exemplars=16)
-
-
 def test_a_name_that_two_classes_have_chooses_neither():
     pool = ImagePool(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(3), ["crane", "cat", "crane"])
     chosen = replace(SETTINGS, classes=["cat", "crane"])

@@ -208,7 +208,7 @@ def test_sampling_without_real_images_is_refused(trajectory, tmp_path):
 
 def test_a_start_that_wants_more_images_than_were_kept(trajectory, tmp_path):
     more = replace(SETTINGS, images_per_class=5)
-    with pytest.raises(InputError, match=r"has 13 real images to start from.*start 'noise'"):
+    with pytest.raises(InputError, match=r"has 16 real images to start from.*start 'noise'"):
         run(trajectory, tmp_path / "a.beton", more)
     for start in ("noise", "real"):
         run(trajectory, tmp_path / f"{start}.beton", replace(more, start=start, steps=1))

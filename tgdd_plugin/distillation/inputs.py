@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,8 +33,7 @@ class Inputs:
         settings: The settings, with the defaults filled in that depend on the runs and the images.
         pool: The real images that every step draws from, given or kept with the runs; ``None`` for the source
             ``'recorded'``, which needs none.
-        known_by: The real images that name the job: those given, or all that the runs kept; ``None`` if there are none.
-        start_pool: Those that the pixels may start from, of the kept ones each once; ``None`` if there are none.
+        start_pool: The real images that the pixels may start from; ``None`` if there are none.
         shape: (C, H, W) of the images.
         normalization: What the networks' inputs are normalized with.
         class_ids: Ids of the classes to distill, in order.
@@ -45,7 +43,6 @@ class Inputs:
     trajectory: Trajectory
     settings: SizedSettings
     pool: ImagePool | None
-    known_by: ImagePool | None
     start_pool: ImagePool | None
     shape: tuple[int, int, int]
     normalization: Normalization
@@ -64,8 +61,8 @@ class Inputs:
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """The fingerprint of the real images."""
-        return None if self.known_by is None else self.known_by.fingerprint()
+        """The fingerprint of the real images that the pixels may start from."""
+        return None if self.start_pool is None else self.start_pool.fingerprint()
 
 
 def resolve_inputs(
@@ -97,15 +94,12 @@ def resolve_inputs(
     settings = resolve_settings(settings, trajectory, pool)
     if settings.source == "exemplars":
         pool = trajectory.exemplars()
-    known_by = trajectory.exemplars() if pool is None else pool
-    start_pool = known_by
-    if known_by is not None:
+    start_pool = trajectory.exemplars() if pool is None else pool
+    if start_pool is not None:
         for recorded in trajectory.runs.values():
-            check_pool(known_by, recorded)
-        if real is None or settings.source == "exemplars":
-            start_pool = _each_once(known_by)
+            check_pool(start_pool, recorded)
     shape = input_shape(run) if pool is None else pool.shape
-    statistics = None if known_by is None else known_by.statistics()
+    statistics = None if start_pool is None else start_pool.statistics()
     normalization = agreed_normalization(given, run, shape[0], statistics)
     names = run.class_names
     class_ids = _class_ids(settings.classes, names)
@@ -119,21 +113,12 @@ def resolve_inputs(
         trajectory=trajectory,
         settings=settings,
         pool=sampled,
-        known_by=known_by,
         start_pool=start_pool,
         shape=shape,
         normalization=normalization,
         class_ids=class_ids,
         class_names=[names[number] for number in class_ids],
     )
-
-
-def _each_once(pool: ImagePool) -> ImagePool:
-    """Returns the images without copies, as several runs keep: of one gradient, pixels that start alike stay alike."""
-    first: dict[tuple[int, bytes], int] = {}
-    for position, (image, label) in enumerate(zip(pool.images, pool.labels.tolist(), strict=True)):
-        first.setdefault((label, hashlib.sha256(image.contiguous().numpy()).digest()), position)
-    return pool if len(first) == len(pool) else pool.subset(torch.tensor(list(first.values())))
 
 
 def check_before_recording(
@@ -162,7 +147,7 @@ def check_before_recording(
     if settings.reads_data:
         draw_real(pool, ids, sized.real_per_class, torch.Generator())
     else:
-        have = have.clamp(max=exemplars * runs)
+        have = have.clamp(max=exemplars) * runs
     names, budget = pool.names_of(ids), sized.sized_by(len(ids))
     check_start_images(sized.start, sized.images_per_class, sized.factor, have, names, budget)
 
