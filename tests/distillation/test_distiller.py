@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -219,6 +220,21 @@ def test_another_job_does_not_resume_from_these_checkpoints(trajectory, pool, tm
     other = ImagePool(pool.images.flip(0), pool.labels.flip(0), pool.classes).subset(torch.arange(57))
     run(trajectory, other, path, callbacks=[steps], overwrite=True)
     assert steps.seen == list(range(1, 13)) * 2
+
+
+def test_a_crash_costs_at_most_a_minute_of_steps(trajectory, pool, tmp_path):
+    class Slow(Callback):
+        """As if each step took 25 s; the third is the first one beyond a minute."""
+
+        def batch_end(self, state, logger):
+            spent = state.timestamp.total_wct + timedelta(seconds=25)
+            state.timestamp = state.timestamp.copy(total_wct=spent)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectory, pool, tmp_path / "a.beton", callbacks=[Slow(), Crash(5)])
+    steps = Steps()
+    run(trajectory, pool, tmp_path / "a.beton", callbacks=[steps])
+    assert steps.seen == list(range(4, 13))
 
 
 @pytest.mark.parametrize("augmentation", [None, "none"])

@@ -61,7 +61,7 @@ def distill(
     std: Sequence[float] | None = None,
     device: Device | None = None,
     overwrite: bool = False,
-    checkpoint_interval: str = "500ba",
+    checkpoint_interval: str = "60sec",
     image_interval: int | None = None,
     probe_interval: int | None = None,
     loggers: Sequence[LoggerDestination] | LoggerSettings | Mapping[str, Any] = (),
@@ -98,7 +98,8 @@ def distill(
         mean, std: Per-channel normalization for pixels in [0, 1]. Default: as recorded.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         overwrite: Whether an ``output`` that is there already and of another job is replaced. Default: ``False``.
-        checkpoint_interval: How often to save, as a Composer time string. Default: ``'500ba'``.
+        checkpoint_interval: How often to save, as a Composer time string, such as ``'500ba'``. Default:
+            ``'60sec'``, so that a crash costs a minute at most, or one step where that takes longer.
         image_interval: Steps between pictures of the images sent to ``loggers``; 0 for none. Default: as ``loggers``
             says, else 1000.
         probe_interval: Steps between two probes, which train a network on the images as they are; 0 for none

@@ -67,7 +67,7 @@ class RunOptions:
         except (ValueError, TypeError, RuntimeError) as error:
             raise InputError(
                 f"`checkpoint_interval` must be a Composer time string, got {self.checkpoint_interval!r}. Write it "
-                f"like '500ba'."
+                f"like '60sec' or '500ba'."
             ) from error
 
 
