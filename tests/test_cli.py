@@ -608,3 +608,12 @@ def test_a_recording_of_more_runs_than_the_recipe_says_is_not_refused(tmp_path, 
     short += ["retrain.epochs=1", "distill.steps=1", "retrain.full_epochs=0", "retrain.seeds=1", "output=out"]
     assert cli.main(["record", "digits", *short, "record.runs=2"]) == 0
     assert cli.main(["run", "digits", *short, "record.runs=1", "trajectory=out/trajectory"]) == 0
+
+
+def test_a_warning_is_one_line_without_the_place_in_the_code(tmp_path):
+    script = (
+        "import warnings; from tgdd_plugin import cli; "
+        "cli._init = lambda options: warnings.warn('The run \\x1b[1m was\\ncut short.'); cli.main(['init', 'a.yaml'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stderr == "tgdd: warning: The run \\x1b[1m was cut short.\n"

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack the letters of a class name
             stream.reconfigure(errors="backslashreplace")
     try:
-        options.call(options)
+        with _plain_warnings():
+            options.call(options)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
@@ -59,6 +60,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("tgdd: interrupted; the same command keeps what is finished and the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Prints warnings to the user as one line each, without the file and line of the code that gives them."""
+    usual = warnings.formatwarning
+
+    def plain(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+        if category is not UserWarning:  # one for developers
+            return usual(message, category, *place, **line)
+        return f"tgdd: warning: {printable(' '.join(str(message).split()))}\n"
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _told(error: Exception) -> str:

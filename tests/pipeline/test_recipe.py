@@ -199,7 +199,7 @@ def test_every_key_of_the_settings_is_known(tmp_path):
         ("just words", "must hold keys and values, got a str"),
         ("0", "must hold keys and values, got a int"),
         ("a: [1, 2", "is not YAML"),
-        ("a: 1\n\tb: 2", "is not YAML"),
+        ("a: 1\n\tb: 2", "found a tab character that violates indentation in line 2, column 1. Correct it there."),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused(tmp_path, text, pattern):

@@ -63,7 +63,8 @@ def parse_yaml(content: bytes | str) -> Any:
         _check_events(text)
         return yaml.load(text, Loader=_Loader)  # a subclass of the safe loader
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        text = str(error).replace('"<unicode string>", ', "")  # where the file's name would stand
+        raise ValueError(" ".join(text.split())) from None
     except (ArithmeticError, LookupError, RecursionError, TypeError) as error:
         raise ValueError(f"a value cannot be read ({type(error).__name__})") from None
 
