@@ -52,6 +52,23 @@ def test_is_the_published_way_with_these_images_as_the_data(trajectory, tmp_path
     assert card.method["augmentation"] == read_card(given.path).method["augmentation"]
 
 
+@pytest.mark.parametrize("start", ["mix", "herding"])
+@pytest.mark.parametrize("source", ["exemplars", "recorded"])
+def test_an_image_that_several_runs_kept_is_started_from_once(tmp_path, start, source):
+    """Of 20 images of each class both runs kept 16; a job is known by all of them, as it was when copies were taken."""
+    trajectory = recorded(tmp_path / "t", replace(RECORD, runs=2, epochs=1, exemplars=16))
+    kept = trajectory.exemplars()
+    different = {image.numpy().tobytes() for image in kept.images}
+    assert len(different) <= 60 < len(kept) == 96
+    settings = DistillSettings(source, images_per_class=14, factor=1, start=start, steps=1, learning_rate=0.0)
+    file = run(trajectory, tmp_path / "a.beton", settings)
+    found = {image.numpy().tobytes() for image in read_beton(file)[0]}
+    assert len(found) == 42 and found < different
+    assert read_card(file.path).real["fingerprint"] == kept.fingerprint()
+    more = replace(settings, images_per_class=30)  # which no class has without copies
+    assert len(read_beton(run(trajectory, tmp_path / "b.beton", more).path)[0]) == 90
+
+
 def test_given_images_are_sampled_and_the_kept_ones_count_where_they_are_chosen(trajectory, tmp_path):
     file = run(trajectory, tmp_path / "a.beton", replace(SETTINGS, real_per_class=4), patterned())
     assert read_card(file.path).method["source"] == "sampled"

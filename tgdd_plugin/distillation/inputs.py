@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,7 +34,9 @@ class Inputs:
         settings: The settings, with the defaults filled in that depend on the runs and the images.
         pool: The real images that every step draws from, given or kept with the runs; ``None`` for the source
             ``'recorded'``, which needs none.
-        start_pool: The real images that the pixels may start from; ``None`` if there are none.
+        known_by: The real images that name the job: those given, or all that the runs kept; ``None`` if there are none.
+        start_pool: Those that the pixels may start from, of the kept ones each once where that is enough; ``None`` if
+            there are none.
         shape: (C, H, W) of the images.
         normalization: What the networks' inputs are normalized with.
         class_ids: Ids of the classes to distill, in order.
@@ -43,6 +46,7 @@ class Inputs:
     trajectory: Trajectory
     settings: SizedSettings
     pool: ImagePool | None
+    known_by: ImagePool | None
     start_pool: ImagePool | None
     shape: tuple[int, int, int]
     normalization: Normalization
@@ -61,8 +65,8 @@ class Inputs:
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """The fingerprint of the real images that the pixels may start from."""
-        return None if self.start_pool is None else self.start_pool.fingerprint()
+        """The fingerprint of the real images."""
+        return None if self.known_by is None else self.known_by.fingerprint()
 
 
 def resolve_inputs(
@@ -94,12 +98,15 @@ def resolve_inputs(
     settings = resolve_settings(settings, trajectory, pool)
     if settings.source == "exemplars":
         pool = trajectory.exemplars()
-    start_pool = trajectory.exemplars() if pool is None else pool
-    if start_pool is not None:
+    known_by = trajectory.exemplars() if pool is None else pool
+    start_pool = known_by
+    if known_by is not None:
         for recorded in trajectory.runs.values():
-            check_pool(start_pool, recorded)
+            check_pool(known_by, recorded)
+        if real is None or settings.source == "exemplars":
+            start_pool = _without_copies(known_by, settings.start_images)
     shape = input_shape(run) if pool is None else pool.shape
-    statistics = None if start_pool is None else start_pool.statistics()
+    statistics = None if known_by is None else known_by.statistics()
     normalization = agreed_normalization(given, run, shape[0], statistics)
     names = run.class_names
     class_ids = _class_ids(settings.classes, names)
@@ -113,12 +120,28 @@ def resolve_inputs(
         trajectory=trajectory,
         settings=settings,
         pool=sampled,
+        known_by=known_by,
         start_pool=start_pool,
         shape=shape,
         normalization=normalization,
         class_ids=class_ids,
         class_names=[names[number] for number in class_ids],
     )
+
+
+def _without_copies(pool: ImagePool, needed: int) -> ImagePool:
+    """Returns the images without those that several runs kept: of one gradient, pixels that start alike stay alike.
+
+    Where a class has too few for ``needed`` different ones to start from, it keeps all of its images.
+    """
+    first: dict[tuple[int, bytes], int] = {}
+    for position, (image, label) in enumerate(zip(pool.images, pool.labels.tolist(), strict=True)):
+        first.setdefault((label, hashlib.sha256(image.contiguous().numpy()).digest()), position)
+    kept = torch.zeros(len(pool), dtype=torch.bool)
+    kept[list(first.values())] = True
+    different = torch.bincount(pool.labels[kept], minlength=len(pool.classes))
+    kept |= (different < needed)[pool.labels]
+    return pool if kept.all() else pool.subset(kept.nonzero().flatten())
 
 
 def check_before_recording(
