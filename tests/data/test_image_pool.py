@@ -190,6 +190,13 @@ def test_labels_that_are_no_class_ids_are_refused(labels):
         ImagePool(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), labels)
 
 
+def test_a_pool_is_taken_as_it_is():
+    pool = ImagePool(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), [0, 1], ["a", "b"])
+    assert ImagePool.from_dataset(pool) is pool
+    named = ImagePool.from_dataset(pool, classes=["c", "d", "e"])
+    assert named.classes == ["c", "d", "e"] and named.images is pool.images
+
+
 def test_draw_is_of_the_right_class_without_replacement_and_repeats():
     pool = numbered_pool([40, 60, 100])
     classes = torch.tensor([2, 0, 1, 0])

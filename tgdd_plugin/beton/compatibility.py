@@ -26,7 +26,7 @@ def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImageP
     Raises:
         InputError: If they do not.
     """
-    pool = images if isinstance(images, ImagePool) else ImagePool.from_dataset(images)
+    pool = ImagePool.from_dataset(images)
     remedy = "Give the data set that was distilled."
     return fitting_images(pool, name, card.classes, card.shape, f"'{file}'", remedy)
 

@@ -248,13 +248,15 @@ class ImagePool:
         Args:
             dataset: A data set with ``__len__`` and ``__getitem__``; an image may be PIL, a uint8 array ``(H, W)`` or
                 ``(H, W, C)``, or a tensor ``(C, H, W)``, uint8 or floating point in [0, 1]. It should not normalize
-                or augment: distillation does both.
+                or augment: distillation does both. A pool is taken as it is.
             classes: Names of the classes. Default: the data set's ``classes`` if it has them, else numbers.
             progress: Whether to show a progress bar.
 
         Raises:
             InputError: If an item is not such a pair, sizes differ, values leave [0, 1], or a label is out of range.
         """
+        if isinstance(dataset, ImagePool):
+            return dataset if classes is None else cls(dataset.images, dataset.labels, classes)
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise InputError(
                 f"The images must be a map-style data set, with len() and dataset[i], got a {type(dataset).__name__}. "

@@ -92,9 +92,7 @@ def resolve_inputs(
     for each in trajectory.runs.values():
         check_left(each, [stage for stage in each.stages if not stage.finite])
     run = trajectory.run
-    pool = None
-    if real is not None:
-        pool = real if isinstance(real, ImagePool) else ImagePool.from_dataset(real, progress=progress_bar)
+    pool = None if real is None else ImagePool.from_dataset(real, progress=progress_bar)
     settings = resolve_settings(settings, trajectory, pool)
     if settings.source == "exemplars":
         pool = trajectory.exemplars()

@@ -39,7 +39,7 @@ def split_classes(train: Any, test: Any, settings: ReplaySettings) -> list[Task]
         InputError: If the classes cannot be split so, a class has no images, or the test images have another size or
             other classes.
     """
-    train, test = (each if isinstance(each, ImagePool) else ImagePool.from_dataset(each) for each in (train, test))
+    train, test = (ImagePool.from_dataset(each) for each in (train, test))
     remedy = "Give test images of the same size and classes."
     test = fitting_images(test, "test", train.classes, train.shape, "the training images", remedy)
     count = train.num_classes
