@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -86,21 +86,24 @@ def engine(bench: Bench, settings: DistillSettings, trajectory: Trajectory, snap
     )
 
 
+Loop = Callable[[Bench, DistillSettings, Trajectory, Snapshots], None]
+
+
 def jobs(
     recipe: Recipe, sources: Sequence[Source], steps: Sequence[int], images: int
-) -> Iterator[tuple[str, DistillSettings, Sequence[int]]]:
-    """Each call of a loop: its name, its settings, and the steps whose images it leaves.
+) -> Iterator[tuple[str, Loop, DistillSettings, Sequence[int]]]:
+    """Each call of a loop: its name, itself, its settings, and the steps whose images it leaves.
 
     The published loop is as published: any images to start from, one rate, 128 real images of each class at a step, or
     as many as there are (``images``). The engine's rate may depend on the number of steps, so that each number is a
     call of its own.
     """
     real = min(DistillSettings.real_per_class, images)
-    published = replace(recipe.distill, source="sampled", start="mix", schedule="constant", learning_rate=None)
-    yield "published loop", replace(published, real_per_class=real, steps=max(steps)), steps
+    given = replace(recipe.distill, source="sampled", start="mix", schedule="constant", learning_rate=None)
+    yield "published loop", published, replace(given, real_per_class=real, steps=max(steps)), steps
     for source in sources:
         for step in steps:
-            yield f"engine, {source}", replace(recipe.distill, source=source, steps=step), [step]
+            yield f"engine, {source}", engine, replace(recipe.distill, source=source, steps=step), [step]
 
 
 def work(bench: Bench, options: Namespace) -> None:
@@ -110,13 +113,12 @@ def work(bench: Bench, options: Namespace) -> None:
         raise InputError("extra_networks has no place here: the published loop knows one network only")
     trajectory = bench.record(recipe.record, recipe.record.runs)
     left = []
-    for name, given, steps in jobs(recipe, options.sources, options.steps, int(bench.train.counts.min())):
+    for name, run_loop, given, steps in jobs(recipe, options.sources, options.steps, int(bench.train.counts.min())):
         settings = bench.resolved(given, recipe.record.runs)
         short = name.replace(", ", "-")
-        folder = bench.output / "work" / (f"{short}-{steps[0]}" if short.startswith("engine") else short)
+        folder = bench.output / "work" / (f"{short}-{steps[0]}" if run_loop is engine else short)
         left += [(name, step, settings, folder / f"{step}.safetensors", f"{short}-{step}") for step in steps]
         if not all((folder / f"{step}.safetensors").is_file() for step in steps):
-            run_loop = engine if short.startswith("engine") else published
             run_loop(bench, settings, trajectory, Snapshots(folder, steps))
     retrain = bench.retraining(recipe.distill)
     for name, step, settings, path, title in left:

@@ -311,13 +311,13 @@ def test_trajectories_of_several_short_and_often_recorded_runs(tmp_path):
 def test_the_published_loop_is_as_published_whatever_the_recipe_says():
     """Any images to start from and one rate: not herding's choice and the falling rate, which are the defaults."""
     recipe = read_recipe(RECIPE, ["distill.real_per_class=64", "distill.learning_rate=1", "distill.factor=1"])
-    (name, published, steps), *engines = time_to_accuracy.jobs(recipe, time_to_accuracy.SOURCES, [2, 4], 125)
-    assert (name, steps, published.real_per_class) == ("published loop", [2, 4], 125)
+    (name, loop, published, steps), *engines = time_to_accuracy.jobs(recipe, time_to_accuracy.SOURCES, [2, 4], 125)
+    assert (name, loop, steps, published.real_per_class) == ("published loop", time_to_accuracy.published, [2, 4], 125)
     pool = load_data(DataSettings(name="digits"))[0]
-    loop = PublishedLoop(Trajectory(Path(), {}), pool, published, list, [0.0], [1.0])
-    assert loop.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * published.images_per_class)
-    assert loop.settings.start == "mix"
-    assert [(one.steps, one.real_per_class, one.learning_rate) for _, one, _ in engines] == 3 * [
+    made = PublishedLoop(Trajectory(Path(), {}), pool, published, list, [0.0], [1.0])
+    assert made.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * published.images_per_class)
+    assert made.settings.start == "mix"
+    assert [(one.steps, one.real_per_class, one.learning_rate) for *_, one, _ in engines] == 3 * [
         (2, 64, 1.0),
         (4, 64, 1.0),
     ]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -208,7 +209,8 @@ def test_a_class_without_images_has_none_and_a_small_one_all_in_herdings_order()
     network, labels = tiny_network(), torch.tensor([1] * 6 + [2] * 3)
     pool = ImagePool((Pictures(9).images * 255).to(torch.uint8), labels, ["none", "some", "few"])
     normalization = Normalization([0.5], [0.25])
-    chosen = herding_subset(network, pool, [0, 1, 2], 4, torch.Generator().manual_seed(0), normalization=normalization)
+    features = partial(features_of, network, normalization=normalization)
+    chosen = herding_subset(pool, [0, 1, 2], 4, torch.Generator().manual_seed(0), features)
     assert chosen.counts.tolist() == [0, 4, 3]
-    fewer = herding_subset(network, pool, [2], 1, torch.Generator().manual_seed(3), normalization=normalization)
+    fewer = herding_subset(pool, [2], 1, torch.Generator().manual_seed(3), features)
     assert torch.equal(chosen.images[chosen.labels == 2][:1], fewer.images)

@@ -222,6 +222,25 @@ def test_another_job_does_not_resume_from_these_checkpoints(trajectory, pool, tm
     assert steps.seen == list(range(1, 13)) * 2
 
 
+def test_herding_needs_no_compiled_pass_of_its_own(trajectory, pool, tmp_path, monkeypatch):
+    """Its 20 images of each class are computed as the 7 real ones of a step are, and chosen as without compiling."""
+    shapes = set()
+
+    def compiled(function, **_):
+        def call(*arguments):
+            shapes.add((torch.is_grad_enabled(), tuple(arguments[-1].shape)))
+            return function(*arguments)
+
+        return call
+
+    settings = replace(SETTINGS, start="herding", real_per_class=7, classes_per_chunk=1, steps=1, learning_rate=0.0)
+    plain = run(trajectory, pool, tmp_path / "plain.beton", replace(settings, compile=False))
+    monkeypatch.setattr(torch, "compile", compiled)
+    built = run(trajectory, pool, tmp_path / "built.beton", replace(settings, compile=True))
+    assert {shape for with_gradient, shape in shapes if not with_gradient} == {(7, *pool.shape)}
+    assert all(torch.equal(a, b) for a, b in zip(read_beton(plain.path), read_beton(built.path), strict=True))
+
+
 def test_a_crash_costs_at_most_a_minute_of_steps(trajectory, pool, tmp_path):
     class Slow(Callback):
         """As if each step took 25 s; the third is the first one beyond a minute."""

@@ -251,7 +251,7 @@ def test_the_command_line_reads_no_data_set(trajectory, tmp_path, capsys):
     arguments = ["distill", str(trajectory.folder), f"output={tmp_path / 'out'}"]
     arguments += ["distill.images_per_class=1", "distill.steps=2"]
     assert main(arguments) == 0, capsys.readouterr().err
-    assert read_card(tmp_path / "out" / f"{trajectory.folder.name}-ipc1.beton").images == 12
+    assert read_card(tmp_path / "out" / f"{trajectory.folder.name}-ipc1.beton").images == 3
     arguments += ["data.name=cifar10", f"data.root={tmp_path / 'nowhere'}"]
     assert main(arguments) == 2, "named data is wanted for sampling"
     assert main([*arguments, "distill.source=recorded"]) == 0

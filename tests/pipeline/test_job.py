@@ -45,7 +45,7 @@ MISTAKES = [
         "Leave one out (a recipe's epochs by retrain.epochs=null).",
     ),
     ("run", DIGITS, ["distill.factor=3"], "must divide the side of the images, 8 pixels of digits, got 3"),
-    ("run", DIGITS, ["distill.images_per_class=33"], "must be at most 32 for digits"),
+    ("run", DIGITS, ["distill.images_per_class=33", "distill.factor=2"], "must be at most 32 for digits"),
     (
         "run",
         DIGITS,
@@ -57,7 +57,7 @@ MISTAKES = [
     (
         "run",
         DIGITS,
-        ["distill.source=recorded", "distill.images_per_class=26"],
+        ["distill.source=recorded", "distill.images_per_class=26", "distill.factor=2"],
         "`record.exemplars` must be at least 104",
     ),
     (
@@ -102,7 +102,7 @@ MISTAKES = [
         "replay",
         DIGITS,
         ["distill.source=recorded", "record.exemplars=0"],
-        "`record.exemplars` must be at least 40 for distill.source 'recorded'",
+        "`record.exemplars` must be at least 10 for distill.source 'recorded'",
     ),
     (
         "run",
@@ -220,7 +220,9 @@ def test_no_heavy_package_is_loaded_for_it(tmp_path: Path) -> None:
         assert wanted in line
 
 
-@pytest.mark.parametrize("overrides", [["distill.start=noise"], ["distill.factor=1", "distill.start=real"]])
+@pytest.mark.parametrize(
+    "overrides", [["distill.factor=2", "distill.start=noise"], ["distill.factor=2", "distill.start=real"], []]
+)
 def test_what_is_right_is_taken(overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my.yaml").write_text(DIGITS)

@@ -11,13 +11,27 @@ SHORT = 10_000
 """Passes up to which it pays to keep the classes further apart than the paper does."""
 
 
-def usual() -> dict[str, Any]:
+SMALL = 24
+"""Pixels below which the side of an image is too short to be halved, by the figures in ``benchmarks/README.md``."""
+
+
+def usual(side: int | None = None) -> dict[str, Any]:
     """The size of a set where no budget is given, which is that of the paper's first tables, and how it is distilled.
 
     The paper takes 10,000 steps of a constant rate from any images. From herding's choice and by a rate that falls, a
     tenth of them comes close, by the figures in ``benchmarks/README.md``, and takes minutes on a CPU.
+
+    Args:
+        side: Side of the images in pixels. Default: ``None``, where it is not known yet, as if it was an ordinary one.
     """
-    return {"images_per_class": 10, "factor": 2, "start": "herding", "steps": 1000, "schedule": "linear"}
+    divided = side is None or (side >= SMALL and side % 2 == 0)
+    return {
+        "images_per_class": 10,
+        "factor": 2 if divided else 1,
+        "start": "herding",
+        "steps": 1000,
+        "schedule": "linear",
+    }
 
 
 def sized(passes: int, classes: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,9 @@ def _distill(
     """Distills ``inputs`` into ``output``; the arguments are those of :func:`distill`, read and checked."""
     on = torch_device(options.device)
     frozen = freeze_networks(inputs, network, head, on)
-    synthetic = SyntheticImages(_start(inputs, frozen), inputs.settings.factor)
+    pool = inputs.pool and inputs.pool.to(on)  # before the memory that it leaves is looked at
+    chunk = frozen.fit_memory(inputs, on)
+    synthetic = SyntheticImages(_start(inputs, frozen, chunk), inputs.settings.factor)
     start, _ = synthetic.to_uint8()
     evolution = Evolution(synthetic, inputs.settings.steps)
     if options.picture:
@@ -176,13 +179,12 @@ def _distill(
         synthetic,
         frozen.functional,
         frozen.bank,
-        inputs.pool and inputs.pool.to(on),
+        pool,
         normalization=inputs.normalization,
         alpha=0.0,
         bf16=inputs.settings.precision == "bf16",
     )
     checkpoints = checkpoint_folder(output, inputs, frozen.modules, card)
-    chunk = frozen.fit_memory(inputs, on)
     rates, chunk = halving(lambda chunk: calibrate(inputs.settings, model, draws, chunk, on), chunk)
     model.alpha = rates.alpha
     probe = Probe(inputs, frozen, options.device) if options.logs.probe_interval else None
@@ -207,21 +209,15 @@ def _distill(
     dist.barrier()
 
 
-def _start(inputs: Inputs, frozen: FrozenNetworks) -> torch.Tensor:
-    """Returns the pixels that the distillation starts from, ``(K, n, C, H, W)``."""
+def _start(inputs: Inputs, frozen: FrozenNetworks, chunk: int) -> torch.Tensor:
+    """Returns the pixels that the distillation of ``chunk`` classes at a time starts from, ``(K, n, C, H, W)``."""
     settings, pool = inputs.settings, inputs.start_pool
     # The start has a random stream of its own, apart from every (step, rank).
     generator = keyed_generator(settings.seed, 0, 2**31)
     if settings.start == "herding" and pool is not None:
-        pool = herding_subset(
-            frozen.trained(),
-            pool,
-            inputs.class_ids,
-            settings.images_per_class * settings.factor**2,
-            generator,
-            normalization=inputs.normalization,
-            head=frozen.heads[0],
-        )
+        number = settings.images_per_class * settings.factor**2
+        features = partial(frozen.features_of, inputs=inputs, chunk=chunk)
+        pool = herding_subset(pool, inputs.class_ids, number, generator, features)
     shape = (len(inputs.class_ids), settings.images_per_class, *inputs.shape)
     budget = settings.sized_by(len(inputs.class_ids))
     return start_pixels(settings.start, shape, settings.factor, pool, generator, inputs.class_ids, budget)

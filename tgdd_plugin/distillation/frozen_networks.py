@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.distillation.compatibility import (
     NetworkOrFactory,
     bare_networks,
@@ -22,6 +23,7 @@ from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.networks.chunk_size import chunk_sizes
 from tgdd_plugin.networks.compilation import should_compile
 from tgdd_plugin.networks.feature_network import FeatureNetwork
+from tgdd_plugin.networks.features import features_by, features_of
 from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.shortcomings import warn_of_incomplete
@@ -50,6 +52,18 @@ class FrozenNetworks:
         network = copy.deepcopy(self.modules[0])
         network.load_state_dict(self.bank.last, strict=False)
         return network
+
+    def features_of(self, pool: ImagePool, inputs: Inputs, chunk: int) -> torch.Tensor:
+        """Computes φ of a pool's images at the last stage of the first run, ``(N, D)`` in float32 on the CPU.
+
+        Compiled passes take them as the real images of a step of ``chunk`` classes, and so are built once for both.
+        """
+        network, weights = self.functional[0], self.bank.last
+        if not network.compiled or not inputs.real_per_class:
+            return features_of(self.trained(), pool, inputs.normalization, self.heads[0])
+        device = next(iter(weights.values())).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=inputs.settings.precision == "bf16"):
+            return features_by(network, weights, pool, inputs.normalization, chunk * inputs.real_per_class)
 
     def fit_memory(self, inputs: Inputs, device: torch.device) -> int:
         """Sets how many images each network takes in one call, by the device's caches or memory.

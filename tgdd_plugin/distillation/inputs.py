@@ -161,7 +161,7 @@ def check_before_recording(
         given.check_channels(pool.shape[0])
     class_ids = _class_ids(settings.classes, pool.classes)
     check_present(pool, class_ids)  # without images a class would have no means either
-    sized = settings.sized(len(class_ids))
+    sized = settings.sized(len(class_ids), pool.shape[1])
     check_factor(sized.factor, *pool.shape[1:])
     ids = torch.tensor(class_ids)
     have = pool.counts[ids]

@@ -54,7 +54,8 @@ class DistillSettings:
     500 images, of all classes together up to 5,000 passes, 1,000 from 10,000 to 20,000, then a twentieth."""
     factor: Count | None = None
     """Factor f of multi-formation: each stored image holds f x f sub-images, which are enlarged when decoded. It must
-    divide the side of the images. null: 2, or 1 for a budget."""
+    divide the side of the images. null: 2; 1 for a budget, in replay, and for images whose side is below 24 pixels or
+    odd."""
     start: Start | None = None
     """What the pixels start from. mix: every sub-image is a real image, shrunk; real: every stored image is a real one;
     herding: as mix, with the images that herding chooses by the features of the first run's last stage; noise: no real
@@ -126,13 +127,14 @@ class DistillSettings:
         """Whether a recipe's distillation reads the real images, and not the trajectory alone."""
         return self.source in (None, "sampled")
 
-    def sized(self, classes: int) -> SizedSettings:
-        """These settings with the defaults filled in that a budget rules.
+    def sized(self, classes: int, side: int | None = None) -> SizedSettings:
+        """These settings with the defaults filled in that a budget rules, or the size of the images.
 
         Args:
             classes: The number of classes to distill.
+            side: Side of the images in pixels. Default: ``None``, where it is not known yet.
         """
-        defaults = sized(self.budget, classes) if self.budget else usual()
+        defaults = sized(self.budget, classes) if self.budget else usual(side)
         own = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return SizedSettings(**{**own, **{name: value for name, value in defaults.items() if own[name] is None}})
 
@@ -154,7 +156,7 @@ class DistillSettings:
             trained_with: The augmentation of the recorded training, if known.
             convnets: Whether the trajectory is of ConvNets of this package, which published rates suit.
         """
-        own = self.sized(classes)
+        own = self.sized(classes, side)
         times = FASTER if own.schedule == "linear" else 1
         rate: float | Auto = (0.2 if side >= 128 else 0.02) * times * own.images_per_class if convnets else "auto"
         alpha: float | Auto = (2.5 if own.images_per_class <= 10 else 0.5) if convnets else "auto"

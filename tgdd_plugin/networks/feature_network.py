@@ -28,11 +28,13 @@ class FeatureNetwork:
             Default: ``False``.
 
     Attributes:
+        compiled: As given.
         slice_size: The most images in one call of the network; more are passed in slices. Default: ``None``, no limit.
     """
 
     def __init__(self, network: nn.Module, head: str, *, compiled: bool = False) -> None:
         self.network = network.eval().requires_grad_(False)
+        self.compiled = compiled
         self.slice_size: int | None = None
         self.head = head
         self._with_features = _WithFeatures(self.network, head)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -53,9 +52,27 @@ def features_of(
     device = next(iter(weights.values())).device
     # On a CPU in parts that fit its caches.
     frozen.slice_size = chunk_sizes(frozen.footprint(weights, pool.shape), 1, 1, 0, device)[1]
+    return features_by(frozen, weights, pool, normalization, batch_size)
+
+
+@torch.no_grad()
+def features_by(
+    frozen: FeatureNetwork,
+    weights: Mapping[str, torch.Tensor],
+    pool: ImagePool,
+    normalization: Normalization,
+    batch_size: int,
+) -> torch.Tensor:
+    """Computes what :func:`features_of` does by a network that is frozen already, under ``weights`` on their device.
+
+    A compiled network gets batches of ``batch_size`` images alone, the last one filled up with images that it has
+    already, since it is compiled anew for every other number.
+    """
+    device = next(iter(weights.values())).device
     features = torch.empty(0)
     for index in torch.arange(len(pool)).split(batch_size):
-        part = frozen(weights, normalization(pool.take(index).to(device)))[0]
+        filled = index.repeat(-(-batch_size // len(index)))[:batch_size] if frozen.compiled else index
+        part = frozen(weights, normalization(pool.take(filled).to(device)))[0][: len(index)]
         if not len(features):  # all at once, as joining the parts would need room for them twice
             features = torch.empty(len(pool), part.shape[1])
         features[index] = part.float().cpu()
@@ -63,29 +80,27 @@ def features_of(
 
 
 def herding_subset(
-    network: nn.Module,
     pool: ImagePool,
     classes: Sequence[int],
     per_class: int,
     generator: torch.Generator,
-    **options: Any,
+    features: Callable[[ImagePool], torch.Tensor],
 ) -> ImagePool:
     """Selects images of some classes by :func:`herding` on features of length 1, and returns them as a pool.
 
     Args:
-        network: The network that computes the features; see :func:`features_of`.
         pool: The images to select from; of each class, at most :data:`CHOSEN_FROM` images drawn at random are used.
         classes: The ids of the classes in the pool.
         per_class: The number of images of each class, in herding's order. Where a class has fewer, it has all.
         generator: The source of randomness, on the CPU.
-        options: ``normalization`` and the other arguments of :func:`features_of`.
+        features: Computes the features ``(N, D)`` of a pool, as :func:`features_of` does.
     """
     chosen = []
     for label in classes:
         have = min(int(pool.counts[label]), CHOSEN_FROM)
         index = pool.draw(torch.tensor([label]), have, generator)[0]
         if have:
-            features = F.normalize(features_of(network, pool.subset(index), **options))
-            index = index[herding(features, torch.zeros(have, dtype=torch.int64), min(have, per_class))]
+            own = F.normalize(features(pool.subset(index)))
+            index = index[herding(own, torch.zeros(have, dtype=torch.int64), min(have, per_class))]
         chosen.append(index)
     return pool.subset(torch.cat(chosen))

@@ -16,7 +16,7 @@ from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.pipeline.shipped_recipes import shipped_recipes
 from tgdd_plugin.pipeline.step_table import BETON, STEPS, TRAJECTORY
-from tgdd_plugin.replay.settings import real_images, task_sizes
+from tgdd_plugin.replay.settings import memory_settings, real_images, task_sizes
 from tgdd_plugin.trajectory.folders import run_folders
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -34,6 +34,8 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
         InputError: If the recipe cannot be used, or what it names is not there.
     """
     recipe = _read(step, path, overrides)
+    if step == "replay":
+        recipe = replace(recipe, distill=memory_settings(recipe.distill))
     recipe.loggers.check_installed()
     if STEPS[step].instead == BETON:
         check_fit(recipe.data, recipe.beton)
@@ -113,7 +115,7 @@ def _check_size(recipe: Recipe) -> None:
     if known is None:
         return
     classes = len(recipe.distill.classes or range(known.classes))
-    sized = recipe.distill.sized(classes)
+    sized = recipe.distill.sized(classes, known.side)
     name = recipe.data.name
     if known.side % sized.factor:
         fitting = [str(factor) for factor in range(1, known.side) if known.side % factor == 0 and factor <= 8]
@@ -154,10 +156,11 @@ def _check_exemplars(recipe: Recipe, runs: int) -> None:
 
     Nothing is checked where a budget sizes the set and the number of classes is not known yet.
     """
-    known = recipe.distill.classes or range(recipe.data.known.classes if recipe.data.known else 0)
+    data = recipe.data.known
+    known = recipe.distill.classes or range(data.classes if data else 0)
     if recipe.distill.budget is not None and not known:
         return
-    needed = recipe.distill.sized(len(known) or 1).start_images
+    needed = recipe.distill.sized(len(known) or 1, data.side if data else None).start_images
     if needed > recipe.record.exemplars * runs:
         raise InputError(
             f"`record.exemplars` must be at least {-(-needed // runs)} for distill.source '{recipe.distill.source}', "

@@ -31,7 +31,8 @@ from tgdd_plugin.pipeline.recipe import recipe_text
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.recording.runs import is_foreign, record
 from tgdd_plugin.replay.learner import learn
-from tgdd_plugin.replay.policies import memory_settings, replay_policy
+from tgdd_plugin.replay.policies import replay_policy
+from tgdd_plugin.replay.settings import memory_settings
 from tgdd_plugin.replay.tasks import split_classes
 from tgdd_plugin.trajectory.manifest import JOB, MANIFEST, Run
 from tgdd_plugin.trajectory.store import Trajectory

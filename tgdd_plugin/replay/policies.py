@@ -24,11 +24,11 @@ from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.distilled import Distilled
 from tgdd_plugin.distillation.distiller import distill
-from tgdd_plugin.distillation.settings import DistillSettings, SizedSettings
+from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
 from tgdd_plugin.networks.features import features_of, herding_subset
 from tgdd_plugin.replay.memory import ReplayMemory
-from tgdd_plugin.replay.settings import PolicyName, real_images
+from tgdd_plugin.replay.settings import PolicyName, memory_settings, real_images
 from tgdd_plugin.replay.sources import SourceLike
 from tgdd_plugin.replay.tasks import (
     Task,
@@ -111,20 +111,6 @@ def replay_policy(
             return hybrid(settings, real_share, normalization, device=device, loggers=loggers)
 
 
-def memory_settings(settings: DistillSettings) -> SizedSettings:
-    """The settings by which a memory's classes are distilled, their size settled.
-
-    Raises:
-        InputError: If they name a budget.
-    """
-    if settings.budget is not None:
-        raise InputError(
-            f"`distill.budget` must be null in replay, got {settings.budget}: a memory keeps distill.images_per_class "
-            f"images of each class. Leave it out."
-        )
-    return settings.sized(1)
-
-
 def random_exemplars(count: int) -> Policy:
     """Keeps ``count`` random images of each class of a task."""
 
@@ -181,17 +167,19 @@ def distilled(settings: DistillSettings, **options: Any) -> Policy:
         options: Further arguments of :func:`tgdd_plugin.distill`.
 
     Raises:
-        InputError: If the settings name classes.
+        InputError: If the settings name classes or a budget.
     """
     if settings.classes is not None:
         raise InputError(
             f"`distill.classes` must be left out in replay, got {settings.classes}. Each task has its own classes."
         )
 
+    sized = memory_settings(settings)
+
     def select_exemplars(result: TaskResult) -> SourceLike:
         path = result.folder / "distilled.beton"
-        real = result.task.train if settings.reads_data else None
-        own = replace(settings, classes=result.task.new)
+        real = result.task.train if sized.reads_data else None
+        own = replace(sized, classes=result.task.new)
         # A file of another job is what a training left there whose scores were deleted since.
         return distill(result.trajectory, real, path, own, network=result.network, overwrite=True, **options)
 
@@ -215,7 +203,7 @@ def hybrid(settings: DistillSettings, real_share: float, normalization: Normaliz
         options: Further arguments of :func:`tgdd_plugin.distill`.
 
     Raises:
-        InputError: If the settings name classes, or the trajectory has no exemplars to choose from.
+        InputError: If the settings name classes or a budget, or the trajectory has no exemplars to choose from.
     """
     sized = memory_settings(settings)
     count = sized.images_per_class
@@ -236,7 +224,7 @@ def hybrid(settings: DistillSettings, real_share: float, normalization: Normaliz
         generator = torch.Generator().manual_seed(result.seed)
         parts = sized.factor**2
         typical = herding_subset(
-            result.network, pool, ids, (started + real) * parts, generator, normalization=normalization
+            pool, ids, (started + real) * parts, generator, lambda of: features_of(result.network, of, normalization)
         )
         chosen = typical.subset(torch.cat([(typical.labels == label).nonzero()[-real * parts :, 0] for label in ids]))
         kept = SyntheticImages(start_pixels("mix", shape, sized.factor, chosen, generator, ids), sized.factor)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.settings import Count, NonNegativeInt, Positive, ProperShare, Seed, Share, settings_class
+from tgdd_plugin.distillation.settings import DistillSettings, SizedSettings
 
 PolicyName = Literal["random", "reservoir", "herding", "distilled", "hybrid"]
 
@@ -16,6 +18,20 @@ def real_images(count: int, share: float) -> int:
     Of two or more, at least one is of either kind; a single one is distilled.
     """
     return 0 if count == 1 else min(max(1, round(count * share)), count - 1)
+
+
+def memory_settings(settings: DistillSettings) -> SizedSettings:
+    """The settings by which a memory's classes are distilled, their size settled; the factor is 1 where none is given.
+
+    Raises:
+        InputError: If they name a budget.
+    """
+    if settings.budget is not None:
+        raise InputError(
+            f"`distill.budget` must be null in replay, got {settings.budget}: a memory keeps distill.images_per_class "
+            f"images of each class. Leave it out."
+        )
+    return replace(settings, factor=settings.factor or 1).sized(1)
 
 
 @settings_class
