@@ -617,3 +617,26 @@ def test_a_warning_is_one_line_without_the_place_in_the_code(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert done.stderr == "tgdd: warning: The run \\x1b[1m was cut short.\n"
+
+
+def test_ctrl_c_while_packages_are_loaded(tmp_path):
+    """One of them answers a broken import by an error of its own, as numpy does when it is imported again."""
+    script = """
+import builtins, os, signal
+from tgdd_plugin import cli
+
+def load(name, *rest, usual=builtins.__import__, **named):
+    if name == "tgdd_plugin.pipeline.steps":
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(10_000): pass
+        except KeyboardInterrupt:
+            raise RuntimeError("loaded twice")
+    return usual(name, *rest, **named)
+
+builtins.__import__ = load
+cli.main(["run", "digits"])
+"""
+    options = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 100}
+    done = subprocess.run([sys.executable, "-c", script], **options)
+    assert (done.returncode, done.stderr) == (130, cli.INTERRUPTED + "\n")

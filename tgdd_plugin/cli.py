@@ -23,6 +23,7 @@ from tgdd_plugin.pipeline.exchange import add_exchange
 from tgdd_plugin.pipeline.step_table import STEPS
 
 COMPLETION = 'For bash, put this into ~/.bashrc: eval "$(tgdd completion bash)"'
+INTERRUPTED = "tgdd: interrupted; the same command keeps what is finished and the last checkpoint"
 STATUS = """\
 tgdd STEP --help lists every key of a step's recipe with its default and meaning.
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tgdd: {printable(' '.join(_told(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("tgdd: interrupted; the same command keeps what is finished and the last checkpoint", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 130
     return 0
 
@@ -190,15 +191,23 @@ def _work(options: argparse.Namespace) -> None:
     recipe = read_job(options.step, options.path, options.overrides)
     # Imported only now, since it takes seconds for Composer to load.
     warnings.filterwarnings("ignore", category=FutureWarning, module="composer|torchmetrics")
+    with contextlib.suppress(ValueError):  # outside the main thread, where no Ctrl-C comes
+        # A package whose import is broken off fails in ways of its own, not as an interrupt.
+        signal.signal(signal.SIGINT, _end_now)
     from tgdd_plugin.pipeline.steps import work
 
-    with contextlib.suppress(ValueError):  # outside the main thread, where no Ctrl-C comes
+    with contextlib.suppress(ValueError):
         # Composer, once imported, has Ctrl-C end the process without a word.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
         made = work(options.step, recipe)
     if options.json:
         _print_json({"step": options.step, **made})
+
+
+def _end_now(*_: object) -> None:
+    print(INTERRUPTED, file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def _print_json(content: dict[str, Any]) -> None:
