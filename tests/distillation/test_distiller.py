@@ -241,6 +241,18 @@ def test_herding_needs_no_compiled_pass_of_its_own(trajectory, pool, tmp_path, m
     assert all(torch.equal(a, b) for a, b in zip(read_beton(plain.path), read_beton(built.path), strict=True))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_disk_without_room_for_the_file_is_told_before_any_step(trajectory, pool, tmp_path, monkeypatch, packed):
+    settings, steps = replace(SETTINGS, factor=2, packed=packed), Steps()
+    needed = run(trajectory, pool, tmp_path / "a.beton", settings).path.stat().st_size
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    line = refusal(run, trajectory, pool, tmp_path / "b.beton", settings, callbacks=[steps])
+    assert "MiB left" in line and not steps.seen
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed + 2**22))
+    assert run(trajectory, pool, tmp_path / "b.beton", settings, callbacks=[steps]).path.stat().st_size == needed
+
+
 def test_a_crash_costs_at_most_a_minute_of_steps(trajectory, pool, tmp_path):
     class Slow(Callback):
         """As if each step took 25 s; the third is the first one beyond a minute."""

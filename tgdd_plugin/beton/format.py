@@ -62,13 +62,9 @@ def write_beton(
     path = Path(path)
     arrays = _checked_arrays(images, labels, card, soft_labels)
     sample = sum(a[0].nbytes for a in arrays if a.ndim > 1)
-    page = MIN_PAGE
-    while page < sample:  # a sample must fit in one page
-        page *= 2
     # Whoever adds accuracies to the card at the same time waits, and finds the card of the new file.
     with locked(card_path(path), wait=60), whole_file(path) as temporary:
-        # Pages of samples, one begun and two around the header, and below 100 bytes a sample in FFCV's tables.
-        _check_room(path.parent, page * (3 + len(images) // (page // sample)) + 100 * len(images))
+        check_room(path.parent, len(images), sample)
         with restored_threads():
             from ffcv.fields import IntField, NDArrayField, RGBImageField
             from ffcv.writer import DatasetWriter
@@ -78,7 +74,9 @@ def write_beton(
             written["soft_label"] = NDArrayField(np.dtype("float32"), (len(card.classes),))
         # One worker writes the same bytes every time. Its progress bar would be of a second's work.
         with contextlib.redirect_stderr(io.StringIO()), mock.patch("ffcv.writer.Process", _InThisProcess):
-            DatasetWriter(str(temporary), written, page_size=page, num_workers=1).from_indexed_dataset(_Rows(arrays))
+            DatasetWriter(str(temporary), written, page_size=_page_size(sample), num_workers=1).from_indexed_dataset(
+                _Rows(arrays)
+            )
         card.sha256 = sha256(temporary)
         # The card first: a process that is killed in between leaves a card alone, or one of another file than that
         # beside it, and nothing takes either for a result.
@@ -139,8 +137,27 @@ class _InThisProcess:
         self.start = functools.partial(target, *args)
 
 
-def _check_room(folder: Path, needed: int) -> None:
-    # On a full disk FFCV may write less than it was told, and say nothing.
+def _page_size(sample: int) -> int:
+    page = MIN_PAGE
+    while page < sample:  # a sample must fit in one page
+        page *= 2
+    return page
+
+
+def check_room(folder: Path, count: int, sample: int) -> None:
+    """Checks that there is room for a ``.beton``: on a full disk FFCV may write less than it was told, and say nothing.
+
+    Args:
+        folder: The folder that the file is written into.
+        count: The number of its samples.
+        sample: The bytes of each; an image has three of each pixel.
+
+    Raises:
+        InputError: If there is not.
+    """
+    # Pages of samples, one begun and two around the header, and below 100 bytes a sample in FFCV's tables.
+    page = _page_size(sample)
+    needed = page * (3 + count // (page // sample)) + 100 * count
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(

@@ -39,7 +39,7 @@ from tgdd_plugin.distillation.logs import DistillationLog
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.monitoring import NonFiniteLoss, estimate
 from tgdd_plugin.distillation.probe import Probe
-from tgdd_plugin.distillation.result import draw_result, result_card, write_result
+from tgdd_plugin.distillation.result import check_room_for, draw_result, result_card, write_result
 from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.settings import DistillSettings
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
@@ -145,6 +145,7 @@ def distill(
         card = result_card(inputs, head)
         if not is_finished(output, card, overwrite=overwrite):
             options.logs.check_probe(inputs.settings.source)
+            check_room_for(output, card)
             _distill(output, inputs, card, network, head, options)
         elif dist.get_global_rank() == 0:
             if checkpoint_folders(output):  # this job's are left if it was killed while it removed them

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 
 import torch
 
 from tgdd_plugin.beton.card import Card
-from tgdd_plugin.beton.format import write_beton
+from tgdd_plugin.beton.format import check_room, write_beton
 from tgdd_plugin.core.errors import brief
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.distillation.evolution import Evolution, strip_path
@@ -47,6 +48,16 @@ def result_card(inputs: Inputs, head: str | None) -> Card:
         },
         versions=installed_versions("mosaicml", "ffcv", "numpy"),
     )
+
+
+def check_room_for(path: Path, card: Card) -> None:
+    """Checks, before hours of work, that there is room for the ``.beton`` that the card will be of.
+
+    Raises:
+        InputError: If there is not.
+    """
+    stored = len(card.classes) * card.images_per_class
+    check_room(path.parent, stored if card.packed else stored * card.factor**2, 3 * math.prod(card.shape[1:]))
 
 
 def draw_result(
