@@ -44,7 +44,7 @@ def test_without_a_budget_a_set_is_of_the_published_size_and_takes_a_tenth_of_th
     assert DistillSettings(images_per_class=10).resolved(32).alpha == 2.5
 
 
-@pytest.mark.parametrize(("side", "factor"), [(8, 1), (16, 1), (28, 2), (32, 2), (33, 1), (128, 2), (225, 1)])
+@pytest.mark.parametrize(("side", "factor"), [(8, 1), (14, 1), (16, 2), (28, 2), (32, 2), (33, 1), (128, 2), (225, 1)])
 def test_images_that_are_too_small_to_be_halved_or_odd_are_not(side: int, factor: int) -> None:
     assert DistillSettings().resolved(side).factor == factor == DistillSettings().sized(10, side).factor
     assert DistillSettings(factor=4).resolved(side).factor == 4

@@ -11,7 +11,7 @@ SHORT = 10_000
 """Passes up to which it pays to keep the classes further apart than the paper does."""
 
 
-SMALL = 24
+SMALL = 16
 """Pixels below which the side of an image is too short to be halved, by the figures in ``benchmarks/README.md``."""
 
 

@@ -54,7 +54,7 @@ class DistillSettings:
     500 images, of all classes together up to 5,000 passes, 1,000 from 10,000 to 20,000, then a twentieth."""
     factor: Count | None = None
     """Factor f of multi-formation: each stored image holds f x f sub-images, which are enlarged when decoded. It must
-    divide the side of the images. null: 2; 1 for a budget, in replay, and for images whose side is below 24 pixels or
+    divide the side of the images. null: 2; 1 for a budget, in replay, and for images whose side is below 16 pixels or
     odd."""
     start: Start | None = None
     """What the pixels start from. mix: every sub-image is a real image, shrunk; real: every stored image is a real one;
