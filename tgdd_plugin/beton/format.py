@@ -74,9 +74,8 @@ def write_beton(
             written["soft_label"] = NDArrayField(np.dtype("float32"), (len(card.classes),))
         # One worker writes the same bytes every time. Its progress bar would be of a second's work.
         with contextlib.redirect_stderr(io.StringIO()), mock.patch("ffcv.writer.Process", _InThisProcess):
-            DatasetWriter(str(temporary), written, page_size=_page_size(sample), num_workers=1).from_indexed_dataset(
-                _Rows(arrays)
-            )
+            writer = DatasetWriter(str(temporary), written, page_size=_page_size(sample), num_workers=1)
+            writer.from_indexed_dataset(_Rows(arrays))
         card.sha256 = sha256(temporary)
         # The card first: a process that is killed in between leaves a card alone, or one of another file than that
         # beside it, and nothing takes either for a result.
