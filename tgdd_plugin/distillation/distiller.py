@@ -21,7 +21,7 @@ from tgdd_plugin.beton.card import Card
 from tgdd_plugin.core.atomic_files import check_writable
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.ranks import locked_on_rank_0
+from tgdd_plugin.core.ranks import locked_on_rank_0, on_all_ranks
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.image_pool import ImagePool
@@ -145,7 +145,7 @@ def distill(
         card = result_card(inputs, head)
         if not is_finished(output, card, overwrite=overwrite):
             options.logs.check_probe(inputs.settings.source)
-            check_room_for(output, card)
+            on_all_ranks(lambda: check_room_for(output, card) if dist.get_global_rank() == 0 else None)
             _distill(output, inputs, card, network, head, options)
         elif dist.get_global_rank() == 0:
             if checkpoint_folders(output):  # this job's are left if it was killed while it removed them
