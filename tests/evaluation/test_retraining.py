@@ -24,6 +24,7 @@ from tgdd_plugin.evaluation.scorer import Row
 from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.evaluation.tables import retrain_table
 from tgdd_plugin.networks import convnet
+from tgdd_plugin.training import resuming
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import Trained, accuracy, check_network, train_each
 
@@ -148,6 +149,41 @@ def test_finished_rows_are_kept_by_name_and_another_comparison_is_refused(file, 
     with pytest.raises(InputError, match="is damaged"):
         again()
     assert again(overwrite=True) == (every, 5 * 3)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_training_that_was_cut_short_goes_on(file, tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(resuming, "SAVED_EVERY", 0.0)
+    trainings, cut = [], []
+
+    class Cut(Callback):
+        """Notes where each training begins, and ends the second row's within its second epoch."""
+
+        def fit_start(self, state, logger):
+            trainings.append(state.timestamp.batch.value)
+
+        def after_forward(self, state, logger):
+            if len(trainings) == (2 if at_once else 5) and state.timestamp.batch.value == 1 and cut:
+                raise KeyboardInterrupt
+
+    def run(name, **options):
+        how = {"real": REAL, "progress_bar": False, "trainer_options": {"callbacks": Cut()}, **options}
+        return retrain(file, TEST, replace(QUICK, at_once=at_once), results=tmp_path / name, **how)
+
+    whole = run("whole.json")
+    trainings.clear()
+    cut.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut.json")
+    assert (tmp_path / ".cut-checkpoints").is_dir()
+    trainings.clear()
+    cut.clear()
+    rows = run("cut.json")
+    # The first row is done and, one after another, so are the batches of the first of the second row's networks.
+    assert trainings == ([1, 0, 0, 0] if at_once else [2, 1, 0, *[0] * 9])
+    assert [row.accuracies for row in rows] == [row.accuracies for row in whole]
+    assert all(row.computed == "fp32, eager" and min(row.seconds) > 0 for row in rows)
+    assert not list(tmp_path.glob(".*-checkpoints"))
 
 
 def test_standard_deviation_is_of_a_sample():

@@ -310,7 +310,7 @@ def test_outputs_that_are_not_finite_in_bf16_are_computed_again_in_float32(monke
 
 def test_several_ranks_and_the_users_own_precision_measure_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
-    monkeypatch.setattr(training, "fit", lambda model, engine, *_, **__: found.append(engine))
+    monkeypatch.setattr(training, "fit", lambda model, engine, *_, **__: found.append(engine) or 0.0)
     trained(PLAIN, precision="amp_bf16")
     trained(PLAIN)
     monkeypatch.setattr(training.dist, "get_world_size", lambda: 2)

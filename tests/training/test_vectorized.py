@@ -357,7 +357,7 @@ def test_as_long_as_ten_steps_or_half_a_second(monkeypatch):
 def test_what_pays_is_what_is_done(answer, long, monkeypatch):
     asked, ways = [], []
     monkeypatch.setattr(training, "vectorizing_is_faster", lambda *arguments: asked.append(arguments) or answer)
-    monkeypatch.setattr(training, "fit", lambda model, *_, **__: ways.append(type(model).__name__))
+    monkeypatch.setattr(training, "fit", lambda model, *_, **__: ways.append(type(model).__name__) or 0.0)
     networks = [make("instance norm", seed) for seed in SEEDS]
     train_each(networks, loaders(), K, SETTINGS, seeds=SEEDS)
     assert ways == (["Population"] if answer else ["EngineClassifier"] * 3)
@@ -371,7 +371,7 @@ def test_what_pays_is_what_is_done(answer, long, monkeypatch):
 def test_short_trainings_single_networks_and_several_ranks_do_not_measure(monkeypatch):
     asked = []
     monkeypatch.setattr(training, "vectorizing_is_faster", lambda *arguments: asked.append(arguments))
-    monkeypatch.setattr(training, "fit", lambda *_, **__: None)
+    monkeypatch.setattr(training, "fit", lambda *_, **__: 0.0)
     networks = [make("instance norm", seed) for seed in SEEDS]
     longest = 10 * population.TRIALS // 3  # epochs of three batches
 
@@ -388,7 +388,7 @@ def test_short_trainings_single_networks_and_several_ranks_do_not_measure(monkey
 def test_seconds_are_those_of_each_or_equal_shares(monkeypatch):
     now = iter([10.0, 16.0, 20.0, 21.0, 30.0, 32.0, 40.0, 44.0])
     monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: next(now)))
-    monkeypatch.setattr(training, "fit", lambda *_, **__: None)
+    monkeypatch.setattr(training, "fit", lambda *_, **__: 0.0)
     networks = [make("instance norm", seed) for seed in SEEDS]
     for at_once, wanted in ((True, [2.0, 2.0, 2.0]), (False, [1.0, 2.0, 4.0])):
         trained = train_each(networks, loaders(), K, SETTINGS, seeds=SEEDS, at_once=at_once)

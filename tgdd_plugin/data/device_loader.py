@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from composer.utils import dist
 
 from tgdd_plugin.core.errors import InputError, check_whole_number
+from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 
 NORMALIZED_LIMIT = 2**27
@@ -65,6 +68,14 @@ class DeviceLoader:
         order = "shuffled" if self.shuffle else "in order"
         what = f"{len(self.images)} images of {shape} in {len(self)} batches of {self.batch_size}, {order}"
         return f"DeviceLoader({what}, on {self.device})"
+
+    def fingerprint(self) -> str:
+        """Returns the SHA-256 of what its batches depend on, with up to 4,096 of the images."""
+        pool = ImagePool(self.images, torch.zeros(len(self.images)))
+        about = [pool.fingerprint(), self.normalization.mean, self.normalization.std, self.batch_size, self.shuffle]
+        digest = hashlib.sha256(json.dumps([*about, self.seed]).encode())
+        digest.update(self.labels.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def batches_of(self, passes: int) -> int:
         """How many batches, on this rank, hold at least so many images on all ranks together.

@@ -31,6 +31,7 @@ from tgdd_plugin.logs.destinations import make_loggers
 from tgdd_plugin.logs.guarding import guarded
 from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings
+from tgdd_plugin.training.resuming import can_resume
 
 T = TypeVar("T")
 
@@ -135,13 +136,6 @@ def trainer_arguments(
         }
 
     return arguments
-
-
-def can_resume(checkpoints: Path) -> bool:
-    """Whether rank 0 has a checkpoint; without one, Composer would ask the user's loggers, and some have no answer."""
-    found = [(checkpoints / "latest-rank0.pt").exists()]
-    dist.broadcast_object_list(found, src=0)
-    return found[0]
 
 
 def fit(arguments: Callable[[int], dict[str, Any]], chunk: int, synthetic: SyntheticImages) -> None:

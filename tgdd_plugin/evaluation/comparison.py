@@ -74,8 +74,9 @@ def retrain(
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         seed: The first of ``settings.seeds`` seeds: of the initial weights, the order of images, the augmentation, and
             the choice of random images. Default: ``0``.
-        results: A JSON file that keeps every row once it is done; the same call makes only the rows that are missing.
-            Default: none, and all rows are made.
+        results: A JSON file that keeps every row once it is done; the same call makes only the rows that are missing,
+            and goes on with a training that was cut short from a checkpoint that is a minute old at most, in a hidden
+            folder beside that file. Default: none, and all rows are made.
         overwrite: Whether ``results`` of another comparison are replaced. Default: ``False``.
         progress_bar: Whether to show progress bars. Default: ``True``.
         loggers: Composer loggers beside the log in ``<results>-log.csv``, or :class:`LoggerSettings`, also as a
@@ -101,8 +102,8 @@ def retrain(
     if real is not None:
         baselines = Baselines(compact, real, _usual_results(file).with_suffix(""), device, progress_bar)
     jobs = plan_rows(compact, baselines, RETRAIN_ROWS, settings, seed=seed)
-    scorer = _scorer(compact, test, settings, seed, device, progress_bar, trainer_options)
-    scorer = replace(scorer, logs=_logs(loggers, results, file))
+    logs = _logs(loggers, results, file)
+    scorer = _scorer(compact, test, settings, seed, device, progress_bar, trainer_options, logs, results)
     about = describe_comparison(file, compact, scorer, real, replace(settings, at_once=None))  # it changes no result
     dist.initialize_dist(device)
     with locked_on_rank_0(results) if results else nullcontext():
@@ -185,8 +186,8 @@ def evaluate(
         if CONFIDENCE in settings.baselines and len(teacher.finite_stages) > 1:
             how: dict[str, Any] = {"normalization": compact.card.normalization, "device": on}
             confidences = functools.partial(predict_confidences, teacher, networks, **how, progress_bar=progress_bar)
-    scorer = _scorer(compact, test, training, seed, device, progress_bar, trainer_options)
-    scorer = replace(scorer, logs=_logs(loggers, results, file))
+    logs = _logs(loggers, results, file)
+    scorer = _scorer(compact, test, training, seed, device, progress_bar, trainer_options, logs, results)
     about = describe_comparison(file, compact, scorer, real, replace(training, at_once=None))  # it changes no result
     about["learning_rates"] = settings.learning_rates and list(settings.learning_rates)
     about["teachers"] = teacher and [stage.sha256 for stage in find_teachers(teacher)]
@@ -228,19 +229,15 @@ def _scorer(
     device: Device | None,
     progress_bar: bool,
     trainer_options: Mapping[str, Any] | None,
+    logs: TrainingLogs,
+    results: Path | None,
 ) -> Scorer:
     torch_device(device)  # one that is not there, or of another name, is told before anything is trained
     card, seeds = compact.card, range(seed, seed + training.seeds)
-    return Scorer(
-        test,
-        card.normalization,
-        seeds,
-        len(card.classes),
-        device,
-        training.at_once,
-        progress_bar,
-        trainer_options,
-    )
+    checkpoints = results and results.with_name(f".{results.stem}-checkpoints")  # without results nothing goes on
+    seen: dict[str, Any] = {"progress_bar": progress_bar, "trainer_options": trainer_options, "logs": logs}
+    how: dict[str, Any] = {"device": device, "at_once": training.at_once, "checkpoints": checkpoints}
+    return Scorer(test, card.normalization, seeds, len(card.classes), **how, **seen)
 
 
 def _logs(
@@ -284,6 +281,7 @@ def _score(
             done[job.row.key] = job.row
             keep(job.row, networks)
         rows.append(done[job.row.key])
+    scorer.remove_checkpoints()
     return rows
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import platform
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.logs.destinations import TrainingLogs
+from tgdd_plugin.training.resuming import checkpoint_folder
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import accuracy, has_diverged, train_each
 
@@ -133,6 +136,8 @@ class Scorer:
         trainer_options: More arguments for the Composer ``Trainer`` of each training, see
             :func:`tgdd_plugin.training.train.train_network`. Default: none.
         logs: The logs of the trainings. Default: none.
+        checkpoints: The folder for the checkpoints of trainings that take minutes, which go on from there where they
+            were cut short, see :meth:`remove_checkpoints`. Default: ``None``, none.
     """
 
     test: ImagePool
@@ -144,6 +149,7 @@ class Scorer:
     progress_bar: bool = True
     trainer_options: Mapping[str, Any] | None = None
     logs: TrainingLogs | None = None
+    checkpoints: Path | None = None
 
     def score(
         self, row: Row, build: Callable[[], nn.Module], images: Callable[[int], Images], settings: TrainSettings
@@ -188,6 +194,9 @@ class Scorer:
         row.learning_rate = settings.learning_rate
         row.passes = settings.passes or settings.epochs * row.images
         row.epochs = -(-row.passes // row.images)
+        folder = None
+        if self.checkpoints is not None:
+            folder = checkpoint_folder(self.checkpoints, "row", networks, loaders, asdict(settings))
         trained = train_each(
             networks,
             loaders,
@@ -198,11 +207,17 @@ class Scorer:
             title=printable(f"{row.network} {row.name}").strip() if self.progress_bar else None,
             device=self.device,
             logs=functools.partial(self._loggers, row),
+            checkpoints=folder,
             **(self.trainer_options or {}),
         )
         row.seconds, row.computed = [each.seconds for each in trained], trained[0].computed
         row.accuracies = [accuracy(network, self.test, self.normalization) for network in networks]
         return networks
+
+    def remove_checkpoints(self) -> None:
+        """Removes the checkpoints of all trainings, whose rows are done."""
+        if self.checkpoints is not None and rank() == 0:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _loggers(self, row: Row, seeds: Sequence[int]) -> list[LoggerDestination]:
         """The loggers of a row's training with some seeds."""

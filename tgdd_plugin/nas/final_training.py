@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,12 @@ def train_best(
     seeds = range(seed, seed + training.seeds)
     classes = len(card.classes)
     scorer = Scorer(test, card.normalization, seeds, classes, device, training.at_once, progress_bar, trainer_options)
+    scorer = replace(scorer, checkpoints=output.with_name(f".{output.stem}-checkpoints"))
     row = Row(FULL_DATA, network=best.name)
     build = candidate_builder(space, best.arguments, card.shape, classes)
     network = scorer.score(row, build, lambda seed: (pool.images, pool.labels), settings)[0]
     write_whole(output, weights_content(network.state_dict(), {"job": key, "row": json.dumps(asdict(row))}))
+    scorer.remove_checkpoints()
     return row
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from composer import Callback
 from composer.loggers import LoggerDestination
 from composer.utils import dist, ensure_tuple
 from torch import nn
@@ -35,6 +36,7 @@ from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.recording.callback import TGDDCallback
 from tgdd_plugin.recording.settings import RecordSettings, as_recorded
 from tgdd_plugin.training.fitting import ACCURACY, LOGGED
+from tgdd_plugin.training.resuming import checkpoint_folder, remove_checkpoints
 from tgdd_plugin.training.train import check_network, train_network
 from tgdd_plugin.trajectory.folders import job_name
 from tgdd_plugin.trajectory.journal import remove_journals
@@ -60,7 +62,8 @@ def record(
 ) -> Trajectory:
     """Trains ``settings.runs`` networks, or as many of each of several architectures, and records them into one folder.
 
-    Runs that are complete in the folder are kept, so that the call can be made again after a crash.
+    The call can be made again after a crash: runs that are complete in the folder are kept, and one that was cut short
+    goes on from a checkpoint that is a minute old at most, in a hidden folder there.
 
     Args:
         folder: The trajectory folder.
@@ -108,35 +111,61 @@ def record(
     with locked_on_rank_0(folder / JOB):
         _check_job(folder / JOB, as_plain(depends))
         normalization = Normalization.of(mean, std) or Normalization(*real.statistics())
-        options = dict(trainer_options or {})
-        callbacks = options.pop("callbacks", None)
         pool = real.to(on)
         seeds, columns = range(seed, seed + settings.runs), {**LOGGED, **ACCURACY}
         runs = [(run_name(number, kind), build, number) for kind, build in enumerate(builders, 1) for number in seeds]
         for number, (name, build, run_seed) in enumerate(runs, 1):
             if (folder / name / MANIFEST).is_file() and Run.read(folder / name).complete:
                 remove_journals(folder / name)  # one may be left if it was killed at its very end
-                continue
-            with forked_streams(run_seed):
-                fresh = build()
-            training_logs = TrainingLogs(logs, job_name(folder), log_path(folder / name), columns, own)
-            train_network(
-                fresh,
-                DeviceLoader(
-                    pool.images, pool.labels, normalization, batch_size=settings.batch_size, seed=run_seed, device=on
-                ),
-                real.num_classes,
-                settings,
-                seed=run_seed,
-                device=device,
-                title=f"recording run {number}/{len(runs)}" if progress_bar else None,
-                metrics=True,
-                logs=training_logs.of(name),
-                callbacks=[recorder_of(folder, settings, real.classes, normalization, head), *ensure_tuple(callbacks)],
-                run_name=name,
-                **options,
-            )
+            else:
+                how: dict[str, Any] = {"batch_size": settings.batch_size, "seed": run_seed, "device": on}
+                training_logs = TrainingLogs(logs, job_name(folder), log_path(folder / name), columns, own)
+                _record_run(
+                    folder,
+                    name,
+                    build,
+                    DeviceLoader(pool.images, pool.labels, normalization, **how),
+                    settings,
+                    num_classes=real.num_classes,
+                    depends=[depends, head],
+                    recorder=recorder_of(folder, settings, real.classes, normalization, head),
+                    title=f"recording run {number}/{len(runs)}" if progress_bar else None,
+                    logs=training_logs.of(name),
+                    device=device,
+                    **(trainer_options or {}),
+                )
+            remove_checkpoints(folder, f"training-{name}")
     return Trajectory.open(folder)
+
+
+def _record_run(
+    folder: Path,
+    name: str,
+    build: Callable[[], nn.Module],
+    loader: DeviceLoader,
+    settings: RecordSettings,
+    *,
+    num_classes: int,
+    depends: Any,
+    recorder: TGDDCallback,
+    callbacks: Callback | Sequence[Callback] = (),
+    **options: Any,
+) -> None:
+    """Trains one network under ``recorder``, on from its last checkpoint if it was cut short."""
+    with forked_streams(loader.seed):
+        network = build()
+    train_network(
+        network,
+        loader,
+        num_classes,
+        settings,
+        seed=loader.seed,
+        metrics=True,
+        checkpoints=checkpoint_folder(folder, f"training-{name}", [network], [loader], depends),
+        callbacks=[recorder, *ensure_tuple(callbacks)],
+        run_name=name,
+        **options,
+    )
 
 
 def recorder_of(

@@ -78,6 +78,12 @@ class Float32Fallback(Callback):
         if self.engine.uses_bf16 and state.timestamp.batch.value % KEPT_EVERY == 0:
             self._keep(state)
 
+    def state_dict(self) -> dict[str, Any]:
+        return self.engine.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.engine.load_state_dict(state)
+
     def _keep(self, state: State) -> None:
         if are_finite(state.model.state_dict()):
             optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in state.optimizers]

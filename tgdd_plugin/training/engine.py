@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -104,6 +104,7 @@ class Engine:
         self.tell = tell
         self.used: dict[int, Way] = {}
         """The way of each batch size, once it is settled."""
+        self._earlier: dict[int, Way] = {}  # what was settled before the training was cut short
         self._trials: dict[int, _Trial] = {}
         self._last: tuple[int, float] | None = None  # the batch before: its size, and when it began
 
@@ -131,15 +132,27 @@ class Engine:
         ways = [*self.used.values(), *(trial.ways[0] for trial in self._trials.values())]
         return any(way.precision == "bf16" for way in ways)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training needs to go on in the same ways, as plain values."""
+        ways = {size: list(way) for size, way in {**self._earlier, **self.used}.items()}
+        return {"precision": self.precision, "compile": self.compile, "ways": ways}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from :meth:`state_dict`."""
+        self.precision, self.compile = state["precision"], state["compile"]
+        self._earlier = {size: Way(*way) for size, way in state["ways"].items()}
+
     def keep_to_float32(self) -> None:
         """From here on computes in float32, not compiled, whatever was found."""
         self.precision, self.compile = "fp32", False
         self.used, self._trials, self._last = dict.fromkeys({*self.used, *self._trials}, EAGER), {}, None
+        self._earlier = {}
 
     def __str__(self) -> str:
         """The way of the batch size that comes most often, for people."""
-        most = max(self.used, key=lambda size: self.steps.get(size, 0), default=None)
-        return str(EAGER if most is None else self.used[most])
+        known = {**self._earlier, **self.used}
+        most = max(known, key=lambda size: self.steps.get(size, 0), default=None)
+        return str(EAGER if most is None else known[most])
 
     def _note(self, device: torch.device) -> None:
         assert self._last is not None
@@ -149,7 +162,10 @@ class Engine:
             self._trials[size].note(now(device) - began)
 
     def _begin(self, size: int, network: nn.Module, images: torch.Tensor) -> None:
-        if found := _chosen.get(self._key(network, images)):
+        earlier = self._earlier.get(size)
+        if earlier and not (earlier.compiled and compile_problem(earlier, network, images)):
+            self.used[size] = earlier
+        elif found := _chosen.get(self._key(network, images)):
             self.used[size] = found
         else:
             ways = ways_to_try(self.precision, self.compile, images.device)

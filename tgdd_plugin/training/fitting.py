@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from tgdd_plugin.logs.destinations import Hyperparameters
 from tgdd_plugin.logs.guarding import guarded
 from tgdd_plugin.training.classifier import Float32Fallback
 from tgdd_plugin.training.engine import Engine
+from tgdd_plugin.training.resuming import saving
 from tgdd_plugin.training.settings import Schedule, TrainSettings
 from tgdd_plugin.training.vectorized import SLOWER, Population
 
@@ -36,6 +38,10 @@ LOGGED = {
 
 ACCURACY = {"accuracy": "metrics/train/MulticlassAccuracy"}
 """One more where the accuracy on the training images is computed."""
+
+
+OWN_CHECKPOINTS = ("save_", "load_", "autoresume")
+"""What the Trainer's arguments begin with that save or load checkpoints."""
 
 
 def count_batches(settings: TrainSettings, loader: Any) -> int:
@@ -55,8 +61,10 @@ def fit(
     title: str | None = None,
     callbacks: Callback | Sequence[Callback] | None = None,
     loggers: LoggerDestination | Sequence[LoggerDestination] | None = None,
+    checkpoints: Path | None = None,
+    save_end: bool = False,
     **trainer_options: Any,
-) -> None:
+) -> float:
     """Trains a model.
 
     Args:
@@ -68,7 +76,13 @@ def fit(
         logs: Loggers of ours.
         title: The title of a progress bar. Default: ``None``, no bar.
         callbacks, loggers: The user's own, beside ours.
+        checkpoints: The folder of its checkpoints, from which it goes on; see :mod:`tgdd_plugin.training.resuming`.
+            Where ``trainer_options`` save or load checkpoints, these are the only ones. Default: ``None``, none.
+        save_end: Whether the trained model is saved, too. Default: ``False``.
         trainer_options: More arguments for the Trainer; they override ours.
+
+    Returns:
+        The seconds that the training had taken before it was resumed.
     """
     optimizer = torch.optim.SGD(
         model.parameters(),
@@ -93,14 +107,17 @@ def fit(
         "precision": "fp32",
         "progress_bar": False,
     }
+    if checkpoints is not None and not any(name.startswith(OWN_CHECKPOINTS) for name in trainer_options):
+        ours |= saving(checkpoints, at_end=save_end)
     in_batches = settings.passes is not None or settings.schedule == "one-cycle"
     duration = f"{count_batches(settings, loader)}ba" if in_batches else f"{settings.epochs}ep"
     with guarded(all_loggers):
         trainer = Trainer(model=model, train_dataloader=loader, max_duration=duration, **{**ours, **trainer_options})
-        _run(trainer)
+        return _run(trainer)
 
 
-def _run(trainer: Trainer) -> None:
+def _run(trainer: Trainer) -> float:
+    earlier = trainer.state.timestamp.total_wct.total_seconds()
     try:
         with warnings.catch_warnings():
             # Composer warns of every last batch that is smaller than the others.
@@ -110,9 +127,12 @@ def _run(trainer: Trainer) -> None:
             # A short epoch may have only mixed batches; distillation refuses a run with no other stages.
             warnings.filterwarnings("ignore", message="no class statistics.*mix every batch")
             warnings.filterwarnings("ignore", message=SLOWER)
-            trainer.fit()
+            assert trainer.state.max_duration is not None
+            if trainer.state.timestamp < trainer.state.max_duration:  # it may have ended before it was resumed
+                trainer.fit()
     finally:
         close(trainer)
+    return earlier
 
 
 class MeanLoss(Callback):

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.training.classifier import EngineClassifier
 from tgdd_plugin.training.engine import Engine
 from tgdd_plugin.training.fitting import count_batches, fit
+from tgdd_plugin.training.resuming import can_resume
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.vectorized import (
     TRIALS,
@@ -50,6 +52,7 @@ def train_network(
     metrics: bool = False,
     replay: Algorithm | None = None,
     logs: Sequence[LoggerDestination] = (),
+    checkpoints: Path | None = None,
     **options: Any,
 ) -> nn.Module:
     """Trains ``network`` in place.
@@ -64,6 +67,8 @@ def train_network(
         replay: An algorithm that mixes a memory into each batch, before it is augmented. Default: ``None``.
         logs: Loggers, which are told the settings and the learning rate, too; one that fails ends nothing. Default:
             none.
+        checkpoints: The folder of its checkpoints, one for each minute, from which it goes on where it was cut short;
+            see :func:`tgdd_plugin.training.resuming.checkpoint_folder`. The caller removes it. Default: ``None``, none.
         options: ``device``, ``'cpu'`` or ``'gpu'``, by default a GPU if there is one. ``title``, that of a progress
             bar, by default none. Other arguments go to Composer's ``Trainer``: ``callbacks`` and ``loggers`` are added
             to ours, all others override ours.
@@ -72,7 +77,7 @@ def train_network(
         The network, on the device.
     """
     how: dict[str, Any] = {"seed": seed, "metrics": metrics, "replay": replay, "logs": logs}
-    _train_one(network, loader, num_classes, settings, **how, **options)
+    _train_one(network, loader, num_classes, settings, checkpoints=checkpoints, **how, **options)
     return network
 
 
@@ -82,6 +87,7 @@ class Trained:
 
     Args:
         seconds: How long it took, the set-up of the Trainer included; of networks trained at once, an equal share.
+            Of what came before it was cut short, the batches alone.
         computed: How most of its batches were computed, such as ``'fp32, eager'``.
     """
 
@@ -116,8 +122,8 @@ def _train_one(
         algorithms.append(SiameseAugmentation(settings.augmentation, seed))
     if settings.cutmix:
         algorithms.append(RandomCutMix(settings.cutmix, seed))
-    fit(model, engine, loader, algorithms, settings, logs, seed=seed, **options)
-    return Trained(time.perf_counter() - began, str(engine))
+    earlier = fit(model, engine, loader, algorithms, settings, logs, seed=seed, **options)
+    return Trained(earlier + time.perf_counter() - began, str(engine))
 
 
 def _engine(settings: TrainSettings, loader: Any, repeats: int, options: Mapping[str, Any]) -> Engine:
@@ -145,6 +151,7 @@ def train_each(
     title: str | None = None,
     device: Device | None = None,
     logs: Callable[[Sequence[int]], Sequence[LoggerDestination]] = lambda seeds: (),
+    checkpoints: Path | None = None,
     **options: Any,
 ) -> list[Trained]:
     """Trains several networks of one architecture in place, each as :func:`train_network` would, up to rounding.
@@ -160,12 +167,20 @@ def train_each(
         title: The title of the progress bars; ``None`` for no bars.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         logs: Makes the loggers of the training of some seeds, which is of one or of all. Default: there are none.
+        checkpoints: A folder that gets one for the checkpoints of each training, as in :func:`train_network`. Default:
+            ``None``, there are none.
         options: More arguments for the ``Trainer`` of each training, as in :func:`train_network`.
 
     Returns:
         The seconds of each network's training, and how it was computed.
     """
     together = PopulationLoader(loaders)
+    folders = {seed: checkpoints and checkpoints / f"seed{seed}" for seed in seeds}
+    all_in = checkpoints and checkpoints / "at-once"
+    if at_once is None and all_in is not None and can_resume(all_in):
+        at_once = True
+    if at_once is None and any(folder is not None and can_resume(folder) for folder in folders.values()):
+        at_once = False
     if at_once is None:
         # A short training ends before the two ways are compared, and several ranks might disagree.
         compare = len(networks) > 1 and dist.get_world_size() == 1 and count_batches(settings, together) > 10 * TRIALS
@@ -175,6 +190,7 @@ def train_each(
         for network, loader, seed in zip(networks, loaders, seeds, strict=True):
             how: dict[str, Any] = {"title": title and f"{title}, seed {seed}", "device": device, **options}
             how |= {"repeats": len(networks) - len(done), "logs": logs([seed])}
+            how |= {"checkpoints": folders[seed], "save_end": len(networks) > 1}
             done.append(_train_one(network, loader, num_classes, settings, seed=seed, **how))
         return done
     began = time.perf_counter()
@@ -182,10 +198,10 @@ def train_each(
     engine = _engine(settings, together, 1, {"title": named, **options})
     model = Population(networks, engine, settings.label_smoothing)
     algorithm = PopulationAugmentation(settings.augmentation, settings.cutmix, num_classes, seeds)
-    how = {"seed": seeds[0], "title": named, "device": device, **options}
-    fit(model, engine, together, [algorithm], settings, logs(seeds), **how)
+    how = {"seed": seeds[0], "title": named, "device": device, "checkpoints": all_in, **options}
+    earlier = fit(model, engine, together, [algorithm], settings, logs(seeds), **how)
     model.module.release()
-    return [Trained((time.perf_counter() - began) / len(networks), str(engine))] * len(networks)
+    return [Trained((earlier + time.perf_counter() - began) / len(networks), str(engine))] * len(networks)
 
 
 def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_classes: int) -> str:

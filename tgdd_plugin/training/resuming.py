@@ -1,0 +1,128 @@
+"""Where a training that takes long keeps its checkpoints, and goes on from after it was cut short."""
+
+from __future__ import annotations
+
+import datetime
+import glob
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from composer.core import Event, State
+from composer.utils import dist
+from torch import nn
+from torch.torch_version import TorchVersion
+
+from tgdd_plugin.core.differences import as_plain
+from tgdd_plugin.core.errors import brief
+from tgdd_plugin.core.weights import weights_content
+from tgdd_plugin.data.device_loader import DeviceLoader
+
+SAVED_EVERY = 60.0
+"""Seconds of training between two checkpoints; a training that takes less has none."""
+LATEST = "latest-rank0.pt"
+"""Composer's name for the last checkpoint."""
+PLAIN: list[Any] = [
+    *(datetime.timedelta, TorchVersion, np.ndarray, np.dtype, type(np.dtype(np.uint32))),
+    np.empty(0).__reduce__()[0],  # a function of numpy's whose module differs between its versions
+]
+"""What Composer's checkpoints hold beside tensors and plain values: none of it runs code when it is read."""
+
+
+class DueEveryMinute:
+    """Tells Composer when to save: after each minute of training, and at its end if it took as long.
+
+    Args:
+        at_end: Whether its end counts; not where callbacks have something left to do after the last checkpoint.
+    """
+
+    def __init__(self, *, at_end: bool) -> None:
+        self.at_end = at_end
+        self._saved: float | None = None
+
+    def __call__(self, state: State, event: Event) -> bool:
+        seconds = state.timestamp.total_wct.total_seconds()  # rank 0's, on every rank
+        if self._saved is None:
+            self._saved = seconds - state.timestamp.batch_wct.total_seconds()  # what a checkpoint had
+        due = seconds - self._saved >= SAVED_EVERY
+        if state.max_duration is not None and state.timestamp >= state.max_duration:
+            due = self.at_end and seconds >= SAVED_EVERY
+        if due:
+            self._saved = seconds
+        return due
+
+
+def checkpoint_folder(
+    parent: Path, name: str, networks: Sequence[nn.Module], loaders: Sequence[DeviceLoader], depends: Any
+) -> Path:
+    """The hidden folder of a training's checkpoints, named by all that the training depends on.
+
+    Args:
+        parent: The folder that it lies in.
+        name: What its name begins with.
+        networks: The networks with their initial weights.
+        loaders: Their batches.
+        depends: Whatever else the training depends on, as plain values.
+    """
+    digest = hashlib.sha256(json.dumps([as_plain(depends), dist.get_world_size()]).encode())
+    for network, loader in zip(networks, loaders, strict=True):
+        digest.update(type(network).__qualname__.encode())
+        digest.update(weights_content(network.state_dict()))
+        digest.update(loader.fingerprint().encode())
+    return parent / f".{name}-{digest.hexdigest()[:12]}"
+
+
+def remove_checkpoints(parent: Path, name: str) -> None:
+    """Removes the checkpoints of all trainings of a name, see :func:`checkpoint_folder`."""
+    if dist.get_global_rank() == 0:
+        for folder in parent.glob(f".{glob.escape(name)}-{'[0-9a-f]' * 12}"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def can_resume(folder: Path) -> bool:
+    """Whether rank 0 has a checkpoint; without one, Composer would ask the user's loggers, and some have no answer."""
+    found = [(folder / LATEST).exists()]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def saving(folder: Path, *, at_end: bool) -> dict[str, Any]:
+    """The arguments of a Trainer that keeps its checkpoints in a folder, and goes on from the last one there.
+
+    A checkpoint that cannot be used is removed with a warning, and the training begins anew.
+
+    Args:
+        folder: The folder, see :func:`checkpoint_folder`.
+        at_end: See :class:`DueEveryMinute`.
+    """
+    if dist.get_global_rank() == 0:
+        remove_if_unusable(folder)
+    return {
+        "run_name": folder.name.removeprefix("."),
+        "autoresume": can_resume(folder),
+        "save_folder": str(folder),
+        "save_interval": DueEveryMinute(at_end=at_end),
+        "save_overwrite": True,
+        "save_num_checkpoints_to_keep": 1,
+    }
+
+
+def remove_if_unusable(folder: Path) -> None:
+    """Removes checkpoints that are damaged, or hold what would run code when it is read."""
+    path = folder / LATEST
+    if not path.is_symlink() and not path.exists():
+        return
+    try:
+        with torch.serialization.safe_globals(PLAIN):
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # what is wrong with a file shows in many ways
+        shutil.rmtree(folder, ignore_errors=True)
+        warnings.warn(
+            f"the checkpoint in '{folder}' cannot be used ({brief(error)}): the training begins anew", stacklevel=2
+        )
