@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from composer import Callback
+from composer import Callback, Logger, State
 from composer.loggers import InMemoryLogger
 from safetensors.torch import load_file
 from torch import nn
@@ -39,6 +39,7 @@ from tgdd_plugin.replay.network_growth import grow
 from tgdd_plugin.replay.policies import TaskResult, distilled
 from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.tasks import Task, check_tasks, split_classes
+from tgdd_plugin.training import resuming
 from tgdd_plugin.training.train import accuracy, train_network
 
 MEAN, STD = [0.4], [0.3]
@@ -458,6 +459,26 @@ def test_the_log_has_every_training_on_a_task_and_on_its_memory_once(tmp_path: P
     assert lasting(tmp_path / "stopped")["replay-log.csv"] == lasting(tmp_path / "whole")["replay-log.csv"]
     run(tmp_path / "none", keep(), loggers={"csv": False})
     assert not [*(tmp_path / "none").rglob("*-log.csv")]
+
+
+def test_a_training_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resuming, "SAVED_EVERY", 0.0)
+    settings = replace(THREE, finetune_epochs=2)
+    run(tmp_path / "whole", keep(), settings=settings)
+    begun: list[int] = []
+
+    class Begun(Callback):
+        def fit_start(self, state: State, logger: Logger) -> None:
+            begun.append(state.timestamp.batch.value)
+
+    with training(lambda place: {"callbacks": [Crash(5)]} if place == "task1" else {}), pytest.raises(RuntimeError):
+        run(tmp_path / "stopped", keep(), settings=settings)
+    assert list((tmp_path / "stopped").rglob(".training-*/*.pt"))
+    with training(lambda here: {"callbacks": [Begun()]}):
+        run(tmp_path / "stopped", keep(), settings=settings)
+    assert lasting(tmp_path / "stopped") == lasting(tmp_path / "whole")
+    assert begun == [5, 0], "the second task goes on, and the third is trained"
+    assert not list((tmp_path / "stopped").rglob(".training-*"))
 
 
 def test_a_finished_job_is_not_touched(whole: Path, tmp_path: Path) -> None:

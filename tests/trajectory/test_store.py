@@ -221,6 +221,10 @@ def test_too_few_stages(tmp_path: Path, count: int) -> None:
     message = not_opened(tmp_path)
     assert f"has {count} stage(s); TGDD needs at least 2" in message
     assert "lower the callback's interval (it was '1ep')" in message
+    if count:
+        path = tmp_path / "run" / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "complete": False}))
+        assert "needs at least 2. Its training has not ended: go on with it, train longer or" in not_opened(tmp_path)
     trajectory = Trajectory.open(tmp_path, least=0)
     assert f"{count} stages" in describe_trajectory(trajectory) and trajectory_content(trajectory)["runs"]
 

@@ -63,7 +63,7 @@ def record(
     """Trains ``settings.runs`` networks, or as many of each of several architectures, and records them into one folder.
 
     The call can be made again after a crash: runs that are complete in the folder are kept, and one that was cut short
-    goes on from a checkpoint that is a minute old at most, in a hidden folder there.
+    goes on from a checkpoint in a hidden folder there: it is a minute old at most, or in the first epoch its beginning.
 
     Args:
         folder: The trajectory folder.

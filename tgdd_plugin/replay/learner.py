@@ -19,7 +19,6 @@ from torch import nn
 
 from tgdd_plugin.core.atomic_files import check_writable, sweep
 from tgdd_plugin.core.device import Device, torch_device
-from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.settings import as_settings
@@ -41,9 +40,10 @@ from tgdd_plugin.replay.metrics import Scores
 from tgdd_plugin.replay.network_growth import check_growth, grow, load_network, save_network
 from tgdd_plugin.replay.policies import Policy, TaskResult
 from tgdd_plugin.replay.settings import ReplaySettings
-from tgdd_plugin.replay.task_folders import FINETUNED, MEMORY, NETWORK, open_scores
+from tgdd_plugin.replay.task_folders import FINETUNED, MEMORY, NETWORK, open_scores, saved_memory
 from tgdd_plugin.replay.tasks import Task, check_policy, check_tasks
 from tgdd_plugin.training.fitting import LOGGED
+from tgdd_plugin.training.resuming import checkpoint_folder, remove_checkpoints
 from tgdd_plugin.training.train import accuracy, train_network
 
 
@@ -68,7 +68,7 @@ def learn(
     """Learns tasks one after another; the same call goes on where it stopped.
 
     What is finished is kept: a task's training, then its memory, then its row of the scores. An interrupted training
-    starts again; an interrupted distillation continues from its last checkpoint.
+    or distillation continues from its last checkpoint.
 
     Args:
         tasks: The tasks, such as :func:`tgdd_plugin.replay.tasks.split_classes` makes them.
@@ -205,9 +205,10 @@ class _Learner:
         if path.is_file():
             return load_network(grown, path).to(on)
         pool, settings = self.tasks[number].train.to(on), self.settings
+        loader = self._loader(pool.images, pool.labels)
         network = train_network(
             grown,
-            self._loader(pool.images, pool.labels),
+            loader,
             pool.num_classes,
             self.training,
             seed=self.seed,
@@ -217,15 +218,16 @@ class _Learner:
             replay=DistilledReplay(memory, settings.ratio, weight=settings.weight, augmentation="none", seed=self.seed),
             logs=self._logs(number, "task"),
             callbacks=[self._recorder(number)],
+            checkpoints=self._checkpoints(path, grown, loader, memory),
             run_name="training",
         )
-        save_network(network, path)
+        self._save(network, path)
         return network
 
     def add_to_memory(self, number: int, network: nn.Module, memory: ReplayMemory) -> ReplayMemory:
         """Adds what the policy selects of a task, unless that is done; returns the memory after the task."""
         task, place, on = self.tasks[number], self._place(number), torch_device(self.device)
-        if (saved := _saved_memory(place, on)) is not None:
+        if (saved := saved_memory(place, on)) is not None:
             return saved
         selected = self.select_exemplars(TaskResult(task, network, place, place / "trajectory", self.seed))
         if isinstance(selected, ReplayMemory):
@@ -242,18 +244,20 @@ class _Learner:
         """Trains the network on the memory alone, if the settings say so."""
         if not self.settings.finetune_epochs or not len(memory):
             return network
-        rate = self.training.learning_rate / 10
+        rate, path = self.training.learning_rate / 10, self._place(number) / FINETUNED
+        loader = self._loader(memory.decoded, memory.decoded_labels)
         network = train_network(
             network,
-            self._loader(memory.decoded, memory.decoded_labels),
+            loader,
             self.tasks[number].train.num_classes,
             replace(self.training, epochs=self.settings.finetune_epochs, learning_rate=rate),
             seed=self.seed,
             device=self.device,
             title=self._title(number, ", memory"),
             logs=self._logs(number, "memory"),
+            checkpoints=self._checkpoints(path, network, loader, memory),
         )
-        save_network(network, self._place(number) / FINETUNED)
+        self._save(network, path)
         return network
 
     def accuracies(self, number: int, network: nn.Module) -> list[float]:
@@ -263,6 +267,16 @@ class _Learner:
             accuracy(OneHead(network, task) if told else network, task.test, self.normalization)
             for task in self.tasks[: number + 1]
         ]
+
+    def _checkpoints(self, path: Path, network: nn.Module, loader: DeviceLoader, memory: ReplayMemory) -> Path:
+        """The folder of the checkpoints of the training that ends with the file ``path``."""
+        replayed = self._loader(memory.decoded, memory.decoded_labels).fingerprint() if len(memory) else None
+        depends = [asdict(self.training), asdict(self.settings), replayed]
+        return checkpoint_folder(path.parent, f"training-{path.stem}", [network], [loader], depends)
+
+    def _save(self, network: nn.Module, path: Path) -> None:
+        save_network(network, path)
+        remove_checkpoints(path.parent, f"training-{path.stem}")
 
     def _place(self, number: int) -> Path:
         return self.folder / f"task{number}"
@@ -281,14 +295,3 @@ class _Learner:
         folder, classes = self._place(number) / "trajectory", self.tasks[number].train.classes
         # What lies there is of this job, and was interrupted.
         return recorder_of(folder, self.training, classes, self.normalization, self.head, overwrite=True)
-
-
-def _saved_memory(place: Path, device: torch.device) -> ReplayMemory | None:
-    """Returns the memory after a task if it was saved completely; a file without its card does not count."""
-    dist.barrier()
-    if not (place / MEMORY).is_file():
-        return None
-    try:
-        return ReplayMemory.load(place / MEMORY, device=device)
-    except InputError:
-        return None

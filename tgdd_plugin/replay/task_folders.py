@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from composer.utils import dist
 
 from tgdd_plugin.core.differences import as_plain, first_difference
@@ -12,6 +13,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.renamed_keys import with_current_keys
 from tgdd_plugin.distillation.settings import EARLIER
 from tgdd_plugin.recording.settings import as_recorded
+from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.metrics import Scores
 
 NETWORK, MEMORY, FINETUNED = "network.safetensors", "memory.beton", "tuned.safetensors"
@@ -58,3 +60,14 @@ def open_scores(folder: Path, about: dict[str, Any]) -> Scores:
         Scores(about, scores.rows).write(path)
     dist.barrier()
     return Scores(about, scores.rows)
+
+
+def saved_memory(place: Path, device: torch.device) -> ReplayMemory | None:
+    """Returns the memory after a task if it was saved completely; a file without its card does not count."""
+    dist.barrier()
+    if not (place / MEMORY).is_file():
+        return None
+    try:
+        return ReplayMemory.load(place / MEMORY, device=device)
+    except InputError:
+        return None

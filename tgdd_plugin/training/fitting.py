@@ -62,7 +62,7 @@ def fit(
     callbacks: Callback | Sequence[Callback] | None = None,
     loggers: LoggerDestination | Sequence[LoggerDestination] | None = None,
     checkpoints: Path | None = None,
-    save_end: bool = False,
+    recorded: bool = False,
     **trainer_options: Any,
 ) -> float:
     """Trains a model.
@@ -78,7 +78,8 @@ def fit(
         callbacks, loggers: The user's own, beside ours.
         checkpoints: The folder of its checkpoints, from which it goes on; see :mod:`tgdd_plugin.training.resuming`.
             Where ``trainer_options`` save or load checkpoints, these are the only ones. Default: ``None``, none.
-        save_end: Whether the trained model is saved, too. Default: ``False``.
+        recorded: Whether a callback records it, see :class:`tgdd_plugin.training.resuming.DueEveryMinute`. Default:
+            ``False``.
         trainer_options: More arguments for the Trainer; they override ours.
 
     Returns:
@@ -108,7 +109,7 @@ def fit(
         "progress_bar": False,
     }
     if checkpoints is not None and not any(name.startswith(OWN_CHECKPOINTS) for name in trainer_options):
-        ours |= saving(checkpoints, at_end=save_end)
+        ours |= saving(checkpoints, recorded=recorded)
     in_batches = settings.passes is not None or settings.schedule == "one-cycle"
     duration = f"{count_batches(settings, loader)}ba" if in_batches else f"{settings.epochs}ep"
     with guarded(all_loggers):

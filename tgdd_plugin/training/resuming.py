@@ -39,11 +39,12 @@ class DueEveryMinute:
     """Tells Composer when to save: after each minute of training, and at its end if it took as long.
 
     Args:
-        at_end: Whether its end counts; not where callbacks have something left to do after the last checkpoint.
+        recorded: Whether it is recorded. Then it is saved neither in its first epoch, as the images that are kept of
+            that would be others, nor at its end, after which the last stage is still to be recorded.
     """
 
-    def __init__(self, *, at_end: bool) -> None:
-        self.at_end = at_end
+    def __init__(self, *, recorded: bool) -> None:
+        self.recorded = recorded
         self._saved: float | None = None
 
     def __call__(self, state: State, event: Event) -> bool:
@@ -52,7 +53,9 @@ class DueEveryMinute:
             self._saved = seconds - state.timestamp.batch_wct.total_seconds()  # what a checkpoint had
         due = seconds - self._saved >= SAVED_EVERY
         if state.max_duration is not None and state.timestamp >= state.max_duration:
-            due = self.at_end and seconds >= SAVED_EVERY
+            due = seconds >= SAVED_EVERY and not self.recorded
+        if self.recorded and state.timestamp.epoch == 0:
+            due = False
         if due:
             self._saved = seconds
         return due
@@ -92,14 +95,14 @@ def can_resume(folder: Path) -> bool:
     return found[0]
 
 
-def saving(folder: Path, *, at_end: bool) -> dict[str, Any]:
+def saving(folder: Path, *, recorded: bool) -> dict[str, Any]:
     """The arguments of a Trainer that keeps its checkpoints in a folder, and goes on from the last one there.
 
     A checkpoint that cannot be used is removed with a warning, and the training begins anew.
 
     Args:
         folder: The folder, see :func:`checkpoint_folder`.
-        at_end: See :class:`DueEveryMinute`.
+        recorded: See :class:`DueEveryMinute`.
     """
     if dist.get_global_rank() == 0:
         remove_if_unusable(folder)
@@ -107,7 +110,7 @@ def saving(folder: Path, *, at_end: bool) -> dict[str, Any]:
         "run_name": folder.name.removeprefix("."),
         "autoresume": can_resume(folder),
         "save_folder": str(folder),
-        "save_interval": DueEveryMinute(at_end=at_end),
+        "save_interval": DueEveryMinute(recorded=recorded),
         "save_overwrite": True,
         "save_num_checkpoints_to_keep": 1,
     }

@@ -67,8 +67,9 @@ def train_network(
         replay: An algorithm that mixes a memory into each batch, before it is augmented. Default: ``None``.
         logs: Loggers, which are told the settings and the learning rate, too; one that fails ends nothing. Default:
             none.
-        checkpoints: The folder of its checkpoints, one for each minute, from which it goes on where it was cut short;
-            see :func:`tgdd_plugin.training.resuming.checkpoint_folder`. The caller removes it. Default: ``None``, none.
+        checkpoints: The folder of its checkpoints, one for each minute after the first epoch, from which it goes on
+            where it was cut short; see :func:`tgdd_plugin.training.resuming.checkpoint_folder`. The caller removes it.
+            Default: ``None``, none.
         options: ``device``, ``'cpu'`` or ``'gpu'``, by default a GPU if there is one. ``title``, that of a progress
             bar, by default none. Other arguments go to Composer's ``Trainer``: ``callbacks`` and ``loggers`` are added
             to ours, all others override ours.
@@ -77,7 +78,8 @@ def train_network(
         The network, on the device.
     """
     how: dict[str, Any] = {"seed": seed, "metrics": metrics, "replay": replay, "logs": logs}
-    _train_one(network, loader, num_classes, settings, checkpoints=checkpoints, **how, **options)
+    how |= {"checkpoints": checkpoints, "recorded": True}
+    _train_one(network, loader, num_classes, settings, **how, **options)
     return network
 
 
@@ -190,7 +192,7 @@ def train_each(
         for network, loader, seed in zip(networks, loaders, seeds, strict=True):
             how: dict[str, Any] = {"title": title and f"{title}, seed {seed}", "device": device, **options}
             how |= {"repeats": len(networks) - len(done), "logs": logs([seed])}
-            how |= {"checkpoints": folders[seed], "save_end": len(networks) > 1}
+            how |= {"checkpoints": folders[seed]}
             done.append(_train_one(network, loader, num_classes, settings, seed=seed, **how))
         return done
     began = time.perf_counter()

@@ -210,8 +210,9 @@ class Trajectory:
     def _check_runs(self, least: int) -> None:
         for folder, run in self.runs.items():
             if len(run.stages) < least:
+                remedy = "Train longer" if run.complete else "Its training has not ended: go on with it, train longer"
                 raise InputError(
-                    f"The run in '{folder}' has {len(run.stages)} stage(s); TGDD needs at least 2. Train longer or "
+                    f"The run in '{folder}' has {len(run.stages)} stage(s); TGDD needs at least 2. {remedy} or "
                     f"lower the callback's interval (it was '{run.interval}')."
                 )
             shared = _shared(self.run)
