@@ -49,6 +49,7 @@ from tgdd_plugin.replay.learner import learn
 from tgdd_plugin.replay.policies import TaskResult
 from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.tasks import split_classes
+from tgdd_plugin.training import resuming
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.train import train_network
 from tgdd_plugin.trajectory import writing
@@ -56,8 +57,9 @@ from tgdd_plugin.trajectory.manifest import Run
 
 IMAGES = 32
 DISTILL = replace(SETTINGS, steps=6)
-KILLS = ("batch", "write", "step")
-"""Where a rank is killed: rank 1 within a batch, rank 0 while it writes a stage, rank 1 after a step of distilling."""
+KILLS = ("batch", "write", "step", "training")
+"""Where a rank is killed: rank 1 within a batch, rank 0 while it writes a stage, rank 1 after a step of distilling, and
+within a batch of a training of ours."""
 
 
 # What the ranks run.
@@ -168,6 +170,28 @@ def kill_step(root: Path) -> None:
     distill_to_the_end(root, "step", KillAt(end=8))
 
 
+class Begun(Callback):
+    """Notes after how many batches a training begins."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{state.timestamp.batch.value} ")
+
+
+def record_to_the_end(root: Path, name: str, *callbacks: Callback) -> None:
+    settings = RecordSettings(epochs=3, batch_size=4, learning_rate=0.05, interval="2ba", precision="fp32")
+    options = {"callbacks": [*callbacks, Begun(root / f"{name}-begun{dist.get_global_rank()}")]}
+    with patched(resuming, "SAVED_EVERY", 0.0):
+        record(root / "ours" / name, patterned(), tiny, settings, device="cpu", trainer_options=options)
+
+
+def kill_training(root: Path) -> None:
+    record_to_the_end(root, "training", KillAt(forward=11))
+
+
 def on_two(root: Path) -> None:
     """All that two ranks do beside being killed: see the functions it calls."""
     dist.initialize_dist("cpu")
@@ -179,6 +203,8 @@ def on_two(root: Path) -> None:
         train_to_the_end(root, name)
     for name in ("step", "undisturbed"):
         distill_to_the_end(root, name)
+    for name in ("training", "undisturbed"):
+        record_to_the_end(root, name)
     with open(root / f"faults{dist.get_global_rank()}.json", "w") as file:
         json.dump({name: train_with_fault(root, name) for name in ("none", *FAULTS)}, file)
 
@@ -423,6 +449,13 @@ def test_a_distillation_resumes_to_the_same_bits_after_a_rank_was_killed(done: P
     assert sorted(path.name for path in (done / "step").iterdir()) == ["set-log.csv", "set.beton", "set.beton.yaml"]
 
 
+def test_a_training_of_ours_resumes_to_the_same_bits_after_a_rank_was_killed(done: Path) -> None:
+    whole, resumed = (done / "ours" / name for name in ("undisturbed", "training"))
+    assert_same(recorded(resumed / "seed0"), recorded(whole / "seed0"))
+    assert manifest(resumed / "seed0")["complete"] and not list(resumed.glob(".training*"))
+    assert [(done / f"training-begun{rank}").read_text() for rank in (0, 1)] == ["0 11 "] * 2, "not from the start"
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_training_goes_on_alike_when_one_ranks_recording_fails(done: Path, name: str) -> None:
     first, second = (json.loads((done / f"faults{rank}.json").read_text()) for rank in (0, 1))
@@ -441,5 +474,7 @@ def test_training_goes_on_alike_when_one_ranks_recording_fails(done: Path, name:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for function, count in ((kill_batch, 2), (kill_write, 2), (kill_step, 2), (on_two, 2), (on_four, 4)):
-        fork_ranks(function, Path(sys.argv[1]), count)
+    for kill_one in (kill_batch, kill_write, kill_step, kill_training):
+        fork_ranks(kill_one, Path(sys.argv[1]))
+    fork_ranks(on_two, Path(sys.argv[1]))
+    fork_ranks(on_four, Path(sys.argv[1]), 4)
