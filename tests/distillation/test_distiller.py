@@ -110,6 +110,20 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(trajectory, pool, tmp
     assert path.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize("left", [0, 1000], ids=["empty", "cut"])
+def test_a_damaged_checkpoint_is_left_out(trajectory, pool, tmp_path, left):
+    whole = run(trajectory, pool, tmp_path / "whole" / "a.beton")
+    path = tmp_path / "killed" / "a.beton"
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectory, pool, path, callbacks=[Crash(8)], checkpoint_interval="5ba")
+    (latest,) = path.parent.glob(".distill-*/latest-rank0.pt")
+    latest.resolve().write_bytes(latest.read_bytes()[:left])  # as a power failure may leave it
+    steps = Steps()
+    with pytest.warns(UserWarning, match="cannot be used, and work begins anew"):
+        run(trajectory, pool, path, callbacks=[steps])
+    assert steps.seen == list(range(1, 13)) and path.read_bytes() == whole.read_bytes()
+
+
 class Steps(Callback):
     """Keeps the numbers of the steps and the pixels after each."""
 

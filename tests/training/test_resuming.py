@@ -144,7 +144,11 @@ class Harmful:
 
 
 def damage(path, how, harmed):
-    if how == "cut":
+    if how == "flipped":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif how == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     elif how == "empty":
         path.write_bytes(b"")
@@ -156,7 +160,7 @@ def damage(path, how, harmed):
         path.write_bytes(pickle.dumps(Harmful(harmed)))
 
 
-@pytest.mark.parametrize("how", ["cut", "empty", "gone", "harmful", "pickle"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty", "gone", "harmful", "pickle"])
 def test_a_checkpoint_that_cannot_be_used_is_left_out(tmp_path, how):
     whole, _ = train(None)
     with pytest.raises(RuntimeError, match="crash"):
@@ -164,7 +168,7 @@ def test_a_checkpoint_that_cannot_be_used_is_left_out(tmp_path, how):
     (latest,) = tmp_path.rglob(LATEST)
     damage(latest.resolve(), how, tmp_path / "harmed")
     rest = Batches()
-    with pytest.warns(UserWarning, match=r"the checkpoint in '.*seed5' cannot be used .*: the training begins anew"):
+    with pytest.warns(UserWarning, match=r"the checkpoint in '.*seed5' cannot be used, and work begins anew: "):
         resumed, _ = train(tmp_path, rest)
     assert rest.seen == list(range(1, 13)) and not (tmp_path / "harmed").exists()
     assert_same(resumed, whole)

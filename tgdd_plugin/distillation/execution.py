@@ -31,7 +31,7 @@ from tgdd_plugin.logs.destinations import make_loggers
 from tgdd_plugin.logs.guarding import guarded
 from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings
-from tgdd_plugin.training.resuming import can_resume
+from tgdd_plugin.training.resuming import can_resume, remove_if_unusable
 
 T = TypeVar("T")
 
@@ -97,6 +97,7 @@ def trainer_arguments(
     # Right after the step, so that whatever looks at the pixels next (EMA, a checkpoint) finds them in [0, 1].
     optimizer.register_step_post_hook(lambda *_: synthetic.clamp_())
 
+    remove_if_unusable(checkpoints)
     run_name = checkpoints.name.removeprefix(".")
     loggers = [
         *([CSVLogger(log_path(output), LOGGED)] if options.logs.csv else []),

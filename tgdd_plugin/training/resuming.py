@@ -6,8 +6,10 @@ import datetime
 import glob
 import hashlib
 import json
+import os
 import shutil
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,8 +106,7 @@ def saving(folder: Path, *, recorded: bool) -> dict[str, Any]:
         folder: The folder, see :func:`checkpoint_folder`.
         recorded: See :class:`DueEveryMinute`.
     """
-    if dist.get_global_rank() == 0:
-        remove_if_unusable(folder)
+    remove_if_unusable(folder, only_plain=True)
     return {
         "run_name": folder.name.removeprefix("."),
         "autoresume": can_resume(folder),
@@ -116,16 +117,25 @@ def saving(folder: Path, *, recorded: bool) -> dict[str, Any]:
     }
 
 
-def remove_if_unusable(folder: Path) -> None:
-    """Removes checkpoints that are damaged, or hold what would run code when it is read."""
+def remove_if_unusable(folder: Path, *, only_plain: bool = False) -> None:
+    """Removes, on rank 0 and with a warning, a checkpoint that is damaged, as after a power failure.
+
+    Args:
+        folder: The folder of the checkpoint.
+        only_plain: Whether one that holds anything but :data:`PLAIN`, which might run code when it is read, is removed,
+            too. Default: ``False``, as a user's own callbacks may keep what they like.
+    """
     path = folder / LATEST
-    if not path.is_symlink() and not path.exists():
+    if dist.get_global_rank() != 0 or not os.path.lexists(path):
         return
     try:
-        with torch.serialization.safe_globals(PLAIN):
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with zipfile.ZipFile(path) as content:
+            if damaged := content.testzip():
+                raise ValueError(f"'{damaged}' in it is damaged")
+        if only_plain:
+            with torch.serialization.safe_globals(PLAIN):
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # what is wrong with a file shows in many ways
         shutil.rmtree(folder, ignore_errors=True)
-        warnings.warn(
-            f"the checkpoint in '{folder}' cannot be used ({brief(error)}): the training begins anew", stacklevel=2
-        )
+        reason = brief(error)
+        warnings.warn(f"the checkpoint in '{folder}' cannot be used, and work begins anew: {reason}", stacklevel=2)
