@@ -25,8 +25,9 @@ class Clock(Callback):
         self.now += self.seconds
 
 
-def lines_of(capsys, monkeypatch, seconds, duration):
-    trainer = make_trainer(max_duration=duration, callbacks=[Clock(monkeypatch, seconds), ProgressBar("recording")])
+def lines_of(capsys, monkeypatch, seconds, duration, **options):
+    callbacks = [Clock(monkeypatch, seconds), ProgressBar("recording")]
+    trainer = make_trainer(max_duration=duration, callbacks=callbacks, **options)
     trainer.fit()
     trainer.close()
     return capsys.readouterr().err.splitlines()
@@ -50,6 +51,13 @@ def test_a_short_training_says_nothing_and_a_long_one_every_ten_minutes(capsys, 
 def test_epochs_are_counted_where_the_duration_is_in_epochs(capsys, monkeypatch):
     lines = lines_of(capsys, monkeypatch, 10.0, "5ep")
     assert [line.split(",")[0] for line in lines] == [f"recording: epoch {n} of 5" for n in range(1, 5)]
+
+
+def test_what_goes_on_from_a_checkpoint_says_so(capsys, monkeypatch, tmp_path):
+    lines_of(capsys, monkeypatch, 0.05, "3ba", save_folder=str(tmp_path), save_interval="3ba")
+    lines = lines_of(capsys, monkeypatch, 40.0, "8ba", load_path=str(tmp_path / "latest-rank0.pt"))
+    assert lines[0] == "recording: goes on after step 3 of 8"
+    assert [int(line.split()[2]) for line in lines[1:]] == [4, 5, 6, 7] and ", 3 min left" in lines[1]
 
 
 def test_a_terminal_has_one_line(monkeypatch):

@@ -29,6 +29,9 @@ NORMALIZATION = Normalization(*IMAGES.statistics())
 build = functools.partial(TinyNetwork, norm=True, dropout=0.2)
 
 
+pytestmark = pytest.mark.filterwarnings("error:No batches were trained")  # as users would be told, too
+
+
 @pytest.fixture(autouse=True)
 def _saved_after_each_batch(monkeypatch):
     monkeypatch.setattr(resuming, "SAVED_EVERY", 0.0)
@@ -69,7 +72,7 @@ def assert_same(one, other):
     [SETTINGS, TrainSettings(**{**vars(SETTINGS), "schedule": "one-cycle", "passes": 80, "nesterov": True})],
     ids=["epochs", "passes"],
 )
-@pytest.mark.parametrize("at", [1, 2, 7])  # within the first epoch, at its end, and within the third
+@pytest.mark.parametrize("at", [1, 3, 7])  # within the first epoch, at its end, and within the third
 def test_it_ends_with_the_same_weights(tmp_path, settings, at):
     whole, _ = train(None, settings=settings)
     with pytest.raises(RuntimeError, match="crash"):

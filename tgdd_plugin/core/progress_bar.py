@@ -22,7 +22,8 @@ class ProgressBar(Callback):
     """Shows on rank 0 how far a training is, its losses, the time left and the most memory that was taken.
 
     On a terminal, and in Jupyter, that is one line, which is written over twice a second: a compact set has hundreds of
-    epochs a second. Anywhere else, such as in a file, it is a plain line now and then.
+    epochs a second. Anywhere else, such as in a file, it is a plain line now and then. What goes on from a checkpoint
+    says so.
 
     Args:
         title: What the line begins with.
@@ -38,6 +39,9 @@ class ProgressBar(Callback):
         self.began, self.first = time.monotonic(), self._done(state)
         self._told = self.began, self.first
         self.bar: Any = None
+        self.what = "epoch" if self.unit is TimeUnit.EPOCH else "step"
+        if self.first and dist.get_global_rank() == 0:
+            tqdm.write(f"{self.title}: goes on after {self.what} {self.first} of {self.total}", file=sys.stderr)
         notebook = type(sys.stderr).__module__.startswith("ipykernel")
         if dist.get_global_rank() == 0 and (sys.stderr.isatty() or notebook):
             unit = "ep" if self.unit is TimeUnit.EPOCH else "step"
@@ -72,9 +76,8 @@ class ProgressBar(Callback):
             return
         self._told = now, done
         left = (now - self.began) / (done - self.first) * (self.total - done)
-        what = "epoch" if self.unit is TimeUnit.EPOCH else "step"
         print(
-            f"{self.title}: {what} {done} of {self.total}, {losses_in_words(state)}, {in_words(left)} left, "
+            f"{self.title}: {self.what} {done} of {self.total}, {losses_in_words(state)}, {in_words(left)} left, "
             f"{memory_in_words()}",
             file=sys.stderr,
             flush=True,

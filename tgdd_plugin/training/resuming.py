@@ -53,11 +53,14 @@ class DueEveryMinute:
         seconds = state.timestamp.total_wct.total_seconds()  # rank 0's, on every rank
         if self._saved is None:
             self._saved = seconds - state.timestamp.batch_wct.total_seconds()  # what a checkpoint had
-        due = seconds - self._saved >= SAVED_EVERY
-        if state.max_duration is not None and state.timestamp >= state.max_duration:
+        over = state.max_duration is not None and state.timestamp >= state.max_duration
+        if over:
             due = seconds >= SAVED_EVERY and not self.recorded
-        if self.recorded and state.timestamp.epoch == 0:
-            due = False
+        elif event == Event.BATCH_CHECKPOINT and state.timestamp.batch_in_epoch == state.dataloader_len:
+            due = False  # its epoch's end comes next; a run that resumed before that would warn of an empty epoch
+        else:
+            due = seconds - self._saved >= SAVED_EVERY
+        due = due and not (self.recorded and state.timestamp.epoch == 0)
         if due:
             self._saved = seconds
         return due
