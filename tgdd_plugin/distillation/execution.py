@@ -31,7 +31,7 @@ from tgdd_plugin.logs.destinations import make_loggers
 from tgdd_plugin.logs.guarding import guarded
 from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings
-from tgdd_plugin.training.resuming import can_resume, remove_if_unusable
+from tgdd_plugin.training.resuming import last_checkpoint, remove_if_unusable
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ def trainer_arguments(
     run_name = checkpoints.name.removeprefix(".")
     loggers = [
         *([CSVLogger(log_path(output), LOGGED)] if options.logs.csv else []),
-        *make_loggers(options.logs, run_name, resumed=can_resume(checkpoints)),
+        *make_loggers(options.logs, run_name, resumed=last_checkpoint(checkpoints) is not None),
         *options.loggers,
     ]
 
@@ -128,7 +128,9 @@ def trainer_arguments(
             "progress_bar": False,
             "seed": settings.seed,
             "run_name": run_name,
-            "autoresume": can_resume(checkpoints),
+            # By CheckpointSaver, as EMA leaves its average in the model only where one saves; without a checkpoint,
+            # autoresume would ask the user's loggers, and some have no answer.
+            "autoresume": last_checkpoint(checkpoints) is not None,
             "save_folder": str(checkpoints),
             "save_interval": options.checkpoint_interval,
             "save_overwrite": True,

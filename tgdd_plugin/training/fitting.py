@@ -23,7 +23,7 @@ from tgdd_plugin.logs.destinations import Hyperparameters
 from tgdd_plugin.logs.guarding import guarded
 from tgdd_plugin.training.classifier import Float32Fallback
 from tgdd_plugin.training.engine import Engine
-from tgdd_plugin.training.resuming import saving
+from tgdd_plugin.training.resuming import Checkpoints, DueEveryMinute, last_checkpoint, remove_if_unusable
 from tgdd_plugin.training.settings import Schedule, TrainSettings
 from tgdd_plugin.training.vectorized import SLOWER, Population
 
@@ -99,7 +99,7 @@ def fit(
     all_loggers = [*logs, *ensure_tuple(loggers)]
     telling: list[Callback] = [MeanLoss(model), LRMonitor(), Hyperparameters(asdict(settings))] if all_loggers else []
     shown = [ProgressBar(title)] if title else []
-    ours = {
+    ours: dict[str, Any] = {
         "optimizers": optimizer,
         "schedulers": schedulers[settings.schedule],
         "algorithms": algorithms,
@@ -109,7 +109,9 @@ def fit(
         "progress_bar": False,
     }
     if checkpoints is not None and not any(name.startswith(OWN_CHECKPOINTS) for name in trainer_options):
-        ours |= saving(checkpoints, recorded=recorded)
+        remove_if_unusable(checkpoints, only_plain=True)
+        ours["callbacks"].append(Checkpoints(checkpoints, DueEveryMinute(recorded=recorded)))
+        ours["load_path"] = last_checkpoint(checkpoints)
     in_batches = settings.passes is not None or settings.schedule == "one-cycle"
     duration = f"{count_batches(settings, loader)}ba" if in_batches else f"{settings.epochs}ep"
     with guarded(all_loggers):

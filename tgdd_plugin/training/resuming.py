@@ -10,17 +10,20 @@ import os
 import shutil
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from composer import Callback, Logger
 from composer.core import Event, State
-from composer.utils import dist
+from composer.utils import dist, save_checkpoint
 from torch import nn
 from torch.torch_version import TorchVersion
 
+from tgdd_plugin.core.atomic_files import whole_file
 from tgdd_plugin.core.differences import as_plain
 from tgdd_plugin.core.errors import brief
 from tgdd_plugin.core.weights import weights_content
@@ -29,7 +32,7 @@ from tgdd_plugin.data.device_loader import DeviceLoader
 SAVED_EVERY = 60.0
 """Seconds of training between two checkpoints; a training that takes less has none."""
 LATEST = "latest-rank0.pt"
-"""Composer's name for the last checkpoint."""
+"""The file of the last checkpoint, named as Composer's ``CheckpointSaver`` names it."""
 PLAIN: list[Any] = [
     *(datetime.timedelta, TorchVersion, np.ndarray, np.dtype, type(np.dtype(np.uint32))),
     np.empty(0).__reduce__()[0],  # a function of numpy's whose module differs between its versions
@@ -38,7 +41,7 @@ PLAIN: list[Any] = [
 
 
 class DueEveryMinute:
-    """Tells Composer when to save: after each minute of training, and at its end if it took as long.
+    """Tells when to save: after each minute of training, and at its end if it took as long.
 
     Args:
         recorded: Whether it is recorded. Then it is saved neither in its first epoch, as the images that are kept of
@@ -81,7 +84,8 @@ def checkpoint_folder(
     digest = hashlib.sha256(json.dumps([as_plain(depends), dist.get_world_size()]).encode())
     for network, loader in zip(networks, loaders, strict=True):
         digest.update(type(network).__qualname__.encode())
-        digest.update(weights_content(network.state_dict()))
+        tensors = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
+        digest.update(weights_content(tensors))
         digest.update(loader.fingerprint().encode())
     return parent / f".{name}-{digest.hexdigest()[:12]}"
 
@@ -93,31 +97,53 @@ def remove_checkpoints(parent: Path, name: str) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def can_resume(folder: Path) -> bool:
-    """Whether rank 0 has a checkpoint; without one, Composer would ask the user's loggers, and some have no answer."""
-    found = [(folder / LATEST).exists()]
-    dist.broadcast_object_list(found, src=0)
-    return found[0]
+class Checkpoints(Callback):
+    """Keeps the state of a Trainer in one file, which is whole at any time, also after a power failure.
 
-
-def saving(folder: Path, *, recorded: bool) -> dict[str, Any]:
-    """The arguments of a Trainer that keeps its checkpoints in a folder, and goes on from the last one there.
-
-    A checkpoint that cannot be used is removed with a warning, and the training begins anew.
+    Composer's ``CheckpointSaver`` writes in place, and ends the training where the disk is full. Here such a disk costs
+    the checkpoint, with one warning; with several ranks it ends the training, as the others wait for the first.
 
     Args:
-        folder: The folder, see :func:`checkpoint_folder`.
-        recorded: See :class:`DueEveryMinute`.
+        folder: The folder of the file, :data:`LATEST`.
+        due: Whether a moment is one to save at, as Composer's ``save_interval``.
     """
-    remove_if_unusable(folder, only_plain=True)
-    return {
-        "run_name": folder.name.removeprefix("."),
-        "autoresume": can_resume(folder),
-        "save_folder": str(folder),
-        "save_interval": DueEveryMinute(recorded=recorded),
-        "save_overwrite": True,
-        "save_num_checkpoints_to_keep": 1,
-    }
+
+    def __init__(self, folder: Path, due: Callable[[State, Event], bool]) -> None:
+        self.folder, self.due = folder, due
+        self._last: int | None = None
+        self._told = False
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        self._save_if_due(state, Event.BATCH_CHECKPOINT)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        self._save_if_due(state, Event.EPOCH_CHECKPOINT)
+
+    def _save_if_due(self, state: State, event: Event) -> None:
+        batch = state.timestamp.batch.value
+        if not self.due(state, event) or batch == self._last:
+            return
+        self._last, path = batch, self.folder / LATEST
+        try:
+            with whole_file(path) if dist.get_global_rank() == 0 else nullcontext(path) as file:
+                save_checkpoint(state, str(file))  # by rank 0; all of them take part
+        except (OSError, RuntimeError) as error:  # torch has a RuntimeError for a full disk
+            if dist.get_world_size() > 1:
+                raise
+            if not self._told:
+                warnings.warn(
+                    f"no checkpoint could be saved in '{self.folder}', and work goes on without: {brief(error)}. Make "
+                    f"room there; it is tried again",
+                    stacklevel=2,
+                )
+            self._told = True
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The path of the last checkpoint, on every rank alike; ``None`` if rank 0 has none."""
+    found = [str(folder / LATEST) if (folder / LATEST).exists() else None]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def remove_if_unusable(folder: Path, *, only_plain: bool = False) -> None:

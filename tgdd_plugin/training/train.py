@@ -31,7 +31,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.training.classifier import EngineClassifier
 from tgdd_plugin.training.engine import Engine
 from tgdd_plugin.training.fitting import count_batches, fit
-from tgdd_plugin.training.resuming import can_resume
+from tgdd_plugin.training.resuming import last_checkpoint
 from tgdd_plugin.training.settings import TrainSettings
 from tgdd_plugin.training.vectorized import (
     TRIALS,
@@ -179,9 +179,9 @@ def train_each(
     together = PopulationLoader(loaders)
     folders = {seed: checkpoints and checkpoints / f"seed{seed}" for seed in seeds}
     all_in = checkpoints and checkpoints / "at-once"
-    if at_once is None and all_in is not None and can_resume(all_in):
+    if at_once is None and all_in is not None and last_checkpoint(all_in):
         at_once = True
-    if at_once is None and any(folder is not None and can_resume(folder) for folder in folders.values()):
+    if at_once is None and any(folder is not None and last_checkpoint(folder) for folder in folders.values()):
         at_once = False
     if at_once is None:
         # A short training ends before the two ways are compared, and several ranks might disagree.
