@@ -48,6 +48,9 @@ def test_without_a_budget_a_set_is_of_the_published_size_and_takes_a_tenth_of_th
 def test_images_that_are_too_small_to_be_halved_or_odd_are_not(side: int, factor: int) -> None:
     assert DistillSettings().resolved(side).factor == factor == DistillSettings().sized(10, side).factor
     assert DistillSettings(factor=4).resolved(side).factor == 4
+    one, quartered = DistillSettings(images_per_class=1), 4 if side in (28, 32, 128) else factor
+    assert one.resolved(side).factor == quartered == one.sized(10, side).factor
+    assert replace(one, factor=2).resolved(side).factor == replace(one, factor=2).sized(10, side).factor == 2
     assert DistillSettings(budget=2_000).resolved(side).factor == 1
 
 

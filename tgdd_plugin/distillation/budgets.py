@@ -15,7 +15,11 @@ SMALL = 16
 """Pixels below which the side of an image is too short to be halved, by the figures in ``benchmarks/README.md``."""
 
 
-def usual(side: int | None = None) -> dict[str, Any]:
+QUARTERED = 28
+"""Pixels from which on the side of an image can be divided by four, likewise."""
+
+
+def usual(side: int | None = None, images_per_class: int | None = None) -> dict[str, Any]:
     """The size of a set where no budget is given, which is that of the paper's first tables, and how it is distilled.
 
     The paper takes 10,000 steps of a constant rate from any images. From herding's choice and by a rate that falls, a
@@ -23,11 +27,14 @@ def usual(side: int | None = None) -> dict[str, Any]:
 
     Args:
         side: Side of the images in pixels. Default: ``None``, where it is not known yet, as if it was an ordinary one.
+        images_per_class: The number of images of each class that was asked for. Default: ``None``, none was.
     """
-    divided = side is None or (side >= SMALL and side % 2 == 0)
+    factor = 2 if side is None or (side >= SMALL and side % 2 == 0) else 1
+    if images_per_class == 1 and side is not None and side >= QUARTERED and side % 4 == 0:
+        factor = 4  # sixteen small images teach more than four
     return {
         "images_per_class": 10,
-        "factor": 2 if divided else 1,
+        "factor": factor,
         "start": "herding",
         "steps": 1000,
         "schedule": "linear",

@@ -54,8 +54,8 @@ class DistillSettings:
     500 images, of all classes together up to 5,000 passes, 1,000 from 10,000 to 20,000, then a twentieth."""
     factor: Count | None = None
     """Factor f of multi-formation: each stored image holds f x f sub-images, which are enlarged when decoded. It must
-    divide the side of the images. null: 2; 1 for a budget, in replay, and for images whose side is below 16 pixels or
-    odd."""
+    divide the side of the images. null: 2; 4 for one image of each class, from 28 pixels on; 1 for a budget, in
+    replay, and for images whose side is below 16 pixels or odd."""
     start: Start | None = None
     """What the pixels start from. mix: every sub-image is a real image, shrunk; real: every stored image is a real one;
     herding: as mix, with the images that herding chooses by the features of the first run's last stage; noise: no real
@@ -134,7 +134,7 @@ class DistillSettings:
             classes: The number of classes to distill.
             side: Side of the images in pixels. Default: ``None``, where it is not known yet.
         """
-        defaults = sized(self.budget, classes) if self.budget else usual(side)
+        defaults = sized(self.budget, classes) if self.budget else usual(side, self.images_per_class)
         own = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return SizedSettings(**{**own, **{name: value for name, value in defaults.items() if own[name] is None}})
 
