@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from composer import Callback, Logger, State
-from composer.utils import dist
+from composer.utils import checkpoint, dist
 from safetensors.torch import load_file
 from torch import nn
 
@@ -188,6 +188,24 @@ def record_to_the_end(root: Path, name: str, *callbacks: Callback) -> None:
         record(root / "ours" / name, patterned(), tiny, settings, device="cpu", trainer_options=options)
 
 
+def train_without_room(root: Path) -> None:
+    """As with a disk that is full for a while, of which rank 0 alone knows."""
+    saves, save = [], resuming.save_checkpoint
+
+    def full(state: State, filename: str) -> Any:
+        saves.append(None)
+        if len(saves) in (2, 3) and dist.get_global_rank() == 0:
+            with patched(checkpoint, "_write_checkpoint_file", nth(lambda *_: None, lambda call: True)):
+                return save(state, filename)
+        return save(state, filename)
+
+    with patched(resuming, "save_checkpoint", full), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        record_to_the_end(root, "room")
+    words = [str(warning.message) for warning in told if "no checkpoint could" in str(warning.message)]
+    (root / f"room{dist.get_global_rank()}.json").write_text(json.dumps({"told": words, "saves": len(saves)}))
+
+
 def kill_training(root: Path) -> None:
     record_to_the_end(root, "training", KillAt(forward=11))
 
@@ -205,6 +223,7 @@ def on_two(root: Path) -> None:
         distill_to_the_end(root, name)
     for name in ("training", "undisturbed"):
         record_to_the_end(root, name)
+    train_without_room(root)
     with open(root / f"faults{dist.get_global_rank()}.json", "w") as file:
         json.dump({name: train_with_fault(root, name) for name in ("none", *FAULTS)}, file)
 
@@ -454,6 +473,13 @@ def test_a_training_of_ours_resumes_to_the_same_bits_after_a_rank_was_killed(don
     assert_same(recorded(resumed / "seed0"), recorded(whole / "seed0"))
     assert manifest(resumed / "seed0")["complete"] and not list(resumed.glob(".training*"))
     assert [(done / f"training-begun{rank}").read_text() for rank in (0, 1)] == ["0 11 "] * 2, "not from the start"
+
+
+def test_ranks_go_on_where_no_checkpoint_can_be_saved(done: Path) -> None:
+    first, second = (json.loads((done / f"room{rank}.json").read_text()) for rank in (0, 1))
+    assert first["saves"] == second["saves"] > 4 and not second["told"]
+    assert len(first["told"]) == 1 and "work goes on without: RuntimeError: fault" in first["told"][0]
+    assert_same(recorded(done / "ours/room/seed0"), recorded(done / "ours/undisturbed/seed0"))
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -181,9 +181,10 @@ def test_a_checkpoint_that_cannot_be_used_is_left_out(tmp_path, how):
     [
         OSError(28, "No space left on device"),
         RuntimeError("[enforce fail at inline_container.cc:664] unexpected pos"),
+        TypeError("cannot pickle 'generator' object"),
     ],
 )
-def test_a_full_disk_costs_the_checkpoint_alone(tmp_path, monkeypatch, error):
+def test_an_error_in_saving_costs_the_checkpoint_alone(tmp_path, monkeypatch, error):
     """The last one stays, whole, and the next is tried again."""
     whole, _ = train(None)
     saves, save = [], resuming.save_checkpoint
@@ -196,7 +197,10 @@ def test_a_full_disk_costs_the_checkpoint_alone(tmp_path, monkeypatch, error):
         return save(state, filename)
 
     monkeypatch.setattr(resuming, "save_checkpoint", full)
-    with pytest.raises(RuntimeError, match="crash"), pytest.warns(UserWarning, match="No space|unexpected pos") as told:
+    with (
+        pytest.raises(RuntimeError, match="crash"),
+        pytest.warns(UserWarning, match="No space|unexpected pos|cannot pickle") as told,
+    ):
         train(tmp_path, Crash(6))
     assert len([one for one in told if "no checkpoint could be saved" in str(one.message)]) == 1
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [LATEST]

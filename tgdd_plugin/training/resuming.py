@@ -11,7 +11,7 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.torch_version import TorchVersion
 from tgdd_plugin.core.atomic_files import whole_file
 from tgdd_plugin.core.differences import as_plain
 from tgdd_plugin.core.errors import brief
+from tgdd_plugin.core.ranks import on_all_ranks
 from tgdd_plugin.core.weights import weights_content
 from tgdd_plugin.data.device_loader import DeviceLoader
 
@@ -100,8 +101,8 @@ def remove_checkpoints(parent: Path, name: str) -> None:
 class Checkpoints(Callback):
     """Keeps the state of a Trainer in one file, which is whole at any time, also after a power failure.
 
-    Composer's ``CheckpointSaver`` writes in place, and ends the training where the disk is full. Here such a disk costs
-    the checkpoint, with one warning; with several ranks it ends the training, as the others wait for the first.
+    Composer's ``CheckpointSaver`` writes in place, and ends the training where the disk is full or a callback's state
+    cannot be pickled. Here such an error costs the checkpoint, with one warning.
 
     Args:
         folder: The folder of the file, :data:`LATEST`.
@@ -123,20 +124,28 @@ class Checkpoints(Callback):
         batch = state.timestamp.batch.value
         if not self.due(state, event) or batch == self._last:
             return
-        self._last, path = batch, self.folder / LATEST
+        self._last = batch
         try:
-            with whole_file(path) if dist.get_global_rank() == 0 else nullcontext(path) as file:
-                save_checkpoint(state, str(file))  # by rank 0; all of them take part
-        except (OSError, RuntimeError) as error:  # torch has a RuntimeError for a full disk
-            if dist.get_world_size() > 1:
-                raise
-            if not self._told:
+            self._save(state)
+        except Exception as error:  # of any kind: the training does not need it
+            if not self._told and dist.get_global_rank() == 0:
                 warnings.warn(
-                    f"no checkpoint could be saved in '{self.folder}', and work goes on without: {brief(error)}. Make "
-                    f"room there; it is tried again",
+                    f"no checkpoint could be saved in '{self.folder}', and work goes on without: {brief(error)}. It is "
+                    f"tried again",
                     stacklevel=2,
                 )
             self._told = True
+
+    def _save(self, state: State) -> None:
+        """Saves a checkpoint on rank 0; all ranks take part."""
+        with ExitStack() as held:
+            path, first = self.folder / LATEST, dist.get_global_rank() == 0
+            file = on_all_ranks(lambda: held.enter_context(whole_file(path)) if first else path)
+            try:
+                save_checkpoint(state, str(file))
+            except Exception:
+                dist.barrier()  # where the other ranks wait: it is the last that they do there
+                raise
 
 
 def last_checkpoint(folder: Path) -> str | None:
