@@ -344,6 +344,8 @@ def test_a_budget_below_one_image_of_each_class() -> None:
     with pytest.raises(InputError, match=f"one image of {BYTES} bytes for each of 3 classes, got {2 * BYTES}."):
         memory.add(pool(["ship"]))
     assert len(memory) == 2 and memory.classes == ["cat", "dog"]
+    with pytest.raises(InputError, match=r"`budget` must be a Budget, got 1\. Give Budget\.of"):
+        memory.set_budget(1)  # type: ignore[arg-type]
     for wrong in ({}, {"total_images": 3, "total_bytes": 9}, {"images_per_class": 0}, {"total_images": 2.5}):
         with pytest.raises(
             InputError, match="One of `images_per_class`, `total_images` and .* must be .*, got .*. Give exactly one"

@@ -184,8 +184,10 @@ class ReplayMemory:
         """Changes the budget, and drops what exceeds it.
 
         Raises:
-            InputError: If it is less than one image of each class in the memory, which stays as it was.
+            InputError: If it is less than one image of each class in the memory, which stays as it was, or no budget.
         """
+        if not isinstance(budget, Budget):
+            raise InputError(f"`budget` must be a Budget, got {budget!r}. Give Budget.of(images_per_class=...).")
         size = self.images[0].numel() if len(self) else 1
         count = int((self.counts > 0).sum())
         share, remainder = budget.share(count, size), budget.remainder(count, size)
