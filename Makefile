@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help setup demo test numerical lint docs clean
+.PHONY: help setup demo test numerical lint pins docs clean
 
 help:
 	@echo "make setup   install everything into .venv (PYTHON=python3.12 to choose the Python)"
@@ -10,6 +10,7 @@ help:
 	@echo "make test    setup, lint and the tests"
 	@echo "make numerical  the tests that compare numbers up to rounding (see .ci/run)"
 	@echo "make lint    ruff, mypy and the order of imports"
+	@echo "make pins    whether constraints.txt can be installed with each Python, 3.10 to 3.13"
 	@echo "make docs    setup, and the documentation as a site, in the folder site"
 	@echo "make clean   remove caches and build output (keeps .venv, runs/ and outputs/)"
 
@@ -38,6 +39,12 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy tgdd_plugin
 	$(BIN)/lint-imports
+
+# Only asks the index. A version of Python that a pin does not take leaves its users without an installation.
+pins: setup
+	for python in 3.10.0 3.11.0 3.12.0 3.13.0; do \
+		$(BIN)/uv pip compile -q pyproject.toml --extra dev -c constraints.txt --python-version $$python >/dev/null || exit 1; \
+	done
 
 # mkdocs.yml is strict: a warning, such as one of a link that leads nowhere, is an error.
 docs: setup

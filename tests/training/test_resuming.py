@@ -3,6 +3,7 @@
 import functools
 import pickle
 import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -269,6 +270,16 @@ def test_a_recording_goes_on_and_holds_the_same_stages(tmp_path, at, begun):
     ]
     assert statistics[0] == statistics[1], "class means and exemplars, too"
     assert not list((tmp_path / "cut").glob(".training*")), "what is not needed any more is removed"
+
+
+def test_a_recording_whose_stages_were_deleted_begins_anew(tmp_path):
+    """And not in its midst, without the stages before."""
+    with pytest.raises(RuntimeError, match="crash"):
+        recorded(tmp_path, Crash(7))
+    shutil.rmtree(tmp_path / "seed0")
+    rest = Batches()
+    assert [batch for _, batch in recorded(tmp_path, rest)] == 2 * [0, 2, 4, 6, 8, 10, 12]
+    assert rest.seen == [*range(1, 13), *range(1, 13)]
 
 
 def test_a_recording_of_other_images_begins_anew(tmp_path):

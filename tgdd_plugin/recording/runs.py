@@ -118,6 +118,8 @@ def record(
             if (folder / name / MANIFEST).is_file() and Run.read(folder / name).complete:
                 remove_journals(folder / name)  # one may be left if it was killed at its very end
             else:
+                if not (folder / name / MANIFEST).is_file():  # its stages were deleted, to record it anew
+                    remove_checkpoints(folder, f"training-{name}")
                 how: dict[str, Any] = {"batch_size": settings.batch_size, "seed": run_seed, "device": on}
                 training_logs = TrainingLogs(logs, job_name(folder), log_path(folder / name), columns, own)
                 _record_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def open_scores(folder: Path, about: dict[str, Any]) -> Scores:
             for name in (NETWORK, MEMORY, FINETUNED):
                 for stale in folder.glob(f"task*/{name}"):
                     stale.unlink()
+            for stale in folder.glob("task*/.training-*"):
+                shutil.rmtree(stale)
         Scores(about, scores.rows).write(path)
     dist.barrier()
     return Scores(about, scores.rows)
