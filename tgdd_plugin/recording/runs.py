@@ -115,10 +115,11 @@ def record(
         seeds, columns = range(seed, seed + settings.runs), {**LOGGED, **ACCURACY}
         runs = [(run_name(number, kind), build, number) for kind, build in enumerate(builders, 1) for number in seeds]
         for number, (name, build, run_seed) in enumerate(runs, 1):
-            if (folder / name / MANIFEST).is_file() and Run.read(folder / name).complete:
+            begun = (folder / name / MANIFEST).is_file()
+            if begun and Run.read(folder / name).complete:
                 remove_journals(folder / name)  # one may be left if it was killed at its very end
             else:
-                if not (folder / name / MANIFEST).is_file():  # its stages were deleted, to record it anew
+                if not begun:  # its stages may have been deleted, to record it anew
                     remove_checkpoints(folder, f"training-{name}")
                 how: dict[str, Any] = {"batch_size": settings.batch_size, "seed": run_seed, "device": on}
                 training_logs = TrainingLogs(logs, job_name(folder), log_path(folder / name), columns, own)

@@ -40,7 +40,7 @@ from tgdd_plugin.replay.metrics import Scores
 from tgdd_plugin.replay.network_growth import check_growth, grow, load_network, save_network
 from tgdd_plugin.replay.policies import Policy, TaskResult
 from tgdd_plugin.replay.settings import ReplaySettings
-from tgdd_plugin.replay.task_folders import FINETUNED, MEMORY, NETWORK, open_scores, saved_memory
+from tgdd_plugin.replay.task_folders import FINETUNED, MEMORY, NETWORK, checkpoints_of, open_scores, saved_memory
 from tgdd_plugin.replay.tasks import Task, check_policy, check_tasks
 from tgdd_plugin.training.fitting import LOGGED
 from tgdd_plugin.training.resuming import checkpoint_folder, remove_checkpoints
@@ -272,11 +272,11 @@ class _Learner:
         """The folder of the checkpoints of the training that ends with the file ``path``."""
         replayed = self._loader(memory.decoded, memory.decoded_labels).fingerprint() if len(memory) else None
         depends = [asdict(self.training), asdict(self.settings), replayed]
-        return checkpoint_folder(path.parent, f"training-{path.stem}", [network], [loader], depends)
+        return checkpoint_folder(path.parent, checkpoints_of(path.name), [network], [loader], depends)
 
     def _save(self, network: nn.Module, path: Path) -> None:
         save_network(network, path)
-        remove_checkpoints(path.parent, f"training-{path.stem}")
+        remove_checkpoints(path.parent, checkpoints_of(path.name))
 
     def _place(self, number: int) -> Path:
         return self.folder / f"task{number}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tgdd_plugin.distillation.settings import EARLIER
 from tgdd_plugin.recording.settings import as_recorded
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.metrics import Scores
+from tgdd_plugin.training.resuming import remove_checkpoints
 
 NETWORK, MEMORY, FINETUNED = "network.safetensors", "memory.beton", "tuned.safetensors"
 """The files in the folder of a task."""
@@ -25,6 +25,11 @@ NOT_NOTED = {"policy": "distilled"}
 
 WITHOUT = {"returning": None, "heads": "one"}
 """The same, of the section ``replay``."""
+
+
+def checkpoints_of(file: str) -> str:
+    """The name of the checkpoints of the training that ends with a file of a task."""
+    return f"training-{Path(file).stem}"
 
 
 def open_scores(folder: Path, about: dict[str, Any]) -> Scores:
@@ -55,11 +60,11 @@ def open_scores(folder: Path, about: dict[str, Any]) -> Scores:
         raise InputError(f"'{folder}' is of another job ({other}). {remedy}")
     if other and dist.get_global_rank() == 0:
         if not path.is_file():  # it was deleted, to learn the tasks anew
-            for name in (NETWORK, MEMORY, FINETUNED):
-                for stale in folder.glob(f"task*/{name}"):
-                    stale.unlink()
-            for stale in folder.glob("task*/.training-*"):
-                shutil.rmtree(stale)
+            for place in folder.glob("task*"):
+                for name in (NETWORK, MEMORY, FINETUNED):
+                    (place / name).unlink(missing_ok=True)
+                for training in (NETWORK, FINETUNED):
+                    remove_checkpoints(place, checkpoints_of(training))
         Scores(about, scores.rows).write(path)
     dist.barrier()
     return Scores(about, scores.rows)

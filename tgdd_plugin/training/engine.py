@@ -134,7 +134,7 @@ class Engine:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed training needs to go on in the same ways, as plain values."""
-        ways = {size: list(way) for size, way in {**self._earlier, **self.used}.items()}
+        ways = {size: list(way) for size, way in self._known.items()}
         return {"precision": self.precision, "compile": self.compile, "ways": ways}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -150,9 +150,12 @@ class Engine:
 
     def __str__(self) -> str:
         """The way of the batch size that comes most often, for people."""
-        known = {**self._earlier, **self.used}
-        most = max(known, key=lambda size: self.steps.get(size, 0), default=None)
-        return str(EAGER if most is None else known[most])
+        most = max(self._known, key=lambda size: self.steps.get(size, 0), default=None)
+        return str(EAGER if most is None else self._known[most])
+
+    @property
+    def _known(self) -> dict[int, Way]:
+        return {**self._earlier, **self.used}
 
     def _note(self, device: torch.device) -> None:
         assert self._last is not None

@@ -177,22 +177,19 @@ def train_each(
         The seconds of each network's training, and how it was computed.
     """
     together = PopulationLoader(loaders)
-    folders = {seed: checkpoints and checkpoints / f"seed{seed}" for seed in seeds}
-    all_in = checkpoints and checkpoints / "at-once"
-    if at_once is None and all_in is not None and last_checkpoint(all_in):
-        at_once = True
-    if at_once is None and any(folder is not None and last_checkpoint(folder) for folder in folders.values()):
-        at_once = False
+    folders = [checkpoints and checkpoints / name for name in ("at-once", *(f"seed{seed}" for seed in seeds))]
+    begun = [index for index, folder in enumerate(folders) if folder is not None and last_checkpoint(folder)]
+    if at_once is None and begun:  # as it was before it was cut short
+        at_once = begun[0] == 0
     if at_once is None:
         # A short training ends before the two ways are compared, and several ranks might disagree.
         compare = len(networks) > 1 and dist.get_world_size() == 1 and count_batches(settings, together) > 10 * TRIALS
         at_once = compare and vectorizing_is_faster(networks, together)
     if not at_once:
         done: list[Trained] = []
-        for network, loader, seed in zip(networks, loaders, seeds, strict=True):
+        for network, loader, seed, folder in zip(networks, loaders, seeds, folders[1:], strict=True):
             how: dict[str, Any] = {"title": title and f"{title}, seed {seed}", "device": device, **options}
-            how |= {"repeats": len(networks) - len(done), "logs": logs([seed])}
-            how |= {"checkpoints": folders[seed]}
+            how |= {"repeats": len(networks) - len(done), "logs": logs([seed]), "checkpoints": folder}
             done.append(_train_one(network, loader, num_classes, settings, seed=seed, **how))
         return done
     began = time.perf_counter()
@@ -200,7 +197,7 @@ def train_each(
     engine = _engine(settings, together, 1, {"title": named, **options})
     model = Population(networks, engine, settings.label_smoothing)
     algorithm = PopulationAugmentation(settings.augmentation, settings.cutmix, num_classes, seeds)
-    how = {"seed": seeds[0], "title": named, "device": device, "checkpoints": all_in, **options}
+    how = {"seed": seeds[0], "title": named, "device": device, "checkpoints": folders[0], **options}
     earlier = fit(model, engine, together, [algorithm], settings, logs(seeds), **how)
     model.module.release()
     return [Trained((earlier + time.perf_counter() - began) / len(networks), str(engine))] * len(networks)
