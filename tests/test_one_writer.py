@@ -162,7 +162,6 @@ def test_several_runs_of_one_trajectory_are_recorded_at_once(tmp_path: Path) -> 
     recorders[0].detach()
     assert (tmp_path / ".a.lock").exists()
     for recorder in recorders[1:]:
-        recorder.stage(1)
         recorder.finish()
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 

@@ -20,8 +20,11 @@ from torchmetrics import MetricCollection
 from tests.common import CLASSES, Pictures, manifest, tiny_network, trained
 from tgdd_plugin import DistillSettings, TGDDCallback, Trajectory, TrajectoryRecorder, describe_run, distill, read_card
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.evaluation.comparison import evaluate
 from tgdd_plugin.recording.head_statistics import HeadStatistics
 from tgdd_plugin.recording.metric_means import MetricMeans
+from tgdd_plugin.trajectory import manifest as manifests
+from tgdd_plugin.trajectory import writing
 
 ROOT = Path(__file__).parents[2]
 RATE, EPOCHS, BATCH = 0.1, 3, 8
@@ -148,6 +151,148 @@ def test_the_recording_distills_without_the_data(tmp_path):
     network = tiny_network(norm=True)
     path = distill(tmp_path / "plain", None, tmp_path / "a.beton", settings, network=network, progress_bar=False)
     assert read_card(path).trajectory["stages"] == Trajectory.open(tmp_path / "plain").checksums
+
+
+def recorded_stages(folder):
+    return [(stage.epoch, stage.batch) for stage in Trajectory.open(folder).run.stages]
+
+
+def test_a_second_stage_at_the_same_batch_is_none(tmp_path):
+    """As where one is due each so many batches and at the end of each epoch."""
+    network = tiny_network()
+    optimizer = optimizer_of(network)
+    recorder = TrajectoryRecorder(tmp_path)
+    recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0]), network)
+    for epoch in (1, 2):
+        for images, labels, _ in trained(network, optimizer, DataLoader(Pictures(32, (1, 8, 8)), batch_size=8)):
+            recorder.batch(images, labels)
+            if recorder.batches % 2 == 0:
+                recorder.stage(epoch - 1)
+        recorder.stage(epoch)
+    recorder.finish(epoch=2)
+    assert recorded_stages(tmp_path) == [(0, 0), (0, 2), (0, 4), (1, 6), (1, 8)]
+    assert Trajectory.open(tmp_path).exemplar_counts() == [11, 11, 10], "the epoch ended, whatever recorded its end"
+
+
+def test_a_loop_that_saves_before_its_stage_goes_on(tmp_path):
+    network = tiny_network()
+    optimizer = optimizer_of(network)
+    batches = list(loader())
+
+    def go(saved, *epochs):
+        recorder = TrajectoryRecorder(tmp_path)
+        if saved:
+            recorder.load_state_dict(saved)
+        recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0]), network)
+        if saved:
+            recorder.stage(epochs[0] - 1)  # which its checkpoint was too early for
+        for epoch in epochs:
+            for images, labels, _ in trained(network, optimizer, batches):
+                recorder.batch(images, labels)
+            saved = recorder.state_dict()
+            recorder.stage(epoch)
+        recorder.detach()
+        return saved
+
+    go(go(None, 1, 2), 3)
+    assert recorded_stages(tmp_path) == [(0, 0), (1, 5), (2, 10), (3, 15)]
+
+
+def test_a_loop_that_never_tells_of_a_batch_is_told(tmp_path):
+    network = tiny_network()
+    recorder = TrajectoryRecorder(tmp_path)
+    recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0]), network)
+    with pytest.warns(UserWarning, match=r"no stage is recorded, as there was no batch. Call batch\(\)") as told:
+        recorder.stage(1)
+        recorder.stage(2)
+        recorder.finish()
+    assert len(told) == 1 and [stage["batch"] for stage in manifest(tmp_path / "run")["stages"]] == [0]
+
+
+class Scaled(torch.nn.Linear):
+    """A layer whose state holds more than tensors."""
+
+    def get_extra_state(self):
+        return {"scale": 1.0}
+
+    def set_extra_state(self, state):
+        assert state == {"scale": 1.0}
+
+
+def test_what_is_no_tensor_in_a_networks_state_is_passed_over(tmp_path):
+    def build():
+        network = tiny_network(norm=True)
+        network.fc = Scaled(16, CLASSES)
+        return network
+
+    network = build()
+    optimizer = optimizer_of(network)
+    recorder = TrajectoryRecorder(tmp_path / "run/trajectory", exemplars=12)
+    recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0], augmentation="none"), network)
+    for images, labels, _ in trained(network, optimizer, loader()):
+        recorder.batch(images, labels)
+    recorder.finish(epoch=1)
+    trajectory = Trajectory.open(tmp_path / "run/trajectory")
+    assert recorded_stages(tmp_path / "run/trajectory") == [(0, 0), (1, 5)]
+    last = load_file(tmp_path / "run/trajectory/run" / trajectory.run.stages[-1].file)
+    assert torch.equal(last["fc.weight"], network.fc.weight) and "fc._extra_state" not in last
+    settings = DistillSettings(images_per_class=1, steps=2, factor=1)
+    beton = tmp_path / "set.beton"
+    distill(trajectory, None, beton, settings, network=build, device="cpu", progress_bar=False)
+    how = {"trajectory": trajectory, "network": build, "device": "cpu", "progress_bar": False}
+    rows = evaluate(beton, Pictures(24), Pictures(24), {"baselines": ["random"]}, {"epochs": 2, "seeds": 1}, **how)
+    assert {(row.name, row.labels) for row in rows} >= {("distilled", "hard"), ("distilled", "soft")}
+
+
+def test_inputs_too_large_for_a_manifest_leave_it_readable(tmp_path):
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(1, 2))
+    recorder = TrajectoryRecorder(tmp_path, exemplars=0)
+    recorder.start(describe_run("run", network, 2, mean=[0.5], std=[0.5]), network)
+    with pytest.warns(UserWarning, match="the inputs have a side of 70000: nothing can be distilled") as told:
+        for epoch in (1, 2):
+            images = torch.zeros(2, 1, 1, 70_000)
+            network(images)
+            recorder.batch(images, torch.tensor([0, 1]))
+            recorder.stage(epoch)
+    assert len([one for one in told if "nothing can be distilled" in str(one.message)]) == 1
+    assert recorded_stages(tmp_path) == [(0, 0), (1, 1), (2, 2)] and Trajectory.open(tmp_path).run.input is None
+
+
+def test_a_manifest_stays_readable_however_many_metrics_come(tmp_path, monkeypatch):
+    """Thinned stages make room again; without thinning later stages have none, which is told once."""
+    monkeypatch.setattr(manifests, "METRICS_SIZE", 10_000)
+    network = tiny_network()
+    metrics = {f"accuracy of class {number}": number / 3 for number in range(20)}  # of about 1,200 bytes
+
+    def go(folder, **options):
+        recorder = TrajectoryRecorder(folder, exemplars=0, **options)
+        recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0]), network)
+        for epoch in range(1, 41):
+            network(torch.zeros(1, 1, 8, 8))
+            recorder.batch(torch.zeros(1, 1, 8, 8), torch.tensor([0]), metrics)
+            recorder.stage(epoch)
+        recorder.finish()
+        return [len(stage.metrics) for stage in Trajectory.open(folder).run.stages]
+
+    with pytest.warns(UserWarning, match="no room for metrics of more stages") as told:
+        numbers = go(tmp_path / "all")
+    assert numbers[1:8] == [20] * 7 and not any(numbers[9:]) and len(numbers) == 41 and len(told) == 1
+    assert all(go(tmp_path / "thinned", max_stages=5)[1:])
+
+
+def test_stages_beyond_what_a_manifest_holds_are_gaps(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "MOST_STAGES", 4)
+    network = tiny_network()
+    recorder = TrajectoryRecorder(tmp_path, exemplars=0)
+    recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0]), network)
+    with pytest.warns(UserWarning, match="`max_stages` must be at most 4 where more are due, got None"):
+        for epoch in range(1, 7):
+            network(torch.zeros(1, 1, 8, 8))
+            recorder.batch(torch.zeros(1, 1, 8, 8), torch.tensor([0]))
+            recorder.stage(epoch)
+        recorder.finish()
+    assert recorded_stages(tmp_path) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert len(list((tmp_path / "run").glob("stage-*"))) == 4, "nothing is left that no manifest names"
 
 
 def test_microbatches_add_up_to_the_batch(tmp_path):

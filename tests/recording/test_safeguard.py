@@ -232,6 +232,8 @@ def test_a_plain_loop_goes_on_too(tmp_path, monkeypatch):
     network = tiny_network()
     recorder = TrajectoryRecorder(tmp_path)
     recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0]), network)
+    network(torch.zeros(1, 1, 8, 8))
+    recorder.batch(torch.zeros(1, 1, 8, 8), torch.tensor([0]))
     with pytest.warns(UserWarning, match="RECORDING FAILED, training goes on: the stage at epoch 1"):
         recorder.stage(1)
     with pytest.warns(UserWarning, match="the recording of run 'run' is not whole: 1 part"):

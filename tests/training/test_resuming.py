@@ -1,5 +1,6 @@
 """A training that is cut short goes on from its last checkpoint, and ends as an uninterrupted one."""
 
+import collections
 import functools
 import pickle
 import re
@@ -210,6 +211,25 @@ def test_an_error_in_saving_costs_the_checkpoint_alone(tmp_path, monkeypatch, er
         resumed, _ = train(tmp_path, rest)
     assert rest.seen == list(range(5, 13)) and saves[-1] == 12
     assert_same(resumed, whole)
+
+
+def test_what_could_not_be_read_again_is_not_saved_and_told_at_once(tmp_path):
+    """A crash would otherwise be the first to tell."""
+
+    class Kept(Callback):
+        def state_dict(self):
+            return {"last": collections.deque([1, 2])}
+
+    with (
+        pytest.raises(RuntimeError, match="crash"),
+        pytest.warns(
+            UserWarning, match="could be saved .* goes on without: .* holds collections.deque, which is no plain"
+        ) as told,
+    ):
+        train(tmp_path, Kept(), Crash(6))
+    words = [str(one.message) for one in told if "no checkpoint could be saved" in str(one.message)]
+    assert len(words) == 1 and "\n" not in words[0] and "\x1b" not in words[0]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_users_own_checkpoints_are_the_only_ones(tmp_path):

@@ -109,6 +109,23 @@ def test_each_ends_as_it_does_alone(kind, augmentation, cutmix, soft):
         assert [int(network.features[1].num_batches_tracked) for network in networks] == [12] * 3
 
 
+@pytest.mark.parametrize("options", [{}, {"device_train_microbatch_size": 4}], ids=["as it is", "batches in parts"])
+def test_more_networks_than_a_batch_has_images(options):
+    """Composer splits what comes by its first dimension, which is the networks' here, and not the images'."""
+    seeds = list(range(BATCH + 1))
+    networks, wanted = ([make("instance norm", seed) for seed in seeds] for _ in range(2))
+    train_each(wanted, loaders(seeds=seeds), K, SETTINGS, seeds=seeds, at_once=False, device="cpu")
+    train_each(networks, loaders(seeds=seeds), K, SETTINGS, seeds=seeds, at_once=True, device="cpu", **options)
+    assert_close(networks, wanted)
+
+
+def test_batches_in_parts_are_trained_in_turn(monkeypatch):
+    """Whoever asks for them has no memory to spare."""
+    monkeypatch.setattr(training, "vectorizing_is_faster", lambda *given: pytest.fail("measured"))
+    how = {"seeds": SEEDS, "device": "cpu", "device_train_microbatch_size": 4}
+    train_each([make("instance norm", seed) for seed in SEEDS], loaders(), K, replace(SETTINGS, epochs=40), **how)
+
+
 def test_the_whole_training_is_the_formulas():
     """SGD with momentum and weight decay; its rate falls to a fifth after the steps that 2/3 and 5/6 fall into."""
     networks = [make("instance norm", seed) for seed in SEEDS]

@@ -12,7 +12,7 @@ from torch import nn
 
 from tgdd_plugin.core.class_names import named_classes
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.weights import are_finite
+from tgdd_plugin.core.weights import are_finite, only_tensors
 from tgdd_plugin.networks.feature_network import fit_names
 from tgdd_plugin.trajectory.manifest import Stage
 from tgdd_plugin.trajectory.shortcomings import check_left, warn_of_diverged
@@ -106,7 +106,7 @@ class StageBank:
         self.stacked = [
             {
                 name: torch.empty((room[n], *tensor.shape), dtype=tensor.dtype, device=device)
-                for name, tensor in network.state_dict().items()
+                for name, tensor in only_tensors(network.state_dict()).items()
             }
             for n, network in enumerate(networks)
         ]
@@ -185,6 +185,6 @@ def _no_means(trajectory: Trajectory, folder: Path, classes: Sequence[int] | Non
     missing = [names[label] for label in wanted if label not in seen]
     return InputError(
         f"The {named_classes(missing)} must have recorded means to be distilled, got none in the run in '{folder}', "
-        f"which trained on no image of such a class alone. Leave it out by `classes`, record again with images of it, "
-        f"or give the real images (source 'sampled')."
+        f"which trained on no image of such a class alone. Leave it out (`classes`, in a recipe distill.classes), "
+        f"record again with images of it, or give the real images (source 'sampled')."
     )

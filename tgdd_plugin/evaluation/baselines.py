@@ -18,7 +18,7 @@ from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.class_names import named_classes
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.weights import load_weights, weights_content
+from tgdd_plugin.core.weights import load_weights, put_weights, weights_content
 from tgdd_plugin.data.coresets import herding, k_center, most_varied
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.distillation.settings import EARLIER, DistillSettings
@@ -120,7 +120,7 @@ class Baselines:
     def _choose(self, seed: int) -> dict[str, torch.Tensor]:
         network = self.compact.fresh().to(torch_device(self.device))
         try:
-            network.load_state_dict(load_weights(self._weights(seed)))
+            put_weights(network, load_weights(self._weights(seed)))
         except (OSError, RuntimeError, safetensors.SafetensorError) as error:
             raise InputError(
                 f"'{self._weights(seed)}' cannot be used ({str(error).splitlines()[0]}). Delete "

@@ -16,6 +16,7 @@ from composer.utils import dist
 from torch import nn
 
 from tgdd_plugin.core.seeding import forked_streams
+from tgdd_plugin.core.weights import only_tensors
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.distiller import distill
@@ -101,7 +102,7 @@ def fresh_networks(
     """
     with forked_streams(seed):
         network = build()
-        size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in only_tensors(network.state_dict()).values())
         count = sum(parameter.numel() for parameter in network.parameters())
         run = Run(
             name="fresh",

@@ -11,7 +11,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.weights import are_finite
+from tgdd_plugin.core.weights import are_finite, put_weights
 from tgdd_plugin.data.batch_size import number_at_once
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -61,7 +61,7 @@ class StageOutputs:
             InputError: If the network does not fit the stage, or its output is not finite.
         """
         where, network = f"stage '{folder / stage.file}'", self.networks[self.numbers[folder]]
-        network.load_state_dict({name: weights[spelt] for name, spelt in fit_names(weights, network, where).items()})
+        put_weights(network, {name: weights[spelt] for name, spelt in fit_names(weights, network, where).items()})
         parts = []
         count = min(self.batch_size, number_at_once(*images.shape[-2:]))
         for index in torch.arange(len(images)).split(count):

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from tgdd_plugin.core.usage import now
+from tgdd_plugin.core.weights import only_tensors
 
 LATENCY_CALLS = 20
 """The number of timed calls of a network, of which the median counts."""
@@ -107,7 +108,7 @@ def synflow(network: nn.Module, shape: Sequence[int]) -> float | None:
         elif isinstance(module, _ConvNd | nn.Linear):
             weights.append(module.weight)
     with torch.no_grad():
-        for tensor in network.state_dict().values():
+        for tensor in only_tensors(network.state_dict()).values():
             if tensor.is_floating_point():
                 tensor.abs_()
     with torch.enable_grad():

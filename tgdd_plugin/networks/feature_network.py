@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.weights import only_tensors
 from tgdd_plugin.networks.chunk_size import even_part
 from tgdd_plugin.networks.classifiers import logits_of
 from tgdd_plugin.networks.heads import last_called
@@ -176,7 +177,7 @@ def fit_names(recorded: Mapping[str, torch.Tensor], network: nn.Module, where: s
         InputError: If a tensor is missing or of another shape, or the stage has one that the network lacks: it would
             be another function.
     """
-    wanted = network.state_dict()
+    wanted = only_tensors(network.state_dict())
     first = next(iter(wanted))
     prefixes = [name.removesuffix(first) for name in recorded if name == first or name.endswith(f".{first}")]
     prefix = min(prefixes, key=lambda p: sum(p + name not in recorded for name in wanted), default="")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tgdd_plugin.core.weights import only_tensors
 from tgdd_plugin.data.coresets import herding
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -47,7 +48,7 @@ def features_of(
     """
     normalization.check_channels(pool.shape[0])
     frozen = FeatureNetwork(copy.deepcopy(network), find_head(network, pool.num_classes, head, pool.shape))
-    weights = network.state_dict()
+    weights = only_tensors(network.state_dict())
     frozen.check(weights, pool.shape, pool.num_classes)
     device = next(iter(weights.values())).device
     # On a CPU in parts that fit its caches.

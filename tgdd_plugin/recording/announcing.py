@@ -8,13 +8,19 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from composer.core import State, Time, TimeUnit
 from tqdm.auto import tqdm
 
 from tgdd_plugin.core.errors import printable
 from tgdd_plugin.core.ranks import rank
+from tgdd_plugin.networks.factory import is_own
+from tgdd_plugin.recording.data_introspection import find_augmentation
 from tgdd_plugin.recording.recorder import TrajectoryRecorder
+
+VISIBLE = {"cutout", "rotate"}
+"""The operations of an augmentation that leave erased squares or corners in an image."""
 
 
 def tell(line: str) -> None:
@@ -55,14 +61,28 @@ def announce_start(recorder: TrajectoryRecorder, interval: Time | None, state: S
         )
 
 
-def announce_end(recorder: TrajectoryRecorder, *, quiet: bool) -> None:
-    """Says on rank 0 what was recorded, and how to go on."""
+def announce_end(recorder: TrajectoryRecorder, loader: Any, *, quiet: bool) -> None:
+    """Says on rank 0 what was recorded, and how to go on.
+
+    Args:
+        recorder: The recorder, which has finished.
+        loader: The loader that the recorded images came from.
+        quiet: Whether there are no lines.
+    """
     run, folder = recorder.run, recorder.run_folder
     if quiet or rank() != 0 or run is None or not run.complete:
         return
     size = sum(_size(path) for path in folder.iterdir())
     command = f"tgdd distill {shlex.quote(str(recorder.folder))}"
+    if not is_own(run.network):
+        command += " network.name=module:function, a function of yours that builds the network"
     tell(f"TGDDCallback recorded {len(run.stages)} stages, {in_bytes(size)}, in '{folder}'; next: {command}")
+    kept = VISIBLE.intersection((find_augmentation(loader, []) or "none").split("_"))
+    if kept and run.exemplars:
+        tell(
+            f"The images that it kept have {' and '.join(sorted(kept))} of the data set's transforms in them, and so "
+            f"would the distilled ones: name the data as well (data.name=...), which is then read clean"
+        )
 
 
 def in_bytes(size: float) -> str:

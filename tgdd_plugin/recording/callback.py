@@ -204,9 +204,10 @@ class TGDDCallback(Callback):
     def before_loss(self, state: State, logger: Logger) -> None:
         # By now the algorithms have mixed or smoothed the labels, so what they did can be seen. Images that an
         # algorithm added come after the loader's own.
-        if self.recorder.run is not None:
+        if (run := self.recorder.run) is not None:
             model = unwrapped(state.model)
-            self.recorder.settle_head(model, lambda: model(state.batch))
+            if self.recorder.settle_head(model, lambda: model(state.batch)):
+                run.classes = self._class_names(state, run.num_classes)
             own, mixed = own_images(state.algorithms), is_mixed(state.algorithms)
             self.recorder.features.add(images_and_labels(state.batch)[1], own, counted=not mixed)
 
@@ -216,11 +217,13 @@ class TGDDCallback(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         metrics = {**state.total_loss_dict, **state.train_metric_values}
         self.recorder.end_batch(metrics, state.timestamp.batch.value)
-        self._record_if_due(state)
+        if self._is_due:
+            self._record(state)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         self.recorder.end_epoch()
-        self._record_if_due(state)
+        if self._is_due:
+            self._record(state)
 
     def fit_end(self, state: State, logger: Logger) -> None:
         # Missed so far if training was stopped by a callback after this one, or by an evaluation.
@@ -229,7 +232,7 @@ class TGDDCallback(Callback):
         self._watch.detach()
         if self.recorder.run is not None:
             self.recorder.finish()
-            announce_end(self.recorder, quiet=self.quiet)
+            announce_end(self.recorder, state.train_dataloader, quiet=self.quiet)
 
     def close(self, state: State, logger: Logger) -> None:
         self._watch.detach()
@@ -241,11 +244,6 @@ class TGDDCallback(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.recorder.load_state_dict(state)
-
-    def _record_if_due(self, state: State) -> None:
-        # A stage may fall due twice at one batch, at its end and at its epoch's.
-        if self._is_due and state.timestamp.batch.value != self.recorder.last_batch:
-            self._record(state)
 
     def _record(self, state: State) -> None:
         with training_weights(state):
@@ -279,9 +277,7 @@ class TGDDCallback(Callback):
         check_class_names(self.classes, num_classes, f"the head '{head}'")
         transforms = [one for spec in specs for one in (spec.batch_transforms, spec.microbatch_transforms)]
         loader, covers = state.train_dataloader, self.recorder.safeguard.covers
-        normalization, classes, augmentation = self.normalization, self.classes, None
-        with covers("looking for the class names of the training data"):
-            classes = classes or find_classes(loader, num_classes)
+        normalization, augmentation = self.normalization, None
         with covers("looking for the normalization of the training data"):
             normalization = normalization or find_normalization(loader, *transforms)
         with covers("looking for the augmentation of the training data"):
@@ -291,10 +287,15 @@ class TGDDCallback(Callback):
             network=describe_network(state),
             head=head,
             num_classes=num_classes,
-            classes=classes,
+            classes=self._class_names(state, num_classes),
             mean=list(normalization.mean) if normalization else None,
             std=list(normalization.std) if normalization else None,
             interval=self.interval,
             augmentation=augmentation,
             versions=installed_versions("mosaicml"),
         )
+
+    def _class_names(self, state: State, num_classes: int) -> list[str] | None:
+        with self.recorder.safeguard.covers("looking for the class names of the training data"):
+            return self.classes or find_classes(state.train_dataloader, num_classes)
+        return None

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.checked_json import MOST_SIDE
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.targets import are_class_targets, single_class_targets
 from tgdd_plugin.trajectory.manifest import EXEMPLARS, Run
@@ -135,4 +136,5 @@ def _are_images(images: Any) -> bool:
         and images.shape[1] in (1, 3)
         and images.is_floating_point()
         and images.numel() > 0
+        and max(images.shape[2:]) <= MOST_SIDE
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,13 +12,13 @@ import torch
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.ranks import on_all_ranks, rank
+from tgdd_plugin.core.ranks import on_all_ranks
 from tgdd_plugin.networks.classifiers import bare_network
 from tgdd_plugin.networks.heads import head_candidates
 from tgdd_plugin.recording.first_images import FirstImages
 from tgdd_plugin.recording.head_statistics import HeadStatistics
 from tgdd_plugin.recording.metric_means import MetricMeans
-from tgdd_plugin.recording.run_folder import own_state, run_folder_of, stored_tensor, take_over, warn_of_missing_stages
+from tgdd_plugin.recording.run_folder import own_state, run_folder_of, stored_weights, take_over, warn_of_missing_stages
 from tgdd_plugin.recording.safeguard import Safeguard
 from tgdd_plugin.recording.settings import Dtype, OnError, StageSettings, local_folder
 from tgdd_plugin.trajectory.manifest import Run
@@ -75,9 +74,8 @@ class TrajectoryRecorder:
         self._metrics = MetricMeans()
         self.features = HeadStatistics(enabled=self.options.statistics)
         """Adds up the class means; a loop that splits its batches calls it itself, see :meth:`end_batch`."""
-        self.images = FirstImages(exemplars, self._warn)
+        self.images = FirstImages(exemplars, lambda *told: self.safeguard.warn_once(*told))
         """Looks at the first batches."""
-        self._warned: set[str] = set()
         self._lock = ExitStack()  # on the run's folder, from start() to finish() or detach()
         self._begin_anew()
 
@@ -134,7 +132,7 @@ class TrajectoryRecorder:
             self._drop_sums()  # what the checkpoint had added up is part of the last stage, or of none that is kept
         self.last_batch, self._due_so_far = found
         self.features.attach(heads, run.head, device or heads[run.head].weight.device)
-        self.images.start(run, self.run_folder, epoch)
+        self.images.start(run, self.run_folder, epoch, settled=len(heads) == 1)
         if self.last_batch < 0:
             if self.batches > 0:
                 warn_of_missing_stages(self.run_folder, self.batches, self._restored_folder)
@@ -161,7 +159,9 @@ class TrajectoryRecorder:
     def stage(
         self, epoch: int, *, sample: int | None = None, weights: Callable[[], Mapping[str, torch.Tensor]] | None = None
     ) -> None:
-        """Records the weights as they are now. Collective where training is distributed.
+        """Records the weights as they are now, unless no batch came since the last stage.
+
+        Collective where training is distributed.
 
         Args:
             epoch: Epochs completed.
@@ -172,33 +172,43 @@ class TrajectoryRecorder:
             InputError: With ``on_error='raise'``, if the folder cannot be written.
         """
         run, _ = self._started()
+        if epoch > self.images.first_epoch:
+            self.end_epoch()
+        if self.batches == self.last_batch:
+            if self.batches == 0:
+                self.safeguard.warn_once(
+                    "stage", "no stage is recorded, as there was no batch. Call batch() after each step"
+                )
+            return
         self.last_batch = self.batches
         with self.safeguard.stage(run, epoch, self.batches):
             self._stage(epoch, self.samples if sample is None else sample, weights)
 
     def _stage(self, epoch: int, sample: int, weights: Callable[[], Mapping[str, torch.Tensor]] | None) -> None:
         run, network = self._started()
-        if epoch > self.images.first_epoch:
-            self.end_epoch()
         index, self._due_so_far = self._due_so_far, self._due_so_far + 1
         metrics, class_means = {}, None
         with self.safeguard.covers(f"what the stage at batch {self.batches} has beside weights"):
             # A rank that fails must not leave the others waiting: all go on, or none.
             class_means, metrics = on_all_ranks(self.features.take), on_all_ranks(self._metrics.take)
+        if not run.has_room_for(metrics):
+            self.safeguard.warn_once("metrics", "the manifest has no room for metrics of more stages; give max_stages=")
+            metrics = {}
         state = on_all_ranks(weights or network.state_dict)
         when = {"epoch": epoch, "batch": self.batches, "sample": sample, "metrics": metrics}
 
         def write() -> None:
-            stored = {name: stored_tensor(tensor, getattr(torch, self.options.dtype)) for name, tensor in state.items()}
-            most = self.options.max_stages
+            stored, most = stored_weights(state, self.options.dtype), self.options.max_stages
             add_stage(self.run_folder, run, stored, most, class_means=class_means, index=index, **when)
 
         self.safeguard.write(self.run_folder, run, self.images.exemplars, write)
         if run.stages and not run.stages[-1].finite:  # on rank 0, which has the manifest
-            self._warn("finite", f"{diverged(run)}. Distilling leaves them out; train again at a lower learning rate")
+            self.safeguard.warn_once(
+                "finite", f"{diverged(run)}. Distilling leaves them out; train again at a lower learning rate"
+            )
         elif self.features.problem:
             problem = f"no class statistics in the stage at batch {self.last_batch} ({self.features.problem})"
-            self._warn("statistics", f"{problem}; distillation needs the real images there")
+            self.safeguard.warn_once("statistics", f"{problem}; distillation needs the real images there")
 
     def finish(self, epoch: int | None = None) -> None:
         """Training came to its end: notes that the recording is complete. A second call does nothing.
@@ -226,19 +236,22 @@ class TrajectoryRecorder:
         """Looks at a batch before it is trained on, on rank 0: notes what the inputs are like, and keeps exemplars."""
         self.images.look_at(images, targets)
 
-    def settle_head(self, network: nn.Module, call: Callable[[], Any]) -> None:
+    def settle_head(self, network: nn.Module, call: Callable[[], Any]) -> bool:
         """Finds out, after the first forward pass in training, which of the layers given to :meth:`start` is the head.
 
         ``call`` calls ``network``, or what it is wrapped in, with the batch, in case a second forward pass must tell.
+
+        Returns:
+            Whether ``run`` has another number of classes now; they have no names then.
         """
-        layer = self.features.settle(network, call)
-        if layer is None or self.run is None:
-            return
-        run, run.head = self.run, self.features.head
-        if run.num_classes != layer.out_features:
+        layer, run = self.features.settle(network, call), self.run
+        if layer is None or run is None:
+            return False
+        run.head, before = self.features.head, run.num_classes
+        if before != layer.out_features:
             run.num_classes, run.classes = layer.out_features, None
-            self.images.start(run, self.run_folder, self.images.first_epoch)
         self.images.write()
+        return before != run.num_classes
 
     def end_batch(self, metrics: Mapping[str, Any], batches: int) -> None:
         """The batch is over, and trained on: what :meth:`batch` does, for loops that split it.
@@ -252,6 +265,7 @@ class TrajectoryRecorder:
         """
         self.batches = batches
         with self.safeguard.covers("adding up a batch"):
+            self.images.settle()
             self.features.commit()
             self._metrics.add(metrics)
 
@@ -293,8 +307,3 @@ class TrajectoryRecorder:
     def _drop_sums(self) -> None:
         self._metrics.take()
         self.features.forget()
-
-    def _warn(self, about: str, message: str) -> None:
-        if about not in self._warned and rank() == 0:
-            self._warned.add(about)
-            warnings.warn(message, stacklevel=3)

@@ -14,8 +14,9 @@ from torch import nn
 from tgdd_plugin.core.errors import InputError, brief, shown
 from tgdd_plugin.core.locks import locked
 from tgdd_plugin.core.ranks import rank, share_from_rank_0
+from tgdd_plugin.core.weights import only_tensors
 from tgdd_plugin.recording.description import normalization_fits
-from tgdd_plugin.recording.settings import StageSettings
+from tgdd_plugin.recording.settings import Dtype, StageSettings
 from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run
 from tgdd_plugin.trajectory.writing import write_manifest_and_prune
 
@@ -191,8 +192,12 @@ def warn_of_missing_stages(folder: Path, batches: int, restored: str | None) -> 
     )
 
 
-def stored_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor as a stage stores it: of floating point as ``dtype``, unless float16 cannot hold it."""
+def stored_weights(state: Mapping[str, Any], dtype: Dtype) -> dict[str, torch.Tensor]:
+    """Weights as a stage stores them: those of floating point as ``dtype``; what is no tensor is left out."""
+    return {name: _stored(tensor, getattr(torch, dtype)) for name, tensor in only_tensors(state).items()}
+
+
+def _stored(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if not tensor.is_floating_point():
         return tensor
     stored = tensor.to(dtype)

@@ -36,10 +36,17 @@ class Safeguard:
         self.shared = 0
         """How many of the failures every rank knows of."""
         self._told, self._withheld = False, False
+        self._warned: set[str] = set()
         self.lost = False
         """Whether files that were recorded are gone."""
         self._modified: int | None = None
         """When the run's folder was modified last, right after it was last written to."""
+
+    def warn_once(self, about: str, message: str) -> None:
+        """Warns on rank 0 of what is no error; of several messages about one thing, the first is told."""
+        if about not in self._warned and rank() == 0:
+            self._warned.add(about)
+            warnings.warn(message, stacklevel=4)
 
     def handle(self, what: str, error: Exception) -> None:
         """Raises the error again with ``'raise'``, or if a rank is lost; else notes it, and warns of the first one."""

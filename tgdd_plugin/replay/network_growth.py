@@ -14,7 +14,7 @@ from torch import nn
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import forked_streams
-from tgdd_plugin.core.weights import load_weights, weights_content
+from tgdd_plugin.core.weights import load_weights, only_tensors, put_weights, weights_content
 from tgdd_plugin.training.train import check_network
 
 
@@ -35,7 +35,7 @@ def grow(network: nn.Module, earlier: nn.Module | None) -> nn.Module:
     """
     if earlier is None:
         return network
-    old, new = earlier.state_dict(), network.state_dict()
+    old, new = only_tensors(earlier.state_dict()), only_tensors(network.state_dict())
     for name, tensor in new.items():
         there, here = old[name].shape if name in old else None, tensor.shape
         if there is None or (len(there), there[1:]) != (len(here), here[1:]) or there[:1] > here[:1]:
@@ -76,7 +76,7 @@ def load_network(network: nn.Module, path: Path) -> nn.Module:
         InputError: If the file is damaged, or of another network.
     """
     try:
-        network.load_state_dict(load_weights(path))
+        put_weights(network, load_weights(path))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise InputError(
             f"'{path}' cannot be used ({str(error).splitlines()[0]}). Delete '{path.parents[1]}' to learn the tasks "

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tgdd_plugin.core.usage import now
+from tgdd_plugin.core.weights import only_tensors
 from tgdd_plugin.training.forward_passes import EAGER, Way, compile_problem, compute, watched_modules
 from tgdd_plugin.training.settings import Compile, Precision
 
@@ -212,7 +213,8 @@ class Engine:
             self.tell(f"batches of {size} are computed in {way}{faster}")
 
     def _key(self, network: nn.Module, images: torch.Tensor) -> tuple[Any, ...]:
-        weights = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in network.state_dict().items())
+        state = only_tensors(network.state_dict())
+        weights = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in state.items())
         watched = tuple(watched_modules(network))
         place = (images.shape, images.device, torch.get_num_threads())
         return type(network), weights, watched, place, self.precision, self.compile

@@ -7,6 +7,8 @@ import glob
 import hashlib
 import json
 import os
+import pickle
+import re
 import shutil
 import warnings
 import zipfile
@@ -25,7 +27,7 @@ from torch.torch_version import TorchVersion
 
 from tgdd_plugin.core.atomic_files import whole_file
 from tgdd_plugin.core.differences import as_plain
-from tgdd_plugin.core.errors import brief
+from tgdd_plugin.core.errors import InputError, brief
 from tgdd_plugin.core.ranks import on_all_ranks
 from tgdd_plugin.core.weights import weights_content
 from tgdd_plugin.data.device_loader import DeviceLoader
@@ -85,8 +87,7 @@ def checkpoint_folder(
     digest = hashlib.sha256(json.dumps([as_plain(depends), dist.get_world_size()]).encode())
     for network, loader in zip(networks, loaders, strict=True):
         digest.update(type(network).__qualname__.encode())
-        tensors = {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
-        digest.update(weights_content(tensors))
+        digest.update(weights_content(network.state_dict()))
         digest.update(loader.fingerprint().encode())
     return parent / f".{name}-{digest.hexdigest()[:12]}"
 
@@ -102,7 +103,8 @@ class Checkpoints(Callback):
     """Keeps the state of a Trainer in one file, which is whole at any time, also after a power failure.
 
     Composer's ``CheckpointSaver`` writes in place, and ends the training where the disk is full or a callback's state
-    cannot be pickled. Here such an error costs the checkpoint, with one warning.
+    cannot be pickled. Here such an error costs the checkpoint, with one warning; so does a state of a user's own
+    callback that :func:`remove_if_unusable` would not let be read.
 
     Args:
         folder: The folder of the file, :data:`LATEST`.
@@ -113,6 +115,7 @@ class Checkpoints(Callback):
         self.folder, self.due = folder, due
         self._last: int | None = None
         self._told = False
+        self._readable: bool | None = None
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         self._save_if_due(state, Event.BATCH_CHECKPOINT)
@@ -122,16 +125,17 @@ class Checkpoints(Callback):
 
     def _save_if_due(self, state: State, event: Event) -> None:
         batch = state.timestamp.batch.value
-        if not self.due(state, event) or batch == self._last:
+        if self._readable is False or not self.due(state, event) or batch == self._last:
             return
         self._last = batch
         try:
             self._save(state)
         except Exception as error:  # of any kind: the training does not need it
             if not self._told and dist.get_global_rank() == 0:
+                again = "" if self._readable is False else ". It is tried again"
+                reason = str(error) if isinstance(error, InputError) else brief(error)
                 warnings.warn(
-                    f"no checkpoint could be saved in '{self.folder}', and work goes on without: {brief(error)}. It is "
-                    f"tried again",
+                    f"no checkpoint could be saved in '{self.folder}', and work goes on without: {reason}{again}",
                     stacklevel=2,
                 )
             self._told = True
@@ -146,6 +150,12 @@ class Checkpoints(Callback):
             except Exception:
                 dist.barrier()  # where the other ranks wait: it is the last that they do there
                 raise
+            if self._readable is None:  # told by the first, as later ones hold the same kinds of values
+                problem = [on_all_ranks(lambda: _unreadable(file) if first else None)]
+                dist.broadcast_object_list(problem, src=0)
+                self._readable = problem[0] is None
+                if problem[0]:
+                    raise InputError(problem[0])
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -170,10 +180,20 @@ def remove_if_unusable(folder: Path, *, only_plain: bool = False) -> None:
         with zipfile.ZipFile(path) as content:
             if damaged := content.testzip():
                 raise ValueError(f"'{damaged}' in it is damaged")
-        if only_plain:
-            with torch.serialization.safe_globals(PLAIN):
-                torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if only_plain and (problem := _unreadable(path)):
+            raise InputError(problem)
     except Exception as error:  # what is wrong with a file shows in many ways
         shutil.rmtree(folder, ignore_errors=True)
-        reason = brief(error)
+        reason = str(error) if isinstance(error, InputError) else brief(error)
         warnings.warn(f"the checkpoint in '{folder}' cannot be used, and work begins anew: {reason}", stacklevel=2)
+
+
+def _unreadable(path: Path) -> str | None:
+    """Why a checkpoint cannot be read without running code that it names: it holds more than :data:`PLAIN` values."""
+    try:
+        with torch.serialization.safe_globals(PLAIN):
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"(?:GLOBAL|class|function) (\S+)", str(error))
+        return f"the state_dict() of a callback holds {named[1] if named else 'an object'}, which is no plain value"
+    return None

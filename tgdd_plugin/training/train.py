@@ -41,6 +41,9 @@ from tgdd_plugin.training.vectorized import (
     vectorizing_is_faster,
 )
 
+MICROBATCH = "device_train_microbatch_size"
+"""The argument of a ``Trainer`` that has it split batches along their first dimension."""
+
 
 def train_network(
     network: nn.Module,
@@ -182,8 +185,10 @@ def train_each(
     if at_once is None and begun:  # as it was before it was cut short
         at_once = begun[0] == 0
     if at_once is None:
-        # A short training ends before the two ways are compared, and several ranks might disagree.
-        compare = len(networks) > 1 and dist.get_world_size() == 1 and count_batches(settings, together) > 10 * TRIALS
+        # A short training ends before the two ways are compared, several ranks might disagree, and whoever splits
+        # batches has no memory for all networks.
+        one = len(networks) == 1 or dist.get_world_size() > 1 or MICROBATCH in options
+        compare = not one and count_batches(settings, together) > 10 * TRIALS
         at_once = compare and vectorizing_is_faster(networks, together)
     if not at_once:
         done: list[Trained] = []
@@ -198,6 +203,7 @@ def train_each(
     model = Population(networks, engine, settings.label_smoothing)
     algorithm = PopulationAugmentation(settings.augmentation, settings.cutmix, num_classes, seeds)
     how = {"seed": seeds[0], "title": named, "device": device, "checkpoints": folders[0], **options}
+    how.pop(MICROBATCH, None)  # it would split the networks from each other
     earlier = fit(model, engine, together, [algorithm], settings, logs(seeds), **how)
     model.module.release()
     return [Trained((earlier + time.perf_counter() - began) / len(networks), str(engine))] * len(networks)

@@ -125,7 +125,7 @@ class PopulationLoader:
 
     def __init__(self, loaders: Sequence[DeviceLoader]) -> None:
         self.loaders = loaders
-        self.batch_size = loaders[0].batch_size  # Composer asks for it
+        self.batch_size = len(loaders)  # Composer splits the first dimension at it, and networks stay together
 
     def __len__(self) -> int:
         return len(self.loaders[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,6 +45,12 @@ ONGOING_FORMAT = 2
 
 MOST_METRICS = 1000
 """The most metrics of a stage."""
+
+METRICS_SIZE = JSON_SIZE // 2
+"""The most bytes of all stages' metrics."""
+
+MOST_STAGES = 40_000
+"""The most stages of a run: they take the other half of what a manifest may be large."""
 
 _READINGS = 100  # of a manifest that is being rewritten again and again
 
@@ -148,6 +154,17 @@ class Run:
         self.classes = None if self.classes is None else as_names(self.classes)
         # Not a field: it says what of this run is on the disk, and is not part of what the run is.
         self.journal: Journal | None = None
+        self._room = 0
+
+    def has_room_for(self, metrics: Mapping[str, float]) -> bool:
+        """Whether the manifest can still be read with those metrics in one more stage; if so, they count as there."""
+        size = _size_of(metrics)
+        if size > self._room:  # stages that were thinned away have left room
+            self._room = METRICS_SIZE - sum(_size_of(stage.metrics) for stage in self.stages)
+        if size > self._room:
+            return False
+        self._room -= size
+        return True
 
     def write(self, folder: Path, *, ongoing: bool = False) -> None:
         """Writes ``folder/manifest.json`` whole or not at all.
@@ -248,6 +265,10 @@ class Run:
         if run.classes is not None and len(run.classes) != run.num_classes:
             raise ValueError(f"`classes` must be as many names as `num_classes` says, got {len(run.classes)}")
         return run
+
+
+def _size_of(metrics: Mapping[str, float]) -> int:
+    return sum(len(json.dumps(name)) + 40 for name in metrics)  # a number has up to 24 characters, beside indentation
 
 
 def _stage_fields(stage: Stage) -> dict[str, Any]:

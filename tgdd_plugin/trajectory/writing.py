@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from tgdd_plugin.core.atomic_files import sweep, write_whole
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.weights import are_finite, weights_content
-from tgdd_plugin.trajectory.manifest import EXEMPLARS, Run, Stage
+from tgdd_plugin.trajectory.manifest import EXEMPLARS, MOST_STAGES, Run, Stage
 from tgdd_plugin.trajectory.store import CLASS_COUNTS, CLASS_MEANS
 
 
@@ -55,19 +56,29 @@ def add_stage(
             ``None``, the stage has none.
         index: See :class:`Stage`. Default: one more than the last stage's.
         when: ``epoch``, ``batch``, ``sample`` and ``metrics`` of the stage.
+
+    Raises:
+        InputError: If there would be more stages than a manifest can hold.
+        OSError: If the folder cannot be written.
     """
     finite = are_finite(state)
     if class_means is not None:
         state = {**state, CLASS_MEANS: class_means[0], CLASS_COUNTS: class_means[1]}
     content = weights_content(state)
     name = f"stage-ep{when['epoch']}-ba{when['batch']}.safetensors"
-    write_whole(folder / name, content, swept=True)  # as the run began
     if index is None:
         index = run.stages[-1].index + 1 if run.stages else 0
     before = run.stages
     checksum = hashlib.sha256(content).hexdigest()
     stages = [*before, Stage(file=name, index=index, sha256=checksum, finite=finite, **when)]
-    run.stages = thin(stages, max_stages)
+    thinned = thin(stages, max_stages)
+    if len(thinned) > MOST_STAGES:
+        raise InputError(
+            f"`max_stages` must be at most {MOST_STAGES} where more are due, got {max_stages}. Give a lower one or a "
+            f"longer interval; what is recorded so far can be used."
+        )
+    write_whole(folder / name, content, swept=True)  # as the run began
+    run.stages = thinned
     dropped: list[str] = []
     if run.stages is not stages:
         kept = {stage.file for stage in run.stages}
