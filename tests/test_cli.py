@@ -221,9 +221,9 @@ def test_another_job_replaces_nothing_unasked(here, capfd):
     steps = ["recipe.yaml", "distill.steps=5"]
     for step in ("run", "distill"):
         refusal = refused(capfd, here, step, *steps)
-        assert "'out/sets-ipc2.beton' is of another job (method.steps was 3 and is now 5). Choose another" in refusal
+        assert "'out/sets-ipc2.beton' is of another job (distill.steps was 3 and is now 5). Choose another" in refusal
     changed = refused(capfd, here, "retrain", "recipe.yaml", "retrain.epochs=4")
-    assert "'out/sets-ipc2-retrain.json' is of another evaluation (settings.epochs was 3 and is now 4)" in changed
+    assert "'out/sets-ipc2-retrain.json' is of another evaluation (retrain.epochs was 3 and is now 4)" in changed
     # Under another name it is a job beside the first one.
     before = snapshot(here / "out")
     quick = ["retrain.epochs=1", "retrain.seeds=1", "retrain.full_epochs=0"]
@@ -396,13 +396,13 @@ def test_an_output_file_that_cannot_be_written(here, capfd):
 
 def test_a_job_that_does_not_fit_what_is_there(here, capfd):
     changed = refused(capfd, here, "run", "recipe.yaml", "record.epochs=3")
-    assert "recorded by another job (settings.epochs was 2 and is now 3)" in changed
+    assert "recorded by another job (record.epochs was 2 and is now 3)" in changed
     changed = refused(capfd, here, "record", "recipe.yaml", "network.width=8")
     assert "network.arguments.width was 4 and is now 8" in changed
     Path("out/trajectory/job.json").write_text("{")
     assert "job.json', which says what was recorded there, is damaged" in refused(capfd, here, "record", "recipe.yaml")
-    few = refused(capfd, here, "distill", "recipe.yaml", "distill.real_per_class=500", "file=few.beton")
-    assert "has 20 real images, 500 were asked for" in few
+    few = refused(capfd, here, "distill", "recipe.yaml", "distill.images_per_class=500", "file=few.beton")
+    assert "has 20 real images, 2000 were asked for" in few
     other = refused(capfd, here, "retrain", "out/sets-ipc2.beton", "data.name=digits")
     assert (
         "The test images must be of at most 3 classes and shape [1, 8, 8], as in 'out/sets-ipc2.beton', got 10 classes"

@@ -176,7 +176,7 @@ def test_rows_of_an_evaluation_are_kept(here, steps, capsys):
     path = Path("one/sets-ipc2-evaluation.json")
     first = json.loads(path.read_text())
     assert cli.main(["evaluate", "one.yaml"]) == 2
-    assert "settings.protocol was 'paper' and is now 'fast'" in capsys.readouterr().err
+    assert "retrain.protocol was 'paper' and is now 'fast'" in capsys.readouterr().err
     assert not steps and path.read_text() == json.dumps(first, indent=1) + "\n"
     tgdd("evaluate", "one.yaml", *PAPER, "evaluate.baselines=[random, herding, k-center]")
     rows = json.loads(path.read_text())["rows"]

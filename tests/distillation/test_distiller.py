@@ -461,7 +461,6 @@ def bad(match, **options):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        bad("each step", settings=replace(SETTINGS, real_per_class=21)),
         bad("to start from", settings=replace(SETTINGS, images_per_class=21, real_per_class=5)),
         bad("`factor` must divide both sides of images of 8x8 pixels, got 3", settings=replace(SETTINGS, factor=3)),
         bad("must be a network, or a function that builds one, got 'resnet10'", network="resnet10"),

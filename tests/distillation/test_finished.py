@@ -83,10 +83,10 @@ class Untouched(ImagePool):
 def test_other_settings_are_refused_before_any_image_is_read(trajectory, file, finished):
     pool = object.__new__(Untouched)
     for changed, words in (
-        ({"steps": 5}, r"method.steps was 2 and is now 5"),
-        ({"alpha": 0.1}, r"method.alpha was 2.5 and is now 0.1"),
-        ({"packed": True, "factor": 2}, r"method.factor was 1 and is now 2"),
-        ({"classes": ["rows"]}, r"method.classes was None and is now \['rows'\]"),
+        ({"steps": 5}, r"distill.steps was 2 and is now 5"),
+        ({"alpha": 0.1}, r"distill.alpha was 2.5 and is now 0.1"),
+        ({"packed": True, "factor": 2}, r"distill.factor was 1 and is now 2"),
+        ({"classes": ["rows"]}, r"distill.classes was None and is now \['rows'\]"),
     ):
         with pytest.raises(InputError, match=rf"'.*a.beton' is of another job \({words}\). Choose another output"):
             run(trajectory, pool, file, replace(QUICK, **changed))
@@ -101,7 +101,7 @@ def test_other_images_and_runs_are_refused_before_any_step(trajectory, pool, fil
         (trajectory, fewer, "real.images was 60 and is now 59"),
         (trajectory, other, "real.fingerprint was '.{8}[.]{3}' and is now '.{8}[.]{3}'"),
         (single, pool, r"trajectory.runs was \['seed0', 'seed1'\] and is now \['seed0'\]"),
-        (trajectory, None, "method.source was 'sampled' and is now 'recorded'"),
+        (trajectory, None, "distill.source was 'sampled' and is now 'recorded'"),
     ):
         with pytest.raises(InputError, match=rf"is of another job \({words}\)"):
             run(stages, real, file, QUICK, callbacks=[Crash(1)])

@@ -64,9 +64,16 @@ def test_distilling_names_them_once(trajectory, tmp_path):
     assert read_beton(path)[1].bincount().tolist() == [5, 5, 5]
 
 
-def test_where_no_class_has_enough_the_right_number_is_told(trajectory, tmp_path):
-    with pytest.raises(InputError, match="has 20 real images, 21 were asked for each step .real_per_class"):
-        run(trajectory, patterned(), tmp_path / "a.beton", replace(SETTINGS, real_per_class=21))
+def test_where_no_class_has_enough_a_step_takes_all_of_the_largest(trajectory, tmp_path):
+    given, most = (replace(SETTINGS, real_per_class=number) for number in (21, 20))
+    made = run(trajectory, patterned(), tmp_path / "a.beton", given)
+    before = made.read_bytes()
+    assert read_card(made).method["real_per_class"] == 20
+    for same in (given, most):
+        run(trajectory, patterned(), made, same)  # it is the same job
+    assert made.read_bytes() == before
+    with pytest.raises(InputError, match="distill.real_per_class was 20 and is now 19"):
+        run(trajectory, patterned(), made, replace(SETTINGS, real_per_class=19))
 
 
 def test_a_budget_that_is_too_large_is_what_is_named(trajectory, tmp_path):
@@ -133,7 +140,9 @@ def test_a_class_that_was_never_trained_on_has_no_means(tmp_path):
     with pytest.warns(UserWarning, match="class 'chess': no training image, so that no class means are recorded"):
         trajectory = record(tmp_path / "t", of_the_last(0), tiny, RECORD, device="cpu", progress_bar=False)
     told = pytest.warns(UserWarning, match="class 'chess': 0 real images, fewer than the 2 that start 'mix'")
-    refused = pytest.raises(InputError, match="class 'chess' must have recorded means .*Leave it out by `classes`")
+    refused = pytest.raises(
+        InputError, match="class 'chess' must have recorded means .*Leave it out .`classes`, in a recipe"
+    )
     with told, refused as error:
         run(trajectory, None, tmp_path / "a.beton")
     assert "intervals" not in str(error.value)

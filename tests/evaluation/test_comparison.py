@@ -545,7 +545,7 @@ def other_pool(images):
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
-        ({"training": replace(TRAINING, epochs=3)}, "settings.epochs was 2 and is now 3"),
+        ({"training": replace(TRAINING, epochs=3)}, "retrain.epochs was 2 and is now 3"),
         ({"training": replace(TRAINING, seeds=3)}, r"seeds was \[4, 5\] and is now \[4, 5, 6\]"),
         ({"seed": 5}, r"seeds was \[4, 5\] and is now \[5, 6\]"),
         ({"test": FLIPPED}, "test_fingerprint was '.*' and is now"),

@@ -132,7 +132,7 @@ def test_finished_rows_are_kept_by_name_and_another_comparison_is_refused(file, 
     assert again(replace(QUICK, at_once=False)) == (every, 0), "how networks are trained together changes no result"
     assert (results.read_bytes(), card_path(file).read_bytes()) == before
     for changed, words in (
-        ({"settings": replace(QUICK, epochs=3)}, "settings.epochs was 2 and is now 3"),
+        ({"settings": replace(QUICK, epochs=3)}, "retrain.epochs was 2 and is now 3"),
         ({"seed": 0}, r"seeds was \[4, 5, 6\] and is now \[0, 1, 2\]"),
         ({"real": REAL.subset(torch.arange(30))}, "real_fingerprint was '.{8}[.]{3}' and is now '.{8}[.]{3}'"),
     ):

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,8 @@ from tgdd_plugin import InputError, Trajectory, distill
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.data.settings import TORCHVISION, DataSettings
+from tgdd_plugin.evaluation import comparison
+from tgdd_plugin.evaluation.scorer import RANDOM, Row
 from tgdd_plugin.pipeline import steps
 from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.pipeline.job import read_job
@@ -277,10 +280,9 @@ def trajectory(tmp_path_factory: pytest.TempPathFactory) -> Trajectory:
         ["distill.images_per_class=6", "distill.factor=2"],
         ["distill.factor=3"],
         ["distill.classes=[rows, tables]"],
-        ["distill.real_per_class=21"],
         ["distill.source=recorded", "distill.images_per_class=21"],
         ["distill.source=exemplars", "distill.budget=300"],
-        ["data.mean=[0.5]", "data.std=[0.5]"],
+        ["data.mean=[0.5, 0.5]", "data.std=[0.5, 0.5]"],
     ],
 )
 def test_what_distilling_would_refuse_is_told_before_the_training(
@@ -304,6 +306,8 @@ def test_what_distilling_would_refuse_is_told_before_the_training(
         ["distill.images_per_class=21", "distill.start=noise"],
         ["distill.images_per_class=40", "distill.source=recorded", "record.runs=2"],
         ["distill.real_per_class=21", "distill.source=exemplars"],
+        ["distill.real_per_class=21", "distill.source=sampled"],
+        ["data.mean=[0.5]", "data.std=[0.5]"],
     ],
 )
 def test_what_distilling_takes_is_recorded(
@@ -325,3 +329,33 @@ def recipe_of(overrides: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(steps, "record", begin)
     Path("my.yaml").write_text(OWN + FEW)
     return read_job("run", "my.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("distilled", "random", "told"),
+    [((0.5, 0.6), (0.5, 0.5), False), ((0.5, 0.6), (0.6, 0.5), True), ((0.5, 0.5), (0.6, 0.9), True)],
+)
+def test_a_set_that_is_worth_no_more_than_random_images_is_told(
+    distilled: Any,
+    random: Any,
+    told: bool,
+    trajectory: Trajectory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Rows of more random images, of all and of other networks are another matter."""
+    recipe = recipe_of([], tmp_path, monkeypatch)
+    distill(trajectory, patterned(), recipe.beton, recipe.distill, device="cpu", progress_bar=False)
+    better = [Row(name, network="A", accuracies=[0.95], seconds=[1.0]) for name in (RANDOM[1], "full data")]
+    rows = [
+        Row("distilled", network="A", accuracies=[*distilled], seconds=[1.0]),
+        Row("random", network="A", accuracies=[*random], seconds=[1.0]),
+    ]
+    others = [
+        Row("distilled", network="B", accuracies=[0.1], seconds=[1.0]),
+        Row("random", network="B", accuracies=[0.9], seconds=[1.0]),
+    ]
+    monkeypatch.setattr(comparison, "retrain", lambda *given, **options: [*rows, *better, *others])
+    work("retrain", recipe)
+    assert ("As many random images do as well" in capsys.readouterr().out) == told

@@ -4,9 +4,12 @@ import re
 
 import pytest
 from composer import Trainer
+from composer.algorithms import CutOut
+from torchvision.transforms import v2
 
-from tests.common import fit, make_trainer, tiny_network
+from tests.common import Pictures, fit, make_trainer, tiny_network
 from tgdd_plugin import TGDDCallback
+from tgdd_plugin.networks import convnet
 from tgdd_plugin.recording.announcing import in_bytes
 
 
@@ -26,8 +29,36 @@ def test_it_says_what_it_will_take_and_how_to_go_on(tmp_path, capfd):
     )
     whole = sum(path.stat().st_size for path in (folder / "run").iterdir())
     assert last == (
-        f"TGDDCallback recorded 4 stages, {in_bytes(whole)}, in '{folder}/run'; next: tgdd distill '{folder}'"
+        f"TGDDCallback recorded 4 stages, {in_bytes(whole)}, in '{folder}/run'; next: tgdd distill '{folder}' "
+        f"network.name=module:function, a function of yours that builds the network"
     )
+
+
+def test_of_a_network_of_this_package_the_command_is_all(tmp_path, capfd):
+    *_, last = said(capfd, TGDDCallback(str(tmp_path)), network=convnet(3, 1, 8, depth=1, width=4))
+    assert last.endswith(f"; next: tgdd distill {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("transform", "told"),
+    [
+        (
+            v2.Compose([v2.RandomErasing(), v2.RandomRotation(10)]),
+            "have cutout and rotate of the data set's transforms",
+        ),
+        (v2.RandomHorizontalFlip(), ""),
+    ],
+)
+def test_what_stays_visible_in_the_kept_images_is_told(tmp_path, capfd, transform, told):
+    fit(callbacks=[TGDDCallback(str(tmp_path), mean=[0.0], std=[1.0])], dataset=Pictures(transform=transform))
+    found = [line for line in capfd.readouterr().err.splitlines() if "The images that it kept" in line]
+    assert len(found) == bool(told) and all(told in line and "data.name=..." in line for line in found)
+    fit(
+        callbacks=[TGDDCallback(str(tmp_path / "other"), exemplars=0)],
+        dataset=Pictures(transform=transform),
+        algorithms=[CutOut(num_holes=1, length=2)],
+    )
+    assert "The images that it kept" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

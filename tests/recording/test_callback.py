@@ -37,7 +37,7 @@ from tests.common import (
     snapshot,
     tiny_network,
 )
-from tgdd_plugin import TGDDCallback, Trajectory
+from tgdd_plugin import DistillSettings, TGDDCallback, Trajectory, distill
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.augmentation.strategy import OPERATIONS
 from tgdd_plugin.core.errors import InputError
@@ -425,6 +425,28 @@ def test_normalisation_and_classes_are_found(tmp_path: Path, dataset: Dataset) -
     assert min(noted["input"]["mean"]) < 0.1 and min(noted["input"]["std"]) > 0.5  # as the network got it: normalised
 
 
+@pytest.mark.parametrize(
+    ("given", "noted"),
+    [((0.45, 0.25), ([0.45], [0.25])), (((0.45,), (0.25,)), ([0.45], [0.25]))],
+    ids=["numbers", "one"],
+)
+def test_one_value_for_all_channels_is_enough(tmp_path: Path, given: Any, noted: Any) -> None:
+    """torchvision takes numbers and lists of one, and so does distilling, with and without the data."""
+    normalize = transforms.Normalize(*given)
+    record(tmp_path, tiny_network(channels=3), {"dataset": coloured(normalize), "max_duration": "1ep"}, exemplars=12)
+    trajectory = Trajectory.open(tmp_path / "run")
+    assert (trajectory.run.mean, trajectory.run.std) == noted and trajectory.exemplar_counts() == [11, 11, 10]
+    settings = DistillSettings(images_per_class=1, factor=1, steps=1)
+    how: dict[str, Any] = {"network": tiny_network(channels=3), "device": "cpu", "progress_bar": False}
+    for name, real in (("kept", None), ("data", coloured())):
+        made = distill(trajectory, real, tmp_path / f"{name}.beton", settings, **how)
+        assert (made.card.mean, made.card.std) == ([0.45] * 3, [0.25] * 3)
+    again = distill(trajectory, coloured(), tmp_path / "given.beton", settings, mean=[0.45], std=[0.25], **how)
+    assert again.card.mean == [0.45] * 3
+    with pytest.raises(InputError, match="must be those that the trajectory was recorded with"):
+        distill(trajectory, coloured(), tmp_path / "other.beton", settings, mean=[0.5], std=[0.25], **how)
+
+
 def test_bytes_that_are_only_divided() -> None:
     assert find_normalization(DataLoader(coloured(transforms.Normalize([0, 0, 0], [255, 255, 255])))) == Normalization(
         [0, 0, 0], [1, 1, 1]
@@ -708,6 +730,31 @@ def test_two_fits_are_one_run(tmp_path: Path, algorithms: list[Any]) -> None:
     assert_same(recorded(tmp_path / "run"), at(probe, 0, 3, 4, 6, 8, 9, 11))
     assert [stage["index"] for stage in manifest(tmp_path / "run")["stages"]] == list(range(7))
     assert manifest(tmp_path / "run")["complete"]
+
+
+@pytest.mark.parametrize("order", [("features", "fc"), ("fc", "features")], ids=["head last", "head first"])
+@pytest.mark.parametrize("others", [5, 2], ids=["more outputs", "fewer outputs"])
+def test_a_head_that_is_listed_before_another_layer_loses_nothing(
+    tmp_path: Path, order: tuple[str, str], others: int
+) -> None:
+    """Which of the layers is the head, and so how many classes there are, shows in the first forward pass alone."""
+
+    class Two(OwnModel):
+        def __init__(self) -> None:
+            super().__init__(nn.Identity())
+            layers = {"features": nn.Linear(64, others), "fc": nn.Linear(others, CLASSES)}
+            for name in order:
+                setattr(self, name, layers[name])
+
+        def forward(self, batch: Any) -> torch.Tensor:
+            return self.fc(self.features(batch[0].flatten(1)).relu())
+
+    pictures = Pictures(24)
+    pictures.classes = ["cat", "dog", "cow"]  # type: ignore[attr-defined]
+    fit(Two(), pictures, callbacks=[TGDDCallback(tmp_path, mean=[0.0], std=[1.0])])
+    trajectory = Trajectory.open(tmp_path)
+    assert (trajectory.run.head, trajectory.run.classes) == ("fc", ["cat", "dog", "cow"])
+    assert trajectory.exemplar_counts() == [8, 8, 8]
 
 
 # What is refused.

@@ -260,7 +260,7 @@ def test_record_keeps_them_and_takes_them_for_part_of_the_job(tmp_path: Path) ->
     assert kept is not None and kept.counts.tolist() == [5] * CLASSES
     real = {image.numpy().tobytes(): int(label) for image, label in zip(pool.images, pool.labels, strict=True)}
     assert [real[image.numpy().tobytes()] for image in kept.images] == kept.labels.tolist()
-    with pytest.raises(InputError, match="settings.exemplars was 5 and is now 0"):
+    with pytest.raises(InputError, match="record.exemplars was 5 and is now 0"):
         job(0)
     content = json.loads((tmp_path / "job.json").read_text())
     del content["settings"]["exemplars"]  # as the first version wrote it

@@ -260,16 +260,6 @@ def test_too_few_images_are_found_out_before_any_training(
     assert not (here / "outputs" / "scores.json").exists()
 
 
-def test_too_few_images_for_a_step_are_found_out_before_any_training(
-    here: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    error = refused(capfd, "distill.source=sampled", "distill.real_per_class=7")
-    assert "`distill.real_per_class` must be at most 6, the most images of a class in task 1, got 7" in error
-    error = refused(capfd, "distill.source=sampled", "distill.real_per_class=6", "replay.returning=0.5")
-    assert "must be at most 3, the most images of a class in task 1, got 6" in error
-    assert not (here / "outputs" / "scores.json").exists()
-
-
 def test_without_exemplars_a_hybrid_memory_has_no_real_images(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One line tells it; with the images, or with one image of each class, the same job goes through."""
     hybrid = ["replay.policy=hybrid", "distill.source=recorded", "distill.start=noise", "record.exemplars=0"]

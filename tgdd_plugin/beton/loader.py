@@ -36,8 +36,8 @@ def beton_loader(
         path: The file; its card must lie beside it.
         batch_size: Images in a batch, clamped to the number of images: no epoch is ever empty. Default: ``64``.
         backend: ``'device'`` keeps the whole set on ``device``, which is faster by far for compact sets. ``'ffcv'`` is
-            ``ffcv.Loader`` with its usual pipeline, for large files; grayscale images keep three channels there, and
-            batches lie in buffers that FFCV uses again, so copy what you keep. It cannot decode a packed file.
+            ``ffcv.Loader`` with its usual pipeline, for large files; batches lie in buffers that FFCV uses again, so
+            copy what you keep. It cannot decode a packed file.
         shuffle: Whether to shuffle in each epoch. Default: ``True``.
         seed: The seed of the order. Default: ``0``.
         device: The torch device of the batches, and for ``'device'`` of the whole set, or ``'gpu'`` as elsewhere in
@@ -73,9 +73,9 @@ class _FFCVLoader:
     def __init__(self, path: Path, card: Card, batch_size: int, shuffle: bool, seed: int, device: torch.device) -> None:
         fields = check_beton(path, card).fields
         self.swapped = fields.index("label") < fields.index("image")
-        self.path = path
-        channels = 3 // card.shape[0]
-        self.normalization = Normalization(card.mean * channels, card.std * channels)
+        self.path, self.channels = path, card.shape[0]
+        repeats = 3 // self.channels  # FFCV's images have three channels
+        self.normalization = Normalization(card.mean * repeats, card.std * repeats)
         ranks = dist.get_world_size()
         self.batch_size = min(batch_size, -(-card.images // ranks))  # Composer wants to know it
         with restored_threads():
@@ -121,7 +121,8 @@ class _FFCVLoader:
             batch = next(batches, None)
         try:
             while batch is not None:
-                yield batch[::-1] if self.swapped else batch  # fields come in the order of the file
+                images, labels = batch[::-1] if self.swapped else batch  # fields come in the order of the file
+                yield images[:, : self.channels], labels
                 batch = next(batches, None)
         finally:
             batches.close()

@@ -36,8 +36,8 @@ class ProgressBar(Callback):
         assert state.max_duration is not None  # the Trainer checks this
         self.unit = state.max_duration.unit
         self.total = state.max_duration.value
-        self.began, self.first = time.monotonic(), self._done(state)
-        self._told = self.began, self.first
+        self.first = self._done(state)
+        self._told = time.monotonic(), self.first
         self.bar: Any = None
         self.what = "epoch" if self.unit is TimeUnit.EPOCH else "step"
         if self.first and dist.get_global_rank() == 0:
@@ -74,8 +74,8 @@ class ProgressBar(Callback):
         due = done - self._told[1] >= SHARE * self.total or waited > LONGEST
         if not due or waited < SHORTEST or dist.get_global_rank() != 0 or done >= self.total:
             return
+        left = waited / (done - self._told[1]) * (self.total - done)  # not by the first steps, which may be compiled
         self._told = now, done
-        left = (now - self.began) / (done - self.first) * (self.total - done)
         print(
             f"{self.title}: {self.what} {done} of {self.total}, {losses_in_words(state)}, {in_words(left)} left, "
             f"{memory_in_words()}",

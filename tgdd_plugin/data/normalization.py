@@ -101,6 +101,17 @@ class Normalization:
         pairs = zip((*self.mean, *self.std), (*other.mean, *other.std), strict=False)
         return self.channels == other.channels and all(abs(one - two) <= TOLERANCE for one, two in pairs)
 
+    def of_channels(self, channels: int) -> Normalization:
+        """The normalization with a value for each channel of images; a single one stands for all, as in torchvision.
+
+        Raises:
+            InputError: If there are several, but not one for each.
+        """
+        if self.channels == 1:
+            return Normalization(list(self.mean) * channels, list(self.std) * channels)
+        self.check_channels(channels)
+        return self
+
     def check_channels(self, channels: int) -> None:
         """Checks that there is a value for each channel of images.
 

@@ -47,10 +47,11 @@ def check_pool(pool: ImagePool, run: Run) -> None:
     """
     pool.adopt_class_names(run.classes, run.num_classes, "the trajectory")
     if run.input and list(pool.shape) != (seen := list(input_shape(run))):
+        grayscale = "data.grayscale=true" if seen[0] == 1 and pool.shape[0] == 3 else "data.image_size=..."
         raise InputError(
             f"The real images must be of shape {seen} (channels, height, width), which training saw, got "
             f"{list(pool.shape)}. Give the data that the network was trained on (on the command line data.name=..., "
-            f"data.image_size=...)."
+            f"{grayscale})."
         )
 
 
@@ -208,8 +209,8 @@ def agreed_normalization(
     Raises:
         InputError: If they contradict each other, or there is none.
     """
-    recorded = run.normalization
-    if given and recorded and given.channels == recorded.channels and not given.is_close(recorded):
+    given, recorded = (known and known.of_channels(channels) for known in (given, run.normalization))
+    if given and recorded and not given.is_close(recorded):
         raise InputError(
             f"`mean` and `std` must be those that the trajectory was recorded with, mean {_rounded(recorded.mean)} and "
             f"std {_rounded(recorded.std)}, got mean {_rounded(given.mean)} and std {_rounded(given.std)}. Leave both "
@@ -225,7 +226,6 @@ def agreed_normalization(
             f"neither. Give those of the training, on the command line data.mean=[...] data.std=[...] (0 and 1 for "
             f"none{these})."
         )
-    normalization.check_channels(channels)
     if statistics and run.input and len(run.input["mean"]) == channels:
         mean, std = np.array(normalization.mean), np.array(normalization.std)
         seen_mean, seen_std = np.array(run.input["mean"]), np.array(run.input["std"])

@@ -70,10 +70,10 @@ def check_settings(output: Path, settings: DistillSettings, *, overwrite: bool) 
     earlier, now = _method(card), _without_how(method_of(settings))
     # What the user left out is filled in from the images and the trajectory.
     known = {key: earlier.get(key) if value is None else value for key, value in now.items()}
-    if known["source"] == "exemplars" and isinstance(had := earlier.get("real_per_class"), int):
-        # Of exemplars a step takes at most as many as there are, which only the trajectory tells.
+    if isinstance(had := earlier.get("real_per_class"), int):
+        # A step takes at most as many as there are of a class, which only the images tell.
         known["real_per_class"] = min(settings.real_per_class, had)
-    is_same(output, first_difference({"method": earlier}, {"method": known}), overwrite=overwrite)
+    is_same(output, first_difference({"distill": earlier}, {"distill": known}), overwrite=overwrite)
 
 
 def free_name(output: Path, job: Card) -> Path:
@@ -97,7 +97,7 @@ def _job_of(card: Card) -> dict[str, Any]:
     """What a card says of the job that made its file, as plain values; the plainest first."""
     stages = card.trajectory.get("stages", [])
     job = {
-        "method": _method(card),
+        "distill": _method(card),
         "packed": card.packed,
         "classes": card.classes,
         "real": {key: card.real.get(key) for key in ("images", "fingerprint")},

@@ -111,9 +111,7 @@ def resolve_inputs(
     sampled = None if settings.source == "recorded" else pool
     if sampled is not None:
         check_present(sampled, class_ids)
-        if settings.source == "exemplars":
-            most = int(sampled.counts[class_ids].max())
-            settings = replace(settings, real_per_class=min(settings.real_per_class, most))
+        settings = replace(settings, real_per_class=_at_most(settings, sampled, class_ids))
     return Inputs(
         trajectory=trajectory,
         settings=settings,
@@ -125,6 +123,11 @@ def resolve_inputs(
         class_ids=class_ids,
         class_names=[names[number] for number in class_ids],
     )
+
+
+def _at_most(settings: SizedSettings, pool: ImagePool, class_ids: Sequence[int]) -> int:
+    """How many real images of a class a step takes: at most as many as the largest class has."""
+    return min(settings.real_per_class, int(pool.counts[list(class_ids)].max()))
 
 
 def _without_copies(pool: ImagePool, needed: int) -> ImagePool:
@@ -158,7 +161,7 @@ def check_before_recording(
         InputError: If the images, the settings and the normalization do not fit each other.
     """
     if given is not None:
-        given.check_channels(pool.shape[0])
+        given.of_channels(pool.shape[0])
     class_ids = _class_ids(settings.classes, pool.classes)
     check_present(pool, class_ids)  # without images a class would have no means either
     sized = settings.sized(len(class_ids), pool.shape[1])
@@ -166,7 +169,7 @@ def check_before_recording(
     ids = torch.tensor(class_ids)
     have = pool.counts[ids]
     if settings.reads_data:
-        draw_real(pool, ids, sized.real_per_class, torch.Generator())
+        draw_real(pool, ids, _at_most(sized, pool, class_ids), torch.Generator())
     else:
         have = have.clamp(max=exemplars) * runs
     names, budget = pool.names_of(ids), sized.sized_by(len(ids))

@@ -80,8 +80,8 @@ class DistillSettings:
     max_gap: Count = 7
     """From how many stages the late one is drawn, the early one included (the paper's L)."""
     real_per_class: Count = 128
-    """Real images of each class and step. Where only some classes have so many, images of the others are repeated. Of
-    exemplars at most as many as there are."""
+    """Real images of each class and step, at most as many as the largest class has. Images of smaller classes are
+    repeated."""
     max_decoded: Count = 200
     """Most decoded synthetic images of a class and step; of more, as many are drawn."""
     augmentation: str | None = None

@@ -87,7 +87,8 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
             return {}
         raise InputError(f"'{path}' is damaged ({error}). Delete it, or set `overwrite` to true.") from error
     teachers = about["teachers"] or earlier["teachers"]  # a trajectory may be left out, or come later
-    other = first_difference({**earlier, "teachers": earlier["teachers"] or teachers}, {**about, "teachers": teachers})
+    known = {**earlier, "teachers": earlier["teachers"] or teachers}
+    other = first_difference(_by_key(known), _by_key({**about, "teachers": teachers}))
     if other and overwrite:
         return {}
     if other:
@@ -135,3 +136,8 @@ def _without_time(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _origin(scorer: Scorer) -> dict[str, Any]:
     return {"device": scorer.where(), "versions": installed_versions("mosaicml", "ffcv", "numpy")}
+
+
+def _by_key(about: dict[str, Any]) -> dict[str, Any]:
+    """With the settings under the name that their section has in a recipe, by which a user knows them."""
+    return {"retrain" if key == "settings" else key: value for key, value in about.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tgdd_plugin.distillation.compatibility import input_shape
 from tgdd_plugin.distillation.distiller import distill, is_distilled
 from tgdd_plugin.distillation.inputs import check_before_recording
 from tgdd_plugin.evaluation import comparison, tables
-from tgdd_plugin.evaluation.scorer import Row
+from tgdd_plugin.evaluation.scorer import RANDOM, Row
 from tgdd_plugin.networks.factory import network_factory, recorded_factory
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.costs import costs_path, measured, recording_costs_path
@@ -198,7 +198,19 @@ def _compare(
         )
         measure.worked = before != content_of(results)
     print(f"\n{table(rows)}\n")
+    if _no_better_than_random(rows):
+        print(
+            "❗ As many random images do as well. More steps (distill.steps), a longer recording or another number of "
+            "images may help.\n"
+        )
     return {"file": recipe.beton, **print_results(results, before), "rows": [row.summary() for row in rows]}
+
+
+def _no_better_than_random(rows: Sequence[Row]) -> bool:
+    """Whether networks that were trained on as many random images ended as well as on the distilled ones."""
+    distilled = rows[0]
+    same = [row for row in rows if row.key == (distilled.network, RANDOM[0], distilled.labels)]
+    return any(row.mean >= distilled.mean for row in same)
 
 
 def _network(recipe: Recipe, real: ImagePool) -> Callable[[], nn.Module] | None:

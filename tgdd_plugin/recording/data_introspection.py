@@ -175,11 +175,13 @@ def _transform_operations(transform: Any) -> set[str] | None:
 
 
 def _floats(value: Any) -> list[float] | None:
-    """A list, tuple, array or tensor of one dimension, but for those of size 1, as a list; else ``None``."""
+    """A number, or a list, tuple, array or tensor of one dimension, sizes of 1 aside, as a list; else ``None``."""
     if hasattr(value, "tolist"):
         if hasattr(value, "shape") and len(value.shape) > 1 and max(value.shape) == math.prod(value.shape):
             value = value.reshape(-1)  # (1, C, 1, 1), say
         value = value.tolist()
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return [float(value)]
     if not isinstance(value, (list, tuple)) or not all(isinstance(v, (int, float)) for v in value):
         return None
     return [float(v) for v in value]

@@ -247,9 +247,14 @@ def _check_job(path: Path, depends: dict[str, Any]) -> None:
             ) from error
         if isinstance(earlier.get("settings"), dict):
             earlier["settings"] = as_recorded(earlier["settings"], depends["settings"])
-        if other := first_difference(earlier, with_current_keys(depends)):
+        if other := first_difference(_by_key(earlier), _by_key(with_current_keys(depends))):
             raise InputError(
                 f"'{path.parent}' was recorded by another job ({other}). Choose another output, or delete that folder."
             )
     else:
         write_whole(path, json.dumps(depends, indent=1) + "\n")
+
+
+def _by_key(job: Mapping[str, Any]) -> dict[str, Any]:
+    """With the settings under the name that their section has in a recipe, by which a user knows them."""
+    return {"record" if key == "settings" else key: value for key, value in job.items()}

@@ -32,7 +32,6 @@ from tgdd_plugin.replay.settings import PolicyName, memory_settings, real_images
 from tgdd_plugin.replay.sources import SourceLike
 from tgdd_plugin.replay.tasks import (
     Task,
-    check_enough_for_steps,
     check_enough_images,
     check_real_images,
     present_classes,
@@ -84,15 +83,12 @@ def replay_policy(
         loggers: What logs are kept of each distillation, as in :func:`tgdd_plugin.distill`.
 
     Raises:
-        InputError: If a class has fewer images than are to be kept, a task fewer than a step of distilling draws, or
-            ``settings`` names classes or a budget.
+        InputError: If a class has fewer images than are to be kept, or ``settings`` names classes or a budget.
     """
     sized = memory_settings(settings)
     count = sized.images_per_class
     if name in ("distilled", "hybrid"):
         check_factor(sized.factor, *tasks[0].train.shape[1:])
-        if sized.reads_data:
-            check_enough_for_steps(tasks, sized.real_per_class)
     match name:
         case "random":
             check_enough_images(tasks, count)

@@ -116,20 +116,6 @@ def check_tasks(tasks: Sequence[Task]) -> None:
             )
 
 
-def check_enough_for_steps(tasks: Sequence[Task], real_per_class: int) -> None:
-    """Checks that a class of every task has as many images as a step of distilling draws; others are repeated.
-
-    Raises:
-        InputError: If not.
-    """
-    for number, task in enumerate(tasks, 1):
-        if (most := int(task.train.counts.max())) < real_per_class:
-            raise InputError(
-                f"`distill.real_per_class` must be at most {most}, the most images of a class in task {number}, got "
-                f"{real_per_class}. Lower it, or add images."
-            )
-
-
 def check_real_images(tasks: Sequence[Task], needed: int) -> None:
     """Checks that every class has the images that a memory of both kinds keeps: none is made up, as starts may be.
 
