@@ -5,7 +5,8 @@
 
 Each budget is a training of its own, by the recipe's protocol; passes are images x epochs. Beside each file stand as
 many random images as it stores and as it decodes (others for each seed), as many by herding in the features of the
-trajectory's last stage, random images of other numbers, of which the best is told, and all images. Rows are kept in
+trajectory's last stage, random images of other numbers, of which the best is told, and all images; with ``--mix``
+also trainings that spend a share of their passes on the file and the rest on real images. Rows are kept in
 ``results.json`` as they are done, and the same command goes on; ``figure.svg`` beside it shows them. Nothing is chosen
 on the test images but, for the column that says so, the number of random images.
 """
@@ -61,16 +62,44 @@ def herding_name(per_class: int) -> str:
     return f"herding, {per_class} of each class"
 
 
+def mixed_name(stem: str, share: float) -> str:
+    return f"{stem} in {share:.0%} of the passes"
+
+
+def mixed(compact: Images, real: ImagePool, share: float, passes: int, seed: int) -> Images:
+    """Images for one epoch of so many passes: a share of them a set's, each as often as the others, the rest real ones.
+
+    No real image comes twice before all have come once.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(count: int, number: int) -> torch.Tensor:
+        orders = [torch.randperm(count, generator=generator) for _ in range(-(-number // count))]
+        return torch.cat(orders)[:number] if orders else torch.empty(0, dtype=torch.long)
+
+    own = round(share * passes)
+    first, rest = drawn(len(compact[1]), own), drawn(len(real), passes - own)
+    images = torch.cat([compact[0][first], real.take(rest).cpu()])
+    return images, torch.cat([compact[1][first], real.labels[rest].cpu()])
+
+
 def sets(
-    files: list[Path], sizes: list[int], real: ImagePool, features: Callable[[], torch.Tensor] | None
+    files: list[Path],
+    sizes: list[int],
+    real: ImagePool,
+    features: Callable[[], torch.Tensor] | None,
+    mixes: Sequence[float],
+    passes: int,
 ) -> Iterator[tuple[str, Callable[[int], Images]]]:
-    """What networks are trained on, by name; each is a function of the seed."""
+    """What networks are trained on for so many passes, by name; each is a function of the seed."""
     numbers, stored = set(sizes), set()
     for path in files:
         images, card = read_beton(path), read_card(path)
         stored.add(card.images_per_class)
         numbers |= {card.images_per_class, card.images // len(card.classes)}
         yield path.stem, lambda seed, images=images: images
+        for share in mixes:
+            yield mixed_name(path.stem, share), functools.partial(mixed, images, real, share, passes)
     for number in sorted(numbers):
         yield random_name(number), functools.partial(random_images, real, number)
     for number in sorted(stored) if features else []:
@@ -103,10 +132,11 @@ def table(rows: list[Row], stored: dict[str, int]) -> str:
         if not random or FULL not in own:
             continue
         best, whole = max(random, key=lambda row: row.mean), own[FULL]
-        for name, per_class in stored.items():
-            if not {name, random_name(per_class)} <= own.keys():
+        for name, row in own.items():
+            per_class = stored.get(name.partition(" in ")[0])
+            if per_class is None or random_name(per_class) not in own:
                 continue
-            row, same, herded = own[name], own[random_name(per_class)], own.get(herding_name(per_class))
+            same, herded = own[random_name(per_class)], own.get(herding_name(per_class))
             found = f"{best.spread} ({best.name.removeprefix('random, ')})"
             apart, seconds = f"{row.mean - whole.mean:+.1f}", f"{statistics.mean(row.seconds):.1f}"
             line = [f"{budget:,}", name, row.spread, same.spread, herded and herded.spread, found, whole.spread]
@@ -147,6 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--files", type=Path, nargs="+", required=True, help="the .beton files")
     parser.add_argument("--passes", type=int, nargs="+", default=[2_000, 5_000, 10_000, 20_000])
     parser.add_argument("--random", type=int, nargs="*", default=[200, 500], help="more numbers of random images")
+    parser.add_argument("--mix", type=float, nargs="*", default=[], help="shares of the passes on each file")
     parser.add_argument("--title", help="of the figure; default: the data's name")
     parser.add_argument("--output", type=Path, default=Path("outputs/accuracy_for_time"))
     given, overrides = split_arguments(arguments)
@@ -169,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
     machine = describe_machine(recipe.device or "cpu", torch.get_num_threads())
     for budget in sorted(options.passes):
         how = replace(recipe.retrain, passes=budget, epochs=None).training(budget)
-        for name, images in sets(options.files, options.random, real, features):
+        for name, images in sets(options.files, options.random, real, features, options.mix, budget):
             if (budget, name) not in done:
                 row = Row(name)
                 scorer.score(row, build, images, how)

@@ -25,7 +25,7 @@ def test_it_says_what_it_will_take_and_how_to_go_on(tmp_path, capfd):
     stages = sorted((folder / "run").glob("stage-*"))
     assert first == (
         f"TGDDCallback records into '{folder}/run': {len(stages)} stages of {in_bytes(size)} each, about "
-        f"{in_bytes(len(stages) * size)} in all"
+        f"{in_bytes(len(stages) * size)} in all, and 100 images of each class"
     )
     whole = sum(path.stat().st_size for path in (folder / "run").iterdir())
     assert last == (

@@ -51,7 +51,9 @@ def announce_start(recorder: TrajectoryRecorder, interval: Time | None, state: S
     needed = stage * (count or 2)
     how = f"{count} stages of {each}, about {in_bytes(needed)} in all" if count else f"stages of {each}"
     if not quiet:
-        tell(f"TGDDCallback records into '{folder}': {how}")
+        kept = recorder.images.per_class
+        beside = f", and {kept} images of each class" if kept else ""
+        tell(f"TGDDCallback records into '{folder}': {how}{beside}")
     left = stage * (count or 2) - sum(_size(folder / stage.file) for stage in run.stages)
     if (free := shutil.disk_usage(folder).free) < left:
         warnings.warn(
