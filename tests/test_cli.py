@@ -402,7 +402,7 @@ def test_a_job_that_does_not_fit_what_is_there(here, capfd):
     Path("out/trajectory/job.json").write_text("{")
     assert "job.json', which says what was recorded there, is damaged" in refused(capfd, here, "record", "recipe.yaml")
     few = refused(capfd, here, "distill", "recipe.yaml", "distill.images_per_class=500", "file=few.beton")
-    assert "has 20 real images, 2000 were asked for" in few
+    assert "which has 20 real images to start from, got 500: start 'herding'" in few
     other = refused(capfd, here, "retrain", "out/sets-ipc2.beton", "data.name=digits")
     assert (
         "The test images must be of at most 3 classes and shape [1, 8, 8], as in 'out/sets-ipc2.beton', got 10 classes"

@@ -113,7 +113,7 @@ def test_a_file_is_sized_to_its_budget_and_says_so(file: Path, trajectory: Traje
     before = file.read_bytes()
     run(trajectory, real, file, SETTINGS)  # the same job
     assert file.read_bytes() == before
-    with pytest.raises(InputError, match=rf"method\.budget was {BUDGET} and is now {2 * BUDGET}"):
+    with pytest.raises(InputError, match=rf"distill\.budget was {BUDGET} and is now {2 * BUDGET}"):
         run(trajectory, real, file, replace(SETTINGS, budget=2 * BUDGET))
 
 

@@ -468,7 +468,7 @@ def bad(match, **options):
         bad("does not fit stage", network=lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 3))),
         bad("no linear layer", network=lambda: nn.Conv2d(3, 3, 1)),
         bad("must be the name of an nn.Linear of the network, got 'nowhere'", head="nowhere"),
-        bad(r"channel of the images, which have 3, got mean \[0.5\]", mean=[0.5], std=[0.5]),
+        bad(r"channel of the images, which have 3, got mean \[0.5, 0.5\]", mean=[0.5] * 2, std=[0.5] * 2),
         bad("was recorded with, mean", mean=[0.0] * 3, std=[0.05] * 3),
         bad("`mean` and `std` must be given together", mean=[0.5] * 3),
         bad("`checkpoint_interval` must be a Composer time string, got 'soon'", checkpoint_interval="soon"),
