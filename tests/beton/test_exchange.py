@@ -257,6 +257,18 @@ def test_pixels_that_overshoot_are_not_taken_for_normalised_ones(tmp_path):
     assert torch.equal(read_beton(back)[0], pixels.clamp(0, 1).mul(255).round().to(torch.uint8))
 
 
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.5), (0.48, 0.25), (0.0, 1.0)])
+def test_bright_images_come_back_as_they_were_exported(tmp_path, mean, std):
+    """Normalized, they lie within what pixels could be."""
+    images = torch.randint(200, 252, (4, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    labels, card = torch.arange(2).repeat_interleave(2), Card(["a", "b"], 0, 2, [], [mean] * 3, [std] * 3)
+    write_beton(tmp_path / "a.beton", images, labels, card)
+    export_tensors(tmp_path / "a.beton", tmp_path / "out")
+    files = [tmp_path / "out" / name for name in ("images.pt", "labels.pt")]
+    back = import_tensors(files, tmp_path / "back.beton", mean=[mean] * 3, std=[std] * 3)
+    assert torch.equal(read_beton(back)[0], images)
+
+
 def test_whether_values_are_normalised_can_be_said(tmp_path):
     images, labels = made()
     dark = normalise(images // 8 + 112)  # all near the mean: within what pixels could be

@@ -214,3 +214,12 @@ def test_a_class_without_images_has_none_and_a_small_one_all_in_herdings_order()
     assert chosen.counts.tolist() == [0, 4, 3]
     fewer = herding_subset(pool, [2], 1, torch.Generator().manual_seed(3), features)
     assert torch.equal(chosen.images[chosen.labels == 2][:1], fewer.images)
+
+
+def test_more_images_than_herding_usually_looks_at_are_chosen_where_they_are_wanted(monkeypatch):
+    monkeypatch.setattr("tgdd_plugin.networks.features.CHOSEN_FROM", 3)
+    pool = ImagePool((Pictures(18).images * 255).to(torch.uint8), torch.arange(18) % 2)
+    features = partial(features_of, tiny_network(num_classes=2), normalization=Normalization([0.5], [0.25]))
+    for count, chosen in ((2, 2), (5, 5), (9, 9), (20, 9)):
+        found = herding_subset(pool, [0, 1], count, torch.Generator().manual_seed(0), features)
+        assert found.counts.tolist() == [chosen] * 2 and len(found.images.flatten(1).unique(dim=0)) == 2 * chosen

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from tests.common import seeded
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data import allocation
+from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.normalization import Normalization
 
 RANDOM = np.random.default_rng(0)
 GRAYSCALE = RANDOM.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -346,3 +349,33 @@ def test_a_class_without_images_is_named(repeat):
     with pytest.raises(InputError, match=r"Class 1 \('dog'\) has no real images, 5 .* or leave it out") as error:
         pool.draw(torch.tensor([1]), 5, seeded(), repeat=repeat)
     assert "at most 0" not in str(error.value)
+
+
+@pytest.mark.parametrize("classes", [3, {"cat": 0, "dog": 1}], ids=["a number", "a mapping"])
+def test_what_is_no_list_of_names_names_no_class(classes):
+    class Odd(list):
+        pass
+
+    items = Odd([(GRAYSCALE, 1), (GRAYSCALE, 0)])
+    items.classes = classes
+    assert ImagePool.from_dataset(items).classes == ["0", "1"]
+
+
+def test_names_that_are_refused_leave_the_pool_as_it_was():
+    pool = ImagePool.from_dataset([(GRAYSCALE, 2), (GRAYSCALE, 0)])
+    with pytest.raises(InputError, match="`labels` must be 0..1 for 2 classes"):
+        pool.name_classes(["cat", "dog"])
+    assert pool.classes == ["0", "1", "2"] and pool.counts.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [(9, 8, [7, 2]), (17, 8, [8, 7, 2]), (4, 3, [2, 2]), (10, 8, [8, 2]), (8, 8, [8]), (1, 8, [1]), (3, 2, [2, 1])],
+)
+def test_no_image_is_left_alone_in_the_last_batch(count, batch_size, sizes):
+    images, labels = torch.arange(count).view(-1, 1, 1, 1).to(torch.uint8), torch.arange(count)
+    loader = DeviceLoader(images, labels, Normalization([0.0], [1.0]), batch_size=batch_size)
+    for _ in range(2):
+        found = [own for _, own in loader]
+        assert [len(own) for own in found] == sizes and torch.cat(found).sort().values.tolist() == list(range(count))
+    assert len(loader) == len(sizes) and loader.batch_sizes() == Counter(sizes)

@@ -55,6 +55,15 @@ def test_images_that_are_too_small_to_be_halved_or_odd_are_not(side: int, factor
 
 
 @pytest.mark.parametrize(
+    ("sides", "one", "several"),
+    [((32, 25), 1, 1), ((32, 30), 2, 2), ((64, 8), 1, 1), ((32, 64), 4, 2), ((28, 32), 4, 2), ((16, 32), 2, 2)],
+)
+def test_a_factor_divides_both_sides(sides: tuple[int, int], one: int, several: int) -> None:
+    assert DistillSettings(images_per_class=1).resolved(sides).factor == one
+    assert DistillSettings().resolved(sides).factor == several == DistillSettings().sized(3, sides).factor
+
+
+@pytest.mark.parametrize(
     "key",
     [
         {"images_per_class": 3},

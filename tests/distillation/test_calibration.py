@@ -164,3 +164,11 @@ def test_features_that_are_the_same_for_all_images_are_refused(pool, tmp_path, s
     made = record(tmp_path / "t", pool, lambda: Constant(1.0), STILL, device="cpu", progress_bar=False)
     with pytest.raises(InputError, match="must differ between images in evaluation mode, got ones .* Record longer"):
         run(made, pool, tmp_path / "a.beton", AUTO, network=lambda: Constant(1.0))
+
+
+def test_images_that_start_as_all_real_ones_leave_nothing_to_match(trajectory, pool, tmp_path):
+    """What is left of the matching then is rounding, and rates by it would be of any size."""
+    settings = replace(AUTO, images_per_class=20, start="real", augmentation="none", real_per_class=20)
+    with pytest.raises(InputError, match="`images_per_class` must leave something to match, .* start 'noise'"):
+        run(trajectory, pool, tmp_path / "a.beton", settings)
+    run(trajectory, pool, tmp_path / "b.beton", replace(settings, images_per_class=19))

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +123,49 @@ def test_a_damaged_checkpoint_is_left_out(trajectory, pool, tmp_path, left):
     with pytest.warns(UserWarning, match="cannot be used, and work begins anew"):
         run(trajectory, pool, path, callbacks=[steps])
     assert steps.seen == list(range(1, 13)) and path.read_bytes() == whole.read_bytes()
+
+
+def test_nothing_that_a_checkpoint_names_is_run(trajectory, pool, tmp_path):
+    class Harmful:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "harmed",)
+
+    path = tmp_path / "a.beton"
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectory, pool, path, callbacks=[Crash(8)], checkpoint_interval="5ba")
+    (latest,) = tmp_path.glob(".distill-*/latest-rank0.pt")
+    torch.save({**torch.load(latest, weights_only=False), "more": Harmful()}, latest.resolve())
+    with pytest.warns(UserWarning, match="cannot be used, and work begins anew: .* no plain value"):
+        run(trajectory, pool, path)
+    assert not (tmp_path / "harmed").exists() and path.is_file()
+
+
+def test_the_users_pool_keeps_its_classes(trajectory, pool, tmp_path):
+    own = ImagePool(pool.images, pool.labels)
+    run(trajectory, own, tmp_path / "a.beton")
+    assert read_card(tmp_path / "a.beton").classes == pool.classes and own.classes == ["0", "1", "2"]
+    retrain(tmp_path / "a.beton", own, {"epochs": 1, "seeds": 1}, device="cpu", progress_bar=False)
+    assert own.classes == ["0", "1", "2"]
+
+
+class Normed(nn.Module):
+    """A network that cannot be copied once it was called, as one of its weights is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(192, 8)), nn.ReLU())
+        self.classifier = nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.classifier(self.body(images))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_a_network_that_cannot_be_copied_is_built(pool, tmp_path):
+    trajectory = record(tmp_path / "t", pool, Normed, {"epochs": 1, "batch_size": 8}, device="cpu", progress_bar=False)
+    run(trajectory, pool, tmp_path / "a.beton", network=Normed)
+    with pytest.raises(InputError, match="must be a function that builds it where it cannot be copied .*got a Normed"):
+        run(trajectory, pool, tmp_path / "b.beton", network=Normed())
 
 
 class Steps(Callback):

@@ -24,9 +24,9 @@ from safetensors.torch import load_file
 from tests.nas.interrupted import loses_the_first_interrupt
 from tests.nas.shades import REAL, RECIPE, SETTINGS, SPACE, TRAINING, K, accuracies, pool, search, states, write_few
 from tgdd_plugin import cli
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, without_password
 from tgdd_plugin.evaluation.settings import RetrainSettings
-from tgdd_plugin.nas import final_training, trial_queue, workers
+from tgdd_plugin.nas import final_training, optuna_search, trial_queue, workers
 from tgdd_plugin.nas.ranking import Candidate
 from tgdd_plugin.nas.search_space import candidate_builder, name_of
 from tgdd_plugin.nas.settings import NasSettings
@@ -281,9 +281,24 @@ def test_a_storage_that_breaks_is_one_clear_line(beton, tmp_path, monkeypatch):
         search(beton, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["what?now", "run%3A1", "100%20", "a+b c#d&e@é"])
+def test_a_study_lies_in_the_folder_that_was_named_whatever_its_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with trial_queue._quiet():
+        optuna.create_study(study_name="x", storage=trial_queue.open_storage(str(tmp_path / name / "nas.db")))
+    assert (tmp_path / name / "nas.db").is_file() and [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_seed_that_is_a_date_draws(beton, tmp_path):
+    place = tmp_path / "nas.db"
+    how = {"storage": place, "device": "cpu", "seed": 20240101, "progress_bar": False}
+    settings = NasSettings(**{**SETTINGS, "sampler": "tpe", "candidates": 2})
+    assert len(optuna_search.search(beton, REAL, settings, TRAINING, **how)) <= 2
+
+
 def test_no_password_is_told():
-    assert trial_queue.without_password("postgresql://me:secret@host/base") == "postgresql://me:***@host/base"
-    assert trial_queue.without_password("nas.db") == "nas.db"
+    assert without_password("postgresql://me:secret@host/base") == "postgresql://me:***@host/base"
+    assert without_password("nas.db") == "nas.db"
 
 
 def test_the_best_is_trained_in_full_once(beton, tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ from torch import nn
 
 from tests.common import TinyNetwork, tiny_network
 from tests.nas.shades import K, pool
-from tgdd_plugin.beton.card import read_card
+from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
@@ -150,3 +151,18 @@ def test_the_order_can_be_another_than_that_of_accuracy_and_the_table_says_by_wh
     assert lines[4].startswith("| 3 | middle | 70.0 | 2.5 | 20 | 2.00 |  |")
     assert lines[5].startswith("|  | pruned | 100.0 (given up) |  | 1 |")
     assert "mean rank" not in table(order)
+
+
+def test_a_set_for_a_budget_is_trained_on_for_as_long(tmp_path):
+    few = pool(12, 1)
+    card = Card(few.classes, 0, 4, [1, 8, 8], *few.statistics(), 1, method={"name": "none", "budget": 48})
+    write_beton(tmp_path / "few.beton", few.images, few.labels, card)
+    trained = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "tgdd_plugin.nas.ranking.measure",
+            lambda *given: trained.append(given[4]) or Candidate("x", accuracies=[0.5]),
+        )
+        for settings in (RetrainSettings(seeds=1), RetrainSettings(passes=24, seeds=1)):
+            rank_networks({"tiny": TinyNetwork}, tmp_path / "few.beton", pool(30, 2), settings, device="cpu")
+    assert [settings.passes for settings in trained] == [48, 24]

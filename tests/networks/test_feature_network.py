@@ -1,5 +1,7 @@
 """Networks as functions of (weights, images), and fitting recorded names to them."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -161,3 +163,30 @@ def test_any_factory_by_name():
 def test_a_network_that_cannot_be_built_is_refused(name, arguments, match):
     with pytest.raises(InputError, match=match):
         build_network(name, arguments, (3, 8, 8), 4)
+
+
+def test_a_network_that_changes_its_input_in_place_leaves_the_images():
+    class InPlace(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.mul_(2.0).add_(0.5))
+
+    images = torch.randn(5, 3, 2, 2, requires_grad=True)
+    before = images.detach().clone()
+    torch.manual_seed(0)
+    network = InPlace()
+    for size in (None, 2):
+        changing, plain = FeatureNetwork(network, "head"), FeatureNetwork(Net(), "head")
+        changing.slice_size = size
+        features = changing(network.state_dict(), images)[0]
+        torch.testing.assert_close(features, plain(network.state_dict(), 2 * images + 0.5)[0])
+        features.sum().backward()
+        assert torch.equal(images.detach(), before) and images.grad.abs().sum() > 0
+
+
+def test_a_copy_of_a_network_leaves_nothing_behind_in_it():
+    network = Net()
+    own = FeatureNetwork(network, "head")
+    copied = FeatureNetwork(copy.deepcopy(network), "head")
+    for _ in range(3):
+        copied(network.state_dict(), torch.randn(5, 3, 2, 2))
+    assert len(own._with_features._seen) <= 1

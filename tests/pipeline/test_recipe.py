@@ -9,6 +9,7 @@ import yaml
 from torchvision.datasets import ImageFolder
 
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.settings import validate
 from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.networks.factory import network_factory
@@ -232,7 +233,7 @@ def test_class_names_that_yaml_reads_as_something_else_need_quotes(tmp_path, nam
     ("text", "pattern"),
     [
         ("device: tpu", "`device` must be one of cpu, gpu, or null, got 'tpu'"),
-        ("seed: -1", "`seed` must be a whole number of at least 0, got -1"),
+        ("seed: -1", "`seed` must be a whole number of at least 0 and of at most 4000000000, got -1"),
         ("distill: {factor: 0}", "`distill.factor` must be a whole number of at least 1, or null, got 0"),
         ("distill: {augmentation: colour}", "`distill.augmentation` must be operations of color, crop"),
         ("record: {epochs: 0}", "`record.epochs` must be a whole number of at least 1, got 0"),
@@ -306,6 +307,36 @@ def test_the_network_is_built_for_the_data(tmp_path):
     }
     with pytest.raises(InputError, match="`width` must be a whole number of at least 1, got 'wide'"):
         network_factory(read_recipe(write(tmp_path, "network: {width: wide}")).network, (1, 8, 8), 7)()
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = read_recipe(write(tmp_path, "{output: ~/out, trajectory: ~/t, file: ~/a.beton, data: {root: ~/photos}}"))
+    assert [recipe.output, recipe.trajectory, recipe.file] == ["/home/me/out", "/home/me/t", "/home/me/a.beton"]
+    assert recipe.data.root == "/home/me/photos" and read_recipe(None).data.root == "data"
+
+
+def test_numbers_of_keys_without_a_type_are_numbers(tmp_path):
+    text = "nas: {choices: {drop: [1e-1, 2E+1, x1e3]}}"
+    assert read_recipe(write(tmp_path, text)).nas.choices == {"drop": [0.1, 20.0, "x1e3"]}
+    network = validate(NetworkSettings, {"name": "m:f", "rate": "1e-3", "mode": "1e", "size": 3})
+    assert network.arguments == {"rate": 0.001, "mode": "1e", "size": 3}
+
+
+def test_no_password_is_in_what_is_kept_of_a_recipe(tmp_path):
+    text = (
+        "nas: {storage: 'postgresql://me:secret@host/db'}\n"
+        "loggers: {mlflow: 'https://me:hidden@host:5000'}\ndata: {root: 'a@b:c'}"
+    )
+    kept = recipe_text(read_recipe(write(tmp_path, text)))
+    assert "secret" not in kept and "hidden" not in kept and "postgresql://me:***@host/db" in kept
+    assert "https://me:***@host:5000" in kept and "root: a@b:c" in kept
+
+
+@pytest.mark.parametrize("seed", [2**32, 5_000_000_000])
+def test_a_seed_beyond_what_composer_takes_is_refused(tmp_path, seed):
+    with pytest.raises(InputError, match="`seed` must be .*4000000000"):
+        read_recipe(write(tmp_path, f"seed: {seed}"))
 
 
 def test_a_users_own_factory_has_its_own_arguments(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from tgdd_plugin.beton.card import Card, read_card
 from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.data.film_strip import write_strip
-from tgdd_plugin.pipeline.report import write_report
+from tgdd_plugin.pipeline.report import _told_apart, write_report
 from tgdd_plugin.pipeline.report_parts import gather
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.writing import add_stage
@@ -328,6 +328,17 @@ def test_several_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture
     job(tmp_path / "c", "third", ["cat", "dog"])
     assert cli.main(["report", str(tmp_path / "a"), str(tmp_path / "c"), "--output", str(tmp_path / "x.html")]) == 0
     assert "These sets are of different classes" in Page(tmp_path / "x.html").text
+
+
+def test_sets_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        job(tmp_path / folder, "set")
+    page = Page(write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "x.html"))
+    assert "a/set" in page.text and "b/set" in page.text
+    text = (tmp_path / "x.html").read_text()
+    assert "a/set" in text[text.rindex("<svg") :] or "a/set" in text, "each has a line of its own"
+    alike = [tmp_path / one / "same" / "set.beton" for one in ("c", "d")]
+    assert _told_apart(alike) == [str(tmp_path / one / "same" / "set") for one in ("c", "d")]
 
 
 def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:

@@ -876,3 +876,15 @@ def test_what_the_command_cannot_do(here: Path, capfd: pytest.CaptureFixture[str
 
 def test_a_recipe_that_is_not_there(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "There is no 'trajectory'. Give a recipe (YAML)" in refused(capfd, here, "trajectory")
+
+
+def test_a_memory_that_is_gone_is_told(whole: Path, tmp_path: Path) -> None:
+    """Later tasks would be learned without it, and nobody would know."""
+    shutil.copytree(whole / "before2", tmp_path / "job")
+    (tmp_path / "job" / "task0" / "memory.beton").unlink()
+    with pytest.raises(InputError, match="'.*task0/memory.beton' must be there, as the memory after task 1 had images"):
+        run(tmp_path / "job", stop)
+    scores = Scores.read(tmp_path / "job" / "scores.json")
+    assert scores.memory == [2, 4][: len(scores.rows)] and scores.has_memory_after(0)
+    assert not Scores({}, [[0.5], [0.5, 0.5]], [3]).has_memory_after(0), "an earlier version did not note it"
+    assert Scores({}, [[0.5], [0.5, 0.5]], [3]).has_memory_after(1) and not Scores({}, [[0.5]], [0]).has_memory_after(0)

@@ -45,7 +45,7 @@ def fitting_images(
     Raises:
         InputError: If they do not fit.
     """
-    pool = by_names(pool, classes)
+    pool = copy.copy(by_names(pool, classes))  # it may get names of classes, which are no business of the user's pool
     if list(pool.shape) != list(shape) or pool.num_classes > len(classes):
         raise InputError(
             f"The {name} images must be of at most {len(classes)} classes and shape {list(shape)}, as in {owner}, got "

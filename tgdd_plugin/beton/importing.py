@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tgdd_plugin.beton.card import Card
@@ -174,7 +175,17 @@ def _to_pixels(
         )
     if normalised is None:
         normalised = bool((torch.maximum(-images, images - 1) > LEEWAY).float().mean() > LEEWAY)
+        # Bright images may be normalized to values in [0, 1]; but only pixels are bytes that lie close together.
+        normalised |= _are_bytes(normalization.denormalize(images)) and not _are_bytes(images)
     return (normalization.denormalize(images) if normalised else images), normalised
+
+
+def _are_bytes(images: torch.Tensor) -> bool:
+    """Whether all values are multiples of 1/255 in [0, 1], up to rounding, and not of a larger step from the least."""
+    levels = np.unique((255 * images).numpy())
+    nearest = np.unique(levels.round().clip(0, 255).astype(int))
+    near = np.abs(levels - levels.round().clip(0, 255)).max() < 0.01
+    return bool(near and np.gcd.reduce(np.diff(nearest)) <= 1)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,11 @@ def shown(value: object, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def without_password(text: str) -> str:
+    """Returns a text, which may have URLs with passwords in it, as it may be printed and kept."""
+    return re.sub(r"(://[^/@:\s]*):[^@\s]*@", r"\1:***@", text)
+
+
 def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -200,5 +200,5 @@ def _range(schema: dict[str, Any]) -> str:
     low, high = schema.get("minimum"), schema.get("maximum")
     above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
     least = f"of at least {low:g}" if low is not None else f"above {above:g}" if above is not None else ""
-    most = f"of at most {high:g}" if high is not None else f"below {below:g}" if below is not None else ""
+    most = f"of at most {high:.10g}" if high is not None else f"below {below:g}" if below is not None else ""
     return f" {' and '.join(filter(None, (least, most)))}" if least or most else ""

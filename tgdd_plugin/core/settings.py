@@ -146,7 +146,13 @@ def check_time(key: str, value: str, units: Iterable[str] = UNITS) -> None:
     raise InputError(f"`{key}` must be a Composer time string above zero, got '{value}'. Write it like {known}.")
 
 
+def as_read(value: Any) -> Any:
+    """A value of a key of no type as a user means it: YAML 1.1 takes ``1e-3`` for text."""
+    return _number(value) if isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+[eE][+-]?\d+", value) else value
+
+
 def _plain(value: Any) -> Any:
+    value = as_read(value)
     if type(value) not in (bool, int, float, str, type(None)) or (
         isinstance(value, float) and not math.isfinite(value)
     ):
@@ -162,7 +168,7 @@ def _text(value: Any) -> Any:
 Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 NonNegativeInt = Annotated[int, Strict(), Field(ge=0)]
-Seed = NonNegativeInt
+Seed = Annotated[int, Strict(), Field(ge=0, le=4_000_000_000)]  # Composer takes less than 2**32, and more follow it
 # Finite numbers; text such as 1e-3 counts as one. The validator comes last, so that the range is in the JSON schema.
 Number = Annotated[float, Strict(), BeforeValidator(_number)]
 Positive = Annotated[float, Strict(), Field(gt=0), BeforeValidator(_number)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,8 +22,9 @@ NORMALIZED_LIMIT = 2**27
 class DeviceLoader:
     """Batches of (normalized images, labels) from uint8 images that stay where they are, in a new order each epoch.
 
-    The last batch may be smaller, and a set smaller than ``batch_size`` is one batch. With several ranks, each gets a
-    share of every epoch; all shares have the same size, so a few images may be used twice.
+    The last batch may be smaller, and a set smaller than ``batch_size`` is one batch. Where a single image would be
+    left for the last one, which batch normalization may refuse, it gets one of the batch before. With several ranks,
+    each gets a share of every epoch; all shares have the same size, so a few images may be used twice.
 
     Args:
         images: uint8 images ``(N, C, H, W)``.
@@ -93,8 +95,15 @@ class DeviceLoader:
 
     def batch_sizes(self) -> dict[int, int]:
         """How many batches of an epoch on this rank have each size."""
+        return dict(Counter(self._sizes()))
+
+    def _sizes(self) -> list[int]:
+        """The sizes of the batches of an epoch on this rank."""
         whole, rest = divmod(-(-len(self.images) // dist.get_world_size()), self.batch_size)
-        return {size: count for size, count in ((self.batch_size, whole), (rest, 1)) if size and count}
+        sizes = [self.batch_size] * whole + [rest] * bool(rest)
+        if rest == 1 and whole and self.batch_size > 2:
+            sizes[-2:] = [self.batch_size - 1, 2]
+        return sizes
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = torch.arange(len(self.images))
@@ -106,7 +115,7 @@ class DeviceLoader:
             # With fewer batches on one rank, the others would wait for ever.
             share = torch.arange(dist.get_global_rank(), -(-len(order) // ranks) * ranks, ranks)
             order = order[share % len(order)]
-        for index in order.split(self.batch_size):
+        for index in order.split(self._sizes()):
             there = index.to(self.device)
             if self._normalized is not None:
                 images = self._normalized.index_select(0, there)

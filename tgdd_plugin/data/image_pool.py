@@ -104,8 +104,10 @@ class ImagePool:
         Raises:
             InputError: If a label lies outside 0..K-1.
         """
-        self.classes = as_names(classes)
-        self._sort()
+        named = copy.copy(self)  # as the names may be refused
+        named.classes = as_names(classes)
+        named._sort()
+        vars(self).update(vars(named))
 
     def adopt_class_names(
         self, classes: Sequence[str] | None, num_classes: int, owner: str, name: str = "real"
@@ -290,7 +292,9 @@ class ImagePool:
                 )
             images[i] = image
         assert images is not None
-        return cls(images, labels, classes if classes is not None else getattr(dataset, "classes", None))
+        if classes is None and isinstance(named := getattr(dataset, "classes", None), list | tuple):
+            classes = named  # a number or a mapping is something else
+        return cls(images, labels, classes)
 
 
 def _size(image: torch.Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 FEWEST, MORE = 500, 1000
@@ -19,18 +20,20 @@ QUARTERED = 28
 """Pixels from which on the side of an image can be divided by four, likewise."""
 
 
-def usual(side: int | None = None, images_per_class: int | None = None) -> dict[str, Any]:
+def usual(sides: int | Sequence[int] | None = None, images_per_class: int | None = None) -> dict[str, Any]:
     """The size of a set where no budget is given, which is that of the paper's first tables, and how it is distilled.
 
     The paper takes 10,000 steps of a constant rate from any images. From herding's choice and by a rate that falls, a
     tenth of them comes close, by the figures in ``benchmarks/README.md``, and takes minutes on a CPU.
 
     Args:
-        side: Side of the images in pixels. Default: ``None``, where it is not known yet, as if it was an ordinary one.
+        sides: Side of the images in pixels, or both. Default: ``None``, where it is not known yet, as if it was an
+            ordinary one.
         images_per_class: The number of images of each class that was asked for. Default: ``None``, none was.
     """
-    factor = 2 if side is None or (side >= SMALL and side % 2 == 0) else 1
-    if images_per_class == 1 and side is not None and side >= QUARTERED and side % 4 == 0:
+    both = [sides] if isinstance(sides, int) else list(sides or ())
+    factor = 2 if all(side >= SMALL and side % 2 == 0 for side in both) else 1
+    if images_per_class == 1 and both and all(side >= QUARTERED and side % 4 == 0 for side in both):
         factor = 4  # sixteen small images teach more than four
     return {
         "images_per_class": 10,

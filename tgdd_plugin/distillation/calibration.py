@@ -28,6 +28,9 @@ BALANCE = 0.5
 STEPS = 4
 """The number of steps whose gradients are looked at."""
 
+NEGLIGIBLE = 1e-5
+"""How small the matching's gradient is beside the constraint's where it is of rounding alone: 4e-7 was seen."""
+
 DIFFERENCE = 1e-4
 """How far features must differ between images, beside their length, for their network to tell images apart. Those of
 trained networks differ by a tenth or more; at 3e-5 the rate that is found was 4e11, and a set of noise came out."""
@@ -73,6 +76,11 @@ def calibrate(
             f"statistics of batch norms with a small momentum are far from those of the images at first."
         )
     match, constraint = _gradient_sizes(model, draws, chunk, device, constrained=alpha != 0)
+    if 0 < constraint < math.inf and match <= NEGLIGIBLE * constraint:
+        raise InputError(
+            "`images_per_class` must leave something to match, got images whose mean features are those of the real "
+            "ones, as where they start as all of them. Lower it, or choose start 'noise'."
+        )
     needed = [match, constraint] if alpha == "auto" else [match]
     if not (all(0 < size < math.inf for size in needed) and math.isfinite(constraint)):
         auto = " and ".join(f"`{key}`" for key, value in (("learning_rate", rate), ("alpha", alpha)) if value == "auto")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tgdd_plugin.core.differences import as_plain
-from tgdd_plugin.core.errors import InputError, shown
+from tgdd_plugin.core.errors import InputError, brief, shown
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -130,7 +130,16 @@ def bare_networks(
 
 def _bare(given: NetworkOrFactory) -> nn.Module:
     check_buildable(given)
-    return as_classifier(copy.deepcopy(given if isinstance(given, nn.Module) else given()))
+    network = given if isinstance(given, nn.Module) else given()
+    try:
+        return as_classifier(copy.deepcopy(network))
+    except RuntimeError as error:  # as where a layer keeps what it computed, or its weight is computed
+        if network is not given:
+            return as_classifier(network)
+        raise InputError(
+            f"`network` must be a function that builds it where it cannot be copied ({brief(error)}), got a "
+            f"{type(network).__name__}. Give, for example, lambda: {type(network).__name__}(...)."
+        ) from None
 
 
 def _changed(network: nn.Module, trajectory: Trajectory, folder: Path, run: Run) -> nn.Module:

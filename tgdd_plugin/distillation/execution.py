@@ -97,7 +97,8 @@ def trainer_arguments(
     # Right after the step, so that whatever looks at the pixels next (EMA, a checkpoint) finds them in [0, 1].
     optimizer.register_step_post_hook(lambda *_: synthetic.clamp_())
 
-    remove_if_unusable(checkpoints)
+    # A user's own callbacks may keep what they like.
+    remove_if_unusable(checkpoints, only_plain=not (options.callbacks or options.loggers or options.trainer_options))
     run_name = checkpoints.name.removeprefix(".")
     loggers = [
         *([CSVLogger(log_path(output), LOGGED)] if options.logs.csv else []),

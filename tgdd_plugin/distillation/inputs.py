@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -92,7 +93,8 @@ def resolve_inputs(
     for each in trajectory.runs.values():
         check_left(each, [stage for stage in each.stages if not stage.finite])
     run = trajectory.run
-    pool = None if real is None else ImagePool.from_dataset(real, progress=progress_bar)
+    # A copy, as it may get names of classes, which are no business of the user's pool.
+    pool = None if real is None else copy.copy(ImagePool.from_dataset(real, progress=progress_bar))
     settings = resolve_settings(settings, trajectory, pool)
     if settings.source == "exemplars":
         pool = trajectory.exemplars()
@@ -164,7 +166,7 @@ def check_before_recording(
         given.of_channels(pool.shape[0])
     class_ids = _class_ids(settings.classes, pool.classes)
     check_present(pool, class_ids)  # without images a class would have no means either
-    sized = settings.sized(len(class_ids), pool.shape[1])
+    sized = settings.sized(len(class_ids), pool.shape[1:])
     check_factor(sized.factor, *pool.shape[1:])
     ids = torch.tensor(class_ids)
     have = pool.counts[ids]
@@ -193,10 +195,10 @@ def resolve_settings(settings: DistillSettings, trajectory: Trajectory, pool: Im
             "`source` must be 'sampled' or 'recorded' where the trajectory keeps no real images, got 'exemplars'. Give "
             "the real images, choose source 'recorded', or record again with exemplars=100."
         )
-    side = pool.shape[1] if pool is not None else input_shape(run)[1]
+    sides = (input_shape(run) if pool is None else pool.shape)[1:]
     classes = len(settings.classes or run.classes or range(run.num_classes))
     resolved = settings.resolved(
-        side,
+        sides,
         classes=classes,
         source="sampled" if pool is not None else source_without_images(trajectory, settings.classes),
         trained_with=run.augmentation,

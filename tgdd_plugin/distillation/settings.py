@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -127,20 +127,20 @@ class DistillSettings:
         """Whether a recipe's distillation reads the real images, and not the trajectory alone."""
         return self.source in (None, "sampled")
 
-    def sized(self, classes: int, side: int | None = None) -> SizedSettings:
+    def sized(self, classes: int, sides: int | Sequence[int] | None = None) -> SizedSettings:
         """These settings with the defaults filled in that a budget rules, or the size of the images.
 
         Args:
             classes: The number of classes to distill.
-            side: Side of the images in pixels. Default: ``None``, where it is not known yet.
+            sides: Side of the images in pixels, or both. Default: ``None``, where it is not known yet.
         """
-        defaults = sized(self.budget, classes) if self.budget else usual(side, self.images_per_class)
+        defaults = sized(self.budget, classes) if self.budget else usual(sides, self.images_per_class)
         own = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return SizedSettings(**{**own, **{name: value for name, value in defaults.items() if own[name] is None}})
 
     def resolved(
         self,
-        side: int,
+        sides: int | Sequence[int],
         *,
         classes: int = 10,
         source: Source = "sampled",
@@ -150,13 +150,14 @@ class DistillSettings:
         """These settings with the defaults filled in that depend on the job.
 
         Args:
-            side: Side of the images in pixels.
+            sides: Side of the images in pixels, or height and width.
             classes: The number of classes to distill; of no matter without a budget. Default: ``10``.
             source: The source where none was chosen. Default: ``'sampled'``.
             trained_with: The augmentation of the recorded training, if known.
             convnets: Whether the trajectory is of ConvNets of this package, which published rates suit.
         """
-        own = self.sized(classes, side)
+        own = self.sized(classes, sides)
+        side = sides if isinstance(sides, int) else sides[0]
         times = FASTER if own.schedule == "linear" else 1
         rate: float | Auto = (0.2 if side >= 128 else 0.02) * times * own.images_per_class if convnets else "auto"
         alpha: float | Auto = (2.5 if own.images_per_class <= 10 else 0.5) if convnets else "auto"

@@ -86,10 +86,12 @@ class SyntheticImages(nn.Module):
             packed: Whether to return the images as stored, ``(K·n, C, H, W)``. Default: ``False``, decoded,
                 ``(K·n·f², C, H, W)``.
         """
-        classes = torch.arange(len(self.pixels), device=self.pixels.device)
-        images = self.pixels if packed else self.decode(classes)
-        labels = classes.cpu().repeat_interleave(images.shape[1])
-        return as_bytes(images), labels
+        number, stored = self.pixels.shape[:2]
+        count = stored if packed else self.decoded_per_class
+        images = torch.empty((number, count, *self.pixels.shape[2:]), dtype=torch.uint8)
+        for label, own in enumerate(images):  # class by class, as floats take many times the memory
+            own.copy_(as_bytes(self.pixels[label : label + 1] if packed else self.decode(torch.tensor([label]))))
+        return images.flatten(0, 1), torch.arange(number).repeat_interleave(count)
 
 
 def as_bytes(images: torch.Tensor) -> torch.Tensor:
@@ -140,23 +142,19 @@ def start_pixels(
         F.pad(pool.draw(label[None], int(n), generator, "to start from")[0], (0, count * parts - int(n)))
         for label, n in zip(pool_ids, have, strict=True)
     ]
-    images = pool.take(torch.stack(rows)).float() / 255
-    if parts == 1:
-        return _fill_with_noise(images, have, generator)
-    small = F.interpolate(
-        images.flatten(0, 1), size=(height // factor, width // factor), mode="bilinear", antialias=True
-    )
-    small = _fill_with_noise(small.unflatten(0, (classes, count * parts)), have, generator)
-    grid = small.view(classes, count, factor, factor, channels, height // factor, width // factor)
-    return grid.permute(0, 1, 4, 2, 5, 3, 6).reshape(shape).clamp(0, 1)
-
-
-def _fill_with_noise(images: torch.Tensor, have: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Replaces what a class has no real images for: copies of one image would have one gradient, and stay copies."""
-    for own, count in zip(images, have.tolist(), strict=True):
-        if count < len(own):
-            own[count:] = torch.rand(own[count:].shape, generator=generator).to(own)
-    return images
+    pixels = torch.empty(shape)
+    for own, row, number in zip(pixels, rows, have.tolist(), strict=True):  # class by class, to save memory
+        images = pool.take(row).float() / 255
+        if parts > 1:
+            size = height // factor, width // factor
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        if number < len(images):  # copies of one image would have one gradient, and stay copies
+            images[number:] = torch.rand(images[number:].shape, generator=generator).to(images)
+        if parts > 1:
+            grid = images.view(count, factor, factor, channels, *size)
+            images = grid.permute(0, 3, 1, 4, 2, 5).reshape(own.shape).clamp(0, 1)
+        own.copy_(images)
+    return pixels
 
 
 def check_start_images(

@@ -16,7 +16,7 @@ from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.device import Device, torch_device
-from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.errors import InputError, brief, without_password
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.scorer import random_images
@@ -24,7 +24,7 @@ from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.nas.ranking import Candidate, note_costs, ranked
 from tgdd_plugin.nas.search_space import candidate_builder, check_factory
 from tgdd_plugin.nas.settings import NasSettings
-from tgdd_plugin.nas.trial_queue import Queue, without_password
+from tgdd_plugin.nas.trial_queue import Queue
 from tgdd_plugin.nas.workers import SearchJob, candidate_of, run_workers, show_progress
 
 
@@ -80,7 +80,9 @@ def search(
         )
     check_factory(settings)
     torch_device(device)
-    pool = fitting_pool(real, "real", file, read_card(file))
+    card = read_card(file)
+    training = training.made_for(card.method.get("budget"), card.images)
+    pool = fitting_pool(real, "real", file, card)
     rest, validation_images = pool.split(settings.validation, torch.Generator().manual_seed(seed))
     where = settings.storage or str(storage)
     arrays = validation_images.images.cpu().numpy(), validation_images.labels.numpy(), validation_images.classes

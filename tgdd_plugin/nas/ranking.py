@@ -112,7 +112,7 @@ def rank_networks(
     seeds = range(seed, seed + settings.seeds)
     classes = len(card.classes)
     scorer = Scorer(pool, card.normalization, seeds, classes, device, settings.at_once, progress_bar, trainer_options)
-    training = settings.training(len(images[0]))
+    training = settings.made_for(card.method.get("budget"), card.images).training(len(images[0]))
     every = [
         measure(Candidate(name), classifiers(build), scorer, lambda seed: images, training)
         for name, build in networks.items()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +15,11 @@ import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, OptunaError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from tgdd_plugin.core.differences import first_difference
-from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.errors import InputError, brief, without_password
 from tgdd_plugin.core.interrupts import HeldInterrupts
 from tgdd_plugin.evaluation.settings import RetrainSettings
 
@@ -67,7 +67,9 @@ def open_storage(where: str) -> RDBStorage:
     Raises:
         InputError: If it cannot be opened.
     """
-    url = where if "://" in where else f"sqlite:///{where}"
+    url = where
+    if "://" not in where:  # whatever characters its name has
+        url = URL.create("sqlite", database=where).render_as_string()
     local = url.startswith("sqlite")
     for left in reversed(range(TRIES)):
         try:
@@ -91,11 +93,6 @@ def open_storage(where: str) -> RDBStorage:
         # file for itself. (SQLAlchemy, SQLite dialect: "Serializable isolation / Savepoints / Transactional DDL".)
         sqlalchemy.event.listen(storage.engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
     return storage
-
-
-def without_password(where: str) -> str:
-    """Returns a file, or the URL of a database, as it may be printed."""
-    return re.sub(r"(://[^/@:]*):[^@]*@", r"\1:***@", where)
 
 
 class Queue:

@@ -164,7 +164,7 @@ class _Attempt:
     def _candidate(self, trial: Trial) -> Candidate:
         space = self.job.settings
         if space.sampler == "tpe":  # a stream for each trial, whichever process it is tried by
-            stream = 1000 * self.job.seed + trial.number
+            stream = (1000 * self.job.seed + trial.number) % 2**32  # numpy takes no larger one
             self.queue.study.sampler = optuna.samplers.TPESampler(seed=stream, constant_liar=True)
         arguments = {name: trial.suggest_categorical(name, values) for name, values in space.choices.items()}
         candidate = Candidate(name_of(arguments), arguments)
@@ -259,6 +259,7 @@ def _environment(job: SearchJob, number: int) -> Iterator[None]:
 def _take_part(job: SearchJob) -> None:
     """Is all that a worker process does."""
     os.setpgid(0, 0)  # Ctrl-C is for the process that waits, which passes it on
+    os.dup2(2, 1)  # standard output is for the result
     signal.signal(signal.SIGINT, signal.default_int_handler)
     parent = os.getppid()
 

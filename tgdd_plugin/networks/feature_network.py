@@ -59,7 +59,8 @@ class FeatureNetwork:
             for name, tensor in _named(weights).items()
         }
         parts = images.split(even_part(len(images), self.slice_size))
-        outputs = [self._call(named, part.contiguous(memory_format=self._layout)) for part in parts]
+        # Copies, as a network may change its input in place.
+        outputs = [self._call(named, part.clone(memory_format=self._layout)) for part in parts]
         if len(outputs) == 1:
             return outputs[0]
         features, logits = zip(*outputs, strict=True)
@@ -149,7 +150,11 @@ class _WithFeatures(nn.Module):
         super().__init__()
         self.network = network
         self._seen: list[torch.Tensor] = []
-        network.get_submodule(head).register_forward_pre_hook(lambda _, inputs: self._seen.append(inputs[0]))
+        network.get_submodule(head).register_forward_pre_hook(self._see)
+
+    def _see(self, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._seen.clear()  # of what a copy of the network, which has this hook as well, saw before
+        self._seen.append(inputs[0])
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self._seen.clear()

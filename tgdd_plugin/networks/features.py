@@ -18,7 +18,7 @@ from tgdd_plugin.networks.feature_network import FeatureNetwork
 from tgdd_plugin.networks.heads import find_head
 
 CHOSEN_FROM = 1000
-"""The most images of a class that :func:`herding_subset` looks at."""
+"""The images of a class that :func:`herding_subset` looks at."""
 
 
 @torch.no_grad()
@@ -90,7 +90,8 @@ def herding_subset(
     """Selects images of some classes by :func:`herding` on features of length 1, and returns them as a pool.
 
     Args:
-        pool: The images to select from; of each class, at most :data:`CHOSEN_FROM` images drawn at random are used.
+        pool: The images to select from; of each class, :data:`CHOSEN_FROM` images drawn at random are used, or as many
+            as are to be selected, if it has so many.
         classes: The ids of the classes in the pool.
         per_class: The number of images of each class, in herding's order. Where a class has fewer, it has all.
         generator: The source of randomness, on the CPU.
@@ -98,7 +99,7 @@ def herding_subset(
     """
     chosen = []
     for label in classes:
-        have = min(int(pool.counts[label]), CHOSEN_FROM)
+        have = min(int(pool.counts[label]), max(CHOSEN_FROM, per_class))
         index = pool.draw(torch.tensor([label]), have, generator)[0]
         if have:
             own = F.normalize(features(pool.subset(index)))

@@ -8,7 +8,7 @@ from typing import Any
 import pydantic
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.settings import settings_class
+from tgdd_plugin.core.settings import as_read, settings_class
 
 OWN = ("convnet", "resnet10", "resnet18", "resnet_ap10", "densenet121", "vit")
 """The names of this package's networks."""
@@ -61,7 +61,7 @@ class NetworkSettings:
             return content
         given = {str(key): value for key, value in content.items()}
         name = {"name": given.pop("name")} if "name" in given else {}
-        return {**name, "arguments": given}
+        return {**name, "arguments": {key: as_read(value) for key, value in given.items()}}
 
     def section(self) -> dict[str, Any]:
         """The settings as they stand in a recipe."""

@@ -70,14 +70,14 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
 def _read(step: str, path: str, overrides: list[str]) -> Recipe:
     instead = STEPS[step].instead
     if instead == TRAJECTORY and Path(path).is_dir():
-        recipe = read_recipe(None, [f"trajectory={json.dumps(path)}", *overrides])
+        recipe = read_recipe(None, [f"trajectory={json.dumps(path, ensure_ascii=False)}", *overrides])
         if _names_data(overrides) or recipe.distill.source is not None:
             return recipe
         # Where no data are named the folder itself is all there is to distill from.
         source = source_without_images(Trajectory.open(path, check=False), recipe.distill.classes)
         return replace(recipe, distill=replace(recipe.distill, source=source))
     if instead == BETON and path.endswith(".beton"):
-        return read_recipe(None, [f"file={json.dumps(path)}", *overrides])
+        return read_recipe(None, [f"file={json.dumps(path, ensure_ascii=False)}", *overrides])
     if not Path(path).is_file() and Path(path).suffix not in (".yaml", ".yml"):
         recipes = shipped_recipes()
         if path in recipes:  # also where a folder of that name, perhaps of its results, is there

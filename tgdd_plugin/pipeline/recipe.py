@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 
 from tgdd_plugin.core.bounded_reading import RECIPE_SIZE, read_bounded
 from tgdd_plugin.core.bounded_yaml import parse_yaml
-from tgdd_plugin.core.errors import InputError, shown
+from tgdd_plugin.core.errors import InputError, shown, without_password
 from tgdd_plugin.core.setting_errors import nearest, unknown_key
 from tgdd_plugin.core.settings import validate
 from tgdd_plugin.networks.settings import NetworkSettings, check_network_name
@@ -39,7 +40,7 @@ def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         _place(content, key.split("."), value, override)
     # A section with nothing in it has its defaults.
     given = {key: value for key, value in content.items() if not (key in SECTIONS and value is None)}
-    recipe: Recipe = validate(Recipe, given)
+    recipe: Recipe = _at_home(validate(Recipe, given))
     if recipe.network is not None:
         _check_arguments(recipe.network, "network")
     for number, network in enumerate(recipe.extra_networks):
@@ -52,13 +53,23 @@ def read_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     return recipe
 
 
+def _at_home(recipe: Recipe) -> Recipe:
+    """The recipe with the user's home folder for a ``~`` that a path begins with, as a shell has it."""
+
+    def paths(section: Any, *keys: str) -> dict[str, Any]:
+        return {key: os.path.expanduser(path) for key in keys if (path := getattr(section, key))}
+
+    data = replace(recipe.data, **paths(recipe.data, "root", "train", "test"))
+    return replace(recipe, data=data, **paths(recipe, "output", "trajectory", "file"))
+
+
 def recipe_text(recipe: Recipe) -> str:
-    """The recipe in full as YAML text, as a note beside results; one that is given again replaces nothing."""
+    """The recipe in full as YAML text, as a note beside results, without passwords; given again it replaces nothing."""
     content = asdict(recipe) | {"overwrite": False}
     if recipe.network is not None:
         content["network"] = recipe.network.section()
     content["extra_networks"] = [network.section() for network in recipe.extra_networks]
-    return yaml.safe_dump(content, sort_keys=False)
+    return without_password(yaml.safe_dump(content, sort_keys=False))
 
 
 def _load(path: str | Path) -> dict[Any, Any]:

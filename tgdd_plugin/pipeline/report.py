@@ -35,7 +35,10 @@ def write_report(paths: Sequence[str | Path], output: str | Path) -> Path:
             report itself names whatever else is missing.
     """
     output = check_writable(Path(output))
-    sets = [gather(file) for path in paths for file in find_sets(Path(path))]
+    files = [file for path in paths for file in find_sets(Path(path))]
+    sets = [gather(file) for file in files]
+    for report, name in zip(sets, _told_apart(files), strict=True):
+        report.name = name
     environment = Environment(
         loader=PackageLoader("tgdd_plugin.pipeline", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -46,6 +49,14 @@ def write_report(paths: Sequence[str | Path], output: str | Path) -> Path:
     text = environment.get_template("report.html").render(sets=sets, warnings=warnings, compared=compared)
     write_whole(output, text)
     return output
+
+
+def _told_apart(files: Sequence[Path]) -> list[str]:
+    """The names of files without their suffix; with their folder, or all of the path, where several are alike."""
+    names = [file.stem for file in files]
+    for longer in (lambda file: f"{file.resolve().parent.name}/{file.stem}", lambda file: str(file.with_suffix(""))):
+        names = [name if names.count(name) == 1 else longer(file) for name, file in zip(names, files, strict=True)]
+    return names
 
 
 def _compared(sets: Sequence[SetReport]) -> dict[str, list[Point]]:

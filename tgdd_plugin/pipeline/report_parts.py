@@ -14,7 +14,7 @@ from tgdd_plugin.beton.card import Card, ending_of_name, read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.bounded_reading import RECIPE_SIZE, read_bounded
 from tgdd_plugin.core.bounded_yaml import parse_yaml
-from tgdd_plugin.core.errors import InputError, printable
+from tgdd_plugin.core.errors import InputError, printable, without_password
 from tgdd_plugin.core.network_record import network_in_words
 from tgdd_plugin.data.film_strip import FilmStrip, read_strip
 from tgdd_plugin.data.picture_note import note_of
@@ -160,7 +160,7 @@ def _recipe(report: SetReport, path: Path) -> list[Path]:
         report.missing.append(f"There is no recipe '{path.name}', which tgdd run writes at its end.")
         return []
     text = read_bounded(path, RECIPE_SIZE, "recipe")
-    report.recipe = _plain_text(text.decode(errors="replace"))
+    report.recipe = without_password(_plain_text(text.decode(errors="replace")))
     report.command = f"tgdd run {shlex.quote(str(path))}"
     try:
         content = parse_yaml(text)

@@ -40,7 +40,15 @@ from tgdd_plugin.replay.metrics import Scores
 from tgdd_plugin.replay.network_growth import check_growth, grow, load_network, save_network
 from tgdd_plugin.replay.policies import Policy, TaskResult
 from tgdd_plugin.replay.settings import ReplaySettings
-from tgdd_plugin.replay.task_folders import FINETUNED, MEMORY, NETWORK, checkpoints_of, open_scores, saved_memory
+from tgdd_plugin.replay.task_folders import (
+    FINETUNED,
+    MEMORY,
+    NETWORK,
+    check_memory,
+    checkpoints_of,
+    open_scores,
+    saved_memory,
+)
 from tgdd_plugin.replay.tasks import Task, check_policy, check_tasks
 from tgdd_plugin.training.fitting import LOGGED
 from tgdd_plugin.training.resuming import checkpoint_folder, remove_checkpoints
@@ -137,12 +145,13 @@ def learn(
         for number in range(len(tasks)):
             grown = learner.grown_network(number, network)
             if number < len(scores.rows):
+                check_memory(folder / f"task{number}", scores, number)
                 network, memory = learner.finished_task(number, grown, memory)
                 continue
             network = learner.train_task(number, grown, memory)
             memory = learner.add_to_memory(number, network, memory)
             network = learner.finetune(number, network, memory)
-            scores = scores.after(learner.accuracies(number, network))
+            scores = scores.after(learner.accuracies(number, network), len(memory))
             if dist.get_global_rank() == 0:
                 scores.write(folder / "scores.json")
             dist.barrier()

@@ -9,7 +9,7 @@ from typing import Any
 
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
-from tgdd_plugin.core.checked_json import Finite, Text, build_checked
+from tgdd_plugin.core.checked_json import Finite, Text, Whole, build_checked
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.tables import DrawTable, markdown_table
 
@@ -21,14 +21,21 @@ class Scores:
     Args:
         about: Everything that the accuracies depend on, as plain values.
         rows: The accuracies a_i0 to a_ii for each finished task i.
+        memory: The images in the memory after each of them; fewer numbers where an earlier version began the file.
     """
 
     about: dict[Text, Any]
     rows: list[list[Finite]] = field(default_factory=list)
+    memory: list[Whole] = field(default_factory=list)
 
-    def after(self, row: list[float]) -> Scores:
-        """Returns the scores with one more task finished."""
-        return Scores(self.about, [*self.rows, row])
+    def after(self, row: list[float], images: int) -> Scores:
+        """Returns the scores with one more task finished, after which the memory has so many images."""
+        return Scores(self.about, [*self.rows, row], [*self.memory, images])
+
+    def has_memory_after(self, number: int) -> bool:
+        """Whether it is known that there were images in the memory after a finished task."""
+        earlier = len(self.rows) - len(self.memory)
+        return number >= earlier and self.memory[number - earlier] > 0
 
     @property
     def seen(self) -> list[float]:
@@ -81,6 +88,8 @@ class Scores:
             scores = build_checked(cls, parse_json(text))
             if [len(row) for row in scores.rows] != list(range(1, len(scores.rows) + 1)):
                 raise ValueError("rows of wrong length")
+            if len(scores.memory) > len(scores.rows):
+                raise ValueError("more memories than tasks")
             if not all(0 <= value <= 1 for row in scores.rows for value in row):
                 raise ValueError("accuracies beyond 0 to 1")
             tasks = scores.about.get("tasks", [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,22 @@ def open_scores(folder: Path, about: dict[str, Any]) -> Scores:
                     (place / name).unlink(missing_ok=True)
                 for training in (NETWORK, FINETUNED):
                     remove_checkpoints(place, checkpoints_of(training))
-        Scores(about, scores.rows).write(path)
+        replace(scores, about=about).write(path)
     dist.barrier()
-    return Scores(about, scores.rows)
+    return replace(scores, about=about)
+
+
+def check_memory(place: Path, scores: Scores, number: int) -> None:
+    """Checks that the memory after a finished task is there, if the task had one.
+
+    Raises:
+        InputError: If not: later tasks would be learned without it.
+    """
+    if scores.has_memory_after(number) and not (place / MEMORY).is_file():
+        raise InputError(
+            f"'{place / MEMORY}' must be there, as the memory after task {number + 1} had images. Put it and "
+            f"its card back, or delete '{place.parent}' to learn the tasks anew."
+        )
 
 
 def saved_memory(place: Path, device: torch.device) -> ReplayMemory | None:
