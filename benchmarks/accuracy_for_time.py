@@ -41,6 +41,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.tables import markdown_table
 from tgdd_plugin.data.coresets import herding
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.mixing import mixed_images
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.evaluation.scorer import Images, Row, Scorer, random_images
 from tgdd_plugin.networks.factory import network_factory
@@ -66,23 +67,6 @@ def mixed_name(stem: str, share: float) -> str:
     return f"{stem} in {share:.0%} of the passes"
 
 
-def mixed(compact: Images, real: ImagePool, share: float, passes: int, seed: int) -> Images:
-    """Images for one epoch of so many passes: a share of them a set's, each as often as the others, the rest real ones.
-
-    No real image comes twice before all have come once.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(count: int, number: int) -> torch.Tensor:
-        orders = [torch.randperm(count, generator=generator) for _ in range(-(-number // count))]
-        return torch.cat(orders)[:number] if orders else torch.empty(0, dtype=torch.long)
-
-    own = round(share * passes)
-    first, rest = drawn(len(compact[1]), own), drawn(len(real), passes - own)
-    images = torch.cat([compact[0][first], real.take(rest).cpu()])
-    return images, torch.cat([compact[1][first], real.labels[rest].cpu()])
-
-
 def sets(
     files: list[Path],
     sizes: list[int],
@@ -99,7 +83,7 @@ def sets(
         numbers |= {card.images_per_class, card.images // len(card.classes)}
         yield path.stem, lambda seed, images=images: images
         for share in mixes:
-            yield mixed_name(path.stem, share), functools.partial(mixed, images, real, share, passes)
+            yield mixed_name(path.stem, share), functools.partial(mixed_images, *images, real, passes, share)
     for number in sorted(numbers):
         yield random_name(number), functools.partial(random_images, real, number)
     for number in sorted(stored) if features else []:

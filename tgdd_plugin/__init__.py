@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
     from tgdd_plugin.beton.card import Card, read_card
     from tgdd_plugin.beton.format import read_beton, write_beton
-    from tgdd_plugin.beton.loader import beton_loader
+    from tgdd_plugin.beton.loader import beton_loader, mixed_loader
     from tgdd_plugin.core.errors import InputError
     from tgdd_plugin.data.image_pool import ImagePool
     from tgdd_plugin.distillation.distiller import distill
@@ -58,6 +58,7 @@ _HOMES = {
     "describe_run": "recording.description",
     "distill": "distillation.distiller",
     "evaluate": "evaluation.comparison",
+    "mixed_loader": "beton.loader",
     "rank_networks": "nas.ranking",
     "read_beton": "beton.format",
     "read_card": "beton.card",

@@ -117,6 +117,27 @@ def test_rows_table_results_and_card_agree(file, tmp_path):
     assert read_beton(file)[0].shape == (24, 1, 8, 8)  # and the card still belongs to the file
 
 
+def test_a_row_of_the_set_and_real_images_has_its_share_of_both(file, tmp_path, trained):
+    """It comes beside what is there, and another share is another row."""
+    results = tmp_path / "results.json"
+
+    def names(**mix):
+        trained.clear()
+        rows = retrain(file, TEST, replace(QUICK, **mix), real=REAL, results=results, progress_bar=False)
+        return [row.name for row in rows], [row for row in rows if "rest real" in row.name]
+
+    plain, none = names()
+    assert not none
+    with_it, (row,) = names(mix=0.25)
+    assert with_it == [*plain[:4], "25% distilled, rest real", "full data"] and len(trained) == 3
+    assert (row.images, row.epochs, row.passes) == (48, 1, 48)
+    own = {image.numpy().tobytes() for image in read_beton(file)[0]}
+    for images, _, settings, *_ in trained:
+        assert sum(image.numpy().tobytes() in own for image in images.cpu()) == 12 and settings.passes == 48
+    assert "50% distilled, rest real" in names(mix=0.5)[0] and len(trained) == 3
+    assert names()[0] == plain and not trained
+
+
 def test_finished_rows_are_kept_by_name_and_another_comparison_is_refused(file, tmp_path, trained):
     results = tmp_path / "set-retrain.json"
 

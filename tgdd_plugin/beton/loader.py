@@ -12,12 +12,14 @@ import torch
 from composer.utils import dist
 
 from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.beton.ffcv_tables import check_beton
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.device import any_device
-from tgdd_plugin.core.errors import InputError, printable
+from tgdd_plugin.core.errors import InputError, check_whole_number, printable
 from tgdd_plugin.data.device_loader import DeviceLoader, check_batches
+from tgdd_plugin.data.mixing import mixed_images
 from tgdd_plugin.data.normalization import Normalization
 
 
@@ -65,6 +67,39 @@ def beton_loader(
         )
     check_batches(batch_size, seed)
     return _FFCVLoader(path, card, batch_size, shuffle, seed, on)
+
+
+def mixed_loader(
+    path: str | os.PathLike[str],
+    real: Any,
+    passes: int,
+    *,
+    share: float = 0.5,
+    batch_size: int = 64,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> DeviceLoader:
+    """Returns batches of a ``.beton``'s images and of real ones, shuffled: one epoch for a short training on both.
+
+    Args:
+        path: The file; its card must lie beside it.
+        real: The real training images: an :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset` takes.
+        passes: The images of the epoch, which may come several times, see
+            :func:`tgdd_plugin.data.mixing.mixed_images`.
+        share: The share of the file's images among them, from 0 to 1. Default: ``0.5``.
+        batch_size, seed, device: As in :func:`beton_loader`; the seed is also that of the draw.
+
+    Returns:
+        An iterable with ``len()``; float32 images ``(B, C, H, W)``, normalized as the card says, and int64 labels.
+
+    Raises:
+        InputError: If the file, its card or the device cannot be used, or the real images do not fit the file.
+    """
+    path, on = Path(path), any_device(device)
+    check_whole_number("passes", passes, 1)
+    card = read_card(path)
+    images, labels = mixed_images(*read_beton(path), fitting_pool(real, "real", path, card), passes, share, seed)
+    return DeviceLoader(images, labels, card.normalization, batch_size=batch_size, seed=seed, device=on)
 
 
 class _FFCVLoader:

@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,7 @@ def retrain(
     jobs = plan_rows(compact, baselines, RETRAIN_ROWS, settings, seed=seed)
     logs = _logs(loggers, results, file)
     scorer = _scorer(compact, test, settings, seed, device, progress_bar, trainer_options, logs, results)
-    about = describe_comparison(file, compact, scorer, real, replace(settings, at_once=None))  # it changes no result
+    about = describe_comparison(file, compact, scorer, real, settings)
     dist.initialize_dist(device)
     with locked_on_rank_0(results) if results else nullcontext():
         done = read_results(results, about, overwrite=overwrite) if results else {}
@@ -188,7 +187,7 @@ def evaluate(
             confidences = functools.partial(predict_confidences, teacher, networks, **how, progress_bar=progress_bar)
     logs = _logs(loggers, results, file)
     scorer = _scorer(compact, test, training, seed, device, progress_bar, trainer_options, logs, results)
-    about = describe_comparison(file, compact, scorer, real, replace(training, at_once=None))  # it changes no result
+    about = describe_comparison(file, compact, scorer, real, training)
     about["learning_rates"] = settings.learning_rates and list(settings.learning_rates)
     about["teachers"] = teacher and [stage.sha256 for stage in find_teachers(teacher)]
     held_out = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def describe_comparison(
         "parameters": sum(parameter.numel() for parameter in fresh.parameters()),
         "architecture": as_plain(getattr(fresh, "tgdd_network", None)),  # networks of equal size may differ in it
         "seeds": list(scorer.seeds),
-        "settings": asdict(training.filled()),
+        "settings": asdict(replace(training.filled(), at_once=None, mix=0.0)),  # neither changes a row
         "learning_rates": None,
         "teachers": None,
     }

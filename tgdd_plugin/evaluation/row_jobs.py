@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data.mixing import mixed_images
 from tgdd_plugin.evaluation.baselines import CONFIDENCE, SELECTIONS, Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.scorer import EQUAL_PASSES, FULL_DATA, RANDOM, Images, Row
@@ -97,6 +98,10 @@ def _baselines(
             jobs.append(_own_network(compact, name, functools.partial(baselines.random, count), training))
     equal = training.at_equal_passes(compact.card.images)
     jobs.append(RowJob(Row(EQUAL_PASSES, network=compact.network), compact.build, baselines.full, equal))
+    if training.mix:
+        row = Row(f"{training.mix:.0%} distilled, rest real", network=compact.network)
+        mixed = functools.partial(mixed_images, *compact.images, baselines.real, equal.passes or 0, training.mix)
+        jobs.append(RowJob(row, compact.build, mixed, equal))
     if training.full_epochs:
         whole = training.full_training(len(baselines.real))
         jobs.append(RowJob(Row(FULL_DATA, network=compact.network), compact.build, baselines.full, whole))

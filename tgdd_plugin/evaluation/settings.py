@@ -64,6 +64,8 @@ class RetrainSettings:
     passes: Count | None = None
     """Image passes (images x epochs) of a training, the same for every row; no batch has more. null: as epochs say,
     and under fast, where those are null too, as many as the set was made for (distill.budget)."""
+    mix: Share = 0.0
+    """Share of the passes on the set in one more row, whose other passes are on real images. 0: no such row."""
     precision: Precision = "auto"
     """As record.precision."""
     compile: Compile = "auto"

@@ -36,7 +36,7 @@ from tgdd_plugin.nas.search_space import candidate_builder, name_of
 from tgdd_plugin.nas.settings import NasSettings
 from tgdd_plugin.nas.trial_queue import POLL, TRIES, Failed, GivenBack, Queue, result_of
 
-_NO_PART = ("full_epochs", "at_once")
+_NO_PART = ("full_epochs", "at_once", "mix")
 """The training settings that no candidate's result depends on."""
 
 _SHORT_OF_MEMORY = re.compile(r"OutOfMemoryError|out of memory|ALLOC_FAILED|allocate memory|^MemoryError")
