@@ -84,7 +84,7 @@ def test_a_distillation_resumes_to_the_same_bytes(tmp_path: Path) -> None:
         run(trajectory, patterned(), paths[1], averaged, callbacks=[Interrupt(8)], checkpoint_interval="5ba")
     with weights_only() as loaded:
         run(trajectory, patterned(), paths[1], averaged, checkpoint_interval="5ba")
-    assert len(loaded) == 1
+    assert len(loaded) == 2, "it is looked at before Composer loads it"
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 

@@ -668,7 +668,7 @@ def test_learning_rates_are_chosen_on_held_out_training_images(file, trained, mo
     ):
         trials, final = notes[5 * number :][:3], notes[5 * number :][3:5]
         assert all({i.numpy().tobytes() for i in images.images} == held for images, _, _ in trials)
-        assert all(images is TEST for images, _, _ in final)
+        assert all(images.images is TEST.images for images, _, _ in final)
         found = [value for _, _, value in trials]
         assert rate == rates[found.index(max(found))]
         for position, (sets, own, options, _) in enumerate(calls[4 * number :][:4]):

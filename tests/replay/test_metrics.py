@@ -72,6 +72,7 @@ def test_of_one_task_nothing_can_be_forgotten() -> None:
 def test_a_row_more_leaves_the_earlier_scores_as_they_were() -> None:
     scores = Scores({"seed": 3}, ROWS[:2])
     assert scores.after(ROWS[2]) == Scores({"seed": 3}, ROWS)
+    assert scores.after(ROWS[2], 6) == Scores({"seed": 3}, ROWS, [6])
     assert scores.rows == ROWS[:2]
 
 

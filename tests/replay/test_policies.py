@@ -234,7 +234,7 @@ def test_a_folder_of_before_the_key_goes_on(here: Path, capfd: pytest.CaptureFix
     assert replay() == 0
     whole = scores(here)
     earlier = {**whole, "about": {name: value for name, value in whole["about"].items() if name != "policy"}}
-    earlier["rows"] = whole["rows"][:1]
+    earlier |= {key: whole[key][:1] for key in ("rows", "memory")}
     (here / "outputs" / "scores.json").write_text(json.dumps(earlier))
     assert "(policy was 'distilled' and is now 'herding')" in refused(capfd, "replay.policy=herding")
     assert replay() == 0 and scores(here) == whole

@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -230,6 +231,15 @@ def test_what_could_not_be_read_again_is_not_saved_and_told_at_once(tmp_path):
     words = [str(one.message) for one in told if "no checkpoint could be saved" in str(one.message)]
     assert len(words) == 1 and "\n" not in words[0] and "\x1b" not in words[0]
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_what_a_user_allows_to_be_loaded_stays_allowed(tmp_path):
+    with torch.serialization.safe_globals([timedelta]):
+        with pytest.raises(RuntimeError, match="crash"):
+            train(tmp_path, Crash(6))
+        train(tmp_path)
+        assert timedelta in torch.serialization.get_safe_globals()
+    assert timedelta not in torch.serialization.get_safe_globals()
 
 
 def test_a_users_own_checkpoints_are_the_only_ones(tmp_path):

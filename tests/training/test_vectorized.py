@@ -259,7 +259,7 @@ def test_tied_frozen_and_unused_weights():
 
 def test_the_loader_gives_each_loaders_own_batches():
     together, own = PopulationLoader(loaders(soft=True)), loaders(soft=True)
-    assert len(together) == 3 and together.batch_size == BATCH
+    assert len(together) == 3 and together.batch_size == len(SEEDS), "which are the first dimension"
     for _ in range(2):  # epochs
         sizes = []
         for (images, labels), *parts in zip(together, *own, strict=True):

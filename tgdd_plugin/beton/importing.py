@@ -176,7 +176,8 @@ def _to_pixels(
     if normalised is None:
         normalised = bool((torch.maximum(-images, images - 1) > LEEWAY).float().mean() > LEEWAY)
         # Bright images may be normalized to values in [0, 1]; but only pixels are bytes that lie close together.
-        normalised |= _are_bytes(normalization.denormalize(images)) and not _are_bytes(images)
+        some = images[:256]
+        normalised |= _are_bytes(normalization.denormalize(some)) and not _are_bytes(some)
     return (normalization.denormalize(images) if normalised else images), normalised
 
 

@@ -200,7 +200,7 @@ def _compare(
     print(f"\n{table(rows)}\n")
     if _no_better_than_random(rows):
         print(
-            "❗ As many random images do as well. More steps (distill.steps), a longer recording or another number of "
+            "As many random images do as well. More steps (distill.steps), a longer recording or another number of "
             "images may help.\n"
         )
     return {"file": recipe.beton, **print_results(results, before), "rows": [row.summary() for row in rows]}

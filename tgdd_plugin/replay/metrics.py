@@ -28,14 +28,14 @@ class Scores:
     rows: list[list[Finite]] = field(default_factory=list)
     memory: list[Whole] = field(default_factory=list)
 
-    def after(self, row: list[float], images: int) -> Scores:
-        """Returns the scores with one more task finished, after which the memory has so many images."""
-        return Scores(self.about, [*self.rows, row], [*self.memory, images])
+    def after(self, row: list[float], images: int | None = None) -> Scores:
+        """Returns the scores with one more task finished; ``images`` says how many the memory has, if that is noted."""
+        return Scores(self.about, [*self.rows, row], [] if images is None else [*self.memory, images])
 
     def has_memory_after(self, number: int) -> bool:
         """Whether it is known that there were images in the memory after a finished task."""
         earlier = len(self.rows) - len(self.memory)
-        return number >= earlier and self.memory[number - earlier] > 0
+        return 0 <= earlier <= number and self.memory[number - earlier] > 0
 
     @property
     def seen(self) -> list[float]:
@@ -88,8 +88,6 @@ class Scores:
             scores = build_checked(cls, parse_json(text))
             if [len(row) for row in scores.rows] != list(range(1, len(scores.rows) + 1)):
                 raise ValueError("rows of wrong length")
-            if len(scores.memory) > len(scores.rows):
-                raise ValueError("more memories than tasks")
             if not all(0 <= value <= 1 for row in scores.rows for value in row):
                 raise ValueError("accuracies beyond 0 to 1")
             tasks = scores.about.get("tasks", [])

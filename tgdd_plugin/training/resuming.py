@@ -190,8 +190,10 @@ def remove_if_unusable(folder: Path, *, only_plain: bool = False) -> None:
 
 def _unreadable(path: Path) -> str | None:
     """Why a checkpoint cannot be read without running code that it names: it holds more than :data:`PLAIN` values."""
+    # Those that the user allowed already stay so: leaving the block would take them back.
+    allowed = torch.serialization.get_safe_globals()
     try:
-        with torch.serialization.safe_globals(PLAIN):
+        with torch.serialization.safe_globals([kind for kind in PLAIN if kind not in allowed]):
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|class|function) (\S+)", str(error))
