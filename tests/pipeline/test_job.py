@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.patterned import patterned, tiny
 from tgdd_plugin import InputError, Trajectory, distill
 from tgdd_plugin.beton.card import Card
+from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.data.settings import TORCHVISION, DataSettings
 from tgdd_plugin.evaluation import comparison
@@ -359,3 +361,12 @@ def test_a_set_that_is_worth_no_more_than_random_images_is_told(
     monkeypatch.setattr(comparison, "retrain", lambda *given, **options: [*rows, *better, *others])
     work("retrain", recipe)
     assert ("As many random images do as well" in capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize("folder", ["runs\N{ROCKET}", "a: b", 'it\'s "x"'])
+def test_a_path_may_have_any_letters(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(folder).mkdir()
+    card = Card(["a", "b"], 0, 1, [], [0.5] * 3, [0.5] * 3)
+    write_beton(Path(folder) / "a.beton", torch.zeros(2, 3, 8, 8).byte(), torch.arange(2), card)
+    assert read_job("retrain", f"{folder}/a.beton", ["data.name=digits"]).beton == Path(folder) / "a.beton"
