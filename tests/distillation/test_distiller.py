@@ -135,7 +135,11 @@ def test_nothing_that_a_checkpoint_names_is_run(trajectory, pool, tmp_path):
         run(trajectory, pool, path, callbacks=[Crash(8)], checkpoint_interval="5ba")
     (latest,) = tmp_path.glob(".distill-*/latest-rank0.pt")
     torch.save({**torch.load(latest, weights_only=False), "more": Harmful()}, latest.resolve())
-    with pytest.warns(UserWarning, match="cannot be used, and work begins anew: .* no plain value"):
+    with pytest.warns(
+        UserWarning,
+        match="cannot be used, and work begins anew: .state_dict... of a callback must hold plain values "
+        "and tensors alone, got .*. Keep it",
+    ):
         run(trajectory, pool, path)
     assert not (tmp_path / "harmed").exists() and path.is_file()
 

@@ -224,7 +224,9 @@ def test_what_could_not_be_read_again_is_not_saved_and_told_at_once(tmp_path):
     with (
         pytest.raises(RuntimeError, match="crash"),
         pytest.warns(
-            UserWarning, match="could be saved .* goes on without: .* holds collections.deque, which is no plain"
+            UserWarning,
+            match="could be saved .* goes on without: .state_dict... of a callback must hold plain values "
+            "and tensors alone, got collections.deque. Keep",
         ) as told,
     ):
         train(tmp_path, Kept(), Crash(6))

@@ -24,6 +24,11 @@ def first_difference(earlier: Any, now: Any, where: str = "") -> str | None:
     return f"{shown(where, LONGEST)} was {_in_words(earlier)} and is now {_in_words(now)}"
 
 
+def under_section(about: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """Returns what a job depends on with its ``settings`` named as a recipe's section, by which a user knows them."""
+    return {section if key == "settings" else key: value for key, value in about.items()}
+
+
 def _in_words(value: Any) -> str:
     # Checksums and fingerprints by their first digits: nobody compares more of them.
     return shown(re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1...", repr(value)), LONGEST)

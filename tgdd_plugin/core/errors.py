@@ -60,6 +60,11 @@ def brief(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
 
 
+def reason_of(error: Exception) -> str:
+    """Returns why something failed: the message of an :class:`InputError`, of other exceptions :func:`brief`."""
+    return str(error) if isinstance(error, InputError) else brief(error)
+
+
 def check_whole_number(key: str, value: Any, least: int) -> None:
     """Raises an InputError if ``value``, given as ``key``, is not a whole number of at least ``least``."""
     if not hasattr(value, "__index__") or value < least:

@@ -23,7 +23,7 @@ def weights_content(state: Mapping[str, Any], about: dict[str, str] | None = Non
 
     Args:
         state: The weights by name, on any device. Weights that share memory (tied ones), which safetensors refuses, are
-            copied, one for each name. What is no tensor is left out.
+            copied, one for each name. Values that are not tensors are left out.
         about: Notes for the file's header. Default: none.
     """
     tensors = only_tensors(state).items()
@@ -58,7 +58,7 @@ def are_finite(state: Mapping[str, Any]) -> bool:
     Negative infinity alone is not counted, as attention masks among a network's buffers are made of it.
 
     Args:
-        state: The weights by name, on any device; what is no tensor is passed over.
+        state: The weights by name, on any device; values that are not tensors are skipped.
     """
     tensors = only_tensors(state).values()
     # The largest value is NaN if any is: one pass, without a copy.

@@ -12,7 +12,7 @@ from tgdd_plugin.beton.card import Card, card_path, read_card
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.checked_json import build_checked
-from tgdd_plugin.core.differences import as_plain, first_difference
+from tgdd_plugin.core.differences import as_plain, first_difference, under_section
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.locks import locked
 from tgdd_plugin.core.versions import installed_versions
@@ -88,7 +88,7 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
         raise InputError(f"'{path}' is damaged ({error}). Delete it, or set `overwrite` to true.") from error
     teachers = about["teachers"] or earlier["teachers"]  # a trajectory may be left out, or come later
     known = {**earlier, "teachers": earlier["teachers"] or teachers}
-    other = first_difference(_by_key(known), _by_key({**about, "teachers": teachers}))
+    other = first_difference(under_section(known, "retrain"), under_section({**about, "teachers": teachers}, "retrain"))
     if other and overwrite:
         return {}
     if other:
@@ -136,8 +136,3 @@ def _without_time(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _origin(scorer: Scorer) -> dict[str, Any]:
     return {"device": scorer.where(), "versions": installed_versions("mosaicml", "ffcv", "numpy")}
-
-
-def _by_key(about: dict[str, Any]) -> dict[str, Any]:
-    """With the settings under the name that their section has in a recipe, by which a user knows them."""
-    return {"retrain" if key == "settings" else key: value for key, value in about.items()}

@@ -193,7 +193,7 @@ def warn_of_missing_stages(folder: Path, batches: int, restored: str | None) -> 
 
 
 def stored_weights(state: Mapping[str, Any], dtype: Dtype) -> dict[str, torch.Tensor]:
-    """Weights as a stage stores them: those of floating point as ``dtype``; what is no tensor is left out."""
+    """Weights as a stage stores them: those of floating point as ``dtype``. Other values than tensors are left out."""
     return {name: _stored(tensor, getattr(torch, dtype)) for name, tensor in only_tensors(state).items()}
 
 

@@ -19,7 +19,7 @@ from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.class_names import named_classes
 from tgdd_plugin.core.device import Device, torch_device
-from tgdd_plugin.core.differences import as_plain, first_difference
+from tgdd_plugin.core.differences import as_plain, first_difference, under_section
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.renamed_keys import with_current_keys
@@ -247,14 +247,11 @@ def _check_job(path: Path, depends: dict[str, Any]) -> None:
             ) from error
         if isinstance(earlier.get("settings"), dict):
             earlier["settings"] = as_recorded(earlier["settings"], depends["settings"])
-        if other := first_difference(_by_key(earlier), _by_key(with_current_keys(depends))):
+        if other := first_difference(
+            under_section(earlier, "record"), under_section(with_current_keys(depends), "record")
+        ):
             raise InputError(
                 f"'{path.parent}' was recorded by another job ({other}). Choose another output, or delete that folder."
             )
     else:
         write_whole(path, json.dumps(depends, indent=1) + "\n")
-
-
-def _by_key(job: Mapping[str, Any]) -> dict[str, Any]:
-    """With the settings under the name that their section has in a recipe, by which a user knows them."""
-    return {"record" if key == "settings" else key: value for key, value in job.items()}

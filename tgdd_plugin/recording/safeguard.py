@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tgdd_plugin.core.errors import InputError, brief, shown
+from tgdd_plugin.core.errors import reason_of, shown
 from tgdd_plugin.core.ranks import LostRankError, gather_over_ranks, rank
 from tgdd_plugin.recording.exemplars import Exemplars
 from tgdd_plugin.recording.run_folder import on_rank_0
@@ -43,7 +43,7 @@ class Safeguard:
         """When the run's folder was modified last, right after it was last written to."""
 
     def warn_once(self, about: str, message: str) -> None:
-        """Warns on rank 0 of what is no error; of several messages about one thing, the first is told."""
+        """Warns on rank 0, without counting it as a failure. Only the first message about one thing is shown."""
         if about not in self._warned and rank() == 0:
             self._warned.add(about)
             warnings.warn(message, stacklevel=4)
@@ -52,8 +52,7 @@ class Safeguard:
         """Raises the error again with ``'raise'``, or if a rank is lost; else notes it, and warns of the first one."""
         if self.on_error == "raise" or isinstance(error, LostRankError):
             raise error
-        reason = str(error) if isinstance(error, InputError) else brief(error)
-        self.note(f"{what} failed: {shown(reason, LONGEST).rstrip('.')}")
+        self.note(f"{what} failed: {shown(reason_of(error), LONGEST).rstrip('.')}")
 
     @contextmanager
     def covers(self, what: str) -> Iterator[None]:

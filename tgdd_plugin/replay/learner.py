@@ -44,8 +44,8 @@ from tgdd_plugin.replay.task_folders import (
     FINETUNED,
     MEMORY,
     NETWORK,
-    check_memory,
     checkpoints_of,
+    finished_memory,
     open_scores,
     saved_memory,
 )
@@ -145,8 +145,7 @@ def learn(
         for number in range(len(tasks)):
             grown = learner.grown_network(number, network)
             if number < len(scores.rows):
-                check_memory(folder / f"task{number}", scores, number)
-                network, memory = learner.finished_task(number, grown, memory)
+                network, memory = learner.finished_task(number, grown, memory, scores)
                 continue
             network = learner.train_task(number, grown, memory)
             memory = learner.add_to_memory(number, network, memory)
@@ -202,11 +201,14 @@ class _Learner:
             return separate_heads(network, head_sizes(self.tasks[: number + 1]))
         return network
 
-    def finished_task(self, number: int, grown: nn.Module, memory: ReplayMemory) -> tuple[nn.Module, ReplayMemory]:
+    def finished_task(
+        self, number: int, grown: nn.Module, memory: ReplayMemory, scores: Scores
+    ) -> tuple[nn.Module, ReplayMemory]:
         """Loads the network and the memory after a task that was finished by an earlier call."""
         place, on = self._place(number), torch_device(self.device)
         network = load_network(grown, place / (FINETUNED if (place / FINETUNED).is_file() else NETWORK)).to(on)
-        return network, ReplayMemory.load(place / MEMORY, device=on) if (place / MEMORY).is_file() else memory
+        kept = finished_memory(place, scores, number, on)
+        return network, memory if kept is None else kept
 
     def train_task(self, number: int, grown: nn.Module, memory: ReplayMemory) -> nn.Module:
         """Trains the network on a task beside the memory, unless that is done."""

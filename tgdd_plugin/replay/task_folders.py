@@ -71,17 +71,20 @@ def open_scores(folder: Path, about: dict[str, Any]) -> Scores:
     return replace(scores, about=about)
 
 
-def check_memory(place: Path, scores: Scores, number: int) -> None:
-    """Checks that the memory after a finished task is there, if the task had one.
+def finished_memory(place: Path, scores: Scores, number: int, device: torch.device) -> ReplayMemory | None:
+    """Loads the memory after a finished task; ``None`` if the task left none.
 
     Raises:
-        InputError: If not: later tasks would be learned without it.
+        InputError: If it is damaged, or gone: later tasks would be learned without it.
     """
-    if scores.has_memory_after(number) and not (place / MEMORY).is_file():
+    if (place / MEMORY).is_file():
+        return ReplayMemory.load(place / MEMORY, device=device)
+    if scores.has_memory_after(number):
         raise InputError(
             f"'{place / MEMORY}' must be there, as the memory after task {number + 1} had images. Put it and "
             f"its card back, or delete '{place.parent}' to learn the tasks anew."
         )
+    return None
 
 
 def saved_memory(place: Path, device: torch.device) -> ReplayMemory | None:

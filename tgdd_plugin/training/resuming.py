@@ -27,7 +27,7 @@ from torch.torch_version import TorchVersion
 
 from tgdd_plugin.core.atomic_files import whole_file
 from tgdd_plugin.core.differences import as_plain
-from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.errors import InputError, reason_of
 from tgdd_plugin.core.ranks import on_all_ranks
 from tgdd_plugin.core.weights import weights_content
 from tgdd_plugin.data.device_loader import DeviceLoader
@@ -133,9 +133,9 @@ class Checkpoints(Callback):
         except Exception as error:  # of any kind: the training does not need it
             if not self._told and dist.get_global_rank() == 0:
                 again = "" if self._readable is False else ". It is tried again"
-                reason = str(error) if isinstance(error, InputError) else brief(error)
                 warnings.warn(
-                    f"no checkpoint could be saved in '{self.folder}', and work goes on without: {reason}{again}",
+                    f"no checkpoint could be saved in '{self.folder}', and work goes on without: "
+                    f"{reason_of(error)}{again}",
                     stacklevel=2,
                 )
             self._told = True
@@ -184,7 +184,7 @@ def remove_if_unusable(folder: Path, *, only_plain: bool = False) -> None:
             raise InputError(problem)
     except Exception as error:  # what is wrong with a file shows in many ways
         shutil.rmtree(folder, ignore_errors=True)
-        reason = str(error) if isinstance(error, InputError) else brief(error)
+        reason = reason_of(error)
         warnings.warn(f"the checkpoint in '{folder}' cannot be used, and work begins anew: {reason}", stacklevel=2)
 
 
@@ -197,5 +197,8 @@ def _unreadable(path: Path) -> str | None:
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|class|function) (\S+)", str(error))
-        return f"the state_dict() of a callback holds {named[1] if named else 'an object'}, which is no plain value"
+        return (
+            f"`state_dict()` of a callback must hold plain values and tensors alone, got "
+            f"{named[1] if named else 'an object'}. Keep it as numbers, text or a list."
+        )
     return None
