@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,6 +91,11 @@ def tiny_network(seed: int = 0, **arguments: Any) -> TinyNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return TinyNetwork(**arguments)
+
+
+def streams() -> tuple[Any, ...]:
+    """The states of the global random streams of torch, NumPy and Python."""
+    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
 
 
 class Pictures(Dataset):

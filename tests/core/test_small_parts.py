@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tests.common import streams
 from tgdd_plugin import InputError
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.differences import first_difference
@@ -34,6 +37,23 @@ def test_the_random_streams_of_several_gpus_are_kept_without_a_warning(monkeypat
     with forked_streams():
         torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), before) and kept == {0: "state 0", 1: "state 1"}
+
+
+def test_within_forked_streams_all_three_start_from_a_seed_and_go_back_after_an_error() -> None:
+    def draw() -> tuple[float, float, float]:
+        return torch.rand(()).item(), float(np.random.rand()), random.random()
+
+    before = streams()
+    with pytest.raises(KeyError), forked_streams(3):
+        found = draw()
+        raise KeyError
+    assert streams() == before
+    torch.manual_seed(3)
+    np.random.seed(3)
+    random.seed(3)
+    assert found == draw()
+    with forked_streams(2**64 - 1):  # more than NumPy takes
+        draw()
 
 
 def test_generators_depend_on_their_key_alone() -> None:

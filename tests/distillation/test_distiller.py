@@ -1,5 +1,6 @@
 """distill(): the run around the loss, on a trajectory recorded by a real Trainer."""
 
+import random
 import shutil
 from dataclasses import replace
 from datetime import timedelta
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import resnet18
 
-from tests.common import refusal
+from tests.common import refusal, streams
 from tests.patterned import SETTINGS, Crash, herding_by_hand, patterned, run, tiny
 from tgdd_plugin import DistillSettings, ImagePool, InputError, RetrainSettings, read_card, retrain
 from tgdd_plugin.beton.card import card_path
@@ -70,6 +71,19 @@ def test_the_loss_falls_and_is_logged_term_by_term(trajectory, pool, tmp_path):
     torch.testing.assert_close(total, match + 2.5 * constraint)
     assert match[-20:].mean() < 0.7 * match[:20].mean()
     assert constraint[-20:].mean() < 0.9 * constraint[:20].mean()
+
+
+def test_the_callers_random_streams_go_on_as_if_there_had_been_no_distillation(trajectory, pool, tmp_path):
+    def build():
+        np.random.rand(), random.random()  # as a user's own initialization may draw
+        return tiny()
+
+    before = streams()
+    path = run(trajectory, pool, tmp_path / "set.beton", network=build)
+    assert streams() == before
+    settings = RetrainSettings(epochs=1, seeds=1, full_epochs=0)
+    retrain(path, pool, settings, network=build, device="cpu", progress_bar=False)
+    assert streams() == before
 
 
 @pytest.mark.parametrize(("factor", "schedule"), [(1, "constant"), (2, "constant"), (2, "linear")])

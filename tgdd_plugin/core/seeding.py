@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,14 +23,22 @@ def keyed_generator(*key: int) -> torch.Generator:
 
 @contextmanager
 def forked_streams(seed: int | None = None) -> Iterator[None]:
-    """A context that leaves torch's global random streams, the CPU's and all GPUs', as they were before it.
+    """A context that leaves the global random streams of torch, NumPy and Python as they were before it.
 
-    As ``torch.random.fork_rng()``, which warns in every process that sees more than one GPU unless they are named.
+    Of torch as ``torch.random.fork_rng()`` on the CPU and all GPUs, which warns where there is more than one GPU unless
+    they are named. A user's network or data set may draw from the other two, and Composer's ``Trainer`` seeds them all.
 
     Args:
         seed: What the streams start from within. Default: ``None``, they go on from where they are.
     """
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
+    before = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            if seed is not None:
+                torch.manual_seed(seed)
+                np.random.seed(seed % 2**32)  # all that it takes
+                random.seed(seed)
+            yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])

@@ -22,7 +22,7 @@ from tgdd_plugin.core.atomic_files import check_writable
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0, on_all_ranks
-from tgdd_plugin.core.seeding import keyed_generator
+from tgdd_plugin.core.seeding import forked_streams, keyed_generator
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -135,7 +135,7 @@ def distill(
     )
     torch_device(device)  # a GPU that is not there is told first
     dist.initialize_dist(device)
-    with locked_on_rank_0(output):
+    with forked_streams(), locked_on_rank_0(output):  # the Trainer seeds the global ones
         check_settings(output, settings, overwrite=overwrite)
         trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(Path(trajectory))
         if network is None:

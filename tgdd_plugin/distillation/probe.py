@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import random
 import warnings
 
-import numpy as np
 import torch
 from composer.utils import dist
 from torch import nn
@@ -63,7 +61,6 @@ class Probe:
         """
         if self._failed:
             return None
-        before = random.getstate(), np.random.get_state()
         try:
             with forked_streams():
                 return self._train(images, labels)
@@ -75,9 +72,6 @@ class Probe:
                 f"a probe failed, and there are no more; the distillation goes on: {brief(error)}", stacklevel=2
             )
             return None
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])
 
     def _train(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         usual, on = fast(PASSES), torch_device(self.device)

@@ -19,6 +19,7 @@ from composer.utils import ensure_tuple
 
 from tgdd_plugin.core.closing import close
 from tgdd_plugin.core.progress_bar import ProgressBar
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.logs.destinations import Hyperparameters
 from tgdd_plugin.logs.guarding import guarded
 from tgdd_plugin.training.classifier import Float32Fallback
@@ -114,7 +115,7 @@ def fit(
         ours["load_path"] = last_checkpoint(checkpoints)
     in_batches = settings.passes is not None or settings.schedule == "one-cycle"
     duration = f"{count_batches(settings, loader)}ba" if in_batches else f"{settings.epochs}ep"
-    with guarded(all_loggers):
+    with forked_streams(), guarded(all_loggers):  # the Trainer seeds the global ones
         trainer = Trainer(model=model, train_dataloader=loader, max_duration=duration, **{**ours, **trainer_options})
         return _run(trainer)
 
