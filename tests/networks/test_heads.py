@@ -1,14 +1,20 @@
-"""Which layer is the head: the one called last in evaluation mode, wherever it stands in the listing."""
+"""Which layer is the head: the one that makes the logits, wherever it stands in the listing."""
 
 import copy
+import random
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from composer import Callback, Logger, State
 from torch import nn
 
-from tests.common import CLASSES, Crash, OwnModel, fit, manifest, statistics
+from tests.common import CLASSES, Crash, OwnModel, fit, manifest, statistics, streams
 from tgdd_plugin import TGDDCallback, TrajectoryRecorder, describe_run
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.networks.feature_network import FeatureNetwork
 from tgdd_plugin.networks.heads import find_head, last_called
 
@@ -32,14 +38,14 @@ class SeveralHeads(nn.Module):
 def test_the_last_one_called_is_found_and_the_network_left_as_it_was():
     network = SeveralHeads()
     network.drop.eval()
-    before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    before, drawn = copy.deepcopy(network.state_dict()), streams()
     assert find_head(network, CLASSES, shape=(1, 8, 8)) == "fc"
-    assert torch.equal(torch.get_rng_state(), random) and network.training and not network.drop.training
+    assert streams() == drawn and network.training and not network.drop.training
     assert not network.fc._forward_pre_hooks
     torch.testing.assert_close(network.state_dict(), before)
     assert find_head(network, CLASSES, "unused", (1, 8, 8)) == "unused"  # named by the user
     assert find_head(network, CLASSES, shape=(3, 9, 9)) == "unused"  # images that it does not take: as without them
-    assert last_called(network, {"unused": network.unused}, lambda: network(torch.zeros(1, 1, 8, 8))) is None
+    assert last_called(network, {"unused": network.unused}, lambda copied: copied(torch.zeros(1, 1, 8, 8))) is None
     assert describe_run("run", network, CLASSES, shape=(1, 8, 8)).head == "fc"
 
 
@@ -60,6 +66,78 @@ def test_looking_for_it_leaves_training_as_it_is(tmp_path, options):
     fit(network, callbacks=[TGDDCallback(str(tmp_path), **options)])
     assert manifest(tmp_path / "run")["head"] == "fc"
     torch.testing.assert_close(network.state_dict(), alone.state_dict(), rtol=0, atol=0)
+
+
+class KeepsWhatItsLossNeeds(nn.Module):
+    """Two layers of K outputs, of which a forward pass leaves more than its answer, in training and in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.exit = nn.Linear(64, CLASSES), nn.Linear(64, CLASSES)
+        self.register_buffer("calls", torch.zeros(()))
+        self.exits: list[torch.Tensor] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = images.flatten(1) + 0.1 * float(np.random.rand()) + 0.1 * random.random()
+        self.calls += 1
+        logits = self.fc(pixels)
+        self.exits = [self.exit(pixels)]
+        return logits
+
+    def eval(self) -> nn.Module:
+        self.merged = True  # as where an adapter adds its weights to those that it adapts
+        return super().eval()
+
+
+class WithExits(OwnModel):
+    def loss(self, outputs: torch.Tensor, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return super().loss(outputs, batch) + sum(
+            nn.functional.cross_entropy(exit, batch[1]) for exit in self.net.exits
+        )
+
+
+class Averaged(KeepsWhatItsLossNeeds):
+    """No layer's output is the answer, so that a copy must tell which one is called last in evaluation mode."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images) + (self.exits.pop() if self.training else 0)
+
+
+@pytest.mark.parametrize("make", [KeepsWhatItsLossNeeds, Averaged])
+def test_the_network_is_not_called_once_more_between_its_forward_pass_and_its_loss(tmp_path, make):
+    def train(**options):
+        with forked_streams(5):
+            model = WithExits(make())
+            fit(model, max_duration="2ep", **options)
+            return model, streams()
+
+    (alone, drawn), (recorded, drawn_too) = train(), train(callbacks=[TGDDCallback(str(tmp_path))])
+    torch.testing.assert_close(recorded.state_dict(), alone.state_dict(), rtol=0, atol=0)
+    assert drawn == drawn_too and not hasattr(recorded.net, "merged")
+    # In the second, the exit is called last in evaluation mode, too, and it is listed last.
+    assert manifest(tmp_path / "run")["head"] == ("net.fc" if make is KeepsWhatItsLossNeeds else "net.exit")
+
+
+class Copies(Callback):
+    """Saves and scripts the whole network between two batches."""
+
+    def __init__(self, network: nn.Module, path: Path) -> None:
+        self.network, self.path = network, path
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        torch.save(self.network, self.path)
+        torch.jit.script(self.network)
+
+
+@pytest.mark.parametrize("options", [{}, {"compile_config": {"backend": "eager"}}])
+def test_between_forward_passes_the_network_is_as_without_the_callback(tmp_path, options):
+    """So the file of the whole network needs nothing of this package where it is loaded."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
+    callbacks = [Copies(network, tmp_path / "whole.pt"), TGDDCallback(str(tmp_path))]
+    fit(network, callbacks=callbacks, device_train_microbatch_size=4, max_duration="2ep", **options)
+    assert b"tgdd" not in (tmp_path / "whole.pt").read_bytes()
+    found = [each["counts"] for each in statistics(tmp_path / "run").values() if each]
+    assert len(found) == 2 and all((counts > 0).all() for counts in found)
 
 
 class Projected(nn.Module):

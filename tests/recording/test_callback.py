@@ -720,14 +720,17 @@ def test_two_fits_are_one_run(tmp_path: Path, algorithms: list[Any]) -> None:
         callbacks=[probe, TGDDCallback(str(tmp_path), interval="3ba")],
         save_folder=str(tmp_path / "checkpoints"),
         save_interval="1ep",
+        save_overwrite=True,
     )
     trainer.fit()
     trainer.fit(duration="1ep")
     trainer.fit(duration="3ba")
-    with pytest.raises(InputError, match="already recorded"):
+    wanted = at(probe, 0, 3, 4, 6, 8, 9, 11)
+    with pytest.warns(UserWarning, match="counts from batch 0 again, and run 'run' of the one before is complete in"):
         trainer.fit(duration="1ep", reset_time=True)
+    assert trainer.state.timestamp.batch == 4  # it was trained, and is not recorded
     trainer.close()
-    assert_same(recorded(tmp_path / "run"), at(probe, 0, 3, 4, 6, 8, 9, 11))
+    assert_same(recorded(tmp_path / "run"), wanted)
     assert [stage["index"] for stage in manifest(tmp_path / "run")["stages"]] == list(range(7))
     assert manifest(tmp_path / "run")["complete"]
 
@@ -815,6 +818,17 @@ def test_no_head(tmp_path: Path) -> None:
 def test_too_few_class_names(tmp_path: Path) -> None:
     message = refusal(record, tmp_path, classes=["cat", "dog"])
     assert message == "`classes` must be 3 names, one for each output of the head 'fc', got 2. Name each class once."
+
+
+@pytest.mark.parametrize("folder", ["runs/{", "{run_name.x}"])
+def test_braces_that_hold_no_name(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(InputError, match=r"`folder` must be a path .*got '.*'\. Double a brace that is part"):
+        make_trainer(callbacks=[TGDDCallback(tmp_path / folder)])
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"File name too long\)\. Give the run a shorter name \(run_name\)"):
+        fit(callbacks=[TGDDCallback(tmp_path)], run_name=300 * "x")
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:

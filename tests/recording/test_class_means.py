@@ -145,6 +145,32 @@ def test_algorithms_that_mix_nothing(tmp_path: Path, algorithms: list[Algorithm]
     check(tmp_path, fit(tmp_path, algorithms=algorithms), 0, 4, 8, 12)
 
 
+def test_smoothed_labels_of_two_classes_count(tmp_path: Path) -> None:
+    pictures = Pictures()
+    pictures.labels = torch.arange(32) % 2
+    for name, algorithms in (("plain", []), ("smoothed", [LabelSmoothing(0.1)])):
+        model = ComposerClassifier(tiny_network(num_classes=2), num_classes=2)
+        callbacks = [TGDDCallback(str(tmp_path / name))]
+        trainer = make_trainer(model, pictures, algorithms=algorithms, callbacks=callbacks, max_duration="1ba")
+        trainer.fit()
+        trainer.close()
+    plain, smoothed = (statistics(tmp_path / name / "run") for name in ("plain", "smoothed"))
+    assert plain[1] is not None
+    torch.testing.assert_close(smoothed, plain, rtol=0, atol=0)
+
+
+def test_labels_of_any_whole_number_type_count() -> None:
+    means = ClassMeans()
+    means.prepare(3, 2, "cpu")
+    means.begin_pass()
+    means.add(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 2], dtype=torch.uint16))
+    means.end_pass()
+    means.commit()
+    assert means.highest_label == 2
+    taken = means.take()
+    assert taken is not None and taken[0].tolist() == [[1.0, 2.0], [0.0, 0.0], [3.0, 4.0]]
+
+
 def test_evaluation_between_does_not_count(tmp_path: Path) -> None:
     loader = DataLoader(Pictures(), batch_size=8)
     watch = fit(tmp_path, tiny_network(norm=True), eval_dataloader=loader, eval_interval="1ba")

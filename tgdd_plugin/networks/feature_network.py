@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 
 import torch
 from torch import nn
@@ -97,12 +96,10 @@ class FeatureNetwork:
     def _not_called(self, weights: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> InputError:
         """Returns the error of a head that is never called, with the layer that is called in its place."""
         linear = {name: module for name, module in self.network.named_modules() if isinstance(module, nn.Linear)}
-
-        def call() -> None:
-            with suppress(HeadNotCalled):
-                self._blank(weights, shape)
-
-        last = last_called(self.network, linear, call)
+        blank = torch.zeros(1, *shape, device=next(iter(weights.values())).device)
+        last = last_called(
+            self.network, linear, lambda copied: functional_call(copied, dict(weights), (blank,), tie_weights=False)
+        )
         remedy = f"Name the layer that makes the logits by head=, such as head='{last}', which is called last."
         if last is None:
             remedy = "No other linear layer is called either, and TGDD needs one that makes the logits."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.seeding import forked_streams
 
 
 def head_candidates(
@@ -50,8 +52,8 @@ def find_head(
 
     Args:
         network, num_classes, name: As in :func:`head_candidates`.
-        shape: (C, H, W) of the images, with which the network is called once in evaluation mode if there are several
-            candidates: the one called last is the head. Default: ``None``, the last one in the module listing.
+        shape: (C, H, W) of the images. If there are several candidates, a copy of the network is called with a blank
+            one in evaluation mode: the candidate called last is the head. Default: ``None``, the last one listed.
 
     Raises:
         InputError: If there is no such layer.
@@ -59,36 +61,31 @@ def find_head(
     found = head_candidates(network, num_classes, name)
     if len(found) > 1 and shape is not None:
         blank = torch.zeros(1, *shape, device=next(iter(found.values())).weight.device)
-        return last_called(network, found, lambda: network(blank)) or list(found)[-1]
+        return last_called(network, found, lambda copied: copied(blank)) or list(found)[-1]
     return list(found)[-1]
 
 
-def last_called(network: nn.Module, layers: Mapping[str, nn.Module], call: Callable[[], Any]) -> str | None:
-    """Returns which of some layers a forward pass in evaluation mode calls last, and leaves the network as it was.
+def last_called(network: nn.Module, layers: Mapping[str, nn.Module], call: Callable[[nn.Module], Any]) -> str | None:
+    """Returns which of some layers a forward pass in evaluation mode calls last.
+
+    That is told by a copy of the network, which itself is neither called nor changed: either might change a training.
 
     Args:
         network: The network that the layers belong to.
         layers: The layers by name.
-        call: Calls the network.
+        call: Calls the copy that it is given.
 
     Returns:
-        The name; ``None`` if none of them is called, or the call fails.
+        The name; ``None`` if none of them is called, or the network cannot be copied, or the call fails.
     """
     called: list[str] = []
-    handles = [
-        layer.register_forward_pre_hook(lambda *_, name=name: called.append(name)) for name, layer in layers.items()
-    ]
-    training = [module for module in network.modules() if module.training]
-    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    network.eval()
+    copies: dict[int, Any] = {}  # by the identity of what was copied, as copy.deepcopy() notes it
     try:
-        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-            call()
+        with torch.no_grad(), forked_streams():
+            copied = copy.deepcopy(network, copies).eval()
+            for name, layer in layers.items():
+                copies[id(layer)].register_forward_pre_hook(lambda *_, name=name: called.append(name))
+            call(copied)
     except Exception:  # a user's network can fail in any way, and does so again where the error is shown
         return None
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in training:
-            module.training = True
     return called[-1] if called else None

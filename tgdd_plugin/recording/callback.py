@@ -33,6 +33,7 @@ from tgdd_plugin.recording.trainer_state import (
     is_mixed,
     network_weights,
     own_images,
+    trained_labels,
     training_weights,
     unwrapped,
 )
@@ -67,8 +68,8 @@ class TGDDCallback(Callback):
         dtype (str): ``'float32'``, ``'float16'`` or ``'bfloat16'``: how floating-point weights are stored. What is too
             large for ``'float16'`` stays ``'float32'``. Default: ``'float32'``.
         head (str, optional): Name of the linear head, without the ``module.`` of ``ComposerClassifier``.
-            Default: the ``nn.Linear`` with as many outputs as there are classes; of several, the one that a forward
-            pass in evaluation mode calls last.
+            Default: the ``nn.Linear`` with as many outputs as there are classes; of several, the one that makes the
+            logits, see :meth:`tgdd_plugin.recording.head_statistics.HeadStatistics.settle`.
         classes (Sequence[str], optional): Class names. Default: the training data set's ``classes``, if it has any.
         mean, std (Sequence[float], optional): Per-channel normalization of the inputs, for pixels in [0, 1]. Default:
             found in the training data set's torchvision ``Normalize`` or in the transforms of the ``DataSpec``, or by
@@ -138,7 +139,14 @@ class TGDDCallback(Callback):
         if getattr(state, "deepspeed_enabled", False):
             raise InputError("TGDDCallback cannot record under DeepSpeed, which shards the weights. Use DDP or FSDP.")
         self._refused = False  # an earlier Trainer's model may have been
-        self.recorder = TrajectoryRecorder(format_name_with_dist(self.folder, state.run_name), **self._options)
+        try:
+            folder = format_name_with_dist(self.folder, state.run_name)
+        except (ValueError, AttributeError) as error:
+            raise InputError(
+                f"`folder` must be a path in which braces hold names of Composer's, such as '{{run_name}}', got "
+                f"'{self.folder}'. Double a brace that is part of the name."
+            ) from error
+        self.recorder = TrajectoryRecorder(folder, **self._options)
         self.recorder.run_folder = run_folder_of(self.recorder.folder, state.run_name)
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
@@ -162,6 +170,13 @@ class TGDDCallback(Callback):
             on_rank_0(folder, lambda: complete_at_end(folder, batch))
 
     def fit_start(self, state: State, logger: Logger) -> None:
+        recorded = self.recorder.run
+        if state.timestamp.batch == 0 and recorded is not None and recorded.complete:  # fit(reset_time=True)
+            self._refuse(
+                f"this fit() counts from batch 0 again, and run '{recorded.name}' of the one before is complete in "
+                f"'{self.recorder.run_folder}'. Give it a Trainer of its own, with another run_name"
+            )
+            return
         if state.fsdp_enabled and state.fsdp_state_dict_type != "full":
             raise InputError(
                 f"`parallelism_config['fsdp']['state_dict_type']` must be 'full', got "
@@ -171,7 +186,11 @@ class TGDDCallback(Callback):
         heads = find_head_layers(state, self.head, self.classes)
         head = list(heads)[-1]
         if self.head is None and is_language_model(unwrapped(state.model), heads[head]):
-            self._refuse(head, heads[head].out_features)
+            self._refuse(
+                f"the head '{head}' has {heads[head].out_features} outputs, one for each token of the network's "
+                f"embedding, so this is a language model and no image classifier. Leave TGDDCallback out, or name the "
+                f"head of the classes by head="
+            )
             return
         specs = data_specs_of(state.train_dataloader)
         run = self._describe(state, head, heads[head].out_features, specs)
@@ -189,6 +208,7 @@ class TGDDCallback(Callback):
         self.recorder.images.within_epoch = state.timestamp.batch_in_epoch.value > 0
         with self.recorder.safeguard.covers("telling what the recording takes"):
             announce_start(self.recorder, self._time, state, quiet=self.quiet)
+        self.recorder.features.end_forward()
         self._watch.attach(specs)
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
@@ -201,15 +221,21 @@ class TGDDCallback(Callback):
     def before_train_batch(self, state: State, logger: Logger) -> None:
         self.recorder.features.begin_pass()
 
+    def before_forward(self, state: State, logger: Logger) -> None:
+        self.recorder.features.begin_forward()
+
+    def after_forward(self, state: State, logger: Logger) -> None:
+        self.recorder.features.end_forward()
+
     def before_loss(self, state: State, logger: Logger) -> None:
-        # By now the algorithms have mixed or smoothed the labels, so what they did can be seen. Images that an
+        # By now the algorithms have mixed the labels, so what they did can be seen. Images that an
         # algorithm added come after the loader's own.
         if (run := self.recorder.run) is not None:
             model = unwrapped(state.model)
-            if self.recorder.settle_head(model, lambda: model(state.batch)):
+            if self.recorder.settle_head(model, lambda copied: copied(state.batch), state.outputs):
                 run.classes = self._class_names(state, run.num_classes)
             own, mixed = own_images(state.algorithms), is_mixed(state.algorithms)
-            self.recorder.features.add(images_and_labels(state.batch)[1], own, counted=not mixed)
+            self.recorder.features.add(trained_labels(state), own, counted=not mixed)
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         self.recorder.features.end_pass()
@@ -262,15 +288,10 @@ class TGDDCallback(Callback):
             run.augmentation = None
         self.recorder.look_at(images, labels)
 
-    def _refuse(self, head: str, outputs: int) -> None:
+    def _refuse(self, reason: str) -> None:
         self._refused = True
         if rank() == 0:
-            warnings.warn(
-                f"nothing is recorded, training goes on: the head '{head}' has {outputs} outputs, one for each token "
-                f"of the network's embedding, so this is a language model and no image classifier. Leave TGDDCallback "
-                f"out, or name the head of the classes by head=",
-                stacklevel=2,
-            )
+            warnings.warn(f"nothing is recorded, training goes on: {reason}", stacklevel=2)
 
     def _describe(self, state: State, head: str, num_classes: int, specs: Sequence[DataSpec]) -> Run:
         """The manifest's head, with no stage yet; what a data set's attributes raise for when looked at is unknown."""

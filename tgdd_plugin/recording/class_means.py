@@ -86,7 +86,7 @@ class ClassMeans:
             self._pending_sums.index_add_(0, labels, rows)
             self._pending_counts.index_add_(0, labels, alone.to(self._counts.dtype))
             if are_class_ids(targets) and targets.numel():
-                self._highest = self._highest.maximum(targets.amax().to(self._highest))
+                self._highest = self._highest.maximum(targets.long().amax().to(self._highest))  # uint16 has no amax()
 
     def commit(self) -> None:
         """The batch is over, and trained on."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tgdd_plugin.core.ranks import rank
+from tgdd_plugin.networks.classifiers import logits_of
 from tgdd_plugin.networks.heads import last_called
 from tgdd_plugin.recording.class_means import ClassMeans
 from tgdd_plugin.recording.head_input import HeadInput
@@ -59,15 +60,17 @@ class HeadStatistics:
         if self.enabled:
             self._means.prepare(layer.out_features, layer.in_features, self._device)
 
-    def settle(self, network: nn.Module, call: Callable[[], Any]) -> nn.Linear | None:
+    def settle(self, network: nn.Module, call: Callable[[nn.Module], Any], answer: Any) -> nn.Linear | None:
         """Finds out, after the first forward pass in training, which of several layers is the head.
 
-        It is the one that was called last. Where several with as many outputs were called, some may be of use in
-        training alone: then the network is called once more, in evaluation mode.
+        Of those that were called with as many outputs as the last, it is the one that made the network's logits. Where
+        these come of several, some may be of use in training alone: then the head is the one that is called last in
+        evaluation mode, by a copy of the network. If that cannot be told either, it is the one called last.
 
         Args:
-            network: The network.
-            call: Calls it with a batch.
+            network: The network, which is not called: its next backward pass may need what its last forward pass left.
+            call: Calls a copy of it with a batch.
+            answer: What the network answered in training.
 
         Returns:
             The layer, if it is another one than was taken for it; it is watched from now on.
@@ -75,9 +78,14 @@ class HeadStatistics:
         if self._settled or (last := self._input.last) is None:
             return None
         self._settled = True
-        outputs = self._layers[last].out_features
-        rivals = {name: self._layers[name] for name in self._input.called if self._layers[name].out_features == outputs}
-        head = (last_called(network, rivals, call) if len(rivals) > 1 else None) or last
+        wide = self._layers[last].out_features
+        called = {name: out for name, out in self._input.outputs().items() if self._layers[name].out_features == wide}
+        logits = logits_of(answer)
+        made = [name for name, output in called.items() if is_same(output, logits)]
+        head = last
+        if len(called) > 1 and last not in made:
+            rivals = {name: self._layers[name] for name in called}
+            head = made[-1] if made else last_called(network, rivals, call) or last
         if self.enabled:
             self._input.leave(head)
         else:
@@ -86,6 +94,14 @@ class HeadStatistics:
             return None
         self._watch(head)
         return self._layers[head]
+
+    def begin_forward(self) -> None:
+        """The network is about to be called: the hooks are put on it, if they were taken off."""
+        self._input.resume()
+
+    def end_forward(self) -> None:
+        """The network was called: the hooks are taken off it, so that it can be saved or scripted as if unwatched."""
+        self._input.pause()
 
     def detach(self) -> None:
         """Leaves the network as it was."""
@@ -153,3 +169,10 @@ class HeadStatistics:
         """Goes on from :meth:`state_dict`."""
         if self.enabled:
             self._means.load_state_dict(state)
+
+
+def is_same(output: torch.Tensor, logits: Any) -> bool:
+    """Whether a layer's output is what a network answered with, in whatever precision."""
+    if not isinstance(logits, torch.Tensor) or output.shape != logits.shape:
+        return False
+    return torch.equal(output.float(), logits.detach().float())

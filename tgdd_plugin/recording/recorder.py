@@ -236,15 +236,16 @@ class TrajectoryRecorder:
         """Looks at a batch before it is trained on, on rank 0: notes what the inputs are like, and keeps exemplars."""
         self.images.look_at(images, targets)
 
-    def settle_head(self, network: nn.Module, call: Callable[[], Any]) -> bool:
+    def settle_head(self, network: nn.Module, call: Callable[[nn.Module], Any], answer: Any) -> bool:
         """Finds out, after the first forward pass in training, which of the layers given to :meth:`start` is the head.
 
-        ``call`` calls ``network``, or what it is wrapped in, with the batch, in case a second forward pass must tell.
+        Args:
+            network, call, answer: As in :meth:`HeadStatistics.settle`.
 
         Returns:
             Whether ``run`` has another number of classes now; they have no names then.
         """
-        layer, run = self.features.settle(network, call), self.run
+        layer, run = self.features.settle(network, call, answer), self.run
         if layer is None or run is None:
             return False
         run.head, before = self.features.head, run.num_classes

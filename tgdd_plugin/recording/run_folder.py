@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -67,7 +68,10 @@ def on_rank_0(folder: Path, work: Callable[[], Any]) -> Any:
             outcome[1] = str(error)
         except OSError as error:
             reason = error.strerror or brief(error)
-            outcome[1] = f"Cannot record in '{folder}' ({reason}). Make room, or record into a folder you may write to."
+            remedy = "Make room, or record into a folder you may write to."
+            if error.errno == errno.ENAMETOOLONG:
+                remedy = "Give the run a shorter name (run_name)."
+            outcome[1] = f"Cannot record in '{folder}' ({reason}). {remedy}"
         except Exception as error:  # of any kind, since the other ranks wait
             remedy = "Free memory where that ran out, or else report it as an issue of tgdd_plugin."
             outcome[1] = f"Cannot record in '{folder}' ({brief(error)}). {remedy}"

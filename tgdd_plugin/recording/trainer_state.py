@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from composer.algorithms import EMA, CutMix, MixUp
+from composer.algorithms import EMA, CutMix, LabelSmoothing, MixUp
 from composer.core import Algorithm, State
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tgdd_plugin.augmentation.algorithms import RandomCutMix
+from tgdd_plugin.core.batches import images_and_labels
 from tgdd_plugin.networks.classifiers import WRAPPERS, bare_network
 from tgdd_plugin.networks.heads import head_candidates
 from tgdd_plugin.networks.surgery import note_surgery
@@ -123,3 +124,13 @@ def own_images(algorithms: Iterable[Algorithm]) -> int | None:
 def device_of(state: State) -> torch.device:
     """The device of a Trainer, with its number."""
     return state.device.tensor_to_device(torch.empty(0)).device
+
+
+def trained_labels(state: State) -> Any:
+    """The labels of the microbatch at hand, as they were before Composer's LabelSmoothing, if that is used.
+
+    Of two classes, a smoothed label cannot be told from that of an image of both.
+    """
+    labels = images_and_labels(state.batch)[1]
+    smoothing = (algorithm for algorithm in state.algorithms if isinstance(algorithm, LabelSmoothing))
+    return next((algorithm.original_labels for algorithm in smoothing), labels)
