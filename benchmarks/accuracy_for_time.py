@@ -6,7 +6,8 @@
 Each budget is a training of its own, by the recipe's protocol; passes are images x epochs. Beside each file stand as
 many random images as it stores and as it decodes (others for each seed), as many by herding in the features of the
 trajectory's last stage, random images of other numbers, of which the best is told, and all images; with ``--mix``
-also trainings that spend a share of their passes on the file and the rest on real images. Rows are kept in
+also trainings that spend a share of their passes on the file, or on as many random or herding's images, and the rest
+on all real ones. Rows are kept in
 ``results.json`` as they are done, and the same command goes on; ``figure.svg`` beside it shows them. Nothing is chosen
 on the test images but, for the column that says so, the number of random images.
 """
@@ -84,15 +85,24 @@ def sets(
         yield path.stem, lambda seed, images=images: images
         for share in mixes:
             yield mixed_name(path.stem, share), functools.partial(mixed_images, *images, real, passes, share)
-    for number in sorted(numbers):
-        yield random_name(number), functools.partial(random_images, real, number)
+    named = [
+        (random_name(number), number, functools.partial(random_images, real, number)) for number in sorted(numbers)
+    ]
     for number in sorted(stored) if features else []:
 
         def chosen(seed: int, number: int = number) -> Images:
             index = herding(features(), real.labels.cpu(), number)
             return real.take(index), real.labels[index]
 
-        yield herding_name(number), chosen
+        named.append((herding_name(number), number, chosen))
+    for name, number, take in named:
+        yield name, take
+        for share in mixes if number in stored else []:  # what a part of the passes on any few images is worth
+
+            def mixed(seed: int, take: Callable[[int], Images] = take, share: float = share) -> Images:
+                return mixed_images(*take(seed), real, passes, share, seed)
+
+            yield mixed_name(name, share), mixed
     yield FULL, lambda seed: (real.images, real.labels)
 
 
@@ -112,18 +122,27 @@ def table(rows: list[Row], stored: dict[str, int]) -> str:
     lines = []
     for budget in sorted({row.passes for row in rows}):
         own = {row.name: row for row in rows if row.passes == budget}
-        random = [row for row in own.values() if row.is_random]
+        random = [row for name, row in own.items() if row.is_random and " in " not in name]
         if not random or FULL not in own:
             continue
         best, whole = max(random, key=lambda row: row.mean), own[FULL]
         for name, row in own.items():
-            per_class = stored.get(name.partition(" in ")[0])
+            stem = name.partition(" in ")[0]
+            per_class, share = stored.get(stem), name.removeprefix(stem)
             if per_class is None or random_name(per_class) not in own:
                 continue
-            same, herded = own[random_name(per_class)], own.get(herding_name(per_class))
+            same, herded = (own.get(kind(per_class) + share) for kind in (random_name, herding_name))
             found = f"{best.spread} ({best.name.removeprefix('random, ')})"
             apart, seconds = f"{row.mean - whole.mean:+.1f}", f"{statistics.mean(row.seconds):.1f}"
-            line = [f"{budget:,}", name, row.spread, same.spread, herded and herded.spread, found, whole.spread]
+            line = [
+                f"{budget:,}",
+                name,
+                row.spread,
+                same and same.spread,
+                herded and herded.spread,
+                found,
+                whole.spread,
+            ]
             lines.append([*line, apart, seconds])
     real = ["random, same number %", "herding %", "best random %", "all images %"]
     return markdown_table(["passes", "set", "set %", *real, "set to all", "s"], lines)
