@@ -65,7 +65,7 @@ def herding_name(per_class: int) -> str:
 
 
 def mixed_name(stem: str, share: float) -> str:
-    return f"{stem} in {share:.0%} of the passes"
+    return f"{stem} in {100 * share:g}% of the passes"
 
 
 def sets(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.accuracy_for_time import described, earlier_rows
+from benchmarks.accuracy_for_time import described, earlier_rows, mixed_name
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.core.errors import InputError
@@ -41,3 +41,8 @@ def test_rows_of_other_settings_or_files_are_refused(tmp_path: Path) -> None:
         earlier_rows(kept, described(RECIPE, range(3), [made(tmp_path / "new" / "one.beton", 2)]))
     with pytest.raises(InputError, match="`--files` must have names of their own"):
         described(RECIPE, range(3), [file, tmp_path / "new" / "one.beton"])
+
+
+def test_rows_of_other_shares_have_other_names() -> None:
+    names = [mixed_name("one", share) for share in (0.046, 0.05, 0.054, 0.5)]
+    assert names == [f"one in {share}% of the passes" for share in ("4.6", "5", "5.4", "50")]

@@ -99,7 +99,7 @@ def _baselines(
     equal = training.at_equal_passes(compact.card.images)
     jobs.append(RowJob(Row(EQUAL_PASSES, network=compact.network), compact.build, baselines.full, equal))
     if training.mix:
-        row = Row(f"{training.mix:.0%} distilled, rest real", network=compact.network)
+        row = Row(f"{100 * training.mix:g}% distilled, rest real", network=compact.network)
         mixed = functools.partial(mixed_images, *compact.images, baselines.real, equal.passes or 0, training.mix)
         jobs.append(RowJob(row, compact.build, mixed, equal))
     if training.full_epochs:
