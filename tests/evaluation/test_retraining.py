@@ -135,6 +135,9 @@ def test_a_row_of_the_set_and_real_images_has_its_share_of_both(file, tmp_path, 
     for images, _, settings, *_ in trained:
         assert sum(image.numpy().tobytes() in own for image in images.cpu()) == 12 and settings.passes == 48
     assert "50% distilled, rest real" in names(mix=0.5)[0] and len(trained) == 3
+    _, (row,) = names(mix=0.75)  # 36 passes on the set's 24 images
+    assert [len({image.numpy().tobytes() for image in call[0].cpu()}) for call in trained] == [row.images] * 3
+    assert (row.images, row.epochs, row.passes) == (36, 1, 48)
     for share, name in ((0.046, "4.6%"), (0.054, "5.4%")):  # both are about 5 %
         assert f"{name} distilled, rest real" in names(mix=share)[0] and len(trained) == 3
     assert names()[0] == plain and not trained

@@ -36,7 +36,7 @@ def mixed_images(
     if not 0 <= share <= 1:
         raise InputError(f"`share` must be from 0 to 1, got {share}. Give the share of the passes on the set.")
     generator = torch.Generator().manual_seed(seed)
-    own = round(share * passes)
+    own = _own(passes, share)
     mixed, ids = allocate((passes, *images.shape[1:])), torch.empty(passes, dtype=torch.int64)
     for pool, first, last in ((ImagePool(images.cpu(), labels), 0, own), (real, own, passes)):
         if last > first:
@@ -46,6 +46,17 @@ def mixed_images(
                 mixed[begin:end], ids[begin:end] = pool.take(index).cpu(), pool.labels[index].cpu()
                 begin = end
     return mixed, ids
+
+
+def number_of_different(images: int, real: int, passes: int, share: float) -> int:
+    """Returns how many different images are among those of :func:`mixed_images`, of a set's and of real ones."""
+    own = _own(passes, share)
+    return min(own, images) + min(passes - own, real)
+
+
+def _own(passes: int, share: float) -> int:
+    """The passes on the set."""
+    return round(share * passes)
 
 
 def _drawn(count: int, number: int, generator: torch.Generator) -> torch.Tensor:

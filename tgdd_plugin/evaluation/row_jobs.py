@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.data.mixing import mixed_images
+from tgdd_plugin.data.mixing import mixed_images, number_of_different
 from tgdd_plugin.evaluation.baselines import CONFIDENCE, SELECTIONS, Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.scorer import EQUAL_PASSES, FULL_DATA, RANDOM, Images, Row
@@ -99,8 +99,10 @@ def _baselines(
     equal = training.at_equal_passes(compact.card.images)
     jobs.append(RowJob(Row(EQUAL_PASSES, network=compact.network), compact.build, baselines.full, equal))
     if training.mix:
-        row = Row(f"{100 * training.mix:g}% distilled, rest real", network=compact.network)
-        mixed = functools.partial(mixed_images, *compact.images, baselines.real, equal.passes or 0, training.mix)
+        passes = equal.passes or 0
+        different = number_of_different(compact.card.images, len(baselines.real), passes, training.mix)
+        row = Row(f"{100 * training.mix:g}% distilled, rest real", different, network=compact.network)
+        mixed = functools.partial(mixed_images, *compact.images, baselines.real, passes, training.mix)
         jobs.append(RowJob(row, compact.build, mixed, equal))
     if training.full_epochs:
         whole = training.full_training(len(baselines.real))

@@ -57,7 +57,7 @@ class Row:
 
     Args:
         name: What the networks were trained on.
-        images: The number of images that they were trained on.
+        images: The number of different images in their training set.
         epochs: The number of epochs that they were trained for; the last one may have been cut short.
         accuracies: The accuracy of each seed's network on the test set, from 0 to 1.
         seconds: The seconds of each training, from the first batch to the last, set-up of the Trainer included;
@@ -157,7 +157,7 @@ class Scorer:
         """Trains a fresh network for each seed and fills in the row.
 
         Args:
-            row: Its images, epochs, learning rate, accuracies and seconds are filled in.
+            row: Its epochs, learning rate, accuracies and seconds are filled in, and its images unless they are given.
             build: Builds a fresh network.
             images: Returns the training images of a seed, equally many for every seed.
             settings: How networks are trained.
@@ -190,10 +190,10 @@ class Scorer:
             loaders.append(
                 DeviceLoader(pixels, labels, self.normalization, batch_size=settings.batch_size, seed=seed, device=on)
             )
-            row.images = len(labels)
+        row.images = row.images or len(labels)
         row.learning_rate = settings.learning_rate
-        row.passes = settings.passes or settings.epochs * row.images
-        row.epochs = -(-row.passes // row.images)
+        row.passes = settings.passes or settings.epochs * len(labels)
+        row.epochs = -(-row.passes // len(labels))
         folder = None
         if self.checkpoints is not None:
             folder = checkpoint_folder(self.checkpoints, "row", networks, loaders, asdict(settings))
