@@ -444,6 +444,23 @@ def test_more_random_images_are_tried_as_long_as_the_set_is_better(file, monkeyp
     assert all(row.passes == 48 for row in rows[5:])  # equal passes
 
 
+@pytest.mark.parametrize(("factor", "counts"), [(1, [4, 1, 2]), (2, [4, 4, 16])])
+def test_more_random_images_begin_at_twice_the_largest_class(tmp_path, monkeypatch, factor, counts):
+    """Whatever the card says, as one of another tool may: the largest class has 4 stored images, the data 20 of each.
+
+    With factor 2 the classes have 8 decoded images in the mean, yet no other row has 8 of each."""
+    compact = pool(60, 3)
+    kept = compact.subset(torch.cat([(compact.labels == k).nonzero()[:n, 0] for k, n in enumerate(counts)]))
+    network = {"factory": "tgdd_plugin.networks:convnet", "arguments": ARGUMENTS}
+    card = Card(REAL.classes, 0, 1, [], MEAN, STD, factor=factor, network=network, method={"name": "other"})
+    file = write_beton(tmp_path / "set.beton", kept.images, kept.labels, card)
+    monkeypatch.setattr(scorer, "train_each", lambda networks, *_, **__: [Trained(0.0, "")] * len(networks))
+    monkeypatch.setattr(scorer, "accuracy", lambda *_: 0.5)
+    monkeypatch.setattr(Row, "mean", property(lambda row: 90.0 if row.name == "distilled" else 10.0))
+    names = [row.name for row in run(file, settings=EvaluateSettings(["random"], []))]
+    assert [name for name in names if "of each class" in name] == [f"random, {n} of each class" for n in (8, 16)]
+
+
 def test_measures_by_hand():
     found = [(hard_label_recovery(row, ROWS), improvement_over_random(row, ROWS)) for row in ROWS]
     wanted = [

@@ -142,8 +142,7 @@ def _soft_labels(
 
 def _more_random(compact: CompactSet, baselines: Baselines, training: RetrainSettings) -> list[RowJob]:
     """The jobs of twice as many random images as stored, four times as many, ...; only as long as the set is better."""
-    jobs, count = [], 2 * compact.card.images_per_class
-    decoded = compact.card.images // len(compact.card.classes)
+    jobs, count = [], 2 * max(compact.stored)
 
     def is_better(rows: Sequence[Row]) -> bool:
         own = [row for row in rows if (row.network, row.labels) == (compact.network, "hard")]
@@ -152,7 +151,7 @@ def _more_random(compact: CompactSet, baselines: Baselines, training: RetrainSet
 
     equal = training.at_equal_passes(compact.card.images)
     while count <= int(baselines.real.counts.min()):
-        if count != decoded:  # that is a row already
+        if set(compact.decoded) != {count}:  # that is a row already
             row = Row(f"random, {count} of each class", network=compact.network)
             drawn = functools.partial(baselines.random, count)
             jobs.append(RowJob(row, compact.build, drawn, equal, is_better))
