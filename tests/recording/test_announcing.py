@@ -8,7 +8,7 @@ from composer.algorithms import CutOut
 from torchvision.transforms import v2
 
 from tests.common import Pictures, fit, make_trainer, tiny_network
-from tgdd_plugin import TGDDCallback
+from tgdd_plugin import InputError, TGDDCallback, distill
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.recording.announcing import in_bytes
 
@@ -86,6 +86,22 @@ def test_quiet_says_nothing_and_a_run_that_breaks_off_promises_nothing(tmp_path,
     trainer: Trainer = make_trainer(tiny_network(), callbacks=[TGDDCallback(str(tmp_path / "b"))])
     trainer.close()
     assert "recorded" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("channels", "exemplars"), [(2, 100), (4, 100), (4, 0)])
+def test_images_that_no_beton_holds_are_told_once_and_refused_before_any_step(tmp_path, capfd, channels, exemplars):
+    """Each of the two lines leaves out what does not hold of them."""
+    normalization = {"mean": [0.5] * channels, "std": [0.25] * channels}
+    callback = TGDDCallback(str(tmp_path / "t"), exemplars=exemplars, **normalization)
+    dataset = Pictures(shape=(channels, 8, 8), transform=v2.Normalize(*normalization.values()))
+    with pytest.warns(UserWarning) as told:
+        first, last = said(capfd, callback, network=tiny_network(channels=channels), dataset=dataset)
+    (warning,) = told
+    assert str(warning.message).startswith(f"the inputs have {channels} channels: the run is recorded, but cannot be")
+    assert "images of each class" not in first and "next:" not in last
+    with pytest.raises(InputError, match=f"must be of images of 1 or 3 channels, .*, got run 'run' of {channels} chan"):
+        distill(tmp_path / "t", None, tmp_path / "a.beton", network=tiny_network(channels=channels))
+    assert not list(tmp_path.glob("a*"))
 
 
 def test_a_disk_that_is_too_small_is_told_at_the_start(tmp_path, monkeypatch):

@@ -465,10 +465,10 @@ def test_a_normalization_of_fewer_channels_than_the_inputs_is_not_noted(tmp_path
     saving = {"save_folder": str(tmp_path / "checkpoints"), "save_interval": "1ep", "autoresume": True}
     options: dict[str, Any] = {"train_dataloader": DataLoader(data, batch_size=8), **saving}
     told = pytest.warns(UserWarning, match="normalization is of 3 channels, the inputs have 4: it is not noted")
-    with told, pytest.warns(UserWarning, match="fewer than exemplars=100"), pytest.raises(RuntimeError, match="crash"):
+    with told, pytest.warns(UserWarning, match="inputs have 4 channels"), pytest.raises(RuntimeError, match="crash"):
         record(tmp_path / "t", tiny_network(channels=4), {**options, "callbacks": [Crash(6)]}, exemplars=100)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fewer than exemplars=100")
+        warnings.filterwarnings("ignore", message="the inputs have 4 channels")
         record(tmp_path / "t", tiny_network(channels=4), options)
     run = Trajectory.open(tmp_path / "t").run
     assert run.mean is None and run.input is not None and run.input["shape"] == [4, 8, 8]

@@ -18,6 +18,7 @@ from tgdd_plugin.core.ranks import rank
 from tgdd_plugin.networks.factory import is_own
 from tgdd_plugin.recording.data_introspection import find_augmentation
 from tgdd_plugin.recording.recorder import TrajectoryRecorder
+from tgdd_plugin.trajectory.manifest import Run
 
 VISIBLE = {"cutout", "rotate"}
 """The operations of an augmentation that leave erased squares or corners in an image."""
@@ -51,7 +52,7 @@ def announce_start(recorder: TrajectoryRecorder, interval: Time | None, state: S
     needed = stage * (count or 2)
     how = f"{count} stages of {each}, about {in_bytes(needed)} in all" if count else f"stages of {each}"
     if not quiet:
-        kept = recorder.images.per_class
+        kept = recorder.images.per_class if _can_be_distilled(run) else 0
         beside = f", and {kept} images of each class" if kept else ""
         tell(f"TGDDCallback records into '{folder}': {how}{beside}")
     left = stage * (count or 2) - sum(_size(folder / stage.file) for stage in run.stages)
@@ -78,13 +79,21 @@ def announce_end(recorder: TrajectoryRecorder, loader: Any, *, quiet: bool) -> N
     command = f"tgdd distill {shlex.quote(str(recorder.folder))}"
     if not is_own(run.network):
         command += " network.name=module:function, a function of yours that builds the network"
-    tell(f"TGDDCallback recorded {len(run.stages)} stages, {in_bytes(size)}, in '{folder}'; next: {command}")
+    what_next = f"; next: {command}" if _can_be_distilled(run) else ""
+    tell(f"TGDDCallback recorded {len(run.stages)} stages, {in_bytes(size)}, in '{folder}'{what_next}")
     kept = VISIBLE.intersection((find_augmentation(loader, []) or "none").split("_"))
     if kept and run.exemplars:
         tell(
             f"The images that it kept have {' and '.join(sorted(kept))} of the data set's transforms in them, and so "
             f"would the distilled ones: name the data as well (data.name=...), which is then read clean"
         )
+
+
+def _can_be_distilled(run: Run) -> bool:
+    """Whether the inputs have 1 or 3 channels, as images in a ``.beton`` have; before the first batch the normalization
+    tells."""
+    seen = int(run.input["shape"][0]) if run.input else len(run.mean or [0])
+    return seen in (1, 3)
 
 
 def in_bytes(size: float) -> str:

@@ -71,8 +71,15 @@ class FirstImages:
             return
         if isinstance(images, torch.Tensor) and images.dtype == torch.uint8:
             images = images.float()
-        if run.input is None and isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point():
-            self._note_input(images, run)
+        if isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point():
+            if images.shape[1] not in (1, 3):  # by the key of the images, of which there is no more to say
+                self._warn(
+                    "exemplars",
+                    f"the inputs have {images.shape[1]} channels: the run is recorded, but cannot be distilled into a "
+                    f".beton, whose images have 1 or 3, and no real image is kept",
+                )
+            if run.input is None:
+                self._note_input(images, run)
         if self._anew:  # what the rest of an epoch gave would come again
             self.exemplars, self._anew = Exemplars(run.num_classes, self.per_class), False
         if self._held is not None:
