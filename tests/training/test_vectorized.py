@@ -290,10 +290,12 @@ class Awkward(nn.Module):
             logits = logits + images[images > 0].mean()
         elif self.what == "buffers assigned anew":
             self.calls = self.calls + 1
+        elif self.what == "random numbers":
+            logits = nn.functional.dropout(logits, 0.5, self.training)
         return logits
 
 
-AWKWARD = ["item", "control flow", "shapes that depend on data", "buffers assigned anew"]
+AWKWARD = ["item", "control flow", "shapes that depend on data", "buffers assigned anew", "random numbers"]
 
 
 @pytest.fixture
@@ -331,10 +333,17 @@ def test_it_pays_where_all_take_less_than_one_after_another(every, answer, monke
     assert vectorizing_is_faster([make("batch norm", seed) for seed in SEEDS], PopulationLoader(loaders())) is answer
 
 
+@pytest.mark.parametrize(("dropout", "answer"), [(0.0, True), (0.5, False)])
+def test_only_layers_that_draw_are_trained_in_turn(dropout, answer, monkeypatch):
+    monkeypatch.setattr(population, "_step_seconds", timed([1.0, 0.1]))
+    networks = [tiny_network(seed, dropout=dropout) for seed in SEEDS]
+    assert vectorizing_is_faster(networks, PopulationLoader(loaders())) is answer
+
+
 @pytest.mark.parametrize("training_mode", [True, False])
 @pytest.mark.parametrize("soft", [True, False])
 def test_comparing_leaves_everything_as_it_was(training_mode, soft):
-    networks = [tiny_network(seed, norm=True, dropout=0.5).train(training_mode) for seed in SEEDS]
+    networks = [tiny_network(seed, norm=True).train(training_mode) for seed in SEEDS]
     made = loaders(soft)
     before, epochs = copy.deepcopy(networks), [loader.epoch for loader in made]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()

@@ -49,7 +49,7 @@ def describe_comparison(
         "parameters": sum(parameter.numel() for parameter in fresh.parameters()),
         "architecture": as_plain(getattr(fresh, "tgdd_network", None)),  # networks of equal size may differ in it
         "seeds": list(scorer.seeds),
-        "settings": asdict(replace(training.filled(), at_once=None, mix=0.0)),  # neither changes a row
+        "settings": asdict(replace(training.filled(), at_once=None, mix=0.0)),  # neither makes another row
         "learning_rates": None,
         "teachers": None,
     }

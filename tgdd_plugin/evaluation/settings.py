@@ -56,8 +56,8 @@ class RetrainSettings:
     full_epochs: NonNegativeInt = 60
     """Training epochs on the full data; 0 leaves that row out."""
     at_once: Flag | None = None
-    """Train a row's networks all at once, to the same result up to rounding; null: where a few steps show that to be
-    faster."""
+    """Train a row's networks all at once, to the same result up to rounding, but for layers that draw random numbers
+    (dropout), which draw others then; null: where a few steps show that to be faster, and never with such layers."""
     protocol: Protocol = "fast"
     """How networks are trained, but for what other keys say. fast: a short one-cycle schedule made for the number of
     passes, the same for every row; paper: as dataset-distillation papers do, for figures beside published ones."""

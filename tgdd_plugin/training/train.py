@@ -161,6 +161,8 @@ def train_each(
 ) -> list[Trained]:
     """Trains several networks of one architecture in place, each as :func:`train_network` would, up to rounding.
 
+    At once, layers that draw random numbers, such as dropout, draw others than one after another would.
+
     Args:
         networks: E freshly initialised networks.
         loaders: A loader for each network, all of equal length.
@@ -168,7 +170,8 @@ def train_each(
         settings: How to train; see :class:`TrainSettings`.
         seeds: A seed for each network.
         at_once: Whether they are trained all at once (:mod:`tgdd_plugin.training.vectorized`) or one after another.
-            Default: ``None``, whichever is faster in a few steps of each; with several ranks, one after another.
+            Default: ``None``, whichever is faster in a few steps of each; with several ranks, or layers that draw
+            random numbers, one after another.
         title: The title of the progress bars; ``None`` for no bars.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
         logs: Makes the loggers of the training of some seeds, which is of one or of all. Default: there are none.

@@ -189,17 +189,19 @@ def vectorizing_is_faster(networks: Sequence[nn.Module], loader: PopulationLoade
     """Measures whether a training step of all networks at once is faster than their steps one after another.
 
     Both are run a few times, with copies of the networks and their first batch. If all networks do not fit in memory at
-    once, or an operation cannot be vectorized, the answer is no.
+    once, an operation cannot be vectorized, or a layer draws random numbers, which would be others, the answer is no.
     """
     images, labels = next(iter(PopulationLoader([copy.copy(one) for one in loader.loaders])))
     alone = copy.deepcopy(networks[0])
     with forked_streams(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=SLOWER)
         one = _step_seconds(alone, lambda: F.cross_entropy(alone(images[0]), labels[0]), images.device)
-        buffers = list(alone.buffers())
+        buffers, streams = list(alone.buffers()), _streams(images.device)
         alone(images[0])
         if any(now is not before for now, before in zip(alone.buffers(), buffers, strict=True)):
             return False  # reassigned, not changed in place: see Population
+        if any(not torch.equal(*pair) for pair in zip(_streams(images.device), streams, strict=True)):
+            return False  # what dropout and its like draw would depend on which of the two ways is faster today
         batch = images, labels
         try:
             together = Population(networks)
@@ -207,6 +209,11 @@ def vectorizing_is_faster(networks: Sequence[nn.Module], loader: PopulationLoade
         except RuntimeError:  # torch.OutOfMemoryError is one, too
             return False
     return every < len(networks) * one
+
+
+def _streams(device: torch.device) -> list[torch.Tensor]:
+    """The states of the global random streams that a network on a device can draw from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def _step_seconds(model: nn.Module, loss: Callable[[], torch.Tensor], device: torch.device) -> float:
