@@ -412,5 +412,6 @@ def test_arguments_out_of_range_are_refused(p):
     ):
         SiameseAugmentation("colour")
     for algorithm in (SiameseAugmentation, RandomCutMix):
-        with pytest.raises(InputError, match="`seed` must be a whole number of at least 0, got -1"):
-            algorithm(seed=-1)
+        for seed in (-1, 0.5):
+            with pytest.raises(InputError, match=f"`seed` must be a whole number of at least 0, got {seed}"):
+                algorithm(seed=seed)

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
+from inspect import Parameter, signature
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.common import streams
-from tgdd_plugin import InputError
+from tgdd_plugin import InputError, evaluate, mixed_loader, rank_networks, retrain
 from tgdd_plugin.core.device import torch_device
 from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import brief
 from tgdd_plugin.core.import_string import import_function
 from tgdd_plugin.core.seeding import forked_streams, keyed_generator
 from tgdd_plugin.core.versions import installed_versions
+from tgdd_plugin.nas.optuna_search import search
+from tgdd_plugin.recording.runs import record
+from tgdd_plugin.replay.learner import learn
 
 
 def test_the_first_difference_is_named_by_its_key() -> None:
@@ -59,6 +65,17 @@ def test_within_forked_streams_all_three_start_from_a_seed_and_go_back_after_an_
 def test_generators_depend_on_their_key_alone() -> None:
     draws = [torch.rand(4, generator=keyed_generator(*key)).tolist() for key in ((1, 2), (1, 2), (2, 1), (1, 2, 1))]
     assert draws[0] == draws[1] and len({tuple(draw) for draw in draws}) == 3
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "7", 2**32 - 1, 2**64])
+def test_a_seed_that_the_libraries_refuse_later_is_refused_first(seed: Any) -> None:
+    """As a recipe refuses it, whatever else is given."""
+    calls: list[Callable[..., Any]] = [evaluate, learn, mixed_loader, rank_networks, record, retrain, search]
+    for call in calls:
+        needed = [name for name, about in signature(call).parameters.items() if about.default is Parameter.empty]
+        given = {**dict.fromkeys(needed, 1), "seed": seed}
+        with pytest.raises(InputError, match=f"^`seed` must be .* of at most 4000000000, got {seed!r}. Give"):
+            call(**given)
 
 
 def test_functions_are_imported_by_name() -> None:

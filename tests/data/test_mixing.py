@@ -52,8 +52,9 @@ def test_a_loader_of_both_is_one_epoch_normalized_as_the_card_says(tmp_path):
 def test_what_does_not_fit_is_one_line(tmp_path):
     file = written(tmp_path)
     real = [(torch.zeros(3, 8, 8).byte(), 0)]
-    with pytest.raises(InputError, match="`share` must be from 0 to 1, got 2"):
-        mixed_loader(file, real, 8, share=2)
+    for share, came in ((2, "2"), ("half", "'half'"), (None, "None"), (float("nan"), "nan")):
+        with pytest.raises(InputError, match=f"`share` must be a number from 0 to 1, got {came}. Give"):
+            mixed_loader(file, real, 8, share=share)
     with pytest.raises(InputError, match="`passes` must be a whole number of at least 1, got 0"):
         mixed_loader(file, real, 0)
     with pytest.raises(InputError, match="The real images must be of at most 2 classes and shape"):

@@ -529,7 +529,7 @@ def test_unusable_arguments() -> None:
         ({"count": 0}, "`count` must be a whole number of at least 1, got 0. Leave"),
         ({"count": 2.5}, "`count` must be a whole number of at least 1, got 2.5"),
         ({"weight": 1.1}, "`weight` must be a share of the loss from 0 to 1, got 1.1. Leave"),
-        ({"seed": -1}, "`seed` must be at least 0, got -1. Give"),
+        ({"seed": -1}, "`seed` must be a whole number of at least 0, got -1. Give"),
         ({"augmentation": "blur"}, "`augmentation` must be operations of .*, got 'blur'"),
     ):
         with pytest.raises(InputError, match=pattern):

@@ -18,7 +18,7 @@ from composer.utils import dist
 from tgdd_plugin.augmentation.dsa import augment, draw_augmentation
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.batches import IMAGES, image_key
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, check_whole_number
 from tgdd_plugin.core.seeding import keyed_generator
 
 
@@ -78,7 +78,7 @@ class SiameseAugmentation(Algorithm):
 
     def __init__(self, strategy: str = "color_crop_flip", seed: int = 0) -> None:
         parse_augmentation(strategy)
-        _check_seed(seed)
+        check_whole_number("seed", seed, 0)
         self.strategy = strategy
         self.seed = seed
         self._generator = torch.Generator()
@@ -113,7 +113,7 @@ class RandomCutMix(Algorithm):
     def __init__(self, p: float = 0.5, seed: int = 0) -> None:
         if not 0 <= p <= 1:
             raise InputError(f"`p` must be a share of the batches from 0 to 1, got {p}. Give 0.5 for half of them.")
-        _check_seed(seed)
+        check_whole_number("seed", seed, 0)
         self.p = p
         self.seed = seed
         self.mixing = False  # whether the present batch is mixed
@@ -157,8 +157,3 @@ def cutmix_stream(seed: int, state: State) -> torch.Generator:
     """Returns the generator that :class:`RandomCutMix` uses for the present batch: a different one, so that the two
     draw independently."""
     return keyed_generator(seed, dist.get_global_rank(), state.timestamp.batch.value, 1)
-
-
-def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise InputError(f"`seed` must be a whole number of at least 0, got {seed}. Give another seed.")

@@ -17,7 +17,7 @@ from tgdd_plugin.beton.ffcv_tables import check_beton
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.device import any_device
-from tgdd_plugin.core.errors import InputError, check_whole_number, printable
+from tgdd_plugin.core.errors import InputError, check_seed, check_whole_number, printable
 from tgdd_plugin.data.device_loader import DeviceLoader, check_batches
 from tgdd_plugin.data.mixing import mixed_images
 from tgdd_plugin.data.normalization import Normalization
@@ -93,8 +93,10 @@ def mixed_loader(
         An iterable with ``len()``; float32 images ``(B, C, H, W)``, normalized as the card says, and int64 labels.
 
     Raises:
-        InputError: If the file, its card or the device cannot be used, or the real images do not fit the file.
+        InputError: If the file, its card or the device cannot be used, the real images do not fit the file, or a
+            number is out of range.
     """
+    check_seed(seed)
     path, on = Path(path), any_device(device)
     check_whole_number("passes", passes, 1)
     card = read_card(path)

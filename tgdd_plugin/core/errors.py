@@ -17,6 +17,10 @@ _LONGEST = 2000
 """Characters of an error's message, of which one that lists all keys needs 1,000."""
 
 
+MOST_SEED = 4_000_000_000
+"""The highest seed that a user gives: Composer takes less than 2**32, and more seeds follow it."""
+
+
 def printable(text: str) -> str:
     r"""Returns text with every control character written as its escape, such as ``\x1b``; letters of all scripts stay.
 
@@ -65,7 +69,13 @@ def reason_of(error: Exception) -> str:
     return str(error) if isinstance(error, InputError) else brief(error)
 
 
-def check_whole_number(key: str, value: Any, least: int) -> None:
-    """Raises an InputError if ``value``, given as ``key``, is not a whole number of at least ``least``."""
-    if not hasattr(value, "__index__") or value < least:
-        raise InputError(f"`{key}` must be a whole number of at least {least}, got {value!r}. Give another one.")
+def check_whole_number(key: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raises an InputError if ``value``, given as ``key``, is not a whole number from ``least`` to ``most``."""
+    if not hasattr(value, "__index__") or value < least or (most is not None and value > most):
+        limit = "" if most is None else f" and of at most {most}"
+        raise InputError(f"`{key}` must be a whole number of at least {least}{limit}, got {value!r}. Give another one.")
+
+
+def check_seed(seed: Any) -> None:
+    """Raises an InputError if ``seed`` is not a whole number from 0 to :data:`MOST_SEED`."""
+    check_whole_number("seed", seed, 0, MOST_SEED)

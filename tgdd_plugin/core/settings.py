@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError
 from pydantic_core import ArgsKwargs
 from typing_extensions import dataclass_transform
 
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import MOST_SEED, InputError
 from tgdd_plugin.core.renamed_keys import RENAMED
 from tgdd_plugin.core.setting_errors import explain
 
@@ -168,7 +168,7 @@ def _text(value: Any) -> Any:
 Flag = Annotated[bool, Strict()]
 Count = Annotated[int, Strict(), Field(ge=1)]
 NonNegativeInt = Annotated[int, Strict(), Field(ge=0)]
-Seed = Annotated[int, Strict(), Field(ge=0, le=4_000_000_000)]  # Composer takes less than 2**32, and more follow it
+Seed = Annotated[int, Strict(), Field(ge=0, le=MOST_SEED)]
 # Finite numbers; text such as 1e-3 counts as one. The validator comes last, so that the range is in the JSON schema.
 Number = Annotated[float, Strict(), BeforeValidator(_number)]
 Positive = Annotated[float, Strict(), Field(gt=0), BeforeValidator(_number)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 
 from tgdd_plugin.core.errors import InputError
@@ -31,10 +33,12 @@ def mixed_images(
         uint8 images ``(passes, C, H, W)`` on the CPU and their labels; first the set's, then the real ones.
 
     Raises:
-        InputError: If ``share`` is out of range.
+        InputError: If ``share`` is not a number in that range.
     """
-    if not 0 <= share <= 1:
-        raise InputError(f"`share` must be from 0 to 1, got {share}. Give the share of the passes on the set.")
+    if not isinstance(share, Real) or not 0 <= share <= 1:
+        raise InputError(
+            f"`share` must be a number from 0 to 1, got {share!r}. Give the share of the passes on the set."
+        )
     generator = torch.Generator().manual_seed(seed)
     own = _own(passes, share)
     mixed, ids = allocate((passes, *images.shape[1:])), torch.empty(passes, dtype=torch.int64)

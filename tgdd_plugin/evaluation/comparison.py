@@ -22,7 +22,7 @@ from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.core.atomic_files import check_writable, sweep, write_whole
 from tgdd_plugin.core.class_names import number_names
 from tgdd_plugin.core.device import Device, torch_device
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, check_seed
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.image_pool import ImagePool
@@ -91,6 +91,7 @@ def retrain(
         InputError: If the file, its card, the images or the network do not fit each other, or ``results`` are of
             another comparison, or another process works on them.
     """
+    check_seed(seed)
     file = Path(file)
     compact = CompactSet.open(file, network)
     settings = as_settings(RetrainSettings, settings).made_for(compact.card.method.get("budget"), compact.card.images)
@@ -166,6 +167,7 @@ def evaluate(
         InputError: If the file, its card, the images or the networks do not fit each other, or ``results`` are of
             another evaluation, or another process works on them.
     """
+    check_seed(seed)
     file = Path(file)
     settings, results = as_settings(EvaluateSettings, settings), _results_file(results, file)
     compact = CompactSet.open(file, network)

@@ -16,7 +16,7 @@ from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.device import Device, torch_device
-from tgdd_plugin.core.errors import InputError, brief, without_password
+from tgdd_plugin.core.errors import InputError, brief, check_seed, without_password
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.scorer import random_images
@@ -67,6 +67,7 @@ def search(
         InputError: If file, images, factory or storage do not fit each other, the study has more candidates than are
             asked for, or no candidate could be trained.
     """
+    check_seed(seed)
     settings, training = as_settings(NasSettings, settings), as_settings(RetrainSettings, training)
     if dist.get_world_size() > 1:
         raise InputError(

@@ -17,7 +17,7 @@ from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.checked_json import AnyFloat, Finite, Flag, Text, Whole
 from tgdd_plugin.core.device import Device, torch_device
-from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.errors import InputError, brief, check_seed
 from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.core.tables import DrawTable, markdown_table
@@ -100,6 +100,7 @@ def rank_networks(
     Raises:
         InputError: If the file and the images do not fit each other, or there are no networks.
     """
+    check_seed(seed)
     if not isinstance(networks, Mapping) or not networks:
         came = "none" if isinstance(networks, Mapping) else f"a {type(networks).__name__}"
         raise InputError(

@@ -20,7 +20,7 @@ from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.class_names import named_classes
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.differences import as_plain, first_difference, under_section
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, check_seed
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.renamed_keys import with_current_keys
 from tgdd_plugin.core.seeding import forked_streams
@@ -87,6 +87,7 @@ def record(
         InputError: If the folder holds runs of another job, another process records into it by this function, or all
             images are of one class.
     """
+    check_seed(seed)
     settings = as_settings(RecordSettings, settings)
     logs, own = as_log_settings(loggers)
     if real.num_classes < 2:

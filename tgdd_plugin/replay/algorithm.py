@@ -17,7 +17,7 @@ from torch import nn
 from tgdd_plugin.augmentation.algorithms import siamese_batch
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.batches import images_and_labels, with_images_and_labels
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, check_whole_number
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.networks.classifiers import logits_of
 from tgdd_plugin.recording.data_introspection import find_classes, find_normalization
@@ -121,8 +121,7 @@ class DistilledReplay(Algorithm):
             raise InputError(
                 f"`weight` must be a share of the loss from 0 to 1, got {weight}. Leave it out to count images alike."
             )
-        if seed < 0:
-            raise InputError(f"`seed` must be at least 0, got {seed}. Give another one.")
+        check_whole_number("seed", seed, 0)
         parse_augmentation(augmentation)
         self.memory = memory
         self.ratio = 1.0 if ratio is None and count is None else ratio

@@ -19,6 +19,7 @@ from torch import nn
 
 from tgdd_plugin.core.atomic_files import check_writable, sweep
 from tgdd_plugin.core.device import Device, torch_device
+from tgdd_plugin.core.errors import check_seed
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.settings import as_settings
@@ -109,6 +110,7 @@ def learn(
     Raises:
         InputError: If tasks, network or memory do not fit each other, or ``folder`` is of another job or in use.
     """
+    check_seed(seed)
     training, settings = as_settings(RecordSettings, training), as_settings(ReplaySettings, settings)
     normalization, on = Normalization(mean, std), torch_device(device)
     training = replace(training, runs=1)
