@@ -19,6 +19,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data import allocation
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
+from tgdd_plugin.data.mixing import mixed_images
 from tgdd_plugin.data.normalization import Normalization
 
 RANDOM = np.random.default_rng(0)
@@ -290,6 +291,25 @@ class Largest(TorchDispatchMode):
         if isinstance(found, torch.Tensor):
             self.most = max(self.most, found.numel() * found.element_size())
         return found
+
+
+def test_large_images_are_copied_a_few_at_a_time(monkeypatch):
+    images = torch.randint(0, 256, (600, 3, 128, 128), dtype=torch.uint8, generator=seeded())
+    pool = ImagePool(images, torch.zeros(600))
+    order = torch.randperm(600, generator=seeded())
+    taken = []
+    take = ImagePool.take
+
+    def noted(self, index):
+        taken.append(len(index))
+        return take(self, index)
+
+    monkeypatch.setattr(ImagePool, "take", noted)
+    assert torch.equal(pool.subset(order).images, images[order])
+    mixed, _ = mixed_images(images[:1], torch.zeros(1), pool, 600, 0.0, 0)
+    assert torch.equal(mixed.flatten(1).sum(1).sort().values, images.flatten(1).sum(1).sort().values)
+    assert sum(taken) == 1200
+    assert max(taken) * 128**2 <= 4096 * 32**2
 
 
 def test_statistics_of_large_images_take_no_more_memory_than_of_small_ones():

@@ -94,8 +94,8 @@ class ImagePool:
         return tuple(self.images.shape[1:])  # type: ignore[return-value]
 
     @property
-    def _block(self) -> int:
-        """How many images are computed with at once: 4,096 of 32 pixels (100 MB in float64), fewer larger ones."""
+    def block(self) -> int:
+        """How many images are used at once: 4,096 of 32 pixels (100 MB in float64), fewer larger ones."""
         return 8 * number_at_once(*self.shape[1:])
 
     def name_classes(self, classes: Sequence[str]) -> None:
@@ -138,7 +138,7 @@ class ImagePool:
         """Returns the SHA-256 of the labels and of up to 4,096 evenly spaced images: a cheap test for other images."""
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         spaced = torch.linspace(0, len(self) - 1, min(len(self), 4096)).long()
-        for part in spaced.split(self._block):
+        for part in spaced.split(self.block):
             digest.update(self.take(part).cpu().numpy().tobytes())
         return digest.hexdigest()
 
@@ -204,7 +204,7 @@ class ImagePool:
         if self.images.is_cuda:
             return ImagePool(self.take(index), self.labels[index.cpu()], self.classes)
         images = allocate((len(index), *self.shape))  # a large pool's copy is large, too
-        for part, block in zip(images.split(4096), index.split(4096), strict=True):
+        for part, block in zip(images.split(self.block), index.split(self.block), strict=True):
             part.copy_(self.take(block))
         return ImagePool(images, self.labels[index], self.classes)
 
@@ -233,7 +233,7 @@ class ImagePool:
         """Returns the per-channel mean and standard deviation of the pixels in [0, 1]."""
         total = torch.zeros(self.images.shape[1], dtype=torch.float64)
         squares = total.clone()
-        for block in self.images.split(self._block):
+        for block in self.images.split(self.block):
             values = block.double() / 255
             total += values.sum((0, 2, 3)).cpu()
             squares += values.square().sum((0, 2, 3)).cpu()

@@ -10,9 +10,6 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.allocation import allocate
 from tgdd_plugin.data.image_pool import ImagePool
 
-BLOCK = 4096
-"""Images that are copied at a time."""
-
 
 def mixed_images(
     images: torch.Tensor, labels: torch.Tensor, real: ImagePool, passes: int, share: float, seed: int
@@ -45,7 +42,7 @@ def mixed_images(
     for pool, first, last in ((ImagePool(images.cpu(), labels), 0, own), (real, own, passes)):
         if last > first:
             begin = first
-            for index in _drawn(len(pool), last - first, generator).split(BLOCK):
+            for index in _drawn(len(pool), last - first, generator).split(pool.block):
                 end = begin + len(index)
                 mixed[begin:end], ids[begin:end] = pool.take(index).cpu(), pool.labels[index].cpu()
                 begin = end
