@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,11 @@ def test_it_is_a_value() -> None:
     assert str(Normalization([0], [1])) == "mean [0.0] and std [1.0]"
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.mean = ()  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.array(0.5), torch.tensor(0.5), 0.5])
+def test_numbers_of_numpy_and_torch_are_numbers(number: Any) -> None:
+    assert Normalization.of(number, number) == Normalization([0.5], [0.5])
 
 
 def test_close_is_up_to_rounding() -> None:

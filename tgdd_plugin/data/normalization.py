@@ -34,7 +34,8 @@ class Normalization:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             given = getattr(self, name)
-            values = [given] if isinstance(given, (int, float)) else given
+            values = given.tolist() if hasattr(given, "tolist") else given  # numbers of NumPy and torch among them
+            values = [values] if isinstance(values, (int, float)) else values
             object.__setattr__(self, name, tuple(float(value) for value in values))
         values = (*self.mean, *self.std)
         if (
