@@ -7,7 +7,9 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -506,6 +508,14 @@ def test_two_classes_by_one_output_are_told_what_distilling_needs():
     means.commit()
     with pytest.warns(UserWarning, match="labels up to 1 for 1 classes.*give the network an output for each"):
         means.take()
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64, int])
+def test_numbers_of_numpy_are_metrics(kind: Any) -> None:
+    means = MetricMeans()
+    for _ in range(2000):
+        means.add({"loss": kind(400), "name": "x", "several": np.zeros(2)})
+    assert means.take() == {"loss": 400.0}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

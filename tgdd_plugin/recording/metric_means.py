@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -26,7 +27,9 @@ class MetricMeans:
         for name, value in metrics.items():
             if isinstance(value, torch.Tensor) and value.numel() == 1:
                 value = value.detach().float()  # a sum in half precision soon stops growing
-            elif not isinstance(value, (int, float)):
+            elif isinstance(value, Real):  # NumPy's numbers among them, which would add up in their own precision
+                value = float(value)
+            else:
                 continue
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
