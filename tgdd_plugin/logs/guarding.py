@@ -12,7 +12,7 @@ from composer.core import Event
 from composer.loggers import LoggerDestination
 from composer.utils import dist
 
-from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.errors import reason_of
 
 CALLED = (
     "run_event",
@@ -61,10 +61,9 @@ def _guard(logger: LoggerDestination) -> None:
                     raise
                 if not failed:
                     failed = True
-                    reason = str(error) if isinstance(error, InputError) else brief(error)
                     warnings.warn(
                         f"the logger {type(logger).__name__} failed, and is left out from here on, while the work goes "
-                        f"on: {reason}",
+                        f"on: {reason_of(error)}",
                         stacklevel=2,
                     )
             return None

@@ -17,7 +17,7 @@ from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.checked_json import AnyFloat, Finite, Flag, Text, Whole
 from tgdd_plugin.core.device import Device, torch_device
-from tgdd_plugin.core.errors import InputError, brief, check_seed
+from tgdd_plugin.core.errors import InputError, check_seed, reason_of
 from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.core.tables import DrawTable, markdown_table
@@ -149,7 +149,7 @@ def measure(
             row = Row(candidate.name)
             replace(scorer, seeds=seeds).score(row, build, images, training)
         except Exception as error:  # a candidate of the user's can fail in any way, and the others are to be tried
-            candidate.problem = str(error) if isinstance(error, InputError) else brief(error)
+            candidate.problem = reason_of(error)
             break
         candidate.accuracies += row.accuracies
         candidate.seconds += row.seconds
