@@ -91,7 +91,7 @@ def distill(
             start from (or ``start='noise'``).
         output: The ``.beton`` to write; its card is ``<output>.yaml``.
         settings: What the distillation does, as :class:`DistillSettings` or a mapping of its keys, such as
-            ``{"images_per_class": 10}``. Default: the paper's.
+            ``{"images_per_class": 10}``. Default: ``DistillSettings()``.
         network: The network that was trained, or a function that builds it; its weights do not matter. A
             ``ComposerClassifier`` may be given whole. If the runs are of several networks, a list of those. Default:
             for this package's networks, built as recorded.
