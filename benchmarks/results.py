@@ -18,6 +18,7 @@ from tgdd_plugin import InputError
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.renamed_keys import RENAMED, with_current_keys
+from tgdd_plugin.core.tables import markdown_table
 from tgdd_plugin.distillation.settings import Source
 
 TIME_UP = 3  # exit status
@@ -168,9 +169,8 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[Any]], notes: Sequenc
     kept = [column for column in range(len(head)) if any(str(line[column]) for line in lines)]
     if not kept:
         return "no distilled row is begun yet"
-    cells = [head, ["---"] * len(head), *lines]
-    text = ["| " + " | ".join(str(line[column]) for column in kept) + " |" for line in cells]
-    return "\n".join([*text, "", *notes])
+    headers, *rows = ([line[column] for column in kept] for line in (head, *lines))
+    return "\n".join([markdown_table(headers, rows), "", *notes])
 
 
 def provenance(rows: Sequence[dict[str, Any]]) -> list[str]:
