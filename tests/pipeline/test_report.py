@@ -28,6 +28,7 @@ from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.data.film_strip import write_strip
 from tgdd_plugin.pipeline.report import _told_apart, write_report
+from tgdd_plugin.pipeline.report_curves import draw_accuracies
 from tgdd_plugin.pipeline.report_parts import gather
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.writing import add_stage
@@ -200,6 +201,22 @@ def test_accuracy_for_time_has_a_line_where_there_are_several_lengths(tmp_path: 
         del each["seconds"]
     card.write(path)
     assert "Accuracy for time" not in Page(write_report([path], tmp_path / "report.html")).text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [
+        ((6.1, 7.2, 9.3), ["6", "7", "8", "9"]),
+        ((110, 150, 190), ["120", "140", "160", "180"]),
+        ((0.5, 0.6, 4.4), ["1", "2", "3", "4"]),
+        ((3, 9, 150), ["5", "10", "20", "50", "100"]),
+        ((0.2, 4, 900), ["1", "10", "100", "1000"]),
+    ],
+)
+def test_the_axis_of_time_has_numbers_wherever_the_times_lie(seconds: tuple[float, ...], wanted: list[str]) -> None:
+    svg = draw_accuracies({str(each): [(each, 80.0, 1.0)] for each in seconds}) or ""
+    below = svg[svg.index('id="matplotlib.axis_1"') : svg.index('id="matplotlib.axis_2"')]
+    assert re.findall("<text[^>]*>([^<]+)</text>", below) == [*wanted, "seconds of a training"]
 
 
 def test_rows_of_soft_labels_do_not_stand_for_those_of_hard_ones(tmp_path: Path) -> None:

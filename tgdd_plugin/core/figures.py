@@ -10,5 +10,6 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 from matplotlib import rc_context  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullFormatter  # noqa: E402
 
-__all__ = ["Axes", "Figure", "rc_context"]
+__all__ = ["Axes", "Figure", "Locator", "LogLocator", "MaxNLocator", "NullFormatter", "rc_context"]

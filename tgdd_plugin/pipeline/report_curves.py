@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tgdd_plugin.core.errors import shown
-from tgdd_plugin.core.figures import Axes, Figure, rc_context
+from tgdd_plugin.core.figures import Axes, Figure, Locator, LogLocator, MaxNLocator, NullFormatter, rc_context
 from tgdd_plugin.trajectory.manifest import Run
 
 GRAY = "#808080"
@@ -84,12 +84,21 @@ def draw_accuracies(series: Mapping[str, Sequence[Point]]) -> str | None:
             errors = [0.0 if math.isnan(spread) else spread for spread in spreads]
             axes.errorbar(seconds, means, errors, fmt="o-", ms=4, lw=1.2, capsize=2, color=f"C{number}", label=name)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(_time_ticks([point[0] for points in timed.values() for point in points]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel("test accuracy %", fontsize=8)
         axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
     return _small_multiples([""], "seconds of a training", draw, (5.2, 3.6))
+
+
+def _time_ticks(seconds: Sequence[float]) -> Locator:
+    """Ticks of a logarithmic axis, some wherever the times lie: within a decade there may be no power of ten."""
+    span = max(seconds) / min(seconds)
+    if span < 10:
+        return MaxNLocator(7, steps=[1, 2, 5, 10])
+    return LogLocator(subs=(1, 2, 5) if span < 1000 else (1,))
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
