@@ -214,9 +214,35 @@ def test_accuracy_for_time_has_a_line_where_there_are_several_lengths(tmp_path: 
     ],
 )
 def test_the_axis_of_time_has_numbers_wherever_the_times_lie(seconds: tuple[float, ...], wanted: list[str]) -> None:
-    svg = draw_accuracies({str(each): [(each, 80.0, 1.0)] for each in seconds}) or ""
+    svg = draw_accuracies({str(each): [(100, each, 80.0, 1.0)] for each in seconds}) or ""
     below = svg[svg.index('id="matplotlib.axis_1"') : svg.index('id="matplotlib.axis_2"')]
     assert re.findall("<text[^>]*>([^<]+)</text>", below) == [*wanted, "seconds of a training"]
+
+
+def test_a_line_runs_from_few_passes_to_many_and_not_between_equal_ones(tmp_path: Path) -> None:
+    """Three comparisons: 500 passes in 9 s, then 400 in 10 s, then 400 again; all of the same full data."""
+    path = job(tmp_path)
+    card = read_card(path)
+    rows = [
+        [row("distilled", 70, passes=500, seconds=[9.0]), row("full data", 90, passes=6000, seconds=[30.0])],
+        [row("distilled", 60, passes=400, seconds=[10.0]), row("full data", 91, passes=6000, seconds=[29.0])],
+        [row("distilled", 61, passes=400, seconds=[8.0]), row("full data", 92, passes=6000, seconds=[28.0])],
+    ]
+    card.accuracy = [{**card.accuracy[0], "rows": each} for each in rows]
+    card.write(path)
+    series = gather(path).series()
+    assert [point[:3] for point in sorted(series["distilled"])] == [(400, 8.0, 61), (500, 9.0, 70)]
+    assert [point[:3] for point in series["full data"]] == [(6000, 28.0, 92)]
+
+    def lines(points: list[tuple[int, float, float, float]]) -> list[list[float]]:
+        """How far to the right the corners of the line between points lie, if there is one."""
+        svg = draw_accuracies({"a": points, "b": [(1, 1.0, 10.0, 1.0), (1, 100.0, 10.0, 1.0)]}) or ""
+        found = re.findall('<path d="([^"]*)" clip-path="[^"]*" style="fill: none; stroke: #1f77b4[^"]*square"', svg)
+        return [[float(x) for x in re.findall(r"[ML] ([\d.]+)", each)] for each in found]
+
+    ((first, second),) = lines([(500, 9.0, 70.0, 1.0), (400, 10.0, 60.0, 1.0)])
+    assert second < first, "from 400 passes to 500, which took less time"
+    assert not lines([(400, 10.0, 60.0, 1.0), (400, 9.0, 70.0, 1.0)])
 
 
 def test_rows_of_soft_labels_do_not_stand_for_those_of_hard_ones(tmp_path: Path) -> None:
@@ -229,8 +255,8 @@ def test_rows_of_soft_labels_do_not_stand_for_those_of_hard_ones(tmp_path: Path)
     assert "distilled, soft labels 44.5 ± 1.2 8" in text and "44.5 ± 1.2 %" not in text
     # In the plot they have points of their own.
     points = gather(path).series()
-    assert [mean for _, mean, _ in points["distilled"]] == [81.25]
-    assert [mean for _, mean, _ in points["random, soft labels"]] == [33.5]
+    assert [mean for *_, mean, _ in points["distilled"]] == [81.25]
+    assert [mean for *_, mean, _ in points["random, soft labels"]] == [33.5]
 
 
 def test_what_is_missing_is_said_and_the_rest_shown(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ MOST_METRICS, MOST_RUNS, MOST_SERIES = 4, 10, 10
 MOST_POINTS = 300
 """The most points of a line; of more, the means of as many equal parts are drawn."""
 
-Point = tuple[float, float, float]
-"""Seconds, accuracy in per cent, and its standard deviation in points; NaN for one network."""
+Point = tuple[int, float, float, float]
+"""Image passes, seconds, accuracy in per cent, and its standard deviation in points; NaN for one network."""
 
 
 def draw_training(runs: Sequence[Run]) -> str | None:
@@ -69,22 +69,25 @@ def draw_log(columns: Mapping[str, Sequence[float]]) -> str | None:
 
 
 def draw_accuracies(series: Mapping[str, Sequence[Point]]) -> str | None:
-    """Draws accuracy against the seconds of a training, a line or a point for each name.
+    """Draws accuracy against the seconds of a training: the points of a name, with a line in the order of their passes.
+
+    There is no line where two of them are of equally many passes, as those of several sets may be.
 
     Returns:
         An SVG element; ``None`` if fewer than two points have a time.
     """
-    timed = {name: sorted(p for p in points if p[0] > 0) for name, points in series.items()}
+    timed = {name: sorted(p for p in points if p[1] > 0) for name, points in series.items()}
     if sum(map(len, timed.values())) < 2:
         return None
 
     def draw(axes: Axes, _: str) -> None:
         for number, (name, points) in enumerate([(n, p) for n, p in timed.items() if p][:MOST_SERIES]):
-            seconds, means, spreads = zip(*points, strict=True)
+            passes, seconds, means, spreads = zip(*points, strict=True)
             errors = [0.0 if math.isnan(spread) else spread for spread in spreads]
-            axes.errorbar(seconds, means, errors, fmt="o-", ms=4, lw=1.2, capsize=2, color=f"C{number}", label=name)
+            form = "o-" if len(set(passes)) == len(passes) > 1 else "o"
+            axes.errorbar(seconds, means, errors, fmt=form, ms=4, lw=1.2, capsize=2, color=f"C{number}", label=name)
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(_time_ticks([point[0] for points in timed.values() for point in points]))
+        axes.xaxis.set_major_locator(_time_ticks([point[1] for points in timed.values() for point in points]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_ylabel("test accuracy %", fontsize=8)

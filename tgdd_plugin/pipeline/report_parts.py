@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tgdd_plugin.beton.card import Card, ending_of_name, read_card
+from tgdd_plugin.beton.card import Card, ending_of_name, passes_of, read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.bounded_reading import RECIPE_SIZE, read_bounded
 from tgdd_plugin.core.bounded_yaml import parse_yaml
@@ -72,12 +72,14 @@ class SetReport:
         return {row["name"]: row for row in rows if row.get("labels") != "soft"}
 
     def series(self, distilled: str = "distilled") -> dict[str, list[Point]]:
-        """Seconds, accuracy and spread of the rows of all comparisons, by the names of the rows.
+        """Passes, seconds, accuracy and spread of the rows of all comparisons, by the names of the rows.
+
+        Of the rows with one name and equally many passes, the latest counts.
 
         Args:
             distilled: What the rows of the set itself are called.
         """
-        found: dict[str, list[Point]] = {}
+        found: dict[str, dict[int, Point]] = {}
         for entry in self.entries:
             for row in entry["rows"]:
                 seconds = row.get("seconds")
@@ -85,8 +87,9 @@ class SetReport:
                     name = distilled if row["name"] == "distilled" else printable(row["name"])
                     name += ending_of_name(row)
                     std = math.nan if row["std_points"] is None else row["std_points"]
-                    found.setdefault(name, []).append((sum(seconds) / len(seconds), row["mean_percent"], std))
-        return found
+                    point = (passes_of(row), sum(seconds) / len(seconds), row["mean_percent"], std)
+                    found.setdefault(name, {}).setdefault(point[0], point)
+        return {name: list(points.values()) for name, points in found.items()}
 
     @property
     def network(self) -> str:
