@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,24 @@ def test_later_overrides_win_and_others_stay(tmp_path):
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path, text, near):
     message = refused(tmp_path, text)
     assert near in message and "The keys are " in message
+
+
+def test_a_network_of_ones_own_in_place_of_the_recipes(tmp_path, monkeypatch):
+    """The whole section, as the message says, takes the place of keys that the function does not take."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_net_of_recipe.py").write_text("def build(): ...\ndef wide(num_classes, width, low=1): ...")
+    name, section = "own_net_of_recipe:build", "network: {name: convnet, depth: 3, width: 8}"
+    message = refused(tmp_path, section, f"network.name={name}")
+    assert message.startswith(f"`network.depth` must be an argument of '{name}', which takes none, got 3. Leave it out")
+    override = re.search("'(network=.*)'", message)[1]
+    assert read_recipe(write(tmp_path, section), [override]).network == NetworkSettings(name=name)
+    whole = ["network={name: own_net_of_recipe:wide, width: 32}"]
+    assert read_recipe(write(tmp_path, section), whole).network.section() == {"name": whole[0][15:-12], "width": 32}
+    message = refused(tmp_path, "extra_networks: [{name: own_net_of_recipe:wide, depth: x}]")
+    assert message == (
+        "`extra_networks[0].depth` must be an argument of 'own_net_of_recipe:wide', which takes width, low, got 'x'. "
+        "Leave it out of the recipe."
+    )
 
 
 def test_every_key_of_the_settings_is_known(tmp_path):

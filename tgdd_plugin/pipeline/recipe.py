@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -112,7 +113,15 @@ def _check_arguments(network: NetworkSettings, where: str) -> None:
 
     if (accepted := accepted_arguments(network.name)) is None:
         return
-    for key in network.arguments:
+    known = [name for name in accepted if name not in FILLED_IN]
+    for key, value in network.arguments.items():
+        if key not in accepted and ":" in network.name and not difflib.get_close_matches(key, known, cutoff=0.8):
+            # As a rule the recipe's section is that of another network, of which only the name was replaced.
+            whole = f", or give the whole section: '{where}={{name: {network.name}}}'" if where == "network" else ""
+            raise InputError(
+                f"`{where}.{shown(key)}` must be an argument of '{network.name}', which takes "
+                f"{', '.join(known) or 'none'}, got {shown(repr(value))}. Leave it out of the recipe{whole}."
+            )
         if key not in accepted:
-            known = [*(name for name in accepted if name not in FILLED_IN), "name"]
+            known = [*known, "name"]
             raise InputError(unknown_key(f"{where}.{key}", [f"{where}.{nearest(key, known)}"], known))
