@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.trajectory.manifest import MANIFEST
 
 
@@ -24,6 +24,11 @@ def run_folders(folder: Path) -> list[Path]:
         remedy = f"Train with TGDDCallback(folder='{folder}') first."
         if any(inner.glob(f"*/{MANIFEST}")):  # what was given is the folder of a job
             remedy = f"Give '{inner}', which has one."
+        elif sets := sorted(path.name for path in folder.glob("*.beton") if not path.name.startswith(".")):
+            remedy = (
+                f"Name one of its .beton files ({shown(', '.join(sets), 200)}), which tgdd show and tgdd retrain take, "
+                f"or a folder with a recording."
+            )
         raise InputError(f"The folder '{folder}' has no recorded run (no */{MANIFEST}). {remedy}")
     return found
 
