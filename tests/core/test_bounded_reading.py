@@ -116,7 +116,8 @@ YAML = {
     "many such numbers": (("- 1" + ":1" * 30_000 + "\n") * 16, "a number of more than 100 digits"),
     "many directives": ("".join(f"%TAG !{i}! tag:x\n" for i in range(30_000)) + "---\na: 1", "begins with %"),
     "a long word": ("a" * 2**20, "more than 65,536 characters without quotes"),
-    "a key twice": ("a: 1\nb: 2\na: 3", "the key 'a' stands twice"),
+    "a key twice": ("a: 1\nb: 2\na: 3", "the key 'a' stands twice in line 3, column 1"),
+    "a key twice within": ("b: 1\na:\n  b: 1\n  c: 2\n  'b': 3", "the key 'b' stands twice in line 5, column 3"),
     "a tag": ("a: !!python/object/apply:os.system [touch /tmp/x]", "line 1 has a tag, .*write plain values"),
     "a tag of another type": ("a: !!binary aGk=", "line 1 has a tag"),
     "no date": ("a: 2001-99-99", "month must be in 1..12"),
@@ -143,6 +144,24 @@ def test_the_largest_yaml_is_read_within_the_limits() -> None:
             parse_yaml(text)
     """
     limited(code)
+
+
+def test_the_key_that_stands_twice_is_found_among_as_many_as_there_may_be() -> None:
+    """Comparing each with each took minutes."""
+    code = f"""
+        from tgdd_plugin.core.bounded_reading import parse_json
+        from tgdd_plugin.core.bounded_yaml import parse_yaml
+        keys = [f'"k{{number}}": 0' for number in range({MOST_NODES // 2 - 2})]
+        keys.append(keys[-1])
+        for parse, text in ((parse_yaml, "\\n".join(keys)), (parse_json, "{{" + ",".join(keys) + "}}")):
+            try:
+                parse(text)
+            except ValueError as error:
+                print(error)
+    """
+    last = MOST_NODES // 2 - 3
+    told = [f"the key 'k{last}' stands twice{where}" for where in (f" in line {last + 2}, column 1", "")]
+    assert limited(code) == "\n".join(told)
 
 
 # JSON.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -153,5 +153,15 @@ def _mapping(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r:.60} stands twice")
+        raise ValueError(f"the key {keys[repeated(keys)]!r:.60} stands twice")
     return found
+
+
+def repeated(keys: Sequence[Hashable]) -> int:
+    """Returns the position of the first key that stood before, in time that grows with their number; 0 for none."""
+    seen: set[Hashable] = set()
+    for place, key in enumerate(keys):
+        if key in seen:
+            return place
+        seen.add(key)
+    return 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tgdd_plugin.core.bounded_reading import MOST_LEVELS, decode
+from tgdd_plugin.core.bounded_reading import MOST_LEVELS, decode, repeated
 
 MOST_NODES = 200_000
 """Most keys and values of a YAML file; 60,000 stages have 60,000 lines in a card."""
@@ -34,8 +34,10 @@ class _Loader(_Base):  # type: ignore[misc]
         found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         if len(found) < count:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = next((key for key in keys if keys.count(key) > 1), "?")
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r:.60} stands twice", node.start_mark)
+            place = repeated(keys)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {keys[place]!r:.60} stands twice", node.value[place][0].start_mark
+            )
         return found
 
     def construct_number(self, node: Any) -> Any:
