@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_the_strip_shows_the_images_as_they_were(trajectory: Trajectory, pool: I
     strip = read_strip(tmp_path / "a-evolution.png")
     assert strip.steps == moments(SETTINGS.steps)
     (width, height), columns = strip.size, len(strip.labels)
-    with Image.open(tmp_path / "a-evolution.png") as picture:
+    with Image.open(io.BytesIO(strip.png)) as picture:
         pixels = torch.tensor(list(picture.getdata()), dtype=torch.uint8).view(
             len(strip.steps), height, width * columns, 3
         )

@@ -78,7 +78,7 @@ def job(folder: Path, name: str = "set", classes: list[str] = NAMES) -> Path:
     card = Card(classes, 0, 4, [], [0.5] * 3, [0.5] * 3, method={"name": "TGDD", "alpha": 2.5}, accuracy=[entry])
     card.trajectory = {"runs": ["seed0", "seed1"], "stages": stages}
     path = write_beton(folder / f"{name}.beton", images, labels, card)
-    write_strip(folder / f"{name}-evolution.png", {0: images[:2] // 2, 60: images[:2]}, [0, 1], images)
+    write_strip(folder / f"{name}-evolution.png", {0: images[:2] // 2, 60: images[:2]}, [0, 1], images, classes)
     (folder / f"{name}-log.csv").write_text(LOG)
     costs = {"distill": {"seconds": 5400.0, "memory_mib": 1234.5, "gpu_memory_mib": 77.0}}
     (folder / f"{name}-costs.json").write_text(json.dumps(costs))
@@ -307,7 +307,7 @@ def test_a_damaged_file_is_said_and_the_rest_shown(tmp_path: Path, name: str, co
 def test_a_picture_of_another_set_is_not_shown(tmp_path: Path) -> None:
     path = job(tmp_path)
     images = torch.zeros(8, 3, 5, 5, dtype=torch.uint8)
-    write_strip(tmp_path / "set-evolution.png", {0: images[:2]}, [0, 1], images)
+    write_strip(tmp_path / "set-evolution.png", {0: images[:2]}, [0, 1], images, NAMES)
     assert "'set-evolution.png' is of another set" in Page(write_report([path], tmp_path / "report.html")).text
 
 

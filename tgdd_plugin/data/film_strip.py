@@ -1,18 +1,25 @@
-"""How images changed, as one PNG: a row of small images for each step, from the start to the end."""
+"""How images changed, as one PNG: a row of small images for each step, from the start to the end.
+
+Left of the images stand the steps, above them the classes; the picture notes where the images begin, and how much they
+are enlarged (``pixels``). Pictures of earlier versions are the images alone, without such a note.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torchvision.transforms.functional import resize
 
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.bounded_reading import MIB, read_bounded
+from tgdd_plugin.core.errors import shown
 from tgdd_plugin.data.picture_note import note_of
 
 MOST_COLUMNS, MOST_FRAMES = 20, 13
@@ -20,6 +27,9 @@ MOST_COLUMNS, MOST_FRAMES = 20, 13
 
 SIDE = 48
 """Pixels of the longer side, to which larger images are shrunk."""
+
+SEEN, LETTERS, GAP = 64, 10, 4
+"""Pixels to which the longer side is about enlarged by whole pixels; those of the letters' height, and beside words."""
 
 RAW_SIZE = 600_000
 """Most bytes of all pixels before compression; so many images are shown as fit."""
@@ -35,7 +45,7 @@ class FilmStrip:
     Args:
         steps: The step of each row.
         labels: The class id of each column.
-        png: The file's bytes.
+        png: The pixels alone as PNG, not enlarged.
         size: Width and height of a single image in pixels.
         of: What the last row is of, by :func:`tgdd_plugin.data.picture_note.note_of`.
     """
@@ -63,28 +73,77 @@ def strip_columns(classes: int, per_class: int, shape: Sequence[int]) -> tuple[i
 
 
 def write_strip(
-    path: str | Path, frames: Mapping[int, torch.Tensor], labels: Sequence[int], images: torch.Tensor
+    path: str | Path,
+    frames: Mapping[int, torch.Tensor],
+    labels: Sequence[int],
+    images: torch.Tensor,
+    classes: Sequence[str],
 ) -> Path:
-    """Writes a film strip as PNG.
+    """Writes a film strip as PNG, with the step left of each row and the classes above the columns.
 
     Args:
         path: The file.
         frames: The images of each step, uint8 ``(M, C, H, W)``; larger ones than :data:`SIDE` are shrunk.
         labels: The class id of each of the M images.
         images: All images at the end, uint8 ``(N, C, H, W)``, whose checksum is noted.
+        classes: The names of the K classes.
     """
     steps = sorted(frames)
     size = list(shrunk(frames[steps[0]].shape[-2:], SIDE))
     # (F, M, C, H, W) to (F·H, M·W, C)
     pixels = torch.stack([resize(frames[step], size, antialias=True) for step in steps]).permute(0, 3, 1, 4, 2)
     pixels = pixels.reshape(len(steps) * size[0], -1, pixels.shape[-1])
+    scale = max(1, round(SEEN / max(size)))
+    columns = [classes[label] for label in labels]
+    picture, left, top = _labelled(Image.fromarray(pixels.squeeze(2).numpy()), scale, steps, columns)
     text = PngImagePlugin.PngInfo()
-    for key, value in {"Title": note_of(images), "steps": steps, "labels": list(labels)}.items():
+    notes = {"Title": note_of(images), "steps": steps, "labels": list(labels), "pixels": [left, top, scale]}
+    for key, value in notes.items():
         text.add_text(key, value if isinstance(value, str) else " ".join(map(str, value)))
-    file = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2).numpy()).save(file, "PNG", optimize=True, pnginfo=text)
-    write_whole(Path(path), file.getvalue())
+    write_whole(Path(path), _png(picture, pnginfo=text))
     return Path(path)
+
+
+def _labelled(
+    pixels: Image.Image, scale: int, steps: Sequence[int], columns: Sequence[str]
+) -> tuple[Image.Image, int, int]:
+    """Pixels enlarged by ``scale``, with words; and how far from the left and the top they begin."""
+    from tgdd_plugin.core.figures import font_path  # loads matplotlib, which takes a second
+
+    font = ImageFont.truetype(font_path(), LETTERS)
+    rows = [f"{step:,}" for step in steps]
+    left = GAP * 2 + round(max(map(font.getlength, ["step", *rows])))
+    top = GAP * 2 + LETTERS
+    large = pixels.resize((pixels.width * scale, pixels.height * scale), Image.Resampling.NEAREST)
+    picture = Image.new(pixels.mode, (left + large.width, top + large.height), "white")
+    picture.paste(large, (left, top))
+    draw = ImageDraw.Draw(picture)
+    draw.text((left - GAP, top - GAP), "step", "black", font, "rs")
+    high, wide = large.height / len(rows), large.width / len(columns)
+    for number, row in enumerate(rows):
+        draw.text((left - GAP, top + (number + 0.5) * high), row, "black", font, "rm")
+    begin = 0
+    for name, same in groupby(columns):  # images of one class stand beside each other
+        count = len(list(same))
+        word = _fitting(name, font, count * wide - 2)
+        draw.text((left + (begin + count / 2) * wide, top - GAP), word, "black", font, "ms")
+        begin += count
+    return picture, left, top
+
+
+def _fitting(name: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """As much of a name as is not wider."""
+    name = word = shown(name, 60)
+    while len(name) > 1 and font.getlength(word) > width:
+        name = name[:-1]
+        word = f"{name}…"
+    return word
+
+
+def _png(picture: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True, **options)
+    return file.getvalue()
 
 
 def read_strip(path: str | Path) -> FilmStrip:
@@ -97,15 +156,25 @@ def read_strip(path: str | Path) -> FilmStrip:
     png = read_bounded(path, FILE_SIZE, "picture")
     try:
         with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
-            width, height = picture.size
-            steps, labels = ([int(n) for n in str(picture.info.get(key, "")).split()] for key in ("steps", "labels"))
+            steps, labels, place = (
+                [int(n) for n in str(picture.info.get(key, "")).split()] for key in ("steps", "labels", "pixels")
+            )
+            left, top, scale = place or (0, 0, 1)
+            width, height = picture.width - left, picture.height - top
+            fits = picture.width * picture.height <= FILE_SIZE
+            if not (1 <= len(steps) <= 1000 and 1 <= len(labels) <= 1000 and fits):
+                raise ValueError("it says of no steps, or of too many")
+            if min(left, top) < 0 or min(width, height, scale) < 1:
+                raise ValueError("its pixels lie outside of it")
+            if height % (len(steps) * scale) or width % (len(labels) * scale):
+                raise ValueError("its size is not that of its rows and columns")
+            width, height = width // scale, height // scale
+            if place:
+                box = (left, top, picture.width, picture.height)
+                png = _png(picture.resize((width, height), Image.Resampling.NEAREST, box))
             of = str(picture.info.get("Title", ""))
     except (SyntaxError, Image.DecompressionBombError) as error:  # as Pillow says that a PNG is damaged, or too large
         raise ValueError(str(error)) from None
-    if not (1 <= len(steps) <= 1000 and 1 <= len(labels) <= 1000 and width * height <= FILE_SIZE):
-        raise ValueError("it says of no steps, or of too many")
-    if height % len(steps) or width % len(labels):
-        raise ValueError("its size is not that of its rows and columns")
     return FilmStrip(steps, labels, png, (width // len(labels), height // len(steps)), of)
 
 

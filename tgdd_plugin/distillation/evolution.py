@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,11 @@ class Evolution(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.frames = dict(state["frames"])
 
-    def write(self, path: Path) -> None:
-        """Writes the film strip, with the images as they are now for the last step."""
+    def write(self, path: Path, classes: Sequence[str]) -> None:
+        """Writes the film strip, with the images as they are now for the last step, and the classes' names."""
         frames = {**self.frames, self.steps: self._look()}
         labels = self._classes.repeat_interleave(self._chosen.shape[1]).tolist()
-        write_strip(path, frames, labels, self.synthetic.to_uint8()[0])
+        write_strip(path, frames, labels, self.synthetic.to_uint8()[0], classes)
 
     @torch.no_grad()
     def _look(self) -> torch.Tensor:

@@ -71,7 +71,7 @@ def draw_result(
         from tgdd_plugin.data.set_figure import draw_set  # loads matplotlib, which takes a second
 
         draw_set(path, *synthetic.to_uint8(), card.classes, start=start)
-        evolution.write(strip_path(path))
+        evolution.write(strip_path(path), card.classes)
     except Exception as error:
         warnings.warn(f"'{path}' could not be drawn ({brief(error)}); the set itself is not affected", stacklevel=2)
 
