@@ -409,7 +409,7 @@ def test_a_job_that_does_not_fit_what_is_there(here, capfd):
         in other
     )
     wrong = refused(capfd, here, "record", "recipe.yaml", "output=new", "network.depth=9")
-    assert "`depth` must be at most 3 with image_size 8, as each block halves the image, got 9" in wrong
+    assert "`network.depth` must be at most 3 with image_size 8, as each block halves the image, got 9" in wrong
     # A job that comes to nothing does not stand in the way of the next one.
     Path("new/trajectory").mkdir(parents=True, exist_ok=True)
     shutil.copy("out/trajectory/job.json", "new/trajectory")

@@ -137,7 +137,7 @@ def test_input_that_cannot_be_used(tmp_path: Path, capsys) -> None:
     for change, message in [
         (["retrain.full_epochs=0"], "retrain.full_epochs is 0"),
         (["retrain.epochs=40"], "one epoch that sees as many images takes 80 images of each class, and there are 36"),
-        (["nas.choices={deep: [1]}"], "`choices` must be arguments of 'convnet', got 'deep'. Choose from"),
+        (["nas.choices={deep: [1]}"], "`nas.choices` must be arguments of 'convnet', got 'deep'. Choose from"),
     ]:
         assert run(tmp_path, small=[*SMALL, *change]) == 2
         assert message in capsys.readouterr().err

@@ -714,7 +714,7 @@ def test_some_classes_alone_need_nothing_of_the_others(trajectory, pool, source,
 
 @pytest.mark.parametrize(
     "classes, pattern",
-    [(["rows", "dots"], "`classes` must be names of the trajectory's classes, got 'dots'"), ([], "")],
+    [(["rows", "dots"], "`distill.classes` must be names of the trajectory's classes, got 'dots'"), ([], "")],
 )
 def test_unknown_classes_are_refused(trajectory, pool, tmp_path, classes, pattern):
     with pytest.raises(InputError, match=pattern or r"`classes` must be a non-empty list of .*, got \[\]"):
@@ -736,4 +736,4 @@ def test_a_name_that_two_classes_have_chooses_neither():
     pool = ImagePool(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.arange(3), ["crane", "cat", "crane"])
     chosen = replace(SETTINGS, classes=["cat", "crane"])
     line = refusal(check_before_recording, chosen, pool, None, runs=1, exemplars=1)
-    assert line.startswith("`classes` must each be the name of one class, got 'crane', the name of 2.")
+    assert line.startswith("`distill.classes` must each be the name of one class, got 'crane', the name of 2.")

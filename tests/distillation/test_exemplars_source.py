@@ -159,5 +159,5 @@ def test_few_images_are_matched_where_no_means_were_recorded(tmp_path):
     assert read_card(run(mixed, tmp_path / "a.beton", one).path).method["source"] == "exemplars"
     with pytest.raises(InputError, match=r"has no stage with means .* match the images that were kept \(source 'exem"):
         run(mixed, tmp_path / "b.beton", replace(one, source="recorded"))
-    with pytest.raises(InputError, match="`classes` must be"):
+    with pytest.raises(InputError, match="`distill.classes` must be"):
         run(mixed, tmp_path / "b.beton", replace(one, classes=["zzz"]))

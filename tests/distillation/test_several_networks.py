@@ -390,7 +390,7 @@ def test_a_recipe_records_and_distills_several_networks(tmp_path, monkeypatch, c
             "extra_networks=[{name: convnet, widht: 4}]",
             r"Unknown key `extra_networks\[0\].widht`. Did you mean `extra_networks\[0\].width`",
         ),
-        ("extra_networks=[{name: nothing}]", "`network` must be one of convnet, .* got 'nothing'"),
+        ("extra_networks=[{name: nothing}]", r"`extra_networks\[0\]` must be one of convnet, .* got 'nothing'"),
     ],
 )
 def test_sections_that_are_none_are_refused(tmp_path, capsys, given, pattern):

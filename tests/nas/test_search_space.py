@@ -126,9 +126,9 @@ def test_a_sample_of_more_than_there_are_is_refused(count):
 
 def test_an_argument_that_the_factory_does_not_take_is_refused():
     for name in ("deep", "num_classes"):
-        refusal = f"`choices` must be arguments of 'convnet', got '{name}'. Choose from depth, width, norm, activation"
+        refusal = f"`nas.choices` must be arguments of 'convnet', got '{name}'. Choose from depth, width, norm"
         with pytest.raises(InputError, match=refusal):
             check_factory(SearchSpace(choices={name: [1]}))
-    with pytest.raises(InputError, match="`factory` must be a function that can be imported, got 'nowhere:network'"):
+    with pytest.raises(InputError, match="`nas.factory` must be a function that can be imported, got 'nowhere"):
         check_factory(SearchSpace("nowhere:network", SMALL))
     check_factory(SearchSpace(choices=SMALL))

@@ -324,8 +324,14 @@ def test_the_network_is_built_for_the_data(tmp_path):
         **convnet(7, 1, 8, width=4, depth=2).tgdd_network["arguments"],
         "num_classes": 7,
     }
-    with pytest.raises(InputError, match="`width` must be a whole number of at least 1, got 'wide'"):
+    with pytest.raises(InputError, match="^`network.width` must be a whole number of at least 1, got 'wide'"):
         network_factory(read_recipe(write(tmp_path, "network: {width: wide}")).network, (1, 8, 8), 7)()
+    with pytest.raises(InputError, match=r"^`extra_networks\[1\].width` must be a whole number of at least 1, got -3"):
+        network_factory(NetworkSettings(arguments={"width": -3}), (1, 8, 8), 7, "extra_networks[1]")()
+    with pytest.raises(InputError, match="^`network.depth` must be at most 2 with image_size 4"):
+        network_factory(NetworkSettings(), (1, 4, 4), 7)()
+    with pytest.raises(InputError, match="^`image_size` must be at least 8"):  # no key of the section
+        network_factory(NetworkSettings("resnet_ap10"), (1, 7, 7), 7)()
 
 
 def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):

@@ -866,7 +866,7 @@ def test_the_command_learns_the_tasks_and_keeps_what_is_done(here: Path, capfd: 
         ("replay.task=2", "Did you mean `replay.tasks`?"),
         ("replay.weight=2", "`replay.weight` must be a finite number of at least 0 and of at most 1, or null, got 2"),
         ("distill.classes=[rows]", "`distill.classes` must be left out in replay, got ['rows']. Each task has its own"),
-        ("network.depth=9", "`depth` must be at most 3 with image_size 8, as each block halves the image, got 9"),
+        ("network.depth=9", "`network.depth` must be at most 3 with image_size 8, as each block halves the image, got"),
         ("output=recipe.yaml", "Cannot write 'recipe.yaml/scores.json'"),
     ],
 )

@@ -31,7 +31,7 @@ def explain(error: ValidationError, cls: type[Any], *, constructor: bool = False
     if isinstance(cause, InputError):  # raised by a check of ours, which names the key without its sections
         named = re.match(r"`(\w+)", str(cause))
         sections = path[:-1] if named and path and path[-1] == named[1] else path
-        return _within(sections, str(cause))
+        return within(dotted(sections), str(cause))
     key = dotted(path)
     if first["type"] in ("unexpected_keyword_argument", "invalid_key"):
         return _unknown(path, _class_at(cls, path[:-1]))
@@ -77,8 +77,9 @@ def dotted(path: Iterable[Any]) -> str:
     return text
 
 
-def _within(sections: list[Any], message: str) -> str:
-    return re.sub(r"`", f"`{dotted(sections)}.", message, count=1) if sections and message.startswith("`") else message
+def within(section: str, message: str) -> str:
+    """The message of an error with the key that it begins with, if it does, named as one of ``section``."""
+    return f"`{section}.{message[1:]}" if section and message.startswith("`") else message
 
 
 def _path(error: ErrorDetails, cls: type[Any]) -> list[Any]:

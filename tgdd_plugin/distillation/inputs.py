@@ -228,12 +228,12 @@ def _class_ids(chosen: Sequence[str] | None, names: Sequence[str]) -> list[int]:
             if name.isdecimal() and any(one[:1].isdecimal() and _as_number(one) != one for one in names):
                 hint = " Write a name like 007 in quotes, since YAML reads it as the number 7."
             raise InputError(
-                f"`classes` must be names of the trajectory's classes, got '{name}'. Its classes are "
+                f"`distill.classes` must be names of the trajectory's classes, got '{name}'. Its classes are "
                 f"{', '.join(names[:20])}{', ...' if len(names) > 20 else ''}.{hint}"
             )
         if (owners := list(names).count(name)) > 1:
             raise InputError(
-                f"`classes` must each be the name of one class, got '{name}', the name of {owners}. Leave `classes` "
+                f"`distill.classes` must each be the name of one class, got '{name}', the name of {owners}. Leave it "
                 f"out, or record with different names (`classes` of TGDDCallback)."
             )
     return [list(names).index(name) for name in chosen]

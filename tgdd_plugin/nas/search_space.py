@@ -30,13 +30,13 @@ def check_factory(space: SearchSpace) -> None:
     Raises:
         InputError: If it does not.
     """
-    if (accepted := accepted_arguments(space.factory, "factory")) is None:
+    if (accepted := accepted_arguments(space.factory, "nas.factory")) is None:
         return
     known = [name for name in accepted if name not in FILLED_IN]
     for name in space.choices:
         if name not in known:
             raise InputError(
-                f"`choices` must be arguments of '{space.factory}', got '{name}'. Choose from {', '.join(known)}."
+                f"`nas.choices` must be arguments of '{space.factory}', got '{name}'. Choose from {', '.join(known)}."
             )
 
 

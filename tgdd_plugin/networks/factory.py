@@ -18,6 +18,7 @@ from torch import nn
 from tgdd_plugin.core.errors import InputError, brief, shown
 from tgdd_plugin.core.import_string import import_function
 from tgdd_plugin.core.network_record import network_in_words
+from tgdd_plugin.core.setting_errors import within
 from tgdd_plugin.networks import convnets, densenets, resnet_ap, resnets, vision_transformers
 from tgdd_plugin.networks.classifiers import as_classifier
 from tgdd_plugin.networks.settings import NetworkSettings, check_network_name
@@ -131,9 +132,23 @@ def build_network(name: str, arguments: dict[str, Any], shape: Sequence[int], nu
         ) from error
 
 
-def network_factory(settings: NetworkSettings, shape: Sequence[int], num_classes: int) -> Callable[[], nn.Module]:
-    """Returns a function that builds a fresh network for images of ``shape`` (C, H, W) and K classes."""
-    return functools.partial(build_network, settings.name, settings.arguments, shape, num_classes)
+def network_factory(
+    settings: NetworkSettings, shape: Sequence[int], num_classes: int, section: str = "network"
+) -> Callable[[], nn.Module]:
+    """Returns a function that builds a fresh network for images of ``shape`` (C, H, W) and K classes.
+
+    An argument that cannot be used is named as a key of ``section``.
+    """
+    return functools.partial(_build_section, settings, shape, num_classes, section)
+
+
+def _build_section(settings: NetworkSettings, shape: Sequence[int], num_classes: int, section: str) -> nn.Module:
+    keys = set(accepted_arguments(settings.name, section) or settings.arguments).difference(FILLED_IN)
+    try:
+        return build_network(settings.name, settings.arguments, shape, num_classes)
+    except InputError as error:
+        of_section = any(str(error).startswith(f"`{key}` ") for key in keys)
+        raise InputError(within(section if of_section else "", str(error))) from error
 
 
 def build_recorded(record: dict[str, Any], shape: Sequence[int], num_classes: int) -> nn.Module:

@@ -108,10 +108,10 @@ def _place(content: dict[str, Any], keys: list[str], value: str, override: str) 
 
 def _check_arguments(network: NetworkSettings, where: str) -> None:
     """Raises an InputError if there is no such factory, or it does not take the arguments."""
-    check_network_name(network.name)
+    check_network_name(network.name, where)
     from tgdd_plugin.networks.factory import FILLED_IN, accepted_arguments  # loads torch, which takes a second
 
-    if (accepted := accepted_arguments(network.name)) is None:
+    if (accepted := accepted_arguments(network.name, where)) is None:
         return
     known = [name for name in accepted if name not in FILLED_IN]
     for key, value in network.arguments.items():

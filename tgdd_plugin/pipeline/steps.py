@@ -87,6 +87,7 @@ def _record(recipe: Recipe, data: Data, keep: bool = False) -> dict[str, Any]:
         check_before_recording(recipe.distill, real, given, runs=recipe.record.runs, exemplars=kept)
         check_before_distilling(recipe.distill.classes, real.classes, "the training images", real, test)
     network = recipe.network or NetworkSettings()
+    shape, classes = real.shape, real.num_classes
     job: dict[str, Any] = {"data": asdict(recipe.data), "network": asdict(network), "head": recipe.head}
     if recipe.extra_networks:
         job["extra_networks"] = [asdict(other) for other in recipe.extra_networks]
@@ -94,7 +95,7 @@ def _record(recipe: Recipe, data: Data, keep: bool = False) -> dict[str, Any]:
         trajectory = record(
             folder,
             real,
-            [network_factory(network, real.shape, real.num_classes), *_extra_networks(recipe, real)],
+            [network_factory(network, shape, classes), *_extra_networks(recipe, shape, classes)],
             recipe.record,
             head=recipe.head,
             mean=recipe.data.mean,
@@ -131,15 +132,15 @@ def _distill(recipe: Recipe, data: Data) -> dict[str, Any]:
     if is_distilled(recipe.beton, trajectory, real, recipe.distill, head=recipe.head, mean=mean, std=std):
         print(f"distilled {recipe.beton}: already done, and kept as it is")
         return {"file": recipe.beton, "already_done": True}
-    shape = real.shape if real else input_shape(trajectory.run)
-    given = [recipe.network, *recipe.extra_networks] if recipe.network else recipe.extra_networks
+    shape, classes = real.shape if real else input_shape(trajectory.run), trajectory.run.num_classes
+    given = [network_factory(recipe.network, shape, classes)] if recipe.network else []
     with measured(costs_path(recipe.beton), "distill", keep=False):  # other steps' costs were of another set
         path = distill(
             trajectory,
             real,
             recipe.beton,
             recipe.distill,
-            network=[network_factory(each, shape, trajectory.run.num_classes) for each in given] or None,
+            network=[*given, *_extra_networks(recipe, shape, classes)] or None,
             head=recipe.head,
             mean=mean,
             std=std,
@@ -166,7 +167,7 @@ def _evaluate(recipe: Recipe, data: Data) -> dict[str, Any]:
     trajectory = Trajectory.open(recipe.trajectory) if recipe.trajectory else _own_trajectory(recipe)
 
     def score(**common: Any) -> list[Row]:
-        others = _extra_networks(recipe, real) if trajectory else []
+        others = _extra_networks(recipe, real.shape, real.num_classes) if trajectory else []
         settings = recipe.evaluate, recipe.retrain
         return comparison.evaluate(recipe.beton, test, real, *settings, trajectory=trajectory, others=others, **common)
 
@@ -219,8 +220,11 @@ def _network(recipe: Recipe, real: ImagePool) -> Callable[[], nn.Module] | None:
     return network_factory(recipe.network, real.shape, classes) if recipe.network else None
 
 
-def _extra_networks(recipe: Recipe, real: ImagePool) -> list[Callable[[], nn.Module]]:
-    return [network_factory(each, real.shape, real.num_classes) for each in recipe.extra_networks]
+def _extra_networks(recipe: Recipe, shape: Sequence[int], num_classes: int) -> list[Callable[[], nn.Module]]:
+    return [
+        network_factory(each, shape, num_classes, f"extra_networks[{number}]")
+        for number, each in enumerate(recipe.extra_networks)
+    ]
 
 
 def _own_trajectory(recipe: Recipe) -> Trajectory | None:
