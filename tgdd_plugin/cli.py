@@ -23,15 +23,18 @@ from tgdd_plugin.pipeline.exchange import add_exchange
 from tgdd_plugin.pipeline.step_table import STEPS
 
 COMPLETION = 'For bash, put this into ~/.bashrc: eval "$(tgdd completion bash)"'
-INTERRUPTED = "tgdd: interrupted; the same command keeps what is finished, and goes on from a checkpoint, one a minute"
-STATUS = """\
+INTERRUPTED = (
+    "tgdd: interrupted; the same command keeps what is finished, and goes on from the last checkpoint, "
+    "if a minute of work made one"
+)
+STATUS = f"""\
 tgdd STEP --help lists every key of a step's recipe with its default and meaning.
 
 exit status:
   0    done, or nothing was left to do
   1    an error of the program, with a traceback
   2    something given cannot be used; one line on standard error says what, and nothing is lost
-  130  interrupted; the same command keeps what is finished, and goes on from a checkpoint, one a minute"""
+  130  {INTERRUPTED.removeprefix("tgdd: ")}"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -122,7 +122,12 @@ def test_networks_that_are_trained_at_once_go_on_at_once(tmp_path):
 def test_a_short_training_leaves_no_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(resuming, "SAVED_EVERY", 60.0)
     train(tmp_path, seeds=(5, 6))
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tmp_path, Crash(7))
     assert not list(tmp_path.rglob("*.pt"))
+    anew = Batches()
+    train(tmp_path, anew)
+    assert anew.seen[0] == 1, "what was stopped within its first minute begins anew, as docs/distill.md says"
 
 
 def test_it_goes_on_in_the_way_that_was_settled(tmp_path):
