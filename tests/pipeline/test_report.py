@@ -343,7 +343,8 @@ def test_a_recording_elsewhere_is_shown_once_it_is_linked_as_the_report_says(tmp
     (tmp_path / "outputs" / "trajectory").rename(tmp_path / "recording")
     (tmp_path / "outputs" / "set-recipe.yaml").unlink()
     text = Page(write_report([path], tmp_path / "report.html")).text
-    assert f"There is no '{tmp_path}/outputs/trajectory', so the recorded training is not shown. Link the" in text
+    assert f"There is no '{tmp_path}/outputs/trajectory', so the recorded training is not shown. Copy the" in text
+    assert "Copy the recording there, or make a symbolic link to it." in text
     (tmp_path / "outputs" / "trajectory").symlink_to(tmp_path / "recording")
     text = Page(write_report([path], tmp_path / "report.html")).text
     assert "Every point is a stage" in text and "so the recorded training is not shown" not in text

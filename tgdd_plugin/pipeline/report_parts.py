@@ -181,7 +181,8 @@ def _runs(report: SetReport, folder: Path) -> dict[Path, Run]:
     """The runs of the trajectory that the set was distilled from, if they are in that folder."""
     if not folder.is_dir():
         report.missing.append(
-            f"There is no '{folder}', so the recorded training is not shown. Link the recording there."
+            f"There is no '{folder}', so the recorded training is not shown. Copy the recording there, or make a "
+            f"symbolic link to it."
         )
         return {}
     try:
