@@ -42,7 +42,10 @@ def test_a_row_is_a_step_and_a_column_an_image(tmp_path: Path, channels: int) ->
     with Image.open(path) as picture:
         whole = np.asarray(picture).reshape(picture.height, picture.width, channels)
     top, left = whole.shape[0] - 9 * 15, whole.shape[1] - 9 * 28
-    np.testing.assert_array_equal(whole[top:, left:], pixels.repeat(9, 0).repeat(9, 1))
+    wanted = pixels.repeat(9, 0).repeat(9, 1)
+    wanted[[45, 90]] = 255
+    wanted[:, [63, 126, 189]] = 255
+    np.testing.assert_array_equal(whole[top:, left:], wanted, "white lines between the images, else their pixels")
     assert (whole[:, 0] == 255).all() and (whole[0] == 255).all()
     for row in range(3):
         assert whole[top + 45 * row : top + 45 * row + 45, :left].min() < 100, "its step"

@@ -120,6 +120,11 @@ def _labelled(
     draw = ImageDraw.Draw(picture)
     draw.text((left - GAP, top - GAP), "step", "black", font, "rs")
     high, wide = large.height / len(rows), large.width / len(columns)
+    if scale > 1:  # on the first of the pixels that each became, which read_strip() does not look at
+        for number in range(1, len(columns)):
+            draw.line([(left + number * wide, top), (left + number * wide, picture.height)], "white")
+        for number in range(1, len(rows)):
+            draw.line([(left, top + number * high), (picture.width, top + number * high)], "white")
     for number, row in enumerate(rows):
         draw.text((left - GAP, top + (number + 0.5) * high), row, "black", font, "rm")
     begin = 0
