@@ -180,12 +180,10 @@ def read_card(beton: str | Path) -> Card:
     try:
         text = read_bounded(path, CARD_SIZE, "card")
     except FileNotFoundError:
+        missing = f"The file '{beton}' has no card '{path.name}' beside it"
         if Path(beton).suffix != ".beton":
-            raise InputError(
-                f"The file '{beton}' is not a .beton with its card beside it. Name a .beton or, for tgdd show, a "
-                f"trajectory folder."
-            ) from None
-        raise InputError(f"The file '{beton}' has no card '{path.name}' beside it. Copy both files together.") from None
+            raise InputError(f"{missing}, and by its name it is no .beton. Name one.") from None
+        raise InputError(f"{missing}. Copy both files together.") from None
     try:
         content = parse_yaml(text)
     except ValueError as error:
