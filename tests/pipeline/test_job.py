@@ -137,7 +137,7 @@ OTHERS = [
     (["show", "nowhere"], "There is no 'nowhere'"),
     (["show", "hollow"], "has no recorded run (no */manifest.json). Train with TGDDCallback(folder='hollow') first."),
     (["show", "."], "has no recorded run (no */manifest.json). Name one of its .beton files (eight.beton), which tgdd"),
-    (["show", "hollow/train/cat/a.gif"], "has no card 'a.gif.yaml' beside it, and by its name it is no .beton. Name one"),
+    (["show", "hollow/train/cat/a.gif"], "has no card 'a.gif.yaml' beside it, and by its name it is no .beton"),
     (["report", "nowhere"], "There is no .beton or folder 'nowhere'"),
     (["report", "replayed"], "tgdd report takes no folder of a replay, got 'replayed'. Its scores are in scores.json"),
     (["report", "hollow"], "There is no folder with a .beton"),
