@@ -7,9 +7,9 @@ Each budget is a training of its own, by the recipe's protocol; passes are image
 many random images as it stores and as it decodes (others for each seed), as many by herding in the features of the
 trajectory's last stage, random images of other numbers, of which the best is told, and all images; with ``--mix``
 also trainings that spend a share of their passes on the file, or on as many random or herding's images, and the rest
-on all real ones. Rows are kept in
-``results.json`` as they are done, and the same command goes on; ``figure.svg`` beside it shows them. Nothing is chosen
-on the test images but, for the column that says so, the number of random images.
+on all real ones. Rows are kept in ``results.json`` as they are done, and the same command goes on; ``figure.svg``
+beside it shows them. Nothing is chosen on the test images but, for the column that says so, the number of random
+images.
 """
 
 from __future__ import annotations
@@ -78,26 +78,23 @@ def sets(
 ) -> Iterator[tuple[str, Callable[[int], Images]]]:
     """What networks are trained on for so many passes, by name; each is a function of the seed."""
     numbers, stored = set(sizes), set()
+    few: list[tuple[str, int, Callable[[int], Images]]] = []  # name, images of each class, and the images of a seed
     for path in files:
         images, card = read_beton(path), read_card(path)
         stored.add(card.images_per_class)
         numbers |= {card.images_per_class, card.images // len(card.classes)}
-        yield path.stem, lambda seed, images=images: images
-        for share in mixes:
-            yield mixed_name(path.stem, share), functools.partial(mixed_images, *images, real, passes, share)
-    named = [
-        (random_name(number), number, functools.partial(random_images, real, number)) for number in sorted(numbers)
-    ]
+        few.append((path.stem, card.images_per_class, lambda seed, images=images: images))
+    few += [(random_name(number), number, functools.partial(random_images, real, number)) for number in sorted(numbers)]
     for number in sorted(stored) if features else []:
 
         def chosen(seed: int, number: int = number) -> Images:
             index = herding(features(), real.labels.cpu(), number)
             return real.take(index), real.labels[index]
 
-        named.append((herding_name(number), number, chosen))
-    for name, number, take in named:
+        few.append((herding_name(number), number, chosen))
+    for name, number, take in few:
         yield name, take
-        for share in mixes if number in stored else []:  # what a part of the passes on any few images is worth
+        for share in mixes if number in stored else []:
 
             def mixed(seed: int, take: Callable[[int], Images] = take, share: float = share) -> Images:
                 return mixed_images(*take(seed), real, passes, share, seed)

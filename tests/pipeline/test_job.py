@@ -137,7 +137,10 @@ OTHERS = [
     (["show", "nowhere"], "There is no 'nowhere'"),
     (["show", "hollow"], "has no recorded run (no */manifest.json). Train with TGDDCallback(folder='hollow') first."),
     (["show", "."], "has no recorded run (no */manifest.json). Name one of its .beton files (eight.beton), which tgdd"),
-    (["show", "hollow/train/cat/a.gif"], "has no card 'a.gif.yaml' beside it, and by its name it is no .beton"),
+    (
+        ["show", "hollow/train/cat/a.gif"],
+        "has no card 'a.gif.yaml' beside it, and its name does not end in .beton. Name a .beton file.",
+    ),
     (["report", "nowhere"], "There is no .beton or folder 'nowhere'"),
     (["report", "replayed"], "tgdd report takes no folder of a replay, got 'replayed'. Its scores are in scores.json"),
     (["report", "hollow"], "There is no folder with a .beton"),

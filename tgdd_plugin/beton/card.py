@@ -182,7 +182,7 @@ def read_card(beton: str | Path) -> Card:
     except FileNotFoundError:
         missing = f"The file '{beton}' has no card '{path.name}' beside it"
         if Path(beton).suffix != ".beton":
-            raise InputError(f"{missing}, and by its name it is no .beton. Name one.") from None
+            raise InputError(f"{missing}, and its name does not end in .beton. Name a .beton file.") from None
         raise InputError(f"{missing}. Copy both files together.") from None
     try:
         content = parse_yaml(text)

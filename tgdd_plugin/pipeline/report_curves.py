@@ -71,7 +71,7 @@ def draw_log(columns: Mapping[str, Sequence[float]]) -> str | None:
 def draw_accuracies(series: Mapping[str, Sequence[Point]]) -> str | None:
     """Draws accuracy against the seconds of a training: the points of a name, with a line in the order of their passes.
 
-    There is no line where two of them are of equally many passes, as those of several sets may be.
+    No line is drawn where two points of a name have the same number of passes, as points of several sets may.
 
     Returns:
         An SVG element; ``None`` if fewer than two points have a time.

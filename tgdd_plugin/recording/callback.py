@@ -7,26 +7,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from composer.core import Callback, DataSpec, Event, State, Time
+from composer.core import Callback, Event, State, Time
 from composer.loggers import Logger
 from composer.utils import format_name_with_dist
 
 from tgdd_plugin.core.batches import images_and_labels
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import rank
-from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.classifiers import bare_network
 from tgdd_plugin.recording.announcing import announce_end, announce_start
 from tgdd_plugin.recording.batch_watch import BatchWatch, data_specs_of
-from tgdd_plugin.recording.data_introspection import find_augmentation, find_classes, find_normalization
+from tgdd_plugin.recording.data_introspection import find_classes
 from tgdd_plugin.recording.description import check_class_names
 from tgdd_plugin.recording.interval import check_loader, schedule
 from tgdd_plugin.recording.recorder import TrajectoryRecorder
 from tgdd_plugin.recording.run_folder import complete_at_end, on_rank_0, run_folder_of
 from tgdd_plugin.recording.settings import Dtype, OnError
 from tgdd_plugin.recording.trainer_state import (
-    describe_network,
+    describe_training,
     device_of,
     find_head_layers,
     is_language_model,
@@ -37,7 +36,6 @@ from tgdd_plugin.recording.trainer_state import (
     training_weights,
     unwrapped,
 )
-from tgdd_plugin.trajectory.manifest import Run
 
 
 class TGDDCallback(Callback):
@@ -193,7 +191,11 @@ class TGDDCallback(Callback):
             )
             return
         specs = data_specs_of(state.train_dataloader)
-        run = self._describe(state, head, heads[head].out_features, specs)
+        num_classes = heads[head].out_features
+        check_class_names(self.classes, num_classes, f"the head '{head}'")
+        names, covers = self._class_names(state, num_classes), self.recorder.safeguard.covers
+        run = describe_training(state, head, num_classes, names, self.normalization, specs, covers)
+        run.interval = self.interval
         with training_weights(state):
             self.recorder.start(
                 run,
@@ -292,29 +294,6 @@ class TGDDCallback(Callback):
         self._refused = True
         if rank() == 0:
             warnings.warn(f"nothing is recorded, training goes on: {reason}", stacklevel=2)
-
-    def _describe(self, state: State, head: str, num_classes: int, specs: Sequence[DataSpec]) -> Run:
-        """The manifest's head, with no stage yet; what a data set's attributes raise for when looked at is unknown."""
-        check_class_names(self.classes, num_classes, f"the head '{head}'")
-        transforms = [one for spec in specs for one in (spec.batch_transforms, spec.microbatch_transforms)]
-        loader, covers = state.train_dataloader, self.recorder.safeguard.covers
-        normalization, augmentation = self.normalization, None
-        with covers("looking for the normalization of the training data"):
-            normalization = normalization or find_normalization(loader, *transforms)
-        with covers("looking for the augmentation of the training data"):
-            augmentation = find_augmentation(loader, state.algorithms)
-        return Run(
-            name=state.run_name,
-            network=describe_network(state),
-            head=head,
-            num_classes=num_classes,
-            classes=self._class_names(state, num_classes),
-            mean=list(normalization.mean) if normalization else None,
-            std=list(normalization.std) if normalization else None,
-            interval=self.interval,
-            augmentation=augmentation,
-            versions=installed_versions("mosaicml"),
-        )
 
     def _class_names(self, state: State, num_classes: int) -> list[str] | None:
         with self.recorder.safeguard.covers("looking for the class names of the training data"):

@@ -72,7 +72,7 @@ class FirstImages:
         if isinstance(images, torch.Tensor) and images.dtype == torch.uint8:
             images = images.float()
         if isinstance(images, torch.Tensor) and images.ndim == 4 and images.is_floating_point():
-            if images.shape[1] not in (1, 3):  # by the key of the images, of which there is no more to say
+            if images.shape[1] not in (1, 3):  # the first warning about kept images is the only one
                 self._warn(
                     "exemplars",
                     f"the inputs have {images.shape[1]} channels: the run is recorded, but cannot be distilled into a "

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from composer.algorithms import EMA, CutMix, LabelSmoothing, MixUp
-from composer.core import Algorithm, State
+from composer.core import Algorithm, DataSpec, State
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tgdd_plugin.augmentation.algorithms import RandomCutMix
 from tgdd_plugin.core.batches import images_and_labels
+from tgdd_plugin.core.versions import installed_versions
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks.classifiers import WRAPPERS, bare_network
 from tgdd_plugin.networks.heads import head_candidates
 from tgdd_plugin.networks.surgery import note_surgery
+from tgdd_plugin.recording.data_introspection import find_augmentation, find_normalization
 from tgdd_plugin.recording.description import describe_module
+from tgdd_plugin.trajectory.manifest import Run
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -99,6 +103,45 @@ def describe_network(state: State) -> dict[str, Any]:
     algorithms = state.algorithms
     names = [type(algorithm).__name__ for algorithm in algorithms]
     return describe_module(network, sum(sizes), names, note_surgery(algorithms))
+
+
+def describe_training(
+    state: State,
+    head: str,
+    num_classes: int,
+    classes: list[str] | None,
+    normalization: Normalization | None,
+    specs: Sequence[DataSpec],
+    covers: Callable[[str], AbstractContextManager[None]],
+) -> Run:
+    """The manifest's head, with no stage yet; what a data set's attributes raise for when looked at is unknown.
+
+    Args:
+        state: The Trainer's.
+        head: The name of the network's head.
+        num_classes: Its outputs K.
+        classes: The names of the classes, if known.
+        normalization: What the inputs are normalized with, if the user gave it. Otherwise it is looked for.
+        specs: What the loader's batches go through.
+        covers: Covers looking at the training data, as :meth:`tgdd_plugin.recording.safeguard.Safeguard.covers` does.
+    """
+    transforms = [one for spec in specs for one in (spec.batch_transforms, spec.microbatch_transforms)]
+    augmentation = None
+    with covers("looking for the normalization of the training data"):
+        normalization = normalization or find_normalization(state.train_dataloader, *transforms)
+    with covers("looking for the augmentation of the training data"):
+        augmentation = find_augmentation(state.train_dataloader, state.algorithms)
+    return Run(
+        name=state.run_name,
+        network=describe_network(state),
+        head=head,
+        num_classes=num_classes,
+        classes=classes,
+        mean=list(normalization.mean) if normalization else None,
+        std=list(normalization.std) if normalization else None,
+        augmentation=augmentation,
+        versions=installed_versions("mosaicml"),
+    )
 
 
 def is_mixed(algorithms: Iterable[Algorithm]) -> bool:
