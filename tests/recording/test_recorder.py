@@ -242,7 +242,8 @@ def test_what_is_no_tensor_in_a_networks_state_is_passed_over(tmp_path):
     beton = tmp_path / "set.beton"
     distill(trajectory, None, beton, settings, network=build, device="cpu", progress_bar=False)
     how = {"trajectory": trajectory, "network": build, "device": "cpu", "progress_bar": False}
-    rows = evaluate(beton, Pictures(24), Pictures(24), {"baselines": ["random"]}, {"epochs": 2, "seeds": 1}, **how)
+    options = {"baselines": ["random"], "networks": []}
+    rows = evaluate(beton, Pictures(24), Pictures(24), options, {"epochs": 2, "seeds": 1}, **how)
     assert {(row.name, row.labels) for row in rows} >= {("distilled", "hard"), ("distilled", "soft")}
 
 
