@@ -6,7 +6,7 @@ import torch
 from composer import Callback
 from torch import nn
 
-from tgdd_plugin import DistillSettings, ImagePool, distill
+from tgdd_plugin import DistillSettings, ImagePool, InputError, distill
 from tgdd_plugin.networks import convnet
 
 SETTINGS = DistillSettings(
@@ -31,6 +31,16 @@ def tiny(channels: int = 3) -> nn.Module:
 def run(trajectory, pool, path, settings=SETTINGS, **options):
     options = {"device": "cpu", "progress_bar": False, **options}
     return distill(trajectory, pool, path, settings, **options)
+
+
+def is_kept(trajectory, pool, path, settings=SETTINGS):
+    """Whether ``distill()`` leaves a file as one of the same job, without any step; that of another it refuses."""
+    try:
+        run(trajectory, pool, path, settings, callbacks=[Crash(1)])
+    except InputError as error:
+        assert "is of another job" in str(error)
+        return False
+    return True
 
 
 class Crash(Callback):

@@ -19,13 +19,12 @@ from torch import nn
 from torchvision.models import resnet18
 
 from tests.common import refusal, streams
-from tests.patterned import SETTINGS, Crash, herding_by_hand, patterned, run, tiny
+from tests.patterned import SETTINGS, Crash, herding_by_hand, is_kept, patterned, run, tiny
 from tgdd_plugin import DistillSettings, ImagePool, InputError, RetrainSettings, read_card, retrain
 from tgdd_plugin.beton.card import card_path
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.distillation.distiller import is_distilled
 from tgdd_plugin.distillation.inputs import check_before_recording
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.sampling import Draws
@@ -224,16 +223,16 @@ def test_a_job_is_told_by_its_form_too(trajectory, pool, tmp_path):
     packing = replace(settings, packed=True)
     plain = run(trajectory, pool, tmp_path / "plain.beton", settings)
     packed = run(trajectory, pool, tmp_path / "packed.beton", packing)
-    asked = [is_distilled(path, trajectory, pool, job) for path in (plain, packed) for job in (settings, packing)]
+    asked = [is_kept(trajectory, pool, path, job) for path in (plain, packed) for job in (settings, packing)]
     assert asked == [True, False, False, True]
     # Files of a version that could not pack.
     for path in (plain, packed):
         content = yaml.safe_load(card_path(path).read_text())
         del content["method"]["packed"]
         card_path(path).write_text(yaml.safe_dump(content))
-    assert is_distilled(plain, trajectory, pool, settings)
-    assert not any(is_distilled(path, trajectory, pool, packing) for path in (plain, packed))
-    assert not is_distilled(plain, trajectory, pool, replace(settings, seed=1))
+    assert is_kept(trajectory, pool, plain, settings)
+    assert not any(is_kept(trajectory, pool, path, packing) for path in (plain, packed))
+    assert not is_kept(trajectory, pool, plain, replace(settings, seed=1))
 
 
 def test_the_form_may_change_while_a_job_is_stopped(trajectory, pool, tmp_path):
@@ -255,7 +254,7 @@ def test_fewer_classes_at_a_time_are_the_same_job(trajectory, pool, tmp_path):
     steps = Steps()
     path = run(trajectory, pool, tmp_path / "a.beton", few, callbacks=[steps])
     assert steps.seen == list(range(6, 13))
-    assert is_distilled(path, trajectory, pool, few) and is_distilled(path, trajectory, pool, SETTINGS)
+    assert is_kept(trajectory, pool, path, few) and is_kept(trajectory, pool, path, SETTINGS)
     before = path.read_bytes()
     assert run(trajectory, pool, path, callbacks=[Crash(1)]).read_bytes() == before
 

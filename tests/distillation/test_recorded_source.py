@@ -12,7 +12,7 @@ from composer import Callback, Logger, State
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.patterned import patterned, tiny
+from tests.patterned import is_kept, patterned, tiny
 from tgdd_plugin import DistillSettings, InputError, distill, read_card
 from tgdd_plugin.augmentation.dsa import augment
 from tgdd_plugin.beton.format import read_beton
@@ -20,7 +20,6 @@ from tgdd_plugin.cli import main
 from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.distillation.distiller import is_distilled
 from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.stage_bank import StageBank
@@ -75,10 +74,10 @@ def test_needs_the_trajectory_alone(trajectory, tmp_path):
     assert images.shape == (24, 3, 8, 8) and labels.bincount().tolist() == [8, 8, 8]
     assert card.method["source"] == "recorded" and card.method["augmentation"] == "color_crop_flip"
     assert card.classes == ["rows", "columns", "chess"] and card.real["images"] == 0
-    assert is_distilled(path, trajectory, None, SETTINGS)
-    assert not is_distilled(path, trajectory, None, replace(SETTINGS, seed=1))
+    assert is_kept(trajectory, None, path, SETTINGS)
+    assert not is_kept(trajectory, None, path, replace(SETTINGS, seed=1))
     free = replace(SETTINGS, source=None)
-    assert not is_distilled(path, trajectory, patterned(), free), "with real images at hand they are sampled"
+    assert not is_kept(trajectory, patterned(), path, free), "with real images at hand they are sampled"
 
 
 class TwoHeads(nn.Module):
@@ -223,7 +222,7 @@ def test_where_no_image_may_be_kept_it_starts_from_noise(tmp_path):
         run(bare, tmp_path / "a.beton")
     path = run(bare, tmp_path / "a.beton", replace(SETTINGS, start="noise"))
     assert read_card(path).real == {"images": 0, "fingerprint": None}
-    assert is_distilled(path, bare, None, replace(SETTINGS, start="noise"))
+    assert is_kept(bare, None, path, replace(SETTINGS, start="noise"))
 
 
 def test_real_images_may_serve_for_the_start_alone(trajectory, tmp_path):

@@ -24,7 +24,6 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.ranks import locked_on_rank_0, on_all_ranks
 from tgdd_plugin.core.seeding import forked_streams, keyed_generator
 from tgdd_plugin.core.settings import as_settings
-from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.calibration import calibrate
 from tgdd_plugin.distillation.checkpoints import checkpoint_folder, checkpoint_folders
@@ -32,7 +31,7 @@ from tgdd_plugin.distillation.compatibility import NetworkOrFactory, bare_networ
 from tgdd_plugin.distillation.distilled import Distilled
 from tgdd_plugin.distillation.evolution import Evolution
 from tgdd_plugin.distillation.execution import RunOptions, fit, halving, trainer_arguments
-from tgdd_plugin.distillation.finished import check_settings, find_difference, free_name, is_finished
+from tgdd_plugin.distillation.finished import check_settings, free_name, is_finished
 from tgdd_plugin.distillation.frozen_networks import FrozenNetworks, freeze_networks
 from tgdd_plugin.distillation.inputs import Inputs, resolve_inputs
 from tgdd_plugin.distillation.logs import DistillationLog
@@ -231,24 +230,3 @@ def _keep_last_finite(output: Path, synthetic: SyntheticImages, card: Card, step
     if dist.get_global_rank() == 0:
         write_result(kept, synthetic, card)
     return kept
-
-
-def is_distilled(
-    output: str | Path,
-    trajectory: Trajectory,
-    pool: ImagePool | None,
-    settings: DistillSettings,
-    *,
-    head: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> bool:
-    """Whether :func:`distill` has nothing left to do with the same arguments: ``output`` is whole and of this job."""
-    # What the images are like is otherwise worked out once, by distill(), which also removes what a kill left over.
-    if not Path(output).is_file() or checkpoint_folders(Path(output)):
-        return False
-    try:
-        inputs = resolve_inputs(trajectory, pool, settings, Normalization.of(mean, std))
-        return find_difference(output, result_card(inputs, head)) is None
-    except InputError:
-        return False

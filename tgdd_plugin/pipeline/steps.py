@@ -18,7 +18,7 @@ from tgdd_plugin.core.tables import text_table
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.compatibility import input_shape
-from tgdd_plugin.distillation.distiller import distill, is_distilled
+from tgdd_plugin.distillation.distiller import distill
 from tgdd_plugin.distillation.inputs import check_before_recording
 from tgdd_plugin.evaluation import comparison, tables
 from tgdd_plugin.evaluation.scorer import RANDOM, Row
@@ -128,13 +128,10 @@ def _distill(recipe: Recipe, data: Data) -> dict[str, Any]:
         for kind in trajectory.representative_runs.values():
             recorded_factory(kind.network)  # what cannot be built is found out before any image is read
     real = data()[0] if recipe.distill.reads_data else None
-    mean, std = recipe.data.mean, recipe.data.std
-    if is_distilled(recipe.beton, trajectory, real, recipe.distill, head=recipe.head, mean=mean, std=std):
-        print(f"distilled {recipe.beton}: already done, and kept as it is")
-        return {"file": recipe.beton, "already_done": True}
     shape, classes = real.shape if real else input_shape(trajectory.run), trajectory.run.num_classes
     given = [network_factory(recipe.network, shape, classes)] if recipe.network else []
-    with measured(costs_path(recipe.beton), "distill", keep=False):  # other steps' costs were of another set
+    before = _written(recipe.beton)
+    with measured(costs_path(recipe.beton), "distill", keep=False) as measure:  # other steps' costs were of another set
         path = distill(
             trajectory,
             real,
@@ -142,15 +139,24 @@ def _distill(recipe: Recipe, data: Data) -> dict[str, Any]:
             recipe.distill,
             network=[*given, *_extra_networks(recipe, shape, classes)] or None,
             head=recipe.head,
-            mean=mean,
-            std=std,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
             device=recipe.device,
             loggers=recipe.loggers,
             overwrite=recipe.overwrite,
             picture=recipe.beton.with_suffix(".png"),
         )
+        measure.worked = before != _written(recipe.beton)
+    if not measure.worked:
+        print(f"distilled {path}: already done, and kept as it is")
+        return {"file": recipe.beton, "already_done": True}
     print(f"distilled {path}, drawn in {path.with_suffix('.png').name}")
     return {"file": recipe.beton, "already_done": False, "picture": recipe.beton.with_suffix(".png")}
+
+
+def _written(file: Path) -> int | None:
+    """When a file was last written, in nanoseconds; ``None`` if there is none."""
+    return file.stat().st_mtime_ns if file.is_file() else None
 
 
 def _retrain(recipe: Recipe, data: Data) -> dict[str, Any]:
