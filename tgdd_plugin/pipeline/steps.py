@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,9 @@ from tgdd_plugin.pipeline.costs import costs_path, measured, recording_costs_pat
 from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.pipeline.finished_results import content_of, print_results
 from tgdd_plugin.pipeline.recipe import recipe_text
+from tgdd_plugin.pipeline.replay_step import check_replay, learn_tasks
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.recording.runs import is_foreign, record
-from tgdd_plugin.replay.learner import learn
-from tgdd_plugin.replay.policies import replay_policy
-from tgdd_plugin.replay.settings import memory_settings
-from tgdd_plugin.replay.tasks import split_classes
 from tgdd_plugin.trajectory.manifest import JOB, MANIFEST, Run
 from tgdd_plugin.trajectory.store import Trajectory
 
@@ -243,51 +240,8 @@ def _own_trajectory(recipe: Recipe) -> Trajectory | None:
 
 
 def _replay(recipe: Recipe, data: Data) -> dict[str, Any]:
-    path = check_writable(Path(recipe.output) / "scores.json")
-    before = content_of(path)
-    if recipe.extra_networks:
-        raise InputError(
-            f"`extra_networks` must be left out in a replay, whose one network goes on from task to task, got "
-            f"{len(recipe.extra_networks)} network(s). Leave them out."
-        )
-    real, test = data()
-    network = recipe.network or NetworkSettings()
-    mean, std = recipe.data.mean, recipe.data.std
-    if mean is None or std is None:
-        mean, std = real.statistics()
-    folder = Path(recipe.output)
-    # Packed, an image of the memory costs what a real one does, also with a factor.
-    settings = memory_settings(recipe.distill)
-    settings = replace(settings, packed=settings.factor > 1)
-    tasks, name = split_classes(real, test, recipe.replay), recipe.replay.policy
-    share, loggers = recipe.replay.real_share, recipe.loggers
-    policy = replay_policy(
-        name, tasks, settings, Normalization(mean, std), recipe.device, real_share=share, loggers=loggers
-    )
-    job: dict[str, Any] = {"data": asdict(recipe.data), "network": asdict(network), "policy": name}
-    if name in ("distilled", "hybrid"):
-        job["distill"] = asdict(settings)
-    if name == "hybrid":
-        job["real_share"] = share
-    scores = learn(
-        tasks,
-        lambda count: network_factory(network, real.shape, count)(),
-        folder,
-        policy,
-        settings.images_per_class,
-        recipe.record,
-        recipe.replay,
-        mean=mean,
-        std=std,
-        head=recipe.head,
-        job=job,
-        seed=recipe.seed,
-        device=recipe.device,
-        loggers=loggers,
-    )
-    write_whole(folder / "scores.md", scores.table() + "\n")
-    print(f"\n{scores.table(text_table)}\n")
-    return {**print_results(path, before), "rows": scores.rows, "seen": scores.seen, "figures": scores.figures()}
+    check_replay(recipe)
+    return learn_tasks(recipe, *data())
 
 
 def _nas(recipe: Recipe, data: Data) -> dict[str, Any]:
