@@ -1,4 +1,4 @@
-"""Items of data sets in the form that this package works with: uint8 images and class ids."""
+"""Data sets, and items of them, in the form that this package works with: uint8 images and class ids."""
 
 from __future__ import annotations
 
@@ -9,9 +9,60 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
 from tgdd_plugin.core.batches import IMAGES, LABELS, images_and_labels
-from tgdd_plugin.core.errors import InputError, printable, shown
+from tgdd_plugin.core.errors import InputError, brief, printable, shown
+from tgdd_plugin.data.allocation import allocate
+
+
+def read_items(dataset: Any, *, progress: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reads every item of a data set once, see :func:`to_pair`.
+
+    Args:
+        dataset: A data set with ``__len__`` and ``__getitem__``.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        uint8 images ``(N, C, H, W)`` and class ids ``(N,)``.
+
+    Raises:
+        InputError: If there is no item, or one cannot be read or used, or sizes differ.
+    """
+    count = len(dataset)
+    if count == 0:
+        raise InputError(f"The data set {type(dataset).__name__} is empty. Give at least one (image, label) pair.")
+    hidden = None if progress else True  # with None, tqdm draws on a terminal and not into a file
+    labels = torch.empty(count, dtype=torch.int64)
+    images: torch.Tensor | None = None
+    for i in tqdm(range(count), desc="reading images", unit="img", disable=hidden, leave=False):
+        try:
+            item = dataset[i]
+        except InputError:  # which says itself what is wrong with the item
+            raise
+        except Exception as error:  # the user's files and code can fail in any way
+            raise InputError(
+                f"Item {item_name(dataset, i)} of the data set cannot be read ({brief(error)}). Fix or remove it."
+            ) from error
+        image, labels[i] = to_pair(item, item_name(dataset, i))
+        if images is None:
+            images = allocate((count, *image.shape))
+        if image.shape != images.shape[1:]:
+            remedy = "Use, for example, torchvision's Resize and CenterCrop (image_size in a recipe)."
+            if len(image) != images.shape[1]:
+                remedy = "Convert all to colour, for example by PIL's convert('RGB'), or all to grayscale."
+            raise InputError(
+                f"All images must have one size, got image {item_name(dataset, i)} of {_size(image)} and the first of "
+                f"{_size(images[0])}. {remedy}"
+            )
+        images[i] = image
+    assert images is not None
+    return images, labels
+
+
+def _size(image: torch.Tensor) -> str:
+    channels, height, width = image.shape
+    return f"{height}x{width} (H x W) of {channels} channel(s)"
 
 
 def item_name(dataset: Any, position: int) -> str:

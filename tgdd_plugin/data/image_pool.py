@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from tgdd_plugin.core.checked_json import MOST_CLASSES
 from tgdd_plugin.core.class_names import as_names, number_names
-from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.gpu_memory import free_gpu_memory
 from tgdd_plugin.data.allocation import allocate
 from tgdd_plugin.data.batch_size import number_at_once
-from tgdd_plugin.data.conversion import item_name, to_pair
+from tgdd_plugin.data.conversion import read_items
 
 
 class ImagePool:
@@ -264,39 +263,7 @@ class ImagePool:
                 f"The images must be a map-style data set, with len() and dataset[i], got a {type(dataset).__name__}. "
                 f"Give the data set itself, such as that of a loader."
             )
-        count = len(dataset)
-        if count == 0:
-            raise InputError(f"The data set {type(dataset).__name__} is empty. Give at least one (image, label) pair.")
-        hidden = None if progress else True  # with None, tqdm draws on a terminal and not into a file
-        labels = torch.empty(count, dtype=torch.int64)
-        images: torch.Tensor | None = None
-        for i in tqdm(range(count), desc="reading images", unit="img", disable=hidden, leave=False):
-            try:
-                item = dataset[i]
-            except InputError:  # which says itself what is wrong with the item
-                raise
-            except Exception as error:  # the user's files and code can fail in any way
-                raise InputError(
-                    f"Item {item_name(dataset, i)} of the data set cannot be read ({brief(error)}). Fix or remove it."
-                ) from error
-            image, labels[i] = to_pair(item, item_name(dataset, i))
-            if images is None:
-                images = allocate((count, *image.shape))
-            if image.shape != images.shape[1:]:
-                remedy = "Use, for example, torchvision's Resize and CenterCrop (image_size in a recipe)."
-                if len(image) != images.shape[1]:
-                    remedy = "Convert all to colour, for example by PIL's convert('RGB'), or all to grayscale."
-                raise InputError(
-                    f"All images must have one size, got image {item_name(dataset, i)} of {_size(image)} and the first "
-                    f"of {_size(images[0])}. {remedy}"
-                )
-            images[i] = image
-        assert images is not None
+        images, labels = read_items(dataset, progress=progress)
         if classes is None and isinstance(named := getattr(dataset, "classes", None), list | tuple):
             classes = named  # a number or a mapping is something else
         return cls(images, labels, classes)
-
-
-def _size(image: torch.Tensor) -> str:
-    channels, height, width = image.shape
-    return f"{height}x{width} (H x W) of {channels} channel(s)"
