@@ -8,6 +8,7 @@ from torch import nn
 
 from tests.common import CLASSES, Pictures, differ, fit, manifest, recorded, tiny_network
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.data import batch_size
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.evaluation.soft_labels import find_teachers, predict_soft_labels
@@ -51,11 +52,12 @@ def by_hand(run_folders):
     return total.float()
 
 
-@pytest.mark.parametrize("batch_size", [512, 5, 1])
-def test_they_are_the_mean_of_what_the_last_stages_say(folder, batch_size):
+@pytest.mark.parametrize("at_once", [512, 5, 1])
+def test_they_are_the_mean_of_what_the_last_stages_say(folder, at_once, monkeypatch):
+    monkeypatch.setattr(batch_size, "MOST_AT_ONCE", at_once)
     network = tiny_network(5, norm=True, dropout=0.5).train()
     before, stream = copy.deepcopy(network), torch.get_rng_state()
-    labels = predict_soft_labels(Trajectory.open(folder), [network], IMAGES, Normalization(MEAN, STD), batch_size)
+    labels = predict_soft_labels(Trajectory.open(folder), [network], IMAGES, Normalization(MEAN, STD))
     torch.testing.assert_close(labels, by_hand([folder / "a", folder / "b"]), rtol=1e-4, atol=1e-6)
     assert labels.shape == (23, CLASSES) and labels.dtype == torch.float32 and not labels.requires_grad
     torch.testing.assert_close(labels.sum(1), torch.ones(23))

@@ -131,8 +131,8 @@ def check_once(key: str, values: Iterable[Any] | None) -> None:
         raise InputError(f"`{key}` must be a list with each value once, got {listed}. Leave the repeated one out.")
 
 
-UNITS = {"ep": "epochs", "ba": "batches", "sp": "samples", "tok": "tokens", "sec": "seconds", "dur": "a share of it"}
-"""Composer's units of time, without iterations."""
+UNITS = ("ep", "ba", "sp", "tok", "sec", "dur")
+"""Composer's units of time, without iterations: epochs, batches, samples, tokens, seconds, a share of the training."""
 
 
 def check_time(key: str, value: str, units: Iterable[str] = UNITS) -> None:

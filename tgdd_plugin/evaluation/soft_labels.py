@@ -36,7 +36,6 @@ def predict_soft_labels(
     networks: Sequence[nn.Module],
     images: torch.Tensor,
     normalization: Normalization,
-    batch_size: int = 512,
 ) -> torch.Tensor:
     """Predicts class probabilities of images by the last finite stage of every run, averaged over the runs.
 
@@ -48,7 +47,6 @@ def predict_soft_labels(
             weights do not matter and stay as they are.
         images: uint8, ``(N, C, H, W)``, on any device; the network is called there.
         normalization: What the images are normalized with.
-        batch_size: The number of images of each forward pass, see :class:`StageOutputs`. Default: ``512``.
 
     Returns:
         float32 of shape ``(N, K)``, on the CPU, in rows that sum to 1.
@@ -56,6 +54,6 @@ def predict_soft_labels(
     Raises:
         InputError: If a network does not fit the trajectory, no stage of a run is finite, or its output is not.
     """
-    outputs = StageOutputs(trajectory, networks, normalization, images.device, batch_size)
+    outputs = StageOutputs(trajectory, networks, normalization, images.device)
     lasts = ((folder, *last_finite(trajectory, folder)) for folder in trajectory.runs)
     return torch.stack([outputs(*last, images) for last in lasts]).mean(0)

@@ -29,8 +29,6 @@ class StageOutputs:
             weights do not matter and stay as they are.
         normalization: What the images are normalized with.
         device: Where the networks are called.
-        batch_size: The number of images of each forward pass; of more than 32 pixels there are at most as many as
-            :func:`tgdd_plugin.data.batch_size.number_at_once` says. Default: ``512``.
     """
 
     def __init__(
@@ -39,11 +37,10 @@ class StageOutputs:
         networks: Sequence[nn.Module],
         normalization: Normalization,
         device: torch.device,
-        batch_size: int = 512,
     ) -> None:
         self.networks = [copy.deepcopy(network).to(device).eval() for network in networks]
         self.numbers = trajectory.architectures
-        self.normalization, self.device, self.batch_size = normalization, device, batch_size
+        self.normalization, self.device = normalization, device
 
     @torch.no_grad()
     def __call__(
@@ -63,8 +60,7 @@ class StageOutputs:
         where, network = f"stage '{folder / stage.file}'", self.networks[self.numbers[folder]]
         put_weights(network, {name: weights[spelt] for name, spelt in fit_names(weights, network, where).items()})
         parts = []
-        count = min(self.batch_size, number_at_once(*images.shape[-2:]))
-        for index in torch.arange(len(images)).split(count):
+        for index in torch.arange(len(images)).split(number_at_once(*images.shape[-2:])):
             pixels = images.take(index) if isinstance(images, ImagePool) else images[index.to(images.device)]
             parts.append(network(self.normalization(pixels.to(self.device))).softmax(1).float().cpu())
         outputs = torch.cat(parts)

@@ -17,22 +17,18 @@ as those of 5/9 of its batches, equally weighted."""
 class ClassMeans:
     """Means of φ(x) over each class' images since the last stage, in which recent batches count more.
 
-    Batch i of t has weight (i/t)^p (polynomial-decay averaging; Shamir and Zhang, ICML 2013). So the means belong to
-    the network as it is now, and nothing need be known of the interval beforehand. All batches are counted by i and t,
-    also those whose images are not.
+    Batch i of t has weight (i/t)^p, p = :data:`POWER` (polynomial-decay averaging; Shamir and Zhang, ICML 2013). So the
+    means belong to the network as it is now, and nothing need be known of the interval beforehand. All batches are
+    counted by i and t, also those whose images are not.
 
     A batch comes in parts, its microbatches, between :meth:`begin_pass` and :meth:`end_pass`, and counts from
     :meth:`commit` on. A pass that was broken off, as when memory ran out, does not count; of several whole ones the
     first does (SAM's second pass sees other weights).
 
     Sums are float32, (K, D), on one device, and nothing waits for it before :meth:`take`.
-
-    Args:
-        power: p. Default: :data:`POWER`.
     """
 
-    def __init__(self, power: float = POWER) -> None:
-        self.power = power
+    def __init__(self) -> None:
         self.batches = 0
         self.problem: str | None = None
         self._sums = torch.zeros(0, 0)
@@ -91,7 +87,7 @@ class ClassMeans:
     def commit(self) -> None:
         """The batch is over, and trained on."""
         self.batches += 1
-        older = ((self.batches - 1) / self.batches) ** self.power
+        older = ((self.batches - 1) / self.batches) ** POWER
         self._sums.mul_(older).add_(self._pending_sums)
         self._counts.mul_(older).add_(self._pending_counts)
         self._whole = False
