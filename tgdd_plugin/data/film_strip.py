@@ -95,7 +95,8 @@ def write_strip(
     pixels = pixels.reshape(len(steps) * size[0], -1, pixels.shape[-1])
     scale = max(1, round(SEEN / max(size)))
     columns = [classes[label] for label in labels]
-    picture, left, top = _labelled(Image.fromarray(pixels.squeeze(2).numpy()), scale, steps, columns)
+    large = _enlarged(Image.fromarray(pixels.squeeze(2).numpy()), scale, len(steps), len(columns))
+    picture, left, top = _labelled(large, steps, columns)
     text = PngImagePlugin.PngInfo()
     notes = {"Title": note_of(images), "steps": steps, "labels": list(labels), "pixels": [left, top, scale]}
     for key, value in notes.items():
@@ -104,27 +105,31 @@ def write_strip(
     return Path(path)
 
 
-def _labelled(
-    pixels: Image.Image, scale: int, steps: Sequence[int], columns: Sequence[str]
-) -> tuple[Image.Image, int, int]:
-    """Pixels enlarged by ``scale``, with words; and how far from the left and the top they begin."""
+def _enlarged(pixels: Image.Image, scale: int, rows: int, columns: int) -> Image.Image:
+    """Pixels enlarged by ``scale``, with white lines between the images."""
+    large = pixels.resize((pixels.width * scale, pixels.height * scale), Image.Resampling.NEAREST)
+    if scale > 1:  # on the first of the pixels that each became, which read_strip() does not look at
+        draw = ImageDraw.Draw(large)
+        for x in range(large.width // columns, large.width, large.width // columns):
+            draw.line([(x, 0), (x, large.height)], "white")
+        for y in range(large.height // rows, large.height, large.height // rows):
+            draw.line([(0, y), (large.width, y)], "white")
+    return large
+
+
+def _labelled(large: Image.Image, steps: Sequence[int], columns: Sequence[str]) -> tuple[Image.Image, int, int]:
+    """Images with words beside them; and how far from the left and the top they begin."""
     from tgdd_plugin.core.figures import font_path  # loads matplotlib, which takes a second
 
     font = ImageFont.truetype(font_path(), LETTERS)
     rows = [f"{step:,}" for step in steps]
     left = GAP * 2 + round(max(map(font.getlength, ["step", *rows])))
     top = GAP * 2 + LETTERS
-    large = pixels.resize((pixels.width * scale, pixels.height * scale), Image.Resampling.NEAREST)
-    picture = Image.new(pixels.mode, (left + large.width, top + large.height), "white")
+    picture = Image.new(large.mode, (left + large.width, top + large.height), "white")
     picture.paste(large, (left, top))
     draw = ImageDraw.Draw(picture)
     draw.text((left - GAP, top - GAP), "step", "black", font, "rs")
     high, wide = large.height / len(rows), large.width / len(columns)
-    if scale > 1:  # on the first of the pixels that each became, which read_strip() does not look at
-        for number in range(1, len(columns)):
-            draw.line([(left + number * wide, top), (left + number * wide, picture.height)], "white")
-        for number in range(1, len(rows)):
-            draw.line([(left, top + number * high), (picture.width, top + number * high)], "white")
     for number, row in enumerate(rows):
         draw.text((left - GAP, top + (number + 0.5) * high), row, "black", font, "rm")
     begin = 0
