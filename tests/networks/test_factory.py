@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from tgdd_plugin import networks
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.networks.convnets import ACTIVATIONS, NORMS, POOLINGS, convnet
 from tgdd_plugin.networks.densenets import densenet121
@@ -18,6 +19,7 @@ from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.networks.noted_class import class_name
 from tgdd_plugin.networks.resnet_ap import BasicBlockAP, resnet_ap10
 from tgdd_plugin.networks.resnets import RESNET_NORMS, resnet10, resnet18
+from tgdd_plugin.networks.settings import OWN as NAMES
 from tgdd_plugin.networks.vision_transformers import vit
 
 NARROW: dict[Callable[..., nn.Module], dict[str, Any]] = {
@@ -90,6 +92,10 @@ def test_the_head_is_found_and_gets_the_features(name: str, head: str, features:
     got, logits = FeatureNetwork(net, head)(weights, images)
     assert got.shape == (2, features) and logits.shape == (2, 12)
     torch.testing.assert_close(net.get_submodule(head)(got), logits)
+
+
+def test_a_recipe_knows_the_names_that_there_are() -> None:
+    assert tuple(OWN) == NAMES and sorted(networks.__all__) == sorted(["described", *NAMES])
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -68,14 +68,8 @@ densenet121 = described(densenets.densenet121)
 vit = described(vision_transformers.vit)
 
 
-OWN = {
-    "convnet": convnet,
-    "resnet10": resnet10,
-    "resnet18": resnet18,
-    "resnet_ap10": resnet_ap10,
-    "densenet121": densenet121,
-    "vit": vit,
-}
+OWN = {each.__name__: each for each in (convnet, resnet10, resnet18, resnet_ap10, densenet121, vit)}
+"""The factories of this package's networks by name; :data:`tgdd_plugin.networks.settings.OWN` has the names alone."""
 
 
 def find_factory(name: str, key: str = "network") -> Callable[..., nn.Module]:
