@@ -1,4 +1,4 @@
-"""Time and memory that work takes: measured, and in words."""
+"""Time and memory: what work takes of them, measured and in words, and what there is of a GPU's to take."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def peak_memory() -> int:
     """The most bytes of memory that this process has held so far."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
+
+
+def free_gpu_memory(device: torch.device) -> int:
+    """Returns the bytes of a GPU that this process can still take: those that are free, and those that it caches."""
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def in_words(seconds: float, digits: int = 0) -> str:

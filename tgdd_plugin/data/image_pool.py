@@ -13,7 +13,7 @@ import torch
 from tgdd_plugin.core.checked_json import MOST_CLASSES
 from tgdd_plugin.core.class_names import as_names, number_names
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.core.gpu_memory import free_gpu_memory
+from tgdd_plugin.core.usage import free_gpu_memory
 from tgdd_plugin.data.allocation import allocate
 from tgdd_plugin.data.batch_size import number_at_once
 from tgdd_plugin.data.conversion import read_items

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tgdd_plugin.core.gpu_memory import free_gpu_memory
+from tgdd_plugin.core.usage import free_gpu_memory
 
 
 def even_part(count: int, limit: int | None) -> int:
