@@ -9,15 +9,17 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.docs.blocks import PAGES, ROOT, Block, blocks_of
 from tests.docs.objects import example_names
-from tgdd_plugin import cli
+from tgdd_plugin import DistillSettings, cli
 from tgdd_plugin.data.settings import NAMES
-from tgdd_plugin.distillation import settings as distillation
+from tgdd_plugin.distillation.settings import SizedSettings
 from tgdd_plugin.evaluation import settings as evaluation
 from tgdd_plugin.pipeline.job import read_job
 from tgdd_plugin.pipeline.recipe import read_recipe
@@ -54,8 +56,12 @@ LARGE = set(NAMES) - {"digits", "image_folder", "beton"}
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = distillation.usual
-    monkeypatch.setattr(distillation, "usual", lambda *size: usual(*size) | {"steps": 2})
+    resolve = DistillSettings.sized
+
+    def sized(settings: DistillSettings, *size: Any) -> SizedSettings:
+        return resolve(settings if settings.budget or settings.steps else replace(settings, steps=2), *size)
+
+    monkeypatch.setattr(DistillSettings, "sized", sized)
     monkeypatch.setattr(evaluation, "FAST_EPOCHS", 1)
 
 

@@ -20,11 +20,8 @@ QUARTERED = 28
 """Pixels from which on the side of an image can be divided by four, likewise."""
 
 
-def usual(sides: int | Sequence[int] | None = None, images_per_class: int | None = None) -> dict[str, Any]:
-    """The size of a set where no budget is given, which is that of the paper's first tables, and how it is distilled.
-
-    The paper takes 10,000 steps of a constant rate from any images. From herding's choice and by a rate that falls, a
-    tenth of them comes close, by the figures in ``benchmarks/README.md``, and takes minutes on a CPU.
+def usual_factor(sides: int | Sequence[int] | None = None, images_per_class: int | None = None) -> int:
+    """The factor of a set where neither a budget nor a factor is given.
 
     Args:
         sides: Side of the images in pixels, or both. Default: ``None``, where it is not known yet, as if it was an
@@ -32,16 +29,9 @@ def usual(sides: int | Sequence[int] | None = None, images_per_class: int | None
         images_per_class: The number of images of each class that was asked for. Default: ``None``, none was.
     """
     both = [sides] if isinstance(sides, int) else list(sides or ())
-    factor = 2 if all(side >= SMALL and side % 2 == 0 for side in both) else 1
     if images_per_class == 1 and both and all(side >= QUARTERED and side % 4 == 0 for side in both):
-        factor = 4  # sixteen small images teach more than four
-    return {
-        "images_per_class": 10,
-        "factor": factor,
-        "start": "herding",
-        "steps": 1000,
-        "schedule": "linear",
-    }
+        return 4  # sixteen small images teach more than four
+    return 2 if all(side >= SMALL and side % 2 == 0 for side in both) else 1
 
 
 def sized(passes: int, classes: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.settings import Count, Flag, Name, NonNegative, Seed, check_once, check_time, settings_class
-from tgdd_plugin.distillation.budgets import sized, usual
+from tgdd_plugin.distillation.budgets import sized, usual_factor
 
 Start = Literal["real", "mix", "herding", "noise"]
 Source = Literal["sampled", "exemplars", "recorded"]
@@ -134,9 +134,12 @@ class DistillSettings:
             classes: The number of classes to distill.
             sides: Side of the images in pixels, or both. Default: ``None``, where it is not known yet.
         """
-        defaults = sized(self.budget, classes) if self.budget else usual(sides, self.images_per_class)
-        own = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return SizedSettings(**{**own, **{name: value for name, value in defaults.items() if own[name] is None}})
+        if self.budget:
+            defaults = sized(self.budget, classes)
+        else:
+            defaults = {"factor": usual_factor(sides, self.images_per_class)}
+        own = {name: value for name in self.__dataclass_fields__ if (value := getattr(self, name)) is not None}
+        return SizedSettings(**{**defaults, **own})
 
     def resolved(
         self,
@@ -179,6 +182,10 @@ class DistillSettings:
 @settings_class
 class SizedSettings(DistillSettings):
     """The settings of a distillation whose size is settled: see :meth:`DistillSettings.sized`.
+
+    The defaults are those where no budget is given: the size of the paper's first tables, and a tenth of its 10,000
+    steps of a constant rate from any images. From herding's choice and by a rate that falls, these come close, by the
+    figures in ``benchmarks/README.md``, and take minutes on a CPU.
 
     Raises:
         InputError: As :class:`DistillSettings`.

@@ -126,7 +126,7 @@ class TrajectoryRecorder:
             self._drop_sums()
         heads = heads or head_candidates(network, run.num_classes, run.head)
         position = self.last_batch, self._due_so_far
-        found = take_over(self.run_folder, run, self._lock, heads, self.batches, position, self.options)
+        found = take_over(self.run_folder, run, heads, self.batches, position, self.options, self._lock)
         self.run, self.network = run, network
         if found[0] != self.last_batch:
             self._drop_sums()  # what the checkpoint had added up is part of the last stage, or of none that is kept

@@ -81,8 +81,31 @@ def on_rank_0(folder: Path, work: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
-def take_over(folder: Path, run: Run, lock: ExitStack, *arguments: Any) -> tuple[int, int]:
-    """Locks a run's folder for as long as ``lock`` stays open, then does what :func:`_take_over` says. Collective.
+def take_over(
+    folder: Path,
+    run: Run,
+    heads: Mapping[str, nn.Linear],
+    batch: int,
+    position: tuple[int, int],
+    options: StageSettings,
+    lock: ExitStack,
+) -> tuple[int, int]:
+    """Locks a run's folder, and takes over what an earlier part of the same run left in it. Collective.
+
+    What came later than ``batch`` is removed.
+
+    Args:
+        folder: The run's folder.
+        run: The manifest of the run as it begins or goes on, which gets the earlier stages.
+        heads: The layers that can be the head; an earlier part of the run found out which of them is.
+        batch: Batches trained on before.
+        position: Where a checkpoint says that the run stood: the batch of the last stage (-1: none), and how many
+            stages were due.
+        options: Whether exemplars are kept, and whether a complete recording of the same run is replaced.
+        lock: What holds the folder's lock from here on; an earlier recording's is released.
+
+    Returns:
+        Where the run stands, as ``position``.
 
     Raises:
         InputError: If another process records into the folder, or the run is already recorded.
@@ -92,12 +115,12 @@ def take_over(folder: Path, run: Run, lock: ExitStack, *arguments: Any) -> tuple
         lock.close()  # of an earlier recording by the same recorder
         with ExitStack() as held:
             held.enter_context(locked(folder))
-            position = _take_over(folder, run, *arguments)
+            found = _take_over(folder, run, heads, batch, position, options)
             lock.push(held.pop_all())
-        return position, run.head, run.num_classes
+        return found, run.head, run.num_classes
 
-    position, run.head, run.num_classes = on_rank_0(folder, take)
-    return position
+    found, run.head, run.num_classes = on_rank_0(folder, take)
+    return found
 
 
 def _take_over(
@@ -108,23 +131,7 @@ def _take_over(
     position: tuple[int, int],
     options: StageSettings,
 ) -> tuple[int, int]:
-    """Takes over what an earlier part of the same run left in its folder, up to ``batch``; removes what came later.
-
-    Args:
-        folder: The run's folder.
-        run: The manifest of the run as it begins or goes on, which gets the earlier stages.
-        heads: The layers that can be the head; an earlier part of the run found out which of them is.
-        batch: Batches trained on before.
-        position: Where a checkpoint says that the run stood: the batch of the last stage (-1: none), and how many
-            stages were due.
-        options: Whether exemplars are kept, and whether a complete recording of the same run is replaced.
-
-    Returns:
-        Where the run stands.
-
-    Raises:
-        InputError: If the run is already recorded.
-    """
+    """What :func:`take_over` does in a locked folder, on one rank."""
     if (folder / MANIFEST).is_file() and not (batch == 0 and options.overwrite):
         earlier = Run.read(folder)
         if batch == 0 and earlier.complete:
