@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "write a report of a job, or of several beside each other, as one HTML file"
     report = steps.add_parser("report", help=text, description=text)
     report.add_argument("path", nargs="+", help="folder of a job, or .beton")
-    report.add_argument("--output", metavar="HTML", help="where to (default: report.html in the first folder)")
+    report.add_argument("--output", metavar="HTML", help="a name in .html (default: report.html in the first folder)")
     report.set_defaults(call=_report)
     text = "print the lines that make a shell complete subcommands, recipes and keys"
     completion = steps.add_parser("completion", help=text, description=f"{text}. {COMPLETION}")
@@ -227,8 +227,10 @@ def _init(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from tgdd_plugin.pipeline.file_checks import find_sets
+    from tgdd_plugin.pipeline.file_checks import check_ending, find_sets
 
+    if options.output:
+        check_ending("--output", options.output, (".html", ".htm"))
     for path in options.path:
         find_sets(Path(path))  # before torch and matplotlib are loaded, which takes seconds
     from tgdd_plugin.pipeline.report import write_report
@@ -247,8 +249,11 @@ def _schema(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     from tgdd_plugin.beton.card import read_card
     from tgdd_plugin.pipeline import show
+    from tgdd_plugin.pipeline.file_checks import check_ending
     from tgdd_plugin.trajectory.store import Trajectory
 
+    if options.picture:
+        check_ending("--picture", options.picture, (".png", ".svg"))
     path = Path(options.path)
     if path.is_dir():
         trajectory = Trajectory.open(path, least=0)  # also at the start of a recording, or after one that failed

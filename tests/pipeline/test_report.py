@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tgdd_plugin import InputError, cli
-from tgdd_plugin.beton.card import Card, read_card
+from tgdd_plugin.beton.card import Card, card_path, read_card
 from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.data.film_strip import write_strip
@@ -351,13 +351,27 @@ def test_a_recording_elsewhere_is_shown_once_it_is_linked_as_the_report_says(tmp
 
 
 def test_a_report_or_picture_that_cannot_be_written_is_told_by_its_name(tmp_path: Path, capsys) -> None:
-    path, where = job(tmp_path), tmp_path / "plain" / "x"
+    path, where = job(tmp_path), tmp_path / "plain" / "x.html"
     (tmp_path / "plain").touch()
     for command in (["report", f"{path}", "--output", f"{where}"], ["show", f"{path}", "--picture", f"{where}.png"]):
         assert cli.main(command) == 2
         assert f"tgdd: Cannot write '{where}" in (told := capsys.readouterr().err) and "Choose an output path" in told
     assert cli.main(["report", str(path), "--output", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"tgdd: '{tmp_path}' is a folder. Name a file in it.\n"
+
+
+@pytest.mark.parametrize("step", ["report", "show"])
+def test_no_set_is_replaced_by_its_report_or_picture(tmp_path: Path, capsys, step: str) -> None:
+    path = job(tmp_path)
+    before = {each: each.read_bytes() for each in tmp_path.iterdir() if each.is_file()}
+    option, endings = {"report": ("--output", ".html or .htm"), "show": ("--picture", ".png or .svg")}[step]
+    for name in (path, card_path(path), tmp_path / "set"):
+        assert cli.main([step, str(path), option, str(name)]) == 2
+        told = capsys.readouterr()
+        assert told.out == "" and told.err.startswith(f"tgdd: `{option}` must end in {endings}, got '{name}'. Give a ")
+    assert {each: each.read_bytes() for each in tmp_path.iterdir() if each.is_file()} == before
+    other = tmp_path / ("b.HTM" if step == "report" else "b.PNG")
+    assert cli.main([step, str(path), option, str(other)]) == 0 and other.is_file()
 
 
 def test_several_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tgdd_plugin.beton.card import card_path, read_card
@@ -91,6 +91,22 @@ def find_sets(path: Path) -> list[Path]:
             return [path / f"{path.resolve().name}.beton"]
     what = "folder with a .beton and its card, or a recording," if path.is_dir() else ".beton or folder"
     raise InputError(f"There is no {what} '{path}'. Name what tgdd run or tgdd distill wrote.")
+
+
+def check_ending(option: str, path: str, endings: Sequence[str]) -> None:
+    """Checks that a file to be written has the ending of its kind: a set's own name, given again, would be replaced.
+
+    Args:
+        option: The option of the command line.
+        path: What was given.
+        endings: The endings that it may have.
+
+    Raises:
+        InputError: If it has another one. What is said of a folder is left to whatever writes the file.
+    """
+    if Path(path).suffix.lower() not in endings and not Path(path).is_dir():
+        wanted, example = " or ".join(endings), f"{Path(path).stem}{endings[0]}"
+        raise InputError(f"`{option}` must end in {wanted}, got '{path}'. Give a name such as '{example}'.")
 
 
 def _has_runs(folder: Path) -> bool:
