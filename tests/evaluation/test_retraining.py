@@ -1,7 +1,9 @@
 """Retraining: the figures are what was measured, of every seed, and nothing is chosen on the test images."""
 
+import errno
 import json
 import math
+import os
 import statistics
 from dataclasses import replace
 
@@ -504,6 +506,26 @@ def test_rows_that_came_meanwhile_stay_and_a_replaced_file_gets_none(file, tmp_p
     with pytest.raises(InputError, match="was replaced during training"):
         retrain(file, TEST, one, results=tmp_path / "results.json", progress_bar=False, overwrite=True)
     assert read_card(file).accuracy == []
+
+
+def test_rows_outlast_a_card_that_cannot_be_written(file, tmp_path, trained, monkeypatch):
+    """As in a folder that may only be read, or on a full disk; the results file has them."""
+    card, results = card_path(file), tmp_path / "results.json"
+    before = card.read_bytes()
+
+    def refuse(self, beton):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(beton.with_name(".x.tmp")))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Card, "write", refuse)
+        with pytest.warns(UserWarning, match="did not get the accuracies") as told:
+            rows = retrain(file, TEST, QUICK, real=REAL, results=results, progress_bar=False)
+    assert [str(each.message) for each in told] == [f"the card '{card}' did not get the accuracies: Permission denied"]
+    assert told[0].filename == __file__ and card.read_bytes() == before
+    assert [row["name"] for row in json.loads(results.read_text())["rows"]] == [row.name for row in rows]
+    trained.clear()
+    again = retrain(file, TEST, QUICK, real=REAL, results=results, progress_bar=False)
+    assert not trained and again == rows and len(read_card(file).accuracy) == 1, "once it can, nothing is trained again"
 
 
 @pytest.mark.parametrize("option", [{"seeds": 0}, {"full_epochs": -1}, {"epochs": 0}, {"cutmix": 1.5}])

@@ -63,7 +63,7 @@ def retrain(
     """Trains fresh networks on a ``.beton`` and scores them at the last epoch; nothing is chosen on the test set.
 
     Args:
-        file: The ``.beton``, as it ships, its card beside it. The card gets the accuracies.
+        file: The ``.beton``, as it ships, its card beside it. The card gets the accuracies, if it can be written.
         test: Real test images: an :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset` takes.
         settings: How networks are trained, and how many. Default: ``RetrainSettings()``;
             a mapping of its keys will do.
@@ -140,7 +140,7 @@ def evaluate(
     """Scores a ``.beton`` beside its baselines, on several architectures; the same call goes on where one stopped.
 
     Args:
-        file: The ``.beton``, its card beside it. The card gets the accuracies.
+        file: The ``.beton``, its card beside it. The card gets the accuracies, if it can be written.
         test: Real test images: an :class:`ImagePool`, or any data set :meth:`ImagePool.from_dataset` takes.
         real: The real training images, in the same form.
         settings: Which rows the table has. Default: ``EvaluateSettings()``; a mapping of its keys will do.

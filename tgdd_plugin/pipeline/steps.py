@@ -201,7 +201,7 @@ def _compare(
             overwrite=recipe.overwrite,
         )
         measure.worked = before != content_of(results)
-    print(f"\n{table(rows)}\n")
+        print(f"\n{table(rows)}\n")  # before the cost is noted, for which there may be no room
     if _no_better_than_random(rows):
         print(
             "As many random images do as well. More steps (distill.steps), a longer recording or another number of "
