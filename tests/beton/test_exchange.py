@@ -241,10 +241,30 @@ def test_what_is_clamped_is_told(tmp_path):
     words = f"{share:.2g} % of the values, by 0.5 on average and 0.75 at most"
     with pytest.warns(UserWarning, match="lay outside") as told:
         back = import_tensors(source, tmp_path / "back.beton", mean=MEAN, std=STD)
-    assert str(told[0].message) == f"{words} of '{source}' lay outside [0, 1] and were clamped"
+    assert str(told[0].message) == (
+        f"{words} of '{source}' lay outside [0, 1] and were clamped; by their values, they were taken for normalized "
+        f"images: give normalised=False if they are pixels"
+    )
     assert told[0].filename == __file__
     assert read_card(back).method["clamped"] == words
     assert torch.equal(read_beton(back)[0], pixels.clamp(0, 1).mul(255).round().to(torch.uint8))
+
+
+def test_how_images_were_read_is_told_with_how_to_have_it_otherwise(tmp_path, capfd):
+    """Bright images, normalized by 0.5 and 0.5, look like pixels of which a few overshoot."""
+    noise = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    bright = (0.72 + 0.12 * noise).clamp(0, 1)
+    source, output = saved(tmp_path / "x.pt", [2 * bright - 1, torch.arange(20) // 10]), tmp_path / "back.beton"
+    halves = {"mean": [0.5] * 3, "std": [0.5] * 3, "overwrite": True}
+    with pytest.warns(UserWarning, match="taken for pixels: give normalised=True if they are normalized$"):
+        import_tensors(source, output, **halves)
+    with pytest.warns(UserWarning, match="and were clamped$"):  # as was said
+        import_tensors(source, output, normalised=False, **halves)
+    command = ["import", str(source), str(output), "--overwrite", *["--mean"] + 3 * ["0.5"], *["--std"] + 3 * ["0.5"]]
+    assert cli.main(command) == 0
+    assert capfd.readouterr().err.endswith("were taken for pixels: add --normalised if they are\n")
+    assert cli.main([*command, "--normalised"]) == 0
+    assert capfd.readouterr().err == "" and torch.equal(read_beton(output)[0], bright.mul(255).round().to(torch.uint8))
 
 
 def test_pixels_that_overshoot_are_not_taken_for_normalised_ones(tmp_path):

@@ -45,6 +45,11 @@ LEEWAY = 0.25
 about half do, of pixels that were never clamped few."""
 
 
+AS_PIXELS = "give normalised=False if they are pixels"
+AS_NORMALIZED = "give normalised=True if they are normalized"
+"""How to have images read the other way, as an argument of :func:`import_tensors`."""
+
+
 _PIXEL_TYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -64,7 +69,8 @@ def import_tensors(
     """Writes a distilled set of other code as a ``.beton`` and its card, sorted by class.
 
     A ``.beton`` holds pixels, so what lies outside [0, 1] is clamped: the images of DC, DM and MTT do. How much that
-    changes is noted in the card's ``method``, and a warning says it.
+    changes is noted in the card's ``method``, and a warning says it, with how the images were read where ``normalised``
+    was not given.
 
     ❗ ZCA-whitened images (MTT and DATM with ``--zca``) are not pixels, and no mean and std turns them into pixels;
     their values do not show it. Give the ``images_zca_<step>.pt`` that such a run saves beside them, which are pixels
@@ -107,7 +113,7 @@ def import_tensors(
     order = labels.ids.argsort(stable=True)
     check_factor(factor, *pixels.shape[-2:])
     decoded, clamping = _decode_to_uint8(pixels[order].unflatten(0, (labels.num_classes, -1)), factor)
-    _check_clamping(clamping, tolerance, was_normalized, named)
+    _check_clamping(clamping, tolerance, was_normalized, named, guessed=normalised is None)
     card = Card(
         classes=number_names(labels.num_classes) if classes is None else [str(name) for name in classes],
         images=0,
@@ -202,7 +208,7 @@ class _Clamping:
     change: float
 
 
-def _check_clamping(clamping: _Clamping, tolerance: float, was_normalized: bool, named: str) -> None:
+def _check_clamping(clamping: _Clamping, tolerance: float, was_normalized: bool, named: str, *, guessed: bool) -> None:
     """Warns of clamped values; raises an InputError if clamping changes too much for the images to be pixels."""
     if clamping.change > tolerance:
         undone = "de-normalizing" if was_normalized else "reading them as pixels, not normalized"
@@ -213,7 +219,11 @@ def _check_clamping(clamping: _Clamping, tolerance: float, was_normalized: bool,
             f"images_zca_*.pt."
         )
     if clamping.words:
-        warnings.warn(f"{clamping.words} of {named} lay outside [0, 1] and were clamped", stacklevel=3)
+        text = f"{clamping.words} of {named} lay outside [0, 1] and were clamped"
+        if guessed:  # bright normalized images may look like pixels that overshoot
+            taken, other = ("normalized images", AS_PIXELS) if was_normalized else ("pixels", AS_NORMALIZED)
+            text += f"; by their values, they were taken for {taken}: {other}"
+        warnings.warn(text, stacklevel=3)
 
 
 def _decode_to_uint8(stored: torch.Tensor, factor: int) -> tuple[torch.Tensor, _Clamping]:

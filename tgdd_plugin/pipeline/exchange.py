@@ -89,7 +89,7 @@ def _import(options: argparse.Namespace) -> None:
     for path in options.path:
         if not Path(path).is_file():
             raise InputError(f"There is no file '{path}'. Name a .pt that torch.save wrote.")
-    from tgdd_plugin.beton.importing import TOLERANCE, import_tensors
+    from tgdd_plugin.beton.importing import AS_NORMALIZED, AS_PIXELS, TOLERANCE, import_tensors
 
     with warnings.catch_warnings(record=True) as caught, _option_named():
         warnings.simplefilter("always", UserWarning)
@@ -106,5 +106,9 @@ def _import(options: argparse.Namespace) -> None:
             overwrite=options.overwrite,
         )
     print(f"imported  {printable(str(path))}")
+    options_of = {AS_NORMALIZED: "add --normalised if they are", AS_PIXELS: "add --no-normalised if they are not"}
     for warning in caught:
-        print(f"tgdd: {printable(str(warning.message))}", file=sys.stderr)
+        text = str(warning.message)
+        for argument, option in options_of.items():
+            text = text.replace(argument, option)
+        print(f"tgdd: {printable(text)}", file=sys.stderr)
