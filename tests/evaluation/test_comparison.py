@@ -267,6 +267,18 @@ def test_beside_unequal_classes_as_many_are_chosen_of_each(tmp_path):
         assert torch.bincount(labels).tolist() == counts
 
 
+def test_what_the_file_has_counts_where_the_card_says_another_number(tmp_path, trained, trajectory):
+    """A set of one's own, whose card nothing checks: all that stand beside it have as many images as it."""
+    path = make_file(tmp_path, factor=1)
+    compact, kept = read_beton(path), read_card(path)
+    write_beton(path, *compact, replace(kept, images_per_class=1, method={"steps": 3}))
+    trained.fake = True
+    rows = run(path, trajectory=trajectory)
+    images = {row.name: row.images for row in rows if row.labels == "hard" and "full data" not in row.name}
+    assert set(images) == {"distilled", "random", "herding", "k-center", "confidence", "distribution matching"}
+    assert set(images.values()) == {K * IPC}
+
+
 def by_brute_force(name, weights):
     network = build()
     network.load_state_dict(load_file(weights))

@@ -55,6 +55,7 @@ class Baselines:
         confidences: Callable[[ImagePool], torch.Tensor] | None = None,
     ) -> None:
         self.compact, self.card, self.folder = compact, compact.card, folder
+        self.most = max(compact.stored)  # of a class; what the card says need not be true of a set made otherwise
         self.device, self.progress_bar = device, progress_bar
         self.real = real.to(torch_device(device))
         self.confidences = confidences
@@ -75,20 +76,21 @@ class Baselines:
             InputError: If a class has none, no class has as many, or a rare one has fewer and some of the baselines
                 choose among its images. With random images alone a warning says that there are fewer of that class.
         """
-        stored, count = self.compact.stored, self.card.images_per_class
+        stored = self.compact.stored
         self.random(stored, seed)
-        rare = [name for name, have in zip(self.real.classes, self.real.counts.tolist(), strict=True) if have < count]
-        if not rare:
-            return
-        if chosen := [name for name in names if name in SELECTIONS or (name == CONFIDENCE and self.confidences)]:
+        real = list(zip(self.real.classes, self.real.counts.tolist(), stored, strict=True))
+        chosen = [name for name in names if name in SELECTIONS or (name == CONFIDENCE and self.confidences)]
+        if chosen and (rare := [name for name, have, _ in real if have < self.most]):
             raise InputError(
-                f"The {named_classes(rare)} must have at least {count} real images for baseline '{chosen[0]}', got "
+                f"The {named_classes(rare)} must have at least {self.most} real images for baseline '{chosen[0]}', got "
                 f"fewer. Add images, or leave that baseline out (evaluate.baselines)."
             )
-        warnings.warn(
-            f"{named_classes(rare)}: fewer than {count} real images, all of which the random baseline takes",
-            stacklevel=4,
-        )
+        if rare := [name for name, have, count in real if have < count]:
+            warnings.warn(
+                f"{named_classes(rare)}: fewer than {max(count for _, have, count in real if have < count)} real "
+                f"images, all of which the random baseline takes",
+                stacklevel=4,
+            )
 
     def full(self, seed: int) -> Images:
         """Returns all real images."""
@@ -127,8 +129,7 @@ class Baselines:
                 f"'{self.folder.with_suffix('.json')}' and evaluate again."
             ) from error
         features = features_of(network, self.real, self.card.normalization)
-        count = self.card.images_per_class
-        return {name: self._as_stored(of(features, self.real.labels, count)) for name, of in SELECTIONS.items()}
+        return {name: self._as_stored(of(features, self.real.labels, self.most)) for name, of in SELECTIONS.items()}
 
     def _as_stored(self, index: torch.Tensor) -> torch.Tensor:
         """Returns the first of each class' selected images, as many as the set stores of it; ``index`` has as many of
@@ -143,7 +144,7 @@ class Baselines:
     @functools.cached_property
     def _varied(self) -> torch.Tensor:
         assert self.confidences is not None, "the row is planned only where a trajectory is at hand"
-        return self._as_stored(most_varied(self.confidences(self.real), self.real.labels, self.card.images_per_class))
+        return self._as_stored(most_varied(self.confidences(self.real), self.real.labels, self.most))
 
     def matched(self, seed: int) -> Images:
         """Returns the images of plain distribution matching, the same for every seed."""
@@ -166,7 +167,7 @@ class Baselines:
         """Returns the settings of :meth:`matched`: those of the distilled set, as far as its card has them."""
         own = {key: value for key, value in self.card.method.items() if key in DistillSettings.__dataclass_fields__}
         earlier = EARLIER if own else {}  # a card that an earlier version wrote lacks these
-        settings = DistillSettings(**{**earlier, **own, "images_per_class": self.card.images_per_class})
+        settings = DistillSettings(**{**earlier, **own, "images_per_class": self.most})
         return replace(settings, real_per_class=min(settings.real_per_class, int(self.real.counts.max())))
 
     def check_features(self) -> None:
