@@ -167,6 +167,14 @@ REFUSED = {
     ),
     "soft labels of other classes": ((IMAGES, LABELS, SOFT[:, :2]), r"`soft_labels` must .* got shape \(23, 2\)"),
     "infinite soft labels": ((IMAGES, LABELS, SOFT / 0), "finite values"),
+    "logits for soft labels": (
+        (IMAGES, LABELS, SOFT.log()),
+        r"at least 0 and sum to 1 for each image, got -.* as the le",
+    ),
+    "soft labels of half": (
+        (IMAGES, LABELS, SOFT / 2),
+        r"another sum for 23 of 23 images[.] Give a probability for each",
+    ),
     "grayscale under a colour card": ((IMAGES[:, :1], LABELS, None), r"must have 1 value.*got mean \[0.1, 0.2, 0.3\]"),
 }
 

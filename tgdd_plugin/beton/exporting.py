@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
 from tgdd_plugin.beton.card import Card, read_card
-from tgdd_plugin.beton.ffcv_threads import restored_threads
-from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.beton.format import read_beton, read_soft_labels
 from tgdd_plugin.core.atomic_files import whole_folder
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.normalization import Normalization
@@ -146,24 +144,6 @@ def read_decoded(path: Path) -> tuple[Card, torch.Tensor, torch.Tensor, torch.Te
     """
     card = replace(read_card(path), packed=False)
     images, labels = read_beton(path)
-    soft = _read_soft_labels(path, (len(labels), len(card.classes)))
+    soft = read_soft_labels(path, (len(labels), len(card.classes)))
     order = labels.argsort(stable=True)
     return card, images[order], labels[order], None if soft is None else soft[order]
-
-
-def _read_soft_labels(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
-    with restored_threads():
-        from ffcv.reader import Reader
-
-    reader = Reader(str(path))  # read_beton() has checked the tables
-    if "soft_label" not in reader.field_names:
-        return None
-    field = reader.handlers["soft_label"]
-    content = np.memmap(path, np.uint8, mode="r")
-    width = 4 * shape[1]
-    starts = reader.metadata[f"f{reader.field_names.index('soft_label')}"]
-    fits = getattr(field, "dtype", None) == np.float32 and tuple(field.shape) == shape[1:] and len(starts) == shape[0]
-    if not fits or int(starts.max()) + width > len(content):
-        raise InputError(f"The soft labels of '{path}' are not float32 of {shape[1]} classes each. Write it again.")
-    rows = [content[int(start) : int(start) + width].view(np.float32) for start in starts]
-    return torch.from_numpy(np.stack(rows))

@@ -36,6 +36,9 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.locks import locked
 from tgdd_plugin.data.allocation import allocate
 
+SUM_TOLERANCE = 1e-3
+"""How far from 1 the soft labels of an image may sum up to, as those rounded to half precision do."""
+
 
 def write_beton(
     path: str | Path,
@@ -52,8 +55,8 @@ def write_beton(
             the card says ``packed``.
         labels: Class ids, ``(N,)``.
         card: The card, whose ``images``, ``shape`` and ``sha256`` are filled in here.
-        soft_labels: Class probabilities ``(N, K)``, not for packed images, whose parts would have to share one.
-            Default: ``None``, none are written.
+        soft_labels: Class probabilities ``(N, K)``, at least 0, which sum to 1 for each image; not for packed images,
+            whose parts would have to share one. Default: ``None``, none are written.
 
     Raises:
         InputError: If shapes, types or values are not as said. FFCV's writer would wait for ever on such an image, so
@@ -127,6 +130,19 @@ def _check_soft_labels(soft_labels: torch.Tensor, count: int, card: Card) -> Non
             f"`soft_labels` must be finite values of shape {shape}, got shape {tuple(soft_labels.shape)}, "
             f"{'finite' if finite else 'not all finite'}. Give a probability for each class of each image."
         )
+    if not are_probabilities(soft_labels):
+        wrong = int(((soft_labels.double().sum(1) - 1).abs() > SUM_TOLERANCE).sum())
+        raise InputError(
+            f"`soft_labels` must be at least 0 and sum to 1 for each image, got {float(soft_labels.min()):.4g} as the "
+            f"least and another sum for {wrong} of {count} images. Give a probability for each class of each image (of "
+            f"logits, softmax(1))."
+        )
+
+
+def are_probabilities(soft_labels: torch.Tensor) -> bool:
+    """Whether soft labels ``(N, K)`` are at least 0, and sum to 1 for each image up to :data:`SUM_TOLERANCE`."""
+    sums = soft_labels.double().sum(1)
+    return bool((soft_labels >= 0).all() and ((sums - 1).abs() <= SUM_TOLERANCE).all())
 
 
 class _InThisProcess:
@@ -224,6 +240,36 @@ def read_stored(path: str | Path) -> tuple[torch.Tensor, torch.Tensor, Card | No
         rows[i] = pixels.transpose(2, 0, 1)[: rows.shape[1]]
     labels = torch.from_numpy(tables.labels.astype(np.int64))
     return images, labels, card
+
+
+def read_soft_labels(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
+    """Reads the soft labels of a ``.beton`` that :func:`read_beton` has read, in the order of its images.
+
+    Args:
+        path: The file.
+        shape: The number of images and of classes (N, K).
+
+    Returns:
+        float32 of that shape; ``None`` if the file has no such field.
+
+    Raises:
+        InputError: If the field is of another type or shape.
+    """
+    with restored_threads():
+        from ffcv.reader import Reader
+
+    reader = Reader(str(path))  # read_beton() has checked the tables
+    if "soft_label" not in reader.field_names:
+        return None
+    field = reader.handlers["soft_label"]
+    content = np.memmap(path, np.uint8, mode="r")
+    width = 4 * shape[1]
+    starts = reader.metadata[f"f{reader.field_names.index('soft_label')}"]
+    fits = getattr(field, "dtype", None) == np.float32 and tuple(field.shape) == shape[1:] and len(starts) == shape[0]
+    if not fits or int(starts.max()) + width > len(content):
+        raise InputError(f"The soft labels of '{path}' are not float32 of {shape[1]} classes each. Write it again.")
+    rows = [content[int(start) : int(start) + width].view(np.float32) for start in starts]
+    return torch.from_numpy(np.stack(rows))
 
 
 def _from_jpeg(data: np.ndarray, size: tuple[int, int]) -> np.ndarray | None:
