@@ -15,7 +15,8 @@ from composer.core import Precision
 from composer.loggers import InMemoryLogger
 from torch import nn
 
-from tgdd_plugin.beton.card import Card, card_path, read_card
+from tgdd_plugin.beton import format as beton_format
+from tgdd_plugin.beton.card import Card, accuracy_cells, card_path, read_card
 from tgdd_plugin.beton.format import read_beton, write_beton
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
@@ -298,6 +299,42 @@ def test_beside_unequal_classes_are_as_many_real_images_of_each(tmp_path, traine
     rows = retrain(file, TEST, QUICK, real=REAL, progress_bar=False)
     assert [row.name for row in rows] == ["distilled", "random", "full data, equal passes", "full data"]
     assert all(torch.bincount(call[1], minlength=K).tolist() == wanted for call in trained[:6])
+
+
+def test_soft_labels_of_the_file_are_a_row_of_their_own(tmp_path, trained):
+    """As those of imported sets; what an earlier version wrote may be no probabilities."""
+    file = make_file(tmp_path, factor=1)
+    images, labels = read_beton(file)
+    soft = torch.eye(K)[labels] * 0.7 + 0.1
+    write_beton(file, images, labels, read_card(file), soft)
+    rows = retrain(file, TEST, QUICK, real=REAL, results=tmp_path / "results.json", progress_bar=False)
+    row = rows[-1]
+    assert (row.name, row.labels, row.images) == ("distilled, soft labels of the file", "soft", K * IPC)
+    for hard, call in zip(trained[: QUICK.seeds], trained[-QUICK.seeds :], strict=True):
+        assert torch.equal(call[0], images) and torch.equal(call[1], soft)
+        assert call[2] == hard[2] and call[3] == hard[3] and torch.equal(call[4], hard[4]), (
+            "all else is as for hard ones"
+        )
+    assert accuracy_cells(read_card(file).accuracy[-1], str)[-1][0] == row.name
+    trained.clear()
+    assert retrain(file, TEST, QUICK, real=REAL, results=tmp_path / "results.json", progress_bar=False) == rows
+    assert not trained
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beton_format, "are_probabilities", lambda soft: True)
+        write_beton(file, images, labels, read_card(file), soft.log())
+    with pytest.warns(UserWarning, match="are no probabilities, and no row is trained on them"):
+        rows = retrain(file, TEST, QUICK, real=REAL, progress_bar=False)
+    assert {row.labels for row in rows} == {"hard"}
+
+
+def test_soft_labels_of_the_file_teach(tmp_path):
+    """Where the class ids say nothing, those trained on the soft labels are right."""
+    file = make_file(tmp_path, factor=1)
+    images, labels = read_beton(file)
+    write_beton(file, images, torch.zeros_like(labels), read_card(file), torch.eye(K)[labels])
+    settings = RetrainSettings(protocol="fast", epochs=60, seeds=1, augmentation="none")
+    hard, soft = retrain(file, TEST, settings, progress_bar=False)
+    assert hard.mean < 50 < 80 < soft.mean
 
 
 class Constant(nn.Module):

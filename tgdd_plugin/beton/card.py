@@ -86,8 +86,8 @@ def passes_of(row: Mapping[str, Any]) -> int:
 
 
 def ending_of_name(row: Mapping[str, Any]) -> str:
-    """What the name of a row of ``accuracy`` ends in: ``", soft labels"``, or nothing for hard ones."""
-    return ", soft labels" if row.get("labels") == "soft" else ""
+    """What stands behind the name of a row of ``accuracy``: ``", soft labels"``, unless they are hard or it says so."""
+    return ", soft labels" if row.get("labels") == "soft" and "soft labels" not in row["name"] else ""
 
 
 def accuracy_cells(entry: Mapping[str, Any], text: Callable[[Any], str]) -> list[list[Any]]:

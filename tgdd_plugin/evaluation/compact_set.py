@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from tgdd_plugin.beton.card import Card, read_card
-from tgdd_plugin.beton.format import read_beton
+from tgdd_plugin.beton.format import are_probabilities, read_beton, read_soft_labels
 from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.distillation.compatibility import bare_networks
 from tgdd_plugin.evaluation.scorer import Images
@@ -30,12 +31,14 @@ class CompactSet:
         images: Its images, decoded, and their labels.
         build: Builds a fresh network of its own architecture.
         network: The name of that network.
+        soft_labels: The file's own soft labels of the images, float32 ``(N, K)``. Default: ``None``, it has none.
     """
 
     card: Card
     images: Images
     build: Callable[[], nn.Module]
     network: str
+    soft_labels: torch.Tensor | None = None
 
     @classmethod
     def open(cls, file: str | Path, network: Callable[[], nn.Module] | None = None) -> CompactSet:
@@ -54,7 +57,14 @@ class CompactSet:
         if "num_classes" in arguments:  # fewer, if the set is of some of the classes alone
             record = {**record, "arguments": {**arguments, "num_classes": len(card.classes)}}
         build = classifiers(network) if network else (lambda: build_recorded(record, card.shape, len(card.classes)))
-        return cls(card, images, build, check_network(build, card.shape, len(card.classes)))
+        name = check_network(build, card.shape, len(card.classes))
+        soft_labels = read_soft_labels(Path(file), (len(images[0]), len(card.classes)))
+        # An earlier version wrote what it was given, logits among them.
+        if soft_labels is not None and not are_probabilities(soft_labels):
+            text = f"the soft labels of '{file}' are no probabilities, and no row is trained on them"
+            warnings.warn(text, stacklevel=3)
+            soft_labels = None
+        return cls(card, images, build, name, soft_labels)
 
     @property
     def decoded(self) -> list[int]:
@@ -69,6 +79,11 @@ class CompactSet:
     def distilled(self, seed: int) -> Images:
         """Returns the images of the set."""
         return self.images
+
+    def own_softened(self, seed: int) -> Images:
+        """Returns the images of the set with the file's own soft labels."""
+        assert self.soft_labels is not None, "the row is planned only where there are some"
+        return self.images[0], self.soft_labels
 
     def fresh(self) -> nn.Module:
         """Returns a new network and leaves the global random stream as it was."""

@@ -85,7 +85,7 @@ def retrain(
 
     Returns:
         Rows for ``distilled``, ``random`` (as many stored images), with a factor ``random, decoded number`` (as many
-        as the file has once decoded), and ``full data``.
+        as the file has once decoded), and ``full data``; and for the soft labels of the file, if it has any.
 
     Raises:
         InputError: If the file, its card, the images or the network do not fit each other, or ``results`` are of

@@ -13,7 +13,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.mixing import mixed_images, number_of_different
 from tgdd_plugin.evaluation.baselines import CONFIDENCE, SELECTIONS, Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
-from tgdd_plugin.evaluation.scorer import EQUAL_PASSES, FULL_DATA, RANDOM, Images, Row
+from tgdd_plugin.evaluation.scorer import EQUAL_PASSES, FULL_DATA, OWN_SOFT_LABELS, RANDOM, Images, Row
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
 from tgdd_plugin.networks.factory import build_network
 from tgdd_plugin.training.settings import TrainSettings
@@ -65,6 +65,8 @@ def plan_rows(
     jobs = [_own_network(compact, "distilled", compact.distilled, training)]
     if baselines is not None:
         jobs += _baselines(compact, baselines, settings, training, seed)
+    if compact.soft_labels is not None:
+        jobs.append(_own_network(compact, OWN_SOFT_LABELS, compact.own_softened, training, "soft"))
     if softened is not None:
         jobs += _soft_labels(compact, baselines, settings, training, softened)
     jobs += _other_networks(compact, baselines, settings, training)

@@ -36,6 +36,10 @@ RANDOM = ("random", "random, decoded number")
 """The rows of random images: as many as the file stores and, with a factor, as many as it has once decoded."""
 
 
+OWN_SOFT_LABELS = "distilled, soft labels of the file"
+"""The row of the set with the soft labels that are in its file."""
+
+
 FULL_DATA = "full data"
 """The row of all real images, trained on for the usual number of epochs."""
 

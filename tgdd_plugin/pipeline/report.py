@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tgdd_plugin.beton.card import passes_of
+from tgdd_plugin.beton.card import ending_of_name, passes_of
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.errors import printable
 from tgdd_plugin.core.usage import in_words
@@ -42,7 +42,11 @@ def write_report(paths: Sequence[str | Path], output: str | Path) -> Path:
     environment = Environment(
         loader=PackageLoader("tgdd_plugin.pipeline", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"printable": lambda value: printable(str(value)), "passes": passes_of}
+    environment.filters |= {
+        "printable": lambda value: printable(str(value)),
+        "passes": passes_of,
+        "ending": ending_of_name,
+    }
     environment.filters["time"] = functools.partial(in_words, digits=1)
     warnings = _differences(sets)
     compared = draw_accuracies(_compared(sets)) if len(sets) > 1 and OTHER_CLASSES not in warnings else None
