@@ -27,7 +27,7 @@ from tgdd_plugin.beton.card import Card, card_path, read_card
 from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.data.film_strip import write_strip
-from tgdd_plugin.pipeline.report import _told_apart, write_report
+from tgdd_plugin.pipeline.report import _compared, _told_apart, write_report
 from tgdd_plugin.pipeline.report_curves import draw_accuracies
 from tgdd_plugin.pipeline.report_parts import gather
 from tgdd_plugin.trajectory.manifest import Run
@@ -386,6 +386,36 @@ def test_several_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture
     job(tmp_path / "c", "third", ["cat", "dog"])
     assert cli.main(["report", str(tmp_path / "a"), str(tmp_path / "c"), "--output", str(tmp_path / "x.html")]) == 0
     assert "These sets are of different classes" in Page(tmp_path / "x.html").text
+
+
+def test_what_a_set_reached_is_drawn_apart_from_a_baseline_of_its_name(tmp_path: Path) -> None:
+    rows = [row("distilled", 80.0), row("random", 60.0), row("50% distilled, rest real", 85.0)]
+    for name in ("random", "plain"):
+        path = job(tmp_path / name, name)
+        card = read_card(path)
+        card.accuracy = [{**card.accuracy[0], "rows": rows}]
+        card.write(path)
+    found = _compared([gather(tmp_path / name / f"{name}.beton") for name in ("random", "plain")])
+    means = {name: {mean for _, _, mean, _ in points} for name, points in found.items()}
+    mixed = {"50% the set random, rest real": {85.0}, "50% plain, rest real": {85.0}}
+    assert means == {"the set random": {80.0}, "random": {60.0}, "plain": {80.0}, **mixed}
+
+
+def test_long_names_are_shortened_in_a_legend_and_told_apart() -> None:
+    names = [f"my_network_run-cifar10-width128-ipc{n}-{which}" for n, which in ((1, "first_try"), (10, "second_try"))]
+    svg = draw_accuracies({name: [(100, 1.0 + place, 80.0, 1.0)] for place, name in enumerate(names)}) or ""
+    labels = re.findall("<text[^>]*>([^<]*_try)</text>", svg)
+    assert len(set(labels)) == 2 and all(len(label) <= 34 for label in labels)
+    assert all(label.endswith(name[-15:]) for label, name in zip(labels, names, strict=True))
+
+
+def test_a_set_of_ones_own_has_no_word_of_a_network_or_a_recording(tmp_path: Path) -> None:
+    """Nor has one that was imported: neither has any."""
+    card = Card(["cat", "dog"], 0, 2, [], [0.5], [0.5])
+    path = write_beton(tmp_path / "own.beton", torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, card)
+    text = Page(write_report([path], tmp_path / "report.html")).text
+    assert "4 distilled images of 2 classes" in text and "KiB on the disk. " in text
+    assert "Made for" not in text and "recorded training" not in text and "symbolic link" not in text
 
 
 def test_sets_of_one_name_are_told_apart(tmp_path: Path) -> None:

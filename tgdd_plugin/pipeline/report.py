@@ -66,8 +66,11 @@ def _told_apart(files: Sequence[Path]) -> list[str]:
 def _compared(sets: Sequence[SetReport]) -> dict[str, list[Point]]:
     """Accuracy for time of all sets, a line for each set and for each kind of real images."""
     found: dict[str, list[Point]] = {}
+    real = {name for report in sets for name in report.series()}
     for report in sets:
-        for name, points in report.series(distilled=printable(report.name)).items():
+        own = printable(report.name)
+        own = f"the set {own}" if own in real else own  # a set may be called random
+        for name, points in report.series(distilled=own).items():
             found.setdefault(name, []).extend(point for point in points if point not in found[name])
     return found
 

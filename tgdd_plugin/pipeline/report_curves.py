@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tgdd_plugin.core.errors import shown
+from tgdd_plugin.core.errors import printable, shown
 from tgdd_plugin.core.figures import Axes, Figure, Locator, LogLocator, MaxNLocator, NullFormatter, rc_context
 from tgdd_plugin.trajectory.manifest import Run
 
@@ -17,6 +17,9 @@ GRAY = "#808080"
 
 MOST_METRICS, MOST_RUNS, MOST_SERIES = 4, 10, 10
 """The most metrics, runs, and lines of a plot that are drawn."""
+
+LONGEST_LABEL = 34
+"""The most letters of a name in a legend."""
 
 MOST_POINTS = 300
 """The most points of a line; of more, the means of as many equal parts are drawn."""
@@ -85,7 +88,8 @@ def draw_accuracies(series: Mapping[str, Sequence[Point]]) -> str | None:
             passes, seconds, means, spreads = zip(*points, strict=True)
             errors = [0.0 if math.isnan(spread) else spread for spread in spreads]
             form = "o-" if len(set(passes)) == len(passes) > 1 else "o"
-            axes.errorbar(seconds, means, errors, fmt=form, ms=4, lw=1.2, capsize=2, color=f"C{number}", label=name)
+            look: dict[str, Any] = {"color": f"C{number}", "label": _label(name), "ms": 4, "lw": 1.2, "capsize": 2}
+            axes.errorbar(seconds, means, errors, fmt=form, **look)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(_time_ticks([point[1] for points in timed.values() for point in points]))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -94,6 +98,12 @@ def draw_accuracies(series: Mapping[str, Sequence[Point]]) -> str | None:
         axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
     return _small_multiples([""], "seconds of a training", draw, (5.2, 3.6))
+
+
+def _label(name: str) -> str:
+    """A name that fits twice side by side below a plot: sets of one job differ at the end of theirs."""
+    text = printable(name)
+    return text if len(text) <= LONGEST_LABEL else f"{text[:10]}…{text[11 - LONGEST_LABEL :]}"
 
 
 def _time_ticks(seconds: Sequence[float]) -> Locator:

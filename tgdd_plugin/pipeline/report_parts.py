@@ -77,15 +77,14 @@ class SetReport:
         Of the rows with one name and equally many passes, the latest counts.
 
         Args:
-            distilled: What the rows of the set itself are called.
+            distilled: What the set itself is called in the names of rows.
         """
         found: dict[str, dict[int, Point]] = {}
         for entry in self.entries:
             for row in entry["rows"]:
                 seconds = row.get("seconds")
                 if isinstance(seconds, list) and seconds and all(isinstance(each, int | float) for each in seconds):
-                    name = distilled if row["name"] == "distilled" else printable(row["name"])
-                    name += ending_of_name(row)
+                    name = printable(row["name"] + ending_of_name(row)).replace("distilled", distilled)
                     std = math.nan if row["std_points"] is None else row["std_points"]
                     point = (passes_of(row), sum(seconds) / len(seconds), row["mean_percent"], std)
                     found.setdefault(name, {}).setdefault(point[0], point)
@@ -93,8 +92,9 @@ class SetReport:
 
     @property
     def network(self) -> str:
-        """The network that the set was made for, in words."""
-        return printable(network_in_words(self.card.network)) if self.card else ""
+        """The network that the set was made for, in words; empty if the card names none, as of an imported set."""
+        record = self.card.network if self.card else {}
+        return printable(network_in_words(record)) if record.get("factory") or record.get("class") else ""
 
     @property
     def most(self) -> tuple[int, int]:
@@ -179,6 +179,8 @@ def _recipe(report: SetReport, path: Path) -> list[Path]:
 
 def _runs(report: SetReport, folder: Path) -> dict[Path, Run]:
     """The runs of the trajectory that the set was distilled from, if they are in that folder."""
+    if report.card and not report.card.trajectory.get("stages"):
+        return {}  # a set that was imported, or is of one's own, was distilled from none
     if not folder.is_dir():
         report.missing.append(
             f"There is no '{folder}', so the recorded training is not shown. Copy the recording there, or make a "
