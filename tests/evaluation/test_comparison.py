@@ -191,7 +191,7 @@ def test_rows_results_table_and_card_agree(done):
     assert (content["test_images"], content["network"]) == (50, "ConvNet")
     assert "last epoch" in content["protocol"] and content["settings"]["augmentation"] == "crop"
     for noted, row in zip(content["rows"], rows, strict=True):
-        assert noted == row.summary() and noted["mean_percent"] == round(50 * sum(row.accuracies), 2)
+        assert noted == row.summary() and noted["mean_percent"] == round(50 * sum(row.accuracies), 4)
     (entry,) = card.accuracy  # the rows of its own architecture
     assert entry["rows"] == content["rows"][:11]
     assert all(entry[key] == content[key] for key in ("protocol", "network", "test_images", "seeds", "settings"))

@@ -110,7 +110,7 @@ def test_rows_table_results_and_card_agree(file, tmp_path):
         assert all(round(a * 50) == pytest.approx(a * 50) for a in row.accuracies)  # shares of 50 images
         mean, std = 100 * statistics.mean(row.accuracies), 100 * statistics.stdev(row.accuracies)
         assert (row.mean, row.std) == (pytest.approx(mean), pytest.approx(std))
-        assert (noted["mean_percent"], noted["std_points"]) == (round(mean, 2), round(std, 2))
+        assert (noted["mean_percent"], noted["std_points"]) == (round(mean, 4), round(std, 4))
         assert line.startswith(row.name) and f"{mean:.1f} ± {std:.1f}" in line
         assert (f"{mean - full:+.1f}" in line) == (row.name != "full data")
     # The same call gives the same figures, which the card has already, if not in the same time.
@@ -220,6 +220,24 @@ def test_standard_deviation_is_of_a_sample():
     assert (row.mean, row.std) == (pytest.approx(70), pytest.approx(20))
     assert math.isnan(Row("x", 1, 1, [0.5], [1]).std)
     assert "70.0 ± 20.0" in retrain_table([row]) and "±" not in retrain_table([Row("x", 1, 1, [0.5], [1])])
+
+
+def test_a_figure_is_the_same_wherever_it_is_printed():
+    """On average 1.0494 %, of which 1.05 would be printed as 1.1."""
+    row = Row("distilled", 10, 5, [6 / 540, 6 / 540, 5 / 540])
+    ((*_, printed),) = accuracy_cells({"rows": [row.summary()]}, str)
+    assert printed == row.spread == "1.0 ± 0.1"
+
+
+def test_rows_that_an_earlier_version_noted_are_not_noted_again(file, trained):
+    """It rounded their figures to two digits."""
+    retrain(file, TEST, QUICK, real=REAL, progress_bar=False)
+    card = read_card(file)
+    for row in card.accuracy[0]["rows"]:
+        row["mean_percent"], row["std_points"] = round(row["mean_percent"], 2), round(row["std_points"], 2)
+    card.write(file)
+    retrain(file, TEST, QUICK, real=REAL, progress_bar=False)
+    assert read_card(file).accuracy == card.accuracy
 
 
 def test_one_seed_has_no_spread_and_the_json_is_strict(file, tmp_path, trained):

@@ -138,7 +138,10 @@ def _is_part(entry: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _without_time(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in entry["rows"]]
+    """The rows of an entry without seconds, and without what follows from their accuracies: an earlier version rounded
+    it to two digits."""
+    left_out = ("seconds", "mean_percent", "std_points")
+    return [{key: value for key, value in row.items() if key not in left_out} for row in entry["rows"]]
 
 
 def _origin(scorer: Scorer) -> dict[str, Any]:
