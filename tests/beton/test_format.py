@@ -267,6 +267,11 @@ def test_a_card_that_is_missing_damaged_or_of_another_file(copy):
     refused("damaged", yaml.safe_dump({**content, "mean": [0.5]}))
     refused("damaged", yaml.safe_dump({**content, "shape": 7}))
     refused("damaged", yaml.safe_dump({key: value for key, value in content.items() if key != "std"}))
+    row = {"name": "distilled", "images": 1, "epochs": 1, "mean_percent": 50.0, "std_points": -1.0}
+    entry = {"network": "ConvNet", "seeds": [0], "test_images": 9, "rows": [row]}
+    refused(
+        "std_points` must be greater than or equal to 0, got -1.0", yaml.safe_dump({**content, "accuracy": [entry]})
+    )
     refused("must be of format 1 or 2, got 3[.] Update tgdd_plugin", yaml.safe_dump({**content, "format": 3}))
     refused("not the card of a .beton", "just words")
     refused("not the card of a .beton", "")

@@ -21,6 +21,7 @@ from tgdd_plugin.core.checked_json import (
     Count,
     Finite,
     Flag,
+    NonNegative,
     Positive,
     Sha256,
     Text,
@@ -67,7 +68,7 @@ class _Row(TypedDict):
     epochs: Whole
     passes: NotRequired[Whole | None]
     mean_percent: Finite
-    std_points: Finite | None
+    std_points: NonNegative | None
     labels: NotRequired[Text]
 
 
