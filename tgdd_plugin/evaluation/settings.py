@@ -62,8 +62,9 @@ class RetrainSettings:
     """How networks are trained, but for what other keys say. fast: a short one-cycle schedule made for the number of
     passes, the same for every row; paper: as dataset-distillation papers do, for figures beside published ones."""
     passes: Count | None = None
-    """Image passes (images x epochs) of a training, the same for every row; no batch has more. null: as epochs say,
-    and under fast, where those are null too, as many as the set was made for (distill.budget)."""
+    """Image passes (images x epochs) of a training, the same for every row, up to the last batch, which is whole; no
+    batch has more. null: as epochs say, and under fast, where those are null too, as many as the set was made for
+    (distill.budget)."""
     mix: Share = 0.0
     """Share of the passes on the set in one more row, whose other passes are on real images. 0: no such row."""
     precision: Precision = "auto"
@@ -102,7 +103,10 @@ class RetrainSettings:
     def at_equal_passes(self, images: int) -> TrainSettings:
         """How networks are trained on all real images for as many passes as on a compact set of ``images`` images."""
         how = self.training(images)
-        return how if how.passes else replace(how, passes=how.epochs * images)
+        passes = how.passes or how.epochs * images
+        # The last batch is whole: batches that are as large as they need be keep what it has beyond the passes small.
+        batches = -(-passes // how.batch_size)
+        return replace(how, passes=passes, batch_size=-(-passes // batches))
 
     def filled(self) -> RetrainSettings:
         """These settings with what the paper's protocol says in place of null; under fast it depends on the passes."""
