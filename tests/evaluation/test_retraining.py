@@ -494,6 +494,18 @@ def test_one_network_for_all_seeds_is_refused(file, trained):
             retrain(file, TEST, QUICK, network=given, progress_bar=False)
 
 
+def test_a_network_of_which_nothing_is_trained_is_refused(file, trained):
+    builders = {
+        "ConvNet": lambda: convnet(K, 1, 8, **ARGUMENTS).requires_grad_(False),
+        "Sequential": lambda: nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(K)),
+    }
+    for name, build in builders.items():
+        pattern = f"`network` must have parameters that require a gradient, got none in {name}. Build"
+        with pytest.raises(InputError, match=pattern):
+            retrain(file, TEST, QUICK, network=build, progress_bar=False)
+    assert not trained
+
+
 def test_networks_may_share_a_frozen_part():
     frozen = nn.Linear(64, 16).requires_grad_(False)
     assert check_network(lambda: nn.Sequential(nn.Flatten(), frozen, nn.Linear(16, K)), (1, 8, 8), K) == "Sequential"

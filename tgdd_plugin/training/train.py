@@ -213,13 +213,14 @@ def train_each(
 
 
 def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_classes: int) -> str:
-    """Builds a network and checks that it takes images of ``shape`` (C, H, W) and has an output for each class.
+    """Builds a network and checks that it takes images of ``shape`` (C, H, W), has an output for each class and learns.
 
     Returns:
         The name of its class.
 
     Raises:
-        InputError: If it does not, or ``build`` is a network instead of a function, or returns the same one again.
+        InputError: If it does not, or nothing of it can be trained, or ``build`` is a network instead of a function, or
+            returns the same one again.
     """
     with forked_streams(), torch.no_grad():
         network, remedy = _fresh(build), "Build it for as many channels, pixels and classes."
@@ -240,6 +241,11 @@ def check_network(build: Callable[[], nn.Module], shape: Sequence[int], num_clas
         raise InputError(
             f"`network` must return logits of shape {(2, num_classes)} for 2 images of {list(shape)}, got {came} from "
             f"{type(network).__name__}. {remedy}"
+        )
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError(
+            f"`network` must have parameters that require a gradient, got none in {type(network).__name__}. Build it "
+            f"with some that are trained, such as its head's (requires_grad_(True))."
         )
     return type(network).__name__
 
