@@ -25,6 +25,10 @@ LONGEST_NAME = 100
 """The most bytes of a folder's name."""
 
 
+BESIDE = {"card.yaml", "metadata.jsonl"}
+"""The files beside the folders of the classes."""
+
+
 def export_tensors(
     beton: str | Path,
     folder: str | Path,
@@ -105,12 +109,13 @@ def export_folder(beton: str | Path, folder: str | Path, *, class_names: bool = 
 def folder_names(classes: Sequence[str]) -> list[str]:
     """Returns names of folders after those of classes, that any file system takes, each different.
 
-    What a file system may not take becomes a dash. Where two would then be the same, or one would be empty, the class
-    ids stand in front of all of them.
+    What a file system may not take becomes a dash. Where two would then be the same, or one would be empty or that of a
+    file which is written beside the folders, the class ids stand in front of all of them.
     """
     names = [re.sub(r"[^\w ().+-]+", "-", name).encode()[:LONGEST_NAME].decode(errors="ignore") for name in classes]
     names = [name.strip(" .-") for name in names]
-    if all(names) and len({name.casefold() for name in names}) == len(names):  # some disks know no capitals
+    taken = {name.casefold() for name in names}  # some disks know no capitals
+    if all(names) and len(taken) == len(names) and not taken & BESIDE:
         return names
     return [f"{label:05d}-{name}".rstrip("-") for label, name in enumerate(names)]
 
