@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,18 @@ def _colours(path: Path) -> set[tuple[int, ...]]:
         return set(map(tuple, np.asarray(picture.convert("RGB")).reshape(-1, 3).tolist()))
 
 
+def test_the_figure_is_found_whatever_the_file_is_called(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    named = tmp_path / "100% a#1 (x)?é.beton"
+    for ending in ("", ".yaml"):
+        Path(f"{path}{ending}").rename(f"{named}{ending}")
+    folder = export_hub(named, tmp_path / "hub")
+    (address,) = re.findall(r"!\[[^]]*\]\((.*)\)\n", (folder / "README.md").read_text())
+    found = urllib.parse.urlsplit(address)
+    assert not found.query and not found.fragment and "(" not in address and " " not in address
+    assert (folder / urllib.parse.unquote(found.path)).is_file() and found.path.endswith(".png")
+
+
 def test_a_bare_card_and_names_that_are_markup(tmp_path: Path) -> None:
     path = made(tmp_path, classes=["<b>", "---\nx: y", "a|b"], method={}, accuracy=[])
     folder = export_hub(path, tmp_path / "hub")
@@ -128,6 +142,8 @@ def test_datasets_loads_it(tmp_path: Path) -> None:
         (["a/b", "c d (e)"], ["a-b", "c d (e)"]),
         (["..", "x"], ["00000", "00001-x"]),
         (["A", "a"], ["00000-A", "00001-a"]),
+        (["Card.yaml", "x"], ["00000-Card.yaml", "00001-x"]),
+        (["x", "metadata.jsonl"], ["00000-x", "00001-metadata.jsonl"]),
         (["é", "犬"], ["é", "犬"]),
         (["x" * 300, "y"], ["x" * 100, "y"]),
         (["a\x00b", "C:\\x", "-", " c "], ["00000-a-b", "00001-C-x", "00002", "00003-c"]),
