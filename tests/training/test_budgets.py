@@ -145,24 +145,6 @@ def test_paper_protocol_is_the_one_that_was_the_only_one() -> None:
     assert (filled.epochs, filled.batch_size, filled.learning_rate, filled.cutmix) == (1500, 64, 0.01, 0.0)
 
 
-@pytest.mark.parametrize(
-    ("given", "images", "batch_size", "wanted"),
-    [
-        ({"epochs": 7}, 10, 35, 70),  # two batches of 64 would be 128
-        ({"passes": 100}, 10, 50, 100),
-        ({"passes": 129}, 10, 43, 129),
-        ({"epochs": 1}, 10, 10, 10),
-        ({}, 10, 64, 15_040),  # as many of 64 as there must be
-    ],
-)
-def test_all_images_are_seen_hardly_more_often_than_the_passes(
-    given: dict[str, Any], images: int, batch_size: int, wanted: int
-) -> None:
-    how = RetrainSettings(protocol="paper", **given).at_equal_passes(images)
-    assert how.batch_size == batch_size and how.passes is not None
-    assert loader(20_000, batch_size).batches_of(how.passes) * batch_size == wanted
-
-
 def test_passes_and_epochs_are_not_both_given() -> None:
     with pytest.raises(
         InputError,

@@ -103,10 +103,7 @@ class RetrainSettings:
     def at_equal_passes(self, images: int) -> TrainSettings:
         """How networks are trained on all real images for as many passes as on a compact set of ``images`` images."""
         how = self.training(images)
-        passes = how.passes or how.epochs * images
-        # The last batch is whole: batches that are as large as they need be keep what it has beyond the passes small.
-        batches = -(-passes // how.batch_size)
-        return replace(how, passes=passes, batch_size=-(-passes // batches))
+        return how if how.passes else replace(how, passes=how.epochs * images)
 
     def filled(self) -> RetrainSettings:
         """These settings with what the paper's protocol says in place of null; under fast it depends on the passes."""
