@@ -423,6 +423,16 @@ def test_tuning_is_a_training_on_the_memory_alone_from_which_the_next_task_goes_
                 assert torch.equal(tensor[: len(old)], old)
 
 
+def test_a_tuning_takes_its_own_epochs_where_tasks_are_trained_for_image_passes(tmp_path: Path) -> None:
+    training = replace(TRAINING, passes=60)
+    run(tmp_path, keep(), settings=replace(THREE, finetune_epochs=2), training=training)
+    rows = csv.DictReader((tmp_path / "replay-log.csv").read_text().splitlines())
+    found = Counter((row["task"], row["images"]) for row in rows)
+    # 60 passes in batches of 5; two epochs of 2, 4 and 6 images.
+    assert [found[number, "task"] for number in "123"] == [12, 12, 12]
+    assert [found[number, "memory"] for number in "123"] == [2, 2, 4]
+
+
 def test_a_tuning_that_was_broken_off_is_done_again(tmp_path: Path) -> None:
     settings = replace(THREE, finetune_epochs=3)
     expected = run(tmp_path / "done", keep(), settings=settings)

@@ -263,7 +263,7 @@ class _Learner:
             network,
             loader,
             self.tasks[number].train.num_classes,
-            replace(self.training, epochs=self.settings.finetune_epochs, learning_rate=rate),
+            replace(self.training, epochs=self.settings.finetune_epochs, passes=None, learning_rate=rate),
             seed=self.seed,
             device=self.device,
             title=self._title(number, ", memory"),
