@@ -44,6 +44,27 @@ def test_figures_worked_out_by_hand() -> None:
     assert scores.backward_transfer == pytest.approx(-0.2)  # (0.4 - 0.9 + 0.8 - 0.7) / 2: the accuracy when learned
 
 
+def test_tasks_of_unequal_size_count_by_their_test_images() -> None:
+    """Beside the share of right answers among all images so far; Lopez-Paz's figures stay means over tasks."""
+    right, sizes = [[90], [60, 300], [30, 420, 6]], [100, 600, 20]
+    rows = [[count / size for count, size in zip(row, sizes, strict=False)] for row in right]
+    scores, even = Scores({"test_images": sizes}, rows), Scores({}, rows)
+    answered = [sum(row) / sum(sizes[: len(row)]) for row in right]
+    assert scores.seen == pytest.approx(answered)
+    assert scores.average_incremental_accuracy == pytest.approx(sum(answered) / 3)
+    assert [line.split(" | ")[-1] for line in scores.table().splitlines()[2:5]] == ["90.0 |", "51.4 |", "63.3 |"]
+    for name in ("average_accuracy", "forgetting", "backward_transfer"):
+        assert scores.figures()[name] == even.figures()[name]
+
+
+def test_tasks_of_equal_size_have_the_figures_of_scores_that_note_no_sizes() -> None:
+    random = np.random.default_rng(0)
+    rows = [random.random(i + 1).tolist() for i in range(7)]
+    for size in (1, 7, 1000):
+        noted, bare = Scores({"test_images": [size] * 7}, rows), Scores({}, rows)
+        assert (noted.seen, noted.figures()) == (bare.seen, bare.figures())  # to the last digit
+
+
 @pytest.mark.parametrize("count", [1, 2, 5, 10])
 def test_figures_are_those_of_a_loop(count: int) -> None:
     random = np.random.default_rng(count)
@@ -100,6 +121,9 @@ def test_written_and_read_again(tmp_path: Path) -> None:
         '{"about": {"tasks": [["a", 1]]}, "rows": [[0.5]]}',
         '{"about": {"tasks": ["a"]}, "rows": [[0.5]]}',
         '{"about": {"tasks": 1}, "rows": [[0.5]]}',
+        '{"about": {"test_images": 3}, "rows": [[0.5]]}',
+        '{"about": {"test_images": [3, "4"]}, "rows": [[0.5]]}',
+        '{"about": {"test_images": [0]}, "rows": [[0.5]]}',
         '{"rows": []}',
         "\xff",
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ class Scores:
     """The accuracies a_ij, from 0 to 1, on the test images of task j after task i was learned.
 
     Args:
-        about: Everything that the accuracies depend on, as plain values.
+        about: Everything that the accuracies depend on, as plain values. ``tasks``, the class names of each task, and
+            ``test_images``, their numbers, are read here; both may be missing.
         rows: The accuracies a_i0 to a_ii for each finished task i.
         memory: The images in the memory after each of them; fewer numbers where an earlier version began the file.
     """
@@ -39,18 +41,23 @@ class Scores:
 
     @property
     def seen(self) -> list[float]:
-        """The mean accuracy over all tasks seen so far, after each task; the network is not told the task."""
-        return [sum(row) / len(row) for row in self.rows]
+        """The accuracy on the test images of all tasks so far, after each task.
+
+        Where ``about`` does not note their numbers (``test_images``) it is the mean over tasks, as it is for tasks of
+        equal size. The network is told the task of an image only where ``heads`` is ``'task'``.
+        """
+        sizes = self.about.get("test_images", [])
+        return [_mean(row, sizes[: len(row)]) for row in self.rows]
 
     @property
     def average_accuracy(self) -> float:
-        """The mean over tasks after the last one (Lopez-Paz and Ranzato, NeurIPS 2017)."""
-        return self.seen[-1]
+        """The mean over tasks, whatever their size, after the last one (Lopez-Paz and Ranzato, NeurIPS 2017)."""
+        return _mean(self.rows[-1])
 
     @property
     def average_incremental_accuracy(self) -> float:
         """The mean of :attr:`seen` (Rebuffi et al., CVPR 2017)."""
-        return sum(self.seen) / len(self.seen)
+        return _mean(self.seen)
 
     @property
     def forgetting(self) -> float:
@@ -95,6 +102,9 @@ class Scores:
                 raise ValueError("tasks must be a list of lists of class names")
             if not all(isinstance(name, str) for names in tasks for name in names):
                 raise ValueError("class names must be text")
+            sizes = scores.about.get("test_images", [])
+            if not (isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)):
+                raise ValueError("test_images must be a list of whole numbers of at least 1")
         except ValueError as error:
             raise InputError(f"'{path}' is damaged: {error}. Delete it to learn the tasks anew.") from error
         return scores
@@ -114,3 +124,10 @@ class Scores:
             cells.append([number, *(f"{100 * value:.1f}" for value in row), *later, f"{100 * seen:.1f}"])
         words = (f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in self.figures().items())
         return f"{draw(headers, cells)}\n\n{', '.join(words)}"
+
+
+def _mean(values: list[float], sizes: Sequence[int] = ()) -> float:
+    """The mean, weighted by ``sizes`` if these differ and there is one for each value."""
+    if len(sizes) < len(values) or len(set(sizes)) == 1:
+        return sum(values) / len(values)
+    return sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
