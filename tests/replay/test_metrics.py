@@ -141,3 +141,17 @@ def test_the_table_has_a_row_for_each_task() -> None:
     assert lines[0] == "| after task | on a, b | on c | all so far |"
     assert lines[2:4] == ["| 1 | 90.0 |  | 90.0 |", "| 2 | 95.0 | 70.0 | 82.5 |"]
     assert lines[-1].endswith("forgetting -5.0 %, backward transfer 5.0 %")
+
+
+def test_the_table_of_tasks_without_names_numbers_them() -> None:
+    for named, expected in (
+        ([], ["on task 1", "on task 2", "on task 3"]),
+        ([["a"], []], ["on a", "on task 2", "on task 3"]),
+    ):
+        lines = Scores({"tasks": named} if named else {}, ROWS).table().splitlines()
+        assert lines[0].strip("| ").split(" | ") == ["after task", *expected, "all so far"]
+        assert lines[4] == "| 3 | 40.0 | 80.0 | 60.0 | 60.0 |"
+
+
+def test_the_table_before_the_first_task_is_a_line() -> None:
+    assert Scores({"tasks": [["a"], ["b"]]}).table() == "No task is finished yet."

@@ -110,13 +110,16 @@ class Scores:
         return scores
 
     def table(self, draw: DrawTable = markdown_table) -> str:
-        """Returns the matrix and the measures as a table, in per cent."""
-        tasks, seen_names = self.about.get("tasks", [])[: len(self.rows)], set()
+        """Returns the matrix and the measures as a table, in per cent; before the first task is finished, a line."""
+        if not self.rows:
+            return "No task is finished yet."
+        tasks, seen_names = self.about.get("tasks", []), set[str]()
         headers = ["after task"]
-        for names in tasks:  # of classes that come back, the test images are the first task's
-            first = [name for name in names if name not in seen_names]
+        for number in range(len(self.rows)):
+            names = tasks[number] if number < len(tasks) else []
+            first = [name for name in names if name not in seen_names]  # those that come back are tested earlier
             seen_names.update(names)
-            headers.append(f"on {', '.join(first or names)}")
+            headers.append(f"on {', '.join(first or names) or f'task {number + 1}'}")
         headers.append("all so far")
         cells = []
         for number, (row, seen) in enumerate(zip(self.rows, self.seen, strict=True), 1):
