@@ -47,6 +47,23 @@ def test_an_extended_search_is_one_of_that_size_at_once(beton, tmp_path, monkeyp
     assert sum(states(tmp_path).values()) == 6
 
 
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_the_same_choices_in_another_order_are_the_same_search(beton, tmp_path, monkeypatch, sampler):
+    """Which is the whole that it would have been at once, names included."""
+
+    def rated(candidate, *_):
+        candidate.accuracies = [0.9 - candidate.arguments["dropout"] / 2 + candidate.arguments["norm"] / 20]
+        return candidate
+
+    monkeypatch.setattr(workers, "measure", rated)
+    (tmp_path / "once").mkdir()
+    once = search(beton, tmp_path / "once", choices=CHOICES, candidates=8, sampler=sampler)
+    search(beton, tmp_path, choices=CHOICES, candidates=3, sampler=sampler)
+    more = search(beton, tmp_path, choices=dict(reversed(CHOICES.items())), candidates=8, sampler=sampler)
+    assert [each.name for each in more] == [each.name for each in once]
+    assert len(once) == 8 or sampler == "tpe"
+
+
 def test_workers_extend_a_search_to_the_whole_space(three, begun):
     found = search(begun / "few.beton", begun, choices=CHOICES, workers=2)
     assert {each.name for each in found} == {name_of(each) for each in SearchSpace(choices=CHOICES).grid()}

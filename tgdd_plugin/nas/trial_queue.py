@@ -109,10 +109,13 @@ class Queue:
         name: The name of the study.
         count: How many slots this process asks for.
         slots: Returns the arguments to try in each of so many slots; an empty mapping leaves the choice to the sampler.
-            More slots begin with the same ones. Its second argument is how many a study of an earlier version was begun
-            with, or 0.
+            More slots begin with the same ones. Its second argument is :attr:`noted`.
         about: All that results depend on, as plain values; the study of another search is refused.
         pruner: Optuna's pruner. Default: none.
+
+    Attributes:
+        noted: What the process that began the study gave as ``about``, its keys in their order; in a study of an
+            earlier version also how many candidates it was begun with, ``candidates``.
 
     Raises:
         InputError: If the study is of another search.
@@ -123,7 +126,7 @@ class Queue:
         where: str,
         name: str,
         count: int,
-        slots: Callable[[int, int], Sequence[dict[str, Any]]],
+        slots: Callable[[int, dict[str, Any]], Sequence[dict[str, Any]]],
         about: dict[str, Any],
         pruner: optuna.pruners.BasePruner | None = None,
     ) -> None:
@@ -136,8 +139,8 @@ class Queue:
             )
             if _ABOUT not in self.study.user_attrs:
                 self.study.set_user_attr(_ABOUT, about)
-        earlier = dict(self.study.user_attrs[_ABOUT])
-        begun = earlier.pop("candidates", 0)  # of an earlier version
+        self.noted: dict[str, Any] = self.study.user_attrs[_ABOUT]
+        earlier = {name: value for name, value in self.noted.items() if name != _COUNT}
         if "training" in earlier and "training" in about:
             earlier["training"] = RetrainSettings.completed(earlier["training"], about["training"])
         if other := first_difference(earlier, about):
@@ -145,8 +148,8 @@ class Queue:
                 f"The study '{name}' in '{without_password(where)}' is of another search ({other}). Choose another "
                 f"name (`nas.study`) or place (`nas.storage`)."
             )
-        self._make_slots = lambda count: slots(count, begun)
-        self._slots = self._make_slots(max(count, begun))
+        self._make_slots = lambda count: slots(count, self.noted)
+        self._slots = self._make_slots(max(count, self.noted.get(_COUNT, 0)))
         # When this process first saw each running trial without a sign of life, by its number.
         self._silent: dict[int, float] = {}
 

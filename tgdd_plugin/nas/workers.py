@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,16 @@ class SearchJob:
         pruner = optuna.pruners.MedianPruner(n_warmup_steps=0) if settings.prune else optuna.pruners.NopPruner()
         return Queue(self.storage, settings.study, settings.count, self._slots, as_plain(about), pruner)
 
-    def _slots(self, count: int, begun: int) -> list[dict[str, Any]]:
+    def space(self, noted: dict[str, Any]) -> NasSettings:
+        """Returns the settings with the choices in the order that a study notes, on which its candidates depend."""
+        choices = self.settings.choices
+        return replace(self.settings, choices={name: choices[name] for name in noted.get("choices", choices)})
+
+    def _slots(self, count: int, noted: dict[str, Any]) -> list[dict[str, Any]]:
         """Returns what a study has to try, see :class:`Queue`."""
-        return [{}] * count if self.settings.sampler == "tpe" else self.settings.sequence(count, self.seed, begun)
+        if self.settings.sampler == "tpe":
+            return [{}] * count
+        return self.space(noted).sequence(count, self.seed, noted.get("candidates", 0))
 
     def _random_fingerprint(self) -> str | None:
         """Says which random images these are; ``None`` for the file's, as in studies of earlier versions."""
@@ -162,7 +169,7 @@ class _Attempt:
         return candidate.row.mean
 
     def _candidate(self, trial: Trial) -> Candidate:
-        space = self.job.settings
+        space = self.job.space(self.queue.noted)
         if space.sampler == "tpe":  # a stream for each trial, whichever process it is tried by
             stream = (1000 * self.job.seed + trial.number) % 2**32  # numpy takes no larger one
             self.queue.study.sampler = optuna.samplers.TPESampler(seed=stream, constant_liar=True)
