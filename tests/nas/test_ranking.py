@@ -88,8 +88,8 @@ def candidate(name, accuracy, parameters, **more):
 
 def test_the_pareto_front_is_what_no_other_beats():
     generator = torch.Generator().manual_seed(0)
-    values = torch.randint(0, 12, (60, 2), generator=generator).tolist()
-    every = [candidate(str(i), accuracy / 12, cost) for i, (accuracy, cost) in enumerate(values)]
+    values = torch.randint(0, 100, (60, 2), generator=generator).tolist() * 2
+    every = [candidate(str(i), accuracy / 100, cost) for i, (accuracy, cost) in enumerate(values)]
 
     def beaten(one):
         return any(
@@ -98,10 +98,10 @@ def test_the_pareto_front_is_what_no_other_beats():
             for other in every
         )  # fmt: skip
 
-    expected = {(one.accuracies[0], one.parameters) for one in every if not beaten(one)}
+    expected = [one.name for one in every if not beaten(one)]
     front = pareto_front(every)
-    assert {(one.accuracies[0], one.parameters) for one in front} == expected
-    assert len(front) == len(expected)  # of equals, one
+    assert sorted(one.name for one in front) == sorted(expected)
+    assert len(front) == 2 * len({(one.accuracies[0], one.parameters) for one in front}) > 4  # of equals, all
     assert [one.parameters for one in front] == sorted(one.parameters for one in front)
 
 

@@ -223,11 +223,13 @@ def pareto_front(candidates: Sequence[Candidate], cost: str = "parameters") -> l
         cost: The cost, ``'parameters'`` or ``'latency'``. Default: ``'parameters'``.
 
     Returns:
-        The candidates of the front by rising cost, and so by rising accuracy.
+        The candidates of the front by rising cost, and so by rising accuracy; of equals in both, all.
     """
     front: list[Candidate] = []
     for each in sorted(_sound(candidates), key=lambda c: (getattr(c, cost), -c.row.mean)):
-        if not front or each.row.mean > front[-1].row.mean:
+        last = front[-1] if front else each
+        equal = each.row.mean == last.row.mean and getattr(each, cost) == getattr(last, cost)
+        if equal or each.row.mean > last.row.mean:
             front.append(each)
     return front
 
