@@ -27,7 +27,7 @@ from tgdd_plugin.pipeline.datasets import load_data
 from tgdd_plugin.recording.settings import RecordSettings
 from tgdd_plugin.replay.learner import learn
 from tgdd_plugin.replay.memory import ReplayMemory
-from tgdd_plugin.replay.policies import replay_policy
+from tgdd_plugin.replay.policies import TaskResult, replay_policy, reservoir
 from tgdd_plugin.replay.settings import PolicyName, ReplaySettings
 from tgdd_plugin.replay.tasks import Task, split_classes
 
@@ -149,6 +149,17 @@ def check_memories(
         memory = ReplayMemory.load(place / "memory.beton")
         assert content(memory) == wanted and memory.classes == tasks[-1].train.classes
         assert policy == "reservoir" or {len(images) for images in wanted.values()} == {COUNT}
+
+
+def test_a_reservoir_of_other_tasks_than_those_learned_is_refused(tmp_path: Path) -> None:
+    """Equal ones included, as a second call of split_classes() makes them."""
+    pools = patterned(1, per_class=4).split(1 / 2, torch.Generator().manual_seed(0))
+    ours, theirs = (split_classes(*pools, ReplaySettings(tasks=2)) for _ in range(2))
+    result = TaskResult(theirs[0], build(1), tmp_path, tmp_path / "trajectory", 0)
+    policy = reservoir(ours, 4, Normalization([0.4], [0.3]))
+    with pytest.raises(InputError, match=r"`tasks` of reservoir\(\) must be the tasks that are learned, got 2 without"):
+        policy(result)
+    assert isinstance(policy(replace(result, task=ours[0])), ReplayMemory)
 
 
 @pytest.mark.parametrize("policy", NAMES)

@@ -138,10 +138,23 @@ def reservoir(tasks: Sequence[Task], budget: int, normalization: Normalization) 
     """Keeps a uniform sample of ``budget`` images of all tasks so far (J. S. Vitter, Algorithm R, 1985).
 
     The sample is drawn again from the first task on, with the same draws as before: nothing is kept between calls.
+
+    Args:
+        tasks: The tasks that are learned: the same objects.
+        budget: How many images are kept.
+        normalization: What the network's inputs are normalized with.
+
+    Raises:
+        InputError: From the policy, if the task that it is called for is not among ``tasks``.
     """
 
     def select_exemplars(result: TaskResult) -> ReplayMemory:
-        number = next(i for i, task in enumerate(tasks) if task is result.task)
+        number = next((i for i, task in enumerate(tasks) if task is result.task), None)
+        if number is None:
+            raise InputError(
+                f"`tasks` of reservoir() must be the tasks that are learned, got {len(tasks)} without the one of "
+                f"{', '.join(result.task.new[:12])}. Give it the list that is given to learn()."
+            )
         kept = torch.tensor(sample_stream([len(task.train) for task in tasks[: number + 1]], budget, result.seed))
         images = [tasks[i].train.take(kept[kept[:, 0] == i, 1]) for i in range(number + 1)]
         labels = [tasks[i].train.labels[kept[kept[:, 0] == i, 1]] for i in range(number + 1)]
