@@ -270,6 +270,37 @@ def test_an_error_that_is_no_candidates_fault_ends_the_work(tmp_path):
         queue.work(lambda trial: (_ for _ in ()).throw(InputError("my own")))
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_workers_that_end_too_early_are_told(beton, tmp_path, monkeypatch, begins):
+    """What they may have lacked depends on whether they came as far as a candidate."""
+
+    def dies(trial):
+        raise KeyboardInterrupt
+
+    class Process:
+        pid = None
+
+        def __init__(self, target, args, daemon):
+            self.job = args[0]
+
+        def start(self):
+            with contextlib.suppress(KeyboardInterrupt):
+                if begins:
+                    self.job.queue().work(dies)
+
+        def is_alive(self):
+            return False
+
+        def kill(self):
+            pass
+
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda _: type("Context", (), {"Process": Process}))
+    with pytest.raises(InputError, match="All 2 workers ended, and 6 candidates are left") as error:
+        search(beton, tmp_path, workers=2)
+    assert ("too little memory" in str(error.value)) is begins
+    assert ('under `if __name__ == "__main__":`' in str(error.value)) is not begins
+
+
 def test_a_storage_that_breaks_is_one_clear_line(beton, tmp_path, monkeypatch):
     def locked(*_):
         raise optuna.exceptions.StorageInternalError("database is locked")

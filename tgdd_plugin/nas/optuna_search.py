@@ -48,6 +48,9 @@ def search(
     A call with more candidates extends the search: what was tried stays, and the whole is what it would have been at
     once. Processes that were asked for fewer try the new ones, too, and leave the results to the one that extended it.
 
+    A script that asks for several ``workers`` must call this under ``if __name__ == "__main__":``, as each of these
+    processes imports the script.
+
     Args:
         file: The ``.beton``, its card beside it.
         real: The real training images, a share of which are the validation images: an :class:`ImagePool`, or any data

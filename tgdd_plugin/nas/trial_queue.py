@@ -211,6 +211,10 @@ class Queue:
                 trial.set_user_attr(name, value)
         trial.set_user_attr(_NOTED, content)
 
+    def begun(self) -> int:
+        """Returns how many trials were begun so far, by whichever process."""
+        return sum(bool(trial.user_attrs.get(_BEGUN)) for trial in self._trials())
+
     def killed(self, trial: Trial) -> int:
         """Returns how many processes were killed while they tried the slot of a trial."""
         dead = [other for other in self._of_slot(trial) if other.state == TrialState.FAIL and not has_result(other)]

@@ -201,7 +201,7 @@ def run_workers(job: SearchJob, queue: Queue, bar: tqdm) -> None:
         InputError: If all processes ended before the search was over.
     """
     context = multiprocessing.get_context("spawn")
-    processes = []
+    processes, begun = [], queue.begun()
     try:
         for number in range(job.settings.workers):
             with _environment(job, number):
@@ -215,10 +215,13 @@ def run_workers(job: SearchJob, queue: Queue, bar: tqdm) -> None:
         _stop(processes)
     tried = len(queue.tried())
     if left := len(queue.slots()) - tried:
-        raise InputError(
-            f"All {len(processes)} workers ended, and {left} candidates are left. Give the same command to go on, with "
-            f"fewer workers (`nas.workers`) if they had too little memory."
-        )
+        remedy = "Give the same command to go on, with fewer workers (`nas.workers`) if they had too little memory."
+        if queue.begun() == begun:
+            remedy = (
+                "None of them began one, for the reason that they printed. A script must call search() under "
+                '`if __name__ == "__main__":`, as each worker imports it.'
+            )
+        raise InputError(f"All {len(processes)} workers ended, and {left} candidates are left. {remedy}")
 
 
 def _stop(processes: Sequence[SpawnProcess]) -> None:
