@@ -229,7 +229,16 @@ def test_what_does_not_matter_to_candidates_may_change(beton, whole):
     assert search(beton, folder, training=training, workers=3, cost="latency") == first
 
 
-@pytest.mark.parametrize("where", ["nowhere://user@host/base", "sqlite://host:port/base", "picture.png"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "nowhere://user@host/base",
+        "sqlite://host:port/base",
+        "picture.png",
+        "picture.png/nas.db",
+        "picture.png/a/nas.db",
+    ],
+)
 def test_a_place_that_is_none_is_refused(beton, tmp_path, monkeypatch, where):
     monkeypatch.chdir(tmp_path)
     Path("picture.png").write_bytes(b"\x89PNG" * 100)

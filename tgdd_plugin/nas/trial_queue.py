@@ -61,8 +61,9 @@ def open_storage(where: str) -> RDBStorage:
     """Opens a database for studies.
 
     Args:
-        where: A file for SQLite, which the processes of one machine can share, or the URL of a database as SQLAlchemy
-            writes it (``'postgresql://...'``), which workers on many machines can share.
+        where: A file for SQLite, which the processes of one machine can share and whose folder is made if there is
+            none, or the URL of a database as SQLAlchemy writes it (``'postgresql://...'``), which workers on many
+            machines can share.
 
     Raises:
         InputError: If it cannot be opened.
@@ -73,6 +74,8 @@ def open_storage(where: str) -> RDBStorage:
     local = url.startswith("sqlite")
     for left in reversed(range(TRIES)):
         try:
+            if "://" not in where:
+                Path(where).parent.mkdir(parents=True, exist_ok=True)
             with _quiet():
                 storage = RDBStorage(
                     url,
@@ -130,8 +133,6 @@ class Queue:
         about: dict[str, Any],
         pruner: optuna.pruners.BasePruner | None = None,
     ) -> None:
-        if "://" not in where:
-            Path(where).parent.mkdir(parents=True, exist_ok=True)
         with _quiet():
             self.storage = open_storage(where)
             self.study = optuna.create_study(
