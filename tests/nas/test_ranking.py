@@ -1,7 +1,11 @@
 """Ranking networks on a compact set: who comes first, the Pareto front, and candidates that fail."""
 
+import signal
+import sys
+
 import pytest
 import torch
+from composer.core.engine import sigterm_handler
 from composer.loggers import InMemoryLogger
 from torch import nn
 
@@ -60,6 +64,21 @@ def test_the_better_comes_first_and_what_fails_last_with_its_reason(beton):
     assert "must return logits of shape (2, 3)" in found[3].problem and "got (2, 2)" in found[3].problem
     lines = table(found).splitlines()
     assert lines[2].startswith("| 1 | tiny |") and "failed: RuntimeError: no such layer" in lines[4]
+
+
+def test_a_network_whose_code_exits_has_failed_and_ctrl_c_ends_all(beton):
+    """Which Composer's handler makes an exit of, too."""
+    settings = RetrainSettings(protocol="paper", epochs=1, batch_size=4, seeds=1)
+
+    def rank(leave):
+        networks = {"leaves": leave, "tiny": TinyNetwork}
+        return rank_networks(networks, beton, pool(30, 2), settings, device="cpu", progress_bar=False)
+
+    assert [(each.name, each.problem) for each in rank(sys.exit)] == [("tiny", ""), ("leaves", "SystemExit")]
+    assert rank(lambda: sys.exit(3))[1].problem == "SystemExit: 3"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with pytest.raises(SystemExit):
+            rank(lambda number=number: sigterm_handler(number, None))
 
 
 def test_a_logger_given_as_a_trainer_option_sees_the_training(beton):

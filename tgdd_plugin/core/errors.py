@@ -59,12 +59,12 @@ class InputError(ValueError):
         super().__init__(line)
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """Returns an exception of another library in one line: its class and the first line of its message."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """Returns why something failed: the message of an :class:`InputError`, of other exceptions :func:`brief`."""
     return str(error) if isinstance(error, InputError) else brief(error)
 

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits while something is written that must be whole."""
+"""Ctrl-C: that it waits while something is written that must be whole, and how it is told from other ends."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+_SIGNALLED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""The codes with which Composer's handlers of these signals exit."""
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether an exception is a signal to the program, such as Ctrl-C, and not an exit or error of the code in it."""
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code in _SIGNALLED)
 
 
 class HeldInterrupts:

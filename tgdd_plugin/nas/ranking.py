@@ -18,6 +18,7 @@ from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.checked_json import AnyFloat, Finite, Flag, Text, Whole
 from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import InputError, check_seed, reason_of
+from tgdd_plugin.core.interrupts import is_interrupt
 from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.core.tables import DrawTable, markdown_table
@@ -148,7 +149,12 @@ def measure(
                 note_costs(candidate, build, scorer.test.shape, on, scorer.seeds[0])
             row = Row(candidate.name)
             replace(scorer, seeds=seeds).score(row, build, images, training)
-        except Exception as error:  # a candidate of the user's can fail in any way, and the others are to be tried
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # a user's candidate can fail in any way, and the others are to be tried
+            if is_interrupt(error):
+                raise
             candidate.problem = reason_of(error)
             break
         candidate.accuracies += row.accuracies
