@@ -35,6 +35,7 @@ from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.distillation.settings import SizedSettings
 from tgdd_plugin.evaluation.scorer import Images, random_images
 from tgdd_plugin.logs.log_file import log_path, read_log
 from tgdd_plugin.networks.factory import network_factory
@@ -207,10 +208,14 @@ class Bench:
         self.deadline.check()
         return read_beton(beton)
 
+    def sized(self, settings: DistillSettings) -> SizedSettings:
+        """With the defaults filled in that the size of the images rules, or a budget."""
+        return settings.sized(len(settings.classes or self.train.classes), self.train.shape[1:])
+
     def retraining(self, settings: DistillSettings) -> TrainSettings:
         """How networks are trained on a set that is distilled by these settings."""
-        classes = len(settings.classes or self.train.classes)
-        return self.recipe.retrain.training(classes * settings.images_per_class * settings.factor**2)
+        classes, sized = len(settings.classes or self.train.classes), self.sized(settings)
+        return self.recipe.retrain.training(classes * sized.images_per_class * sized.factor**2)
 
     def resolved(self, settings: DistillSettings, runs: int) -> DistillSettings:
         """With all defaults filled in.
@@ -218,7 +223,7 @@ class Bench:
         Raises:
             InputError: If the images are too few or too small, or that many runs will not keep enough to start from.
         """
-        settings = settings.sized(len(self.train.classes))
+        settings = self.sized(settings)
         decoded, side = settings.images_per_class * settings.factor**2, self.train.shape[1]
         if side % settings.factor or decoded > int(self.train.counts.min()):
             raise InputError(

@@ -70,7 +70,8 @@ class Ranking:
         self.pool, self.validation_images = bench.train.split(self.space.validation, generator)
         # From here on: recording, distilling and every training go without the validation images.
         bench.train, bench.base["judge"] = self.pool, self.validation_images.fingerprint()
-        self.count = bench.recipe.distill.images_per_class
+        sized = bench.sized(bench.recipe.distill)
+        self.count, self.factor = sized.images_per_class, sized.factor
         self.short = bench.retraining(bench.recipe.distill)
         self.made: dict[str, str] = {}  # of what was made for it, a checksum
         self.every: dict[str, Callable[[int], Images]] = {
@@ -87,7 +88,7 @@ class Ranking:
     @property
     def different(self) -> int:
         """Images of each class in one epoch that sees as many as a training on the compact set does."""
-        images = self.count * self.bench.recipe.distill.factor**2
+        images = self.count * self.factor**2
         wanted = self.short.passes // self.pool.num_classes if self.short.passes else images * self.short.epochs
         if wanted > int(self.pool.counts.min()):
             raise InputError(

@@ -165,7 +165,7 @@ def work(bench: Bench, options: argparse.Namespace) -> None:
         row.content["stages_used"] = sum(len(run.stages) for run in trajectory.runs.values())
         images = bench.distill(row, trajectory, settings)
         bench.score(row, "networks", lambda seed, images=images: images, retrain)
-    bench.baselines([recipe.distill.images_per_class])
+    bench.baselines([bench.sized(recipe.distill).images_per_class])
 
 
 def table(folder: Path) -> str:

@@ -58,7 +58,7 @@ from tgdd_plugin.replay.policies import (
     random_exemplars,
     reservoir,
 )
-from tgdd_plugin.replay.settings import ReplaySettings
+from tgdd_plugin.replay.settings import ReplaySettings, memory_settings
 from tgdd_plugin.replay.task_folders import MEMORY, WITHOUT
 from tgdd_plugin.replay.tasks import Task, check_enough_images, split_classes
 from tgdd_plugin.training.train import accuracy
@@ -118,7 +118,7 @@ class Comparison:
     def __init__(self, bench: Bench, options: argparse.Namespace) -> None:
         self.bench, self.scratch = bench, options.gdumb
         self.scenario = "domains" if options.domain else "classes"
-        self.count = options.images_per_class or bench.recipe.distill.images_per_class
+        self.count = options.images_per_class or memory_settings(bench.recipe.distill).images_per_class
         self.network = bench.recipe.network or NetworkSettings()
         self.make = functools.cache(self._make)
         self.cases = [case for order in options.orders for case in self._cases(order, options)]
@@ -132,12 +132,12 @@ class Comparison:
 
     def _cases(self, order: int, options: argparse.Namespace) -> list[Case]:
         found = []
-        base = replace(self.bench.recipe.distill, images_per_class=self.count)
         for method in options.methods:
             for source in options.source if method in ("distilled", "hybrid") else [""]:
                 settings = None
                 if method in ("distilled", "hybrid"):
-                    given = replace(base, source=source, packed=base.factor > 1)
+                    sized = memory_settings(replace(self.bench.recipe.distill, images_per_class=self.count))
+                    given = replace(sized, source=source, packed=sized.factor > 1)
                     settings = self.bench.resolved(given, 1)
                 form = "" if method == "joint" else LEARNER
                 found.append(Case(method, source, order, form, settings))

@@ -63,7 +63,8 @@ class Keeper(Callback):
 def work(bench: Bench, options: Namespace) -> None:
     """All rows of the command, as far as the time goes."""
     recipe = bench.recipe
-    factor, count = recipe.distill.factor, recipe.distill.images_per_class
+    sized = bench.sized(recipe.distill)
+    factor, count = sized.factor, sized.images_per_class
     if factor == 1:
         raise InputError("distill.factor is 1, where there is nothing to pack; give -- distill.factor=2")
     base = replace(recipe.distill, packed=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from itertools import combinations
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import nas, nas_table, results
+from benchmarks import harness, nas, nas_table, results
 from tgdd_plugin import read_beton
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.settings import DataSettings
@@ -19,6 +20,7 @@ from tgdd_plugin.nas.costs import flops, synflow
 from tgdd_plugin.nas.settings import NasSettings
 from tgdd_plugin.networks.convnets import convnet
 from tgdd_plugin.pipeline.datasets import load_data
+from tgdd_plugin.pipeline.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +47,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     assert run(folder) == 0
     return folder
+
+
+def test_a_recipe_that_leaves_the_size_of_the_set_out_has_the_packages(tmp_path: Path) -> None:
+    """Of digits, whose 8 pixels are too few to be shared, ten images of each class at factor 1."""
+    recipe = read_recipe(RECIPE, [*SMALL, "distill.images_per_class=null", "distill.factor=null", "retrain.epochs=2"])
+    options = argparse.Namespace(
+        part="0/1", count=1, sample=0, proxies=nas.PROXIES[:5], output=tmp_path, networks=1, minutes=None
+    )
+    ranking = nas.Ranking(harness.Bench(recipe, options), options)
+    assert (ranking.count, ranking.factor, ranking.different) == (10, 1, 20)  # two epochs
 
 
 def test_a_row_for_each_network_with_all_proxies(whole: Path) -> None:

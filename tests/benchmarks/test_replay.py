@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import runpy
@@ -26,6 +27,7 @@ from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.pipeline.datasets import load_data
+from tgdd_plugin.pipeline.recipe import read_recipe
 from tgdd_plugin.replay import policies
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.training.settings import TrainSettings
@@ -67,6 +69,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run(folder, "--orders", "0", "--gdumb", "each") == 0
     assert run(folder, "--orders", "0", "1", "--methods", "finetune", "joint") == 0
     return folder
+
+
+def test_a_recipe_that_leaves_the_size_of_the_memory_out_has_the_packages(tmp_path: Path) -> None:
+    recipe = read_recipe(
+        RECIPE, [*SMALL, "distill.images_per_class=null", "distill.factor=null", "record.exemplars=10"]
+    )
+    options = argparse.Namespace(
+        orders=[0], methods=["herding", "distilled"], source=["sampled", "recorded"], gdumb=None, domain=False,
+        images_per_class=None, output=tmp_path, networks=1, minutes=None,
+    )  # fmt: skip
+    comparison = replay.Comparison(harness.Bench(recipe, options), options)
+    assert comparison.count == 10
+    made = [case.distill for case in comparison.cases if case.distill]
+    assert [(each.images_per_class, each.factor, each.packed) for each in made] == [(10, 1, False)] * 2
 
 
 def test_a_row_for_each_method_all_of_the_same_bytes(whole: Path) -> None:
