@@ -149,10 +149,7 @@ def measure(
                 note_costs(candidate, build, scorer.test.shape, on, scorer.seeds[0])
             row = Row(candidate.name)
             replace(scorer, seeds=seeds).score(row, build, images, training)
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # a user's candidate can fail in any way, and the others are to be tried
+        except (Exception, SystemExit) as error:  # a user's candidate can fail in any way; the others are to be tried
             if is_interrupt(error):
                 raise
             candidate.problem = reason_of(error)
