@@ -472,6 +472,27 @@ def test_a_buffer_takes_and_gives_normalised_images(task: int | None) -> None:
         AvalancheBuffer(other).post_adapt(None, SimpleNamespace(dataset=data))
 
 
+def test_reading_an_experience_leaves_the_random_streams_as_they_were() -> None:
+    """Its transforms draw, for training and, of a data set without others, for evaluation."""
+
+    class Drawn(Normalised):
+        def __getitem__(self, index: int) -> tuple[Any, ...]:
+            drawn.append(float(torch.rand(())) + np.random.rand())
+            return super().__getitem__(index)
+
+        def eval(self) -> Drawn:
+            return self
+
+    drawn: list[float] = []
+    experience = SimpleNamespace(dataset=Drawn(pictures(4), [0, 1, 0, 1], None, training=False))
+    own = pictures(2), torch.tensor([0, 1])
+    for collect in (None, lambda agent, experience: own):
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]
+        AvalancheBuffer(ReplayMemory(images_per_class=2, **SCALE), collect).post_adapt(None, experience)
+        assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
+    assert len(set(drawn[:4])) == 4, "each image has draws of its own"
+
+
 def test_a_transform_takes_the_place_of_the_normalization() -> None:
     """As of training images, which are augmented: from the uint8 image to what the network gets."""
     memory = ReplayMemory(total_images=4, **SCALE)

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.data.conversion import to_pair
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -76,7 +77,8 @@ class AvalancheBuffer:
         else:
             source = self.collect(agent, exp)
         if source is not None:
-            _, _, *labels = exp.dataset[0]
+            with forked_streams():  # its transform for training draws
+                _, _, *labels = exp.dataset[0]
             _check_ids(source, self.memory, exp)
             self.memory.add(source, label=int(labels[0]) if labels else None, domain=True)
 
@@ -170,14 +172,15 @@ def experience_pool(dataset: Any, normalization: Normalization) -> ImagePool:
     """
     dataset = dataset.eval() if hasattr(dataset, "eval") else dataset  # the transforms for training augment
     images, labels = [], []
-    for position in range(len(dataset)):
-        image, label, *_ = dataset[position]
-        if isinstance(image, torch.Tensor) and image.is_floating_point():
-            pixels = normalization.denormalize(image.cpu())
-            image = pixels.clamp(0, 1)
-            if (pixels - image).abs().max() > 1e-3:  # more than rounding
-                image = pixels
-        image, label = to_pair((image, label), position)
-        images.append(image)
-        labels.append(label)
+    with forked_streams():  # a transform may draw
+        for position in range(len(dataset)):
+            image, label, *_ = dataset[position]
+            if isinstance(image, torch.Tensor) and image.is_floating_point():
+                pixels = normalization.denormalize(image.cpu())
+                image = pixels.clamp(0, 1)
+                if (pixels - image).abs().max() > 1e-3:  # more than rounding
+                    image = pixels
+            image, label = to_pair((image, label), position)
+            images.append(image)
+            labels.append(label)
     return ImagePool(torch.stack(images), torch.tensor(labels))
