@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -518,6 +519,10 @@ def test_a_path_in_place_of_the_memory_is_refused() -> None:
         DistilledReplay("memory.beton")  # type: ignore[arg-type]
 
 
+def test_a_count_may_be_a_number_of_numpy() -> None:
+    assert DistilledReplay(memory(), count=np.int64(3)).count == 3  # type: ignore[arg-type]
+
+
 def test_unusable_arguments() -> None:
     for arguments, pattern in (
         (
@@ -526,6 +531,10 @@ def test_unusable_arguments() -> None:
         ),
         ({"ratio": 0.0}, "`ratio` must be a finite number above 0, got 0.0. Leave"),
         ({"ratio": float("nan")}, "`ratio` must be a finite number above 0, got nan"),
+        ({"ratio": "1"}, "`ratio` must be a finite number above 0, got '1'. Leave"),
+        ({"weight": "0.5"}, "`weight` must be a share of the loss from 0 to 1, got '0.5'. Leave"),
+        ({"count": np.float64(3)}, "`count` must be a whole number of at least 1, got"),
+        ({"count": True}, "`count` must be a whole number of at least 1, got True"),
         ({"count": 0}, "`count` must be a whole number of at least 1, got 0. Leave"),
         ({"count": 2.5}, "`count` must be a whole number of at least 1, got 2.5"),
         ({"weight": 1.1}, "`weight` must be a share of the loss from 0 to 1, got 1.1. Leave"),

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -496,6 +497,7 @@ def test_a_finished_job_is_not_touched(whole: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "job").rglob("*")}
     with training(lambda place: {}) as trained:
         scores = run(tmp_path / "job", stop)
+        assert run(tmp_path / "job", stop, images_per_class=np.int64(2)) == scores
     assert not trained and scores == Scores.read(whole / "done" / "scores.json")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "job").rglob("*")} == before
 

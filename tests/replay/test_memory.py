@@ -22,6 +22,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.avalanche import AvalancheBuffer
+from tgdd_plugin.replay.budget import Budget
 from tgdd_plugin.replay.memory import ReplayMemory
 from tgdd_plugin.replay.ordering import draw
 
@@ -294,6 +295,10 @@ def test_what_cannot_be_added_changes_nothing(tmp_path: Path) -> None:
         (pool(["bird"]), {}, r"`classes` must be among the memory's classes \(cat, dog, ship, tree, car\), got 'bird'"),
         ((pictures(2), one), {"classes": [5]}, "`classes` must be among the memory's classes .*, got '5'"),
         ((pictures(2), one), {"classes": [-1]}, "`classes` must be among the memory's classes .*, got '-1'"),
+        ((pictures(2), one), {"classes": 3}, r"`classes` must be a list of names or whole numbers, got 3\. Say"),
+        ((pictures(2), one), {"classes": [3.0]}, r"`classes` must be a list of names or whole numbers, got \[3\.0\]"),
+        ((pictures(2), one), {"classes": np.array([3.5])}, "`classes` must be a list of names or whole numbers, got"),
+        ((pictures(2), one, one), {}, "`source` must be a .beton, .* got a tuple"),
         (
             pool(["x", "y"]),
             {"classes": ["tree", 3]},
@@ -359,6 +364,33 @@ def test_a_budget_below_one_image_of_each_class() -> None:
         ReplayMemory(images_per_class=1, mean=[0.5], std=[0.5]).add(pool(["cat"]))
 
 
+@pytest.mark.parametrize("growing", [True, False])
+def test_class_ids_may_be_numbers_of_any_library(growing: bool) -> None:
+    images = pictures(4), torch.tensor([0, 1, 0, 1])
+    found = []
+    for classes in ([3, 1], np.array([3, 1]), [np.int64(3), np.uint8(1)], torch.tensor([3, 1])):
+        memory = ReplayMemory(None if growing else NAMES, images_per_class=2)
+        memory.add(images, classes=classes)  # type: ignore[arg-type]
+        found.append(state(memory))
+    assert found == [found[0]] * 4 and set(found[0][1]) == {1, 3}
+
+
+def test_a_budget_may_be_a_number_of_any_library(tmp_path: Path) -> None:
+    """And is saved as a plain one, which can be loaded."""
+    for number in (np.int64(3), np.uint8(3), torch.tensor(3)):
+        memory = ReplayMemory(images_per_class=number, **SCALE)  # type: ignore[arg-type]
+        memory.add(pool(["cat", "dog"]))
+        memory.save(tmp_path / "memory.beton", overwrite=True)
+        assert ReplayMemory.load(tmp_path / "memory.beton").budget == Budget("images_per_class", 3)
+        AvalancheBuffer(memory).resize(None, number)  # type: ignore[arg-type]
+        assert len(memory) == 3
+    for wrong in (np.float64(3), True, "3", torch.tensor(3.0), np.array([3, 4])):
+        with pytest.raises(
+            InputError, match="`total_bytes` must be a whole number of at least 1, got images_per_class="
+        ):
+            ReplayMemory(images_per_class=wrong)  # type: ignore[arg-type]
+
+
 def test_an_empty_memory(tmp_path: Path) -> None:
     memory = ReplayMemory(images_per_class=1)
     assert (len(memory), memory.nbytes, memory.classes, memory.shape) == (0, 0, [], None)
@@ -392,6 +424,8 @@ def test_a_number_of_images_that_cannot_be_drawn_is_refused(count: Any) -> None:
     with pytest.raises(InputError, match=f"`count` must be a whole number of at least 0, got {count!r}"):
         memory.sample(count, torch.Generator())
     assert memory.sample(0, torch.Generator())[0].shape == (0, 1, 4, 4)
+    with pytest.raises(InputError, match=r"`generator` must be a torch\.Generator, got None\. Give torch\.Generator"):
+        memory.sample(1, None)  # type: ignore[arg-type]
 
 
 def test_draws() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from typing import Any
 
@@ -74,6 +75,14 @@ def check_whole_number(key: str, value: Any, least: int, most: int | None = None
     if not hasattr(value, "__index__") or value < least or (most is not None and value > most):
         limit = "" if most is None else f" and of at most {most}"
         raise InputError(f"`{key}` must be a whole number of at least {least}{limit}, got {value!r}. Give another one.")
+
+
+def whole_number(value: Any) -> int | None:
+    """Returns a whole number of any library, such as NumPy's, as an ``int``; ``None`` for anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def check_seed(seed: Any) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from tgdd_plugin.augmentation.algorithms import siamese_batch
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.batches import images_and_labels, with_images_and_labels
-from tgdd_plugin.core.errors import InputError, check_whole_number
+from tgdd_plugin.core.errors import InputError, check_whole_number, whole_number
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.networks.classifiers import logits_of
 from tgdd_plugin.recording.data_introspection import find_classes, find_normalization
@@ -109,23 +109,23 @@ class DistilledReplay(Algorithm):
                 f"`ratio` must be left out where `count` says how many images come from the memory, got ratio {ratio} "
                 f"and count {count}. Give one of them."
             )
-        if ratio is not None and not 0 < ratio < float("inf"):
+        if ratio is not None and not (hasattr(ratio, "__float__") and 0 < ratio < float("inf")):
             raise InputError(
-                f"`ratio` must be a finite number above 0, got {ratio}. Leave DistilledReplay out for none."
+                f"`ratio` must be a finite number above 0, got {ratio!r}. Leave DistilledReplay out for none."
             )
-        if count is not None and (type(count) is not int or count < 1):
+        if count is not None and (whole_number(count) or 0) < 1:
             raise InputError(
                 f"`count` must be a whole number of at least 1, got {count!r}. Leave DistilledReplay out for none."
             )
-        if weight is not None and not 0 <= weight <= 1:
+        if weight is not None and not (hasattr(weight, "__float__") and 0 <= weight <= 1):
             raise InputError(
-                f"`weight` must be a share of the loss from 0 to 1, got {weight}. Leave it out to count images alike."
+                f"`weight` must be a share of the loss from 0 to 1, got {weight!r}. Leave it out to count images alike."
             )
         check_whole_number("seed", seed, 0)
         parse_augmentation(augmentation)
         self.memory = memory
         self.ratio = 1.0 if ratio is None and count is None else ratio
-        self.count = count
+        self.count = whole_number(count)
         self.balanced = balanced
         self.weight = weight
         self.augmentation = augmentation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, whole_number
 
 KINDS = ("images_per_class", "total_images", "total_bytes")
 """What a budget can count."""
@@ -32,13 +32,14 @@ class Budget:
             InputError: If there is not exactly one, or it is not a whole number above 0.
         """
         given = {kind: amount for kind, amount in amounts.items() if amount is not None}
-        if len(given) != 1 or not all(type(amount) is int and amount > 0 for amount in given.values()):
+        whole = {kind: number for kind, amount in given.items() if (number := whole_number(amount)) and number > 0}
+        if len(given) != 1 or not whole:
             came = ", ".join(f"{kind}={amount}" for kind, amount in given.items()) or "nothing"
             raise InputError(
                 f"One of `{KINDS[0]}`, `{KINDS[1]}` and `{KINDS[2]}` must be a whole number of at least 1, got {came}. "
                 f"Give exactly one of them."
             )
-        ((kind, amount),) = given.items()
+        ((kind, amount),) = whole.items()
         return cls(kind, amount)
 
     def share(self, classes: int, size: int) -> int:

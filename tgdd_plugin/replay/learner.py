@@ -142,7 +142,7 @@ def learn(
     with locked_on_rank_0(check_writable(folder / "scores.json")):
         for place in folder.glob("task*"):
             sweep(place)
-        scores = open_scores(folder, learner.about(images_per_class, job or {}))
+        scores = open_scores(folder, learner.about(memory.budget.amount, job or {}))
         network: nn.Module | None = None
         for number in range(len(tasks)):
             grown = learner.grown_network(number, network)

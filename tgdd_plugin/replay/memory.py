@@ -209,9 +209,11 @@ class ReplayMemory:
             uint8 images ``(count, C, H, W)`` and int64 class ids ``(count,)``, on the memory's device.
 
         Raises:
-            InputError: If the memory is empty, or ``count`` is not a whole number of at least 0.
+            InputError: If the memory is empty, ``count`` is not a whole number of at least 0, or ``generator`` is none.
         """
         check_whole_number("count", count, 0)
+        if not isinstance(generator, torch.Generator):
+            raise InputError(f"`generator` must be a torch.Generator, got {generator!r}. Give torch.Generator().")
         if not len(self):
             raise InputError("The memory is empty. Add a set before sampling from it.")
         index = draw(self.decoded_labels.to(generator.device), count, generator, balanced)

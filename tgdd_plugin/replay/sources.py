@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,10 +49,11 @@ class Source:
         Raises:
             InputError: If a file or its card cannot be used, or the labels are not those of ``classes``.
         """
+        given = None if classes is None else _names_or_ids(classes)
         factor, normalization, names = 1, None, None
         if isinstance(source, ImagePool):
             images, labels, names = source.images, source.labels, source.classes
-        elif isinstance(source, tuple):
+        elif isinstance(source, tuple) and len(source) == 2:
             images, labels = source
         elif not isinstance(source, str | os.PathLike):
             raise InputError(
@@ -61,9 +64,9 @@ class Source:
             card = read_card(Path(source))
             images, labels, _ = read_stored(Path(source))
             factor, normalization, names = card.factor if card.packed else 1, card.normalization, card.classes
-        pool = ImagePool(images, labels, names if classes is None else [str(one) for one in classes])
-        if classes is not None:
-            return cls(pool, factor, normalization, list(classes))
+        pool = ImagePool(images, labels, names if given is None else [str(one) for one in given])
+        if given is not None:
+            return cls(pool, factor, normalization, given)
         named = pool.classes != number_names(pool.num_classes)
         if not named and not isinstance(source, ImagePool | tuple):
             named = set(pool.names_of(pool.counts.nonzero().flatten())) <= set(known)
@@ -97,6 +100,21 @@ class Source:
                 f"tasks with the normalization that the learner trains with."
             )
         return memory
+
+
+def _names_or_ids(classes: Any) -> list[str | int]:
+    """Returns names as they are, and whole numbers of any library, such as NumPy's, as ``int``.
+
+    Raises:
+        InputError: If one is neither, or these are no list.
+    """
+    try:
+        return [one if isinstance(one, str) else operator.index(one) for one in classes]
+    except TypeError as error:
+        raise InputError(
+            f"`classes` must be a list of names or whole numbers, got {classes!r}. Say for each label which of the "
+            f"memory's classes it is."
+        ) from error
 
 
 def identify(source: Source, classes: list[str], growing: bool) -> tuple[list[str], torch.Tensor]:
