@@ -204,17 +204,17 @@ def _compare(
         print(f"\n{table(rows)}\n")  # before the cost is noted, for which there may be no room
     if _no_better_than_random(rows):
         print(
-            "As many random images do as well. More steps (distill.steps), a longer recording or another number of "
-            "images may help.\n"
+            f"As many random images do as well ({_no_better_than_random(rows)}). More steps (distill.steps), a longer "
+            f"recording or another number of images may help.\n"
         )
     return {"file": recipe.beton, **print_results(results, before), "rows": [row.summary() for row in rows]}
 
 
-def _no_better_than_random(rows: Sequence[Row]) -> bool:
-    """Whether networks that were trained on as many random images ended as well as on the distilled ones."""
+def _no_better_than_random(rows: Sequence[Row]) -> str:
+    """The rows of as many random images on which networks ended as well as on the distilled ones, in words."""
     distilled = rows[0]
-    same = [row for row in rows if row.key == (distilled.network, RANDOM[0], distilled.labels)]
-    return any(row.mean >= distilled.mean for row in same)
+    keys = [(distilled.network, name, distilled.labels) for name in RANDOM]
+    return " and ".join(f"row '{row.name}'" for row in rows if row.key in keys and row.mean >= distilled.mean)
 
 
 def _network(recipe: Recipe, real: ImagePool) -> Callable[[], nn.Module] | None:
