@@ -523,7 +523,7 @@ def bad(match, **options):
     ("options", "match"),
     [
         bad("to start from", settings=replace(SETTINGS, images_per_class=21, real_per_class=5)),
-        bad("`factor` must divide both sides of images of 8x8 pixels, got 3", settings=replace(SETTINGS, factor=3)),
+        bad("both sides of the images, 8x8 pixels, got 3. Choose 1, 2, 4 or 8.", settings=replace(SETTINGS, factor=3)),
         bad("must be a network, or a function that builds one, got 'resnet10'", network="resnet10"),
         bad("does not fit stage", network=lambda: convnet(3, 3, 8, depth=2, width=8)),
         bad("does not fit stage", network=lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 3))),
@@ -548,6 +548,23 @@ def test_what_does_not_fit_ends_in_one_line_and_loses_nothing(trajectory, pool, 
     assert "\n" not in str(error.value)
     assert earlier.read_bytes() == b"an earlier result"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.beton", "file"]
+
+
+class Unread(torch.utils.data.Dataset):
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        raise AssertionError("an image was read")
+
+
+@pytest.mark.parametrize("real", [None, Unread()], ids=["recorded", "sampled"])
+def test_a_factor_that_does_not_fit_is_told_before_images_are_read_and_networks_built(trajectory, tmp_path, real):
+    def build():
+        raise AssertionError("a network was built")
+
+    with pytest.raises(InputError, match="both sides of the images, 8x8 pixels, got 3"):
+        run(trajectory, real, tmp_path / "a.beton", replace(SETTINGS, factor=3, source=None), network=build)
 
 
 def test_images_of_which_one_channel_is_the_same_everywhere(tmp_path):

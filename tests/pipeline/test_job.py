@@ -50,7 +50,7 @@ MISTAKES = [
         ["retrain.passes=100"],
         "Leave one out (a recipe's epochs by retrain.epochs=null).",
     ),
-    ("run", DIGITS, ["distill.factor=3"], "must divide the side of the images, 8 pixels of digits, got 3"),
+    ("run", DIGITS, ["distill.factor=3"], "both sides of the images, 8x8 pixels, got 3. Choose 1, 2, 4 or 8."),
     ("run", DIGITS, ["distill.images_per_class=33", "distill.factor=2"], "must be at most 32 for digits"),
     (
         "run",
@@ -103,7 +103,7 @@ MISTAKES = [
     ),
     ("distill", DIGITS, ["trajectory=bare"], "has no recorded run"),
     ("replay", DIGITS, ["replay.tasks=11"], "`replay.tasks` must be at most 10"),
-    ("replay", DIGITS, ["distill.factor=3"], "must divide the side of the images, 8 pixels of digits, got 3"),
+    ("replay", DIGITS, ["distill.factor=3"], "both sides of the images, 8x8 pixels, got 3. Choose 1, 2, 4 or 8."),
     (
         "replay",
         DIGITS,
@@ -268,6 +268,13 @@ def test_a_normalization_alone_names_no_data(tmp_path: Path) -> None:
     assert named.distill.source != "recorded"
     with pytest.raises(InputError, match="`data.name` must be given with `data.root`"):
         read_job("distill", folder, ["data.root=pictures"])
+
+
+@pytest.mark.parametrize("data", [[], ["data.name=mine:load"]], ids=["the recording alone", "data of one's own"])
+def test_the_recorded_size_tells_a_factor_that_does_not_fit(data: list[str], trajectory: Trajectory) -> None:
+    with pytest.raises(InputError, match=r"both sides of the images, 8x8 pixels, got 3. Choose 1, 2, 4 or 8\.$"):
+        read_job("distill", str(trajectory.folder), ["distill.factor=3", *data])
+    assert read_job("distill", str(trajectory.folder), ["distill.factor=4", *data]).distill.factor == 4
 
 
 # What the images themselves tell, before any training on them.

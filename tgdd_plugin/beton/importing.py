@@ -26,8 +26,9 @@ import torch
 
 from tgdd_plugin.beton.card import Card
 from tgdd_plugin.beton.existing import existing_card, is_same
+from tgdd_plugin.beton.factors import check_factor
 from tgdd_plugin.beton.format import write_beton
-from tgdd_plugin.beton.multi_formation import check_factor, decode
+from tgdd_plugin.beton.multi_formation import decode
 from tgdd_plugin.beton.pt_reader import read_labels, read_pair
 from tgdd_plugin.core.atomic_files import check_writable
 from tgdd_plugin.core.class_names import number_names

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.allocation import allocate
 
 
@@ -51,11 +50,3 @@ def unpack(stored: UInt8[Tensor, "N C H W"], factor: int) -> UInt8[Tensor, "N*{f
         # From whole numbers the weights of factor 2 and 4 round nothing off: every machine gets the same bytes.
         part.copy_(decode(block[None].float(), factor)[0].round())
     return images
-
-
-def check_factor(factor: int, height: int, width: int) -> None:
-    """Raises an InputError unless ``factor`` divides both sides of the images."""
-    if factor < 1 or height % factor or width % factor:
-        raise InputError(
-            f"`factor` must divide both sides of images of {height}x{width} pixels, got {factor}. Choose one that does."
-        )

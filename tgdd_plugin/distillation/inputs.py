@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tgdd_plugin.beton.multi_formation import check_factor
+from tgdd_plugin.beton.factors import check_factor
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -93,11 +93,14 @@ def resolve_inputs(
     for each in trajectory.runs.values():
         check_left(each, [stage for stage in each.stages if not stage.finite])
     run = trajectory.run
-    if run.input is not None and (channels := input_shape(run)[0]) not in (1, 3):
-        raise InputError(
-            f"`trajectory` must be of images of 1 or 3 channels, which a .beton holds, got run '{run.name}' of "
-            f"{channels} channels. Record a training on such images."
-        )
+    if run.input is not None:
+        channels, *sides = input_shape(run)
+        if channels not in (1, 3):
+            raise InputError(
+                f"`trajectory` must be of images of 1 or 3 channels, which a .beton holds, got run '{run.name}' of "
+                f"{channels} channels. Record a training on such images."
+            )
+        check_factor(settings.factor or 1, *sides)  # before any image is read; the default fits
     # A copy, as it may get names of classes, which are no business of the user's pool.
     pool = None if real is None else copy.copy(ImagePool.from_dataset(real, progress=progress_bar))
     settings = resolve_settings(settings, trajectory, pool)

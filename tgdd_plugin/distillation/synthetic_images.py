@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tgdd_plugin.beton.multi_formation import check_factor, decode
+from tgdd_plugin.beton.factors import check_factor
+from tgdd_plugin.beton.multi_formation import decode
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.distillation.settings import Start

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from tgdd_plugin.beton.factors import check_factor
 from tgdd_plugin.core.atomic_files import check_writable
 from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.distillation.finished import check_settings
@@ -59,6 +60,10 @@ def read_job(step: str, path: str, overrides: list[str]) -> Recipe:
             _check_size(recipe)
         else:
             _check_recording(step, recipe)
+    if step == "distill" and recipe.distill.factor:
+        recorded = Trajectory.open(recipe.trajectory_folder, check=False).run.input
+        if recorded is not None:
+            check_factor(recipe.distill.factor, *(int(side) for side in recorded["shape"][1:]))
     if step == "replay" and recipe.data.known:
         task_sizes(recipe.replay.tasks, recipe.data.known.classes)
     if step in ("run", "distill"):
@@ -117,12 +122,7 @@ def _check_size(recipe: Recipe) -> None:
     classes = len(recipe.distill.classes or range(known.classes))
     sized = recipe.distill.sized(classes, known.side)
     name = recipe.data.name
-    if known.side % sized.factor:
-        fitting = [str(factor) for factor in range(1, known.side) if known.side % factor == 0 and factor <= 8]
-        raise InputError(
-            f"`distill.factor` must divide the side of the images, {known.side} pixels of {name}, got {sized.factor}. "
-            f"Choose {', '.join(fitting[:-1])} or {fitting[-1]}."
-        )
+    check_factor(sized.factor, known.side, known.side)
     needed = sized.start_images
     if needed > known.per_class:
         count = sized.images_per_class

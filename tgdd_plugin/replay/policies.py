@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tgdd_plugin.beton.factors import check_factor
 from tgdd_plugin.beton.format import read_stored, write_beton
-from tgdd_plugin.beton.multi_formation import check_factor
 from tgdd_plugin.core.device import Device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.coresets import herding
