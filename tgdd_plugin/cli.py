@@ -160,7 +160,11 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("path", help="the file to write, such as my.yaml")
     init.set_defaults(call=_init)
     text = "write a report of a job, or of several beside each other, as one HTML file"
-    report = steps.add_parser("report", help=text, description=text)
+    of_one = "that of a single .beton is <its name>-report.html beside it, unless --output says otherwise"
+    report = steps.add_parser("report", help=text, description=f"{text}; {of_one}")
+    report.add_argument(
+        "--trajectory", metavar="FOLDER", help="the recording (default: as the recipe says, or trajectory beside a set)"
+    )
     report.add_argument("path", nargs="+", help="folder of a job, or .beton")
     report.add_argument("--output", metavar="HTML", help="a name in .html (default: report.html in the first folder)")
     report.set_defaults(call=_report)
@@ -233,11 +237,16 @@ def _report(options: argparse.Namespace) -> None:
         check_ending("--output", options.output, (".html", ".htm"))
     for path in options.path:
         find_sets(Path(path))  # before torch and matplotlib are loaded, which takes seconds
+    if options.trajectory:
+        from tgdd_plugin.trajectory.folders import run_folders
+
+        run_folders(Path(options.trajectory))
     from tgdd_plugin.pipeline.report import write_report
 
     first = Path(options.path[0])
-    output = Path(options.output) if options.output else (first if first.is_dir() else first.parent) / "report.html"
-    print(f"report    {printable(str(write_report(options.path, output)))}")
+    name = f"{first.stem}-report.html" if len(options.path) == 1 and not first.is_dir() else "report.html"
+    output = Path(options.output) if options.output else (first if first.is_dir() else first.parent) / name
+    print(f"report    {printable(str(write_report(options.path, output, options.trajectory)))}")
 
 
 def _schema(options: argparse.Namespace) -> None:

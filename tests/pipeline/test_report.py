@@ -341,16 +341,37 @@ def test_a_job_that_was_cut_off_has_a_report_of_what_there_is(
     assert "2 sets beside each other" in Page(tmp_path / "x.html").text
 
 
-def test_a_recording_elsewhere_is_shown_once_it_is_linked_as_the_report_says(tmp_path: Path) -> None:
+def test_a_recording_elsewhere_is_shown_once_it_is_named_as_the_report_says(tmp_path: Path, capsys) -> None:
+    """As where a Trainer of the user's own recorded, and ``tgdd distill`` wrote the set elsewhere."""
     path = job(tmp_path / "outputs")
     (tmp_path / "outputs" / "trajectory").rename(tmp_path / "recording")
     (tmp_path / "outputs" / "set-recipe.yaml").unlink()
-    text = Page(write_report([path], tmp_path / "report.html")).text
-    assert f"There is no '{tmp_path}/outputs/trajectory', so the recorded training is not shown. Copy the" in text
-    assert "Copy the recording there, or make a symbolic link to it." in text
-    (tmp_path / "outputs" / "trajectory").symlink_to(tmp_path / "recording")
-    text = Page(write_report([path], tmp_path / "report.html")).text
-    assert "Every point is a stage" in text and "so the recorded training is not shown" not in text
+    command = ["report", str(path), "--output", str(tmp_path / "report.html")]
+    assert cli.main(command) == 0
+    text = Page(tmp_path / "report.html").text
+    assert f"There is no '{tmp_path}/outputs/trajectory', so the recorded training is not shown. Name the" in text
+    assert "by --trajectory." in text and "Real images" not in text
+    assert cli.main([*command, "--trajectory", str(tmp_path / "recording")]) == 0
+    page = Page(tmp_path / "report.html")
+    assert "Every point is a stage" in page.text and "record 12.3 s" in page.text and "is not shown" not in page.text
+    assert len(page.pictures) == 2 + 2 + 1, "of each class real and distilled ones, and how they changed"
+    job(tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "trajectory" / "seed1")
+    assert cli.main([*command, "--trajectory", str(tmp_path / "other" / "trajectory")]) == 0
+    assert "is of another job, so its training is not shown" in Page(tmp_path / "report.html").text
+    capsys.readouterr()
+    assert cli.main([*command, "--trajectory", str(tmp_path / "nowhere")]) == 2
+    assert "There is no trajectory folder" in capsys.readouterr().err
+
+
+def test_the_reports_of_two_sets_in_one_folder_do_not_replace_each_other(tmp_path: Path, capsys) -> None:
+    job(tmp_path, "a")
+    shutil.rmtree(tmp_path / "trajectory")
+    job(tmp_path, "b")
+    for name in ("a", "b"):
+        assert cli.main(["report", str(tmp_path / f"{name}.beton")]) == 0
+    both = {path.name: Page(path).words[:2] for path in tmp_path.glob("*.html")}
+    assert both == {"a-report.html": ["a:", "report"], "b-report.html": ["b:", "report"]}
 
 
 def test_a_report_or_picture_that_cannot_be_written_is_told_by_its_name(tmp_path: Path, capsys) -> None:

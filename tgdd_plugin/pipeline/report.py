@@ -19,13 +19,15 @@ from tgdd_plugin.pipeline.report_parts import SetReport, gather
 OTHER_CLASSES = "These sets are of different classes: their accuracies cannot be compared."
 
 
-def write_report(paths: Sequence[str | Path], output: str | Path) -> Path:
+def write_report(paths: Sequence[str | Path], output: str | Path, trajectory: str | Path | None = None) -> Path:
     """Writes a report of some sets.
 
     Args:
         paths: Files (``.beton``), or folders of jobs, of which every ``.beton`` is taken; of a job that was cut off
             before it had one, what there is.
         output: The HTML file to write.
+        trajectory: The trajectory folder that the sets were distilled from. Default: ``None``, the one that the recipe
+            beside a set names, or ``trajectory`` beside it.
 
     Returns:
         The path of the written file.
@@ -36,7 +38,7 @@ def write_report(paths: Sequence[str | Path], output: str | Path) -> Path:
     """
     output = check_writable(Path(output))
     files = [file for path in paths for file in find_sets(Path(path))]
-    sets = [gather(file) for file in files]
+    sets = [gather(file, trajectory) for file in files]
     for report, name in zip(sets, _told_apart(files), strict=True):
         report.name = name
     environment = Environment(

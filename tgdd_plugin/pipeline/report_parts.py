@@ -123,8 +123,12 @@ class SetReport:
         return [(printable(str(name)), printable(str(value))) for name, value in method.items()]
 
 
-def gather(file: Path) -> SetReport:
+def gather(file: Path, trajectory: str | Path | None = None) -> SetReport:
     """Gathers what there is of a set.
+
+    Args:
+        file: The ``.beton``, which need not be there yet.
+        trajectory: The trajectory folder that it was distilled from. Default: ``None``, it is looked for.
 
     Raises:
         InputError: If the file is there and its card cannot be used.
@@ -139,7 +143,8 @@ def gather(file: Path) -> SetReport:
         how = "and goes on from the last checkpoint of the distillation" if unfinished else "and goes on where it was"
         report.missing.append(f"There is no '{file.name}' yet. The same command as before ends the job, {how}.")
     named = _recipe(report, file.with_name(f"{file.stem}-recipe.yaml"))
-    folder = next((folder for folder in named if folder.is_dir()), file.parent / "trajectory")
+    found = next((folder for folder in named if folder.is_dir()), file.parent / "trajectory")
+    folder = Path(trajectory) if trajectory else found
     runs = _runs(report, folder)
     if runs:
         report.training = draw_training(list(runs.values()))
@@ -183,8 +188,8 @@ def _runs(report: SetReport, folder: Path) -> dict[Path, Run]:
         return {}  # a set that was imported, or is of one's own, was distilled from none
     if not folder.is_dir():
         report.missing.append(
-            f"There is no '{folder}', so the recorded training is not shown. Copy the recording there, or make a "
-            f"symbolic link to it."
+            f"There is no '{folder}', so the recorded training is not shown. Name the folder of the recording by "
+            f"--trajectory."
         )
         return {}
     try:
@@ -193,7 +198,10 @@ def _runs(report: SetReport, folder: Path) -> dict[Path, Run]:
         report.missing.append(f"The training that was recorded is not shown: {error}")
         return {}
     if report.card and [s.sha256 for run in runs.values() for s in run.stages] != report.card.trajectory.get("stages"):
-        report.missing.append(f"The trajectory in '{folder}' is of another job, so its training is not shown.")
+        report.missing.append(
+            f"The trajectory in '{folder}' is of another job, so its training is not shown. Name that of this one by "
+            f"--trajectory."
+        )
         return {}
     for run in runs.values():
         if not run.complete:
