@@ -111,6 +111,8 @@ def _check_command(words: list[str]) -> None:
         assert (ROOT / script).is_file() or importlib.util.find_spec(script), words
     elif name == "python":
         assert (ROOT / arguments[0]).is_file() or importlib.util.find_spec(arguments[1]), words
+    elif name == "source":
+        assert arguments == [".venv/bin/activate"], words  # where setup.sh installs
     else:
         assert name in ("pip", "apt-get"), f"no test knows what to do with {words}"
 
