@@ -231,6 +231,20 @@ def test_a_class_folder_named_in_another_encoding(tmp_path):
     assert Run.read(tmp_path).classes == train.classes
 
 
+def test_images_of_any_mode_become_rgb_and_transparency_is_dropped(tmp_path):
+    write_folder(tmp_path, {"train": {"a": 1, "b": 3}, "val": {"a": 1, "b": 1}})
+    gray = RANDOM.integers(0, 256, (6, 6), dtype=np.uint8)
+    hidden = np.dstack([np.full((6, 6), value, np.uint8) for value in (255, 7, 0, 0)])  # all of it transparent
+    palette = Image.frombytes("P", (6, 6), (gray % 2).tobytes())
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    for number, image in enumerate((Image.fromarray(gray), palette, Image.fromarray(hidden))):
+        image.save(tmp_path / f"train/b/{number:03}.png", transparency=0 if image is palette else None)
+    train, _ = load_data(DataSettings("image_folder", root=str(tmp_path)))
+    indexed = np.array([[10, 20, 30], [40, 50, 60]], np.uint8)[gray % 2]
+    wanted = np.stack([np.dstack([gray] * 3), indexed, hidden[..., :3]]).transpose(0, 3, 1, 2)
+    assert np.array_equal(train.images[train.labels == 1], wanted)
+
+
 @pytest.mark.parametrize("grayscale", [True, False])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_images_of_16_bits_are_refused(tmp_path, grayscale, suffix):
