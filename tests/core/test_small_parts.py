@@ -33,6 +33,15 @@ def test_the_first_difference_is_named_by_its_key() -> None:
     assert first_difference({"a": 1}, {}, "x") == "x.a was 1 and is now None"
 
 
+def test_several_differences_are_named_and_the_others_counted() -> None:
+    earlier, now = {"a": {"b": 1, "c": 2}, "d": 3, "e": 4}, {"a": {"b": 0, "c": 2}, "d": 0, "e": 0}
+    three = ["a.b was 1 and is now 0", "d was 3 and is now 0", "e was 4 and is now 0"]
+    assert first_difference(earlier, now) == three[0]
+    assert first_difference(earlier, now, most=2) == f"{three[0]}; {three[1]}; 1 more"
+    assert first_difference(earlier, now, most=3) == first_difference(earlier, now, most=9) == "; ".join(three)
+    assert first_difference(now, now, most=3) is None
+
+
 def test_the_random_streams_of_several_gpus_are_kept_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """Warnings are errors here, and torch's own fork_rng() warns where it sees more than one."""
     kept: dict[int, str] = {}

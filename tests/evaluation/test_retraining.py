@@ -162,6 +162,11 @@ def test_finished_rows_are_kept_by_name_and_another_comparison_is_refused(file, 
     assert (results.read_bytes(), card_path(file).read_bytes()) == before
     for changed, words in (
         ({"settings": replace(QUICK, epochs=3)}, "retrain.epochs was 2 and is now 3"),
+        (
+            {"settings": replace(QUICK, epochs=3, seeds=2), "seed": 1},
+            r"retrain.epochs was 2 and is now 3; retrain.seeds was 3 and is now 2; "
+            r"seeds was \[4, 5, 6\] and is now \[1, 2\]",
+        ),
         ({"seed": 0}, r"seeds was \[4, 5, 6\] and is now \[0, 1, 2\]"),
         ({"real": REAL.subset(torch.arange(30))}, "real_fingerprint was '.{8}[.]{3}' and is now '.{8}[.]{3}'"),
     ):

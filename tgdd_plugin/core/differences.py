@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tgdd_plugin.core.errors import shown
@@ -13,20 +13,30 @@ LONGEST = 200
 """The characters of a key or value that are shown: what a file from elsewhere says may be long."""
 
 
-def first_difference(earlier: Any, now: Any, where: str = "") -> str | None:
-    """Returns the first difference between two nested mappings in words, or ``None``; ``where`` is the key of both."""
+def first_difference(earlier: Any, now: Any, where: str = "", most: int = 1) -> str | None:
+    """Returns the first difference between two nested mappings in words, or ``None``.
+
+    Args:
+        earlier, now: The mappings.
+        where: The key of both. Default: none.
+        most: How many differences are told at most, with the number of those that are not. Default: ``1``, alone.
+    """
+    found = list(_differences(earlier, now, where))
+    more = [f"{len(found) - most} more"] if 1 < most < len(found) else []
+    return "; ".join(found[:most] + more) or None
+
+
+def _differences(earlier: Any, now: Any, where: str) -> Iterator[str]:
     if isinstance(earlier, dict) and isinstance(now, dict):
-        keys = {**earlier, **now}
-        found = (first_difference(earlier.get(key), now.get(key), f"{where}.{key}".strip(".")) for key in keys)
-        return next(filter(None, found), None)
-    if earlier == now:
-        return None
-    return f"{shown(where, LONGEST)} was {_in_words(earlier)} and is now {_in_words(now)}"
+        for key in {**earlier, **now}:
+            yield from _differences(earlier.get(key), now.get(key), f"{where}.{key}".strip("."))
+    elif earlier != now:
+        yield f"{shown(where, LONGEST)} was {_in_words(earlier)} and is now {_in_words(now)}"
 
 
 def under_section(about: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """Returns what a job depends on with its ``settings`` named as a recipe's section, by which a user knows them."""
-    return {section if key == "settings" else key: value for key, value in about.items()}
+    """Returns what a job depends on, its ``settings`` first, and named as a recipe's section: so a user knows them."""
+    return {section: about.get("settings")} | {key: value for key, value in about.items() if key != "settings"}
 
 
 def _in_words(value: Any) -> str:

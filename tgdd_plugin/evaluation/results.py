@@ -25,6 +25,9 @@ from tgdd_plugin.evaluation.settings import RetrainSettings
 ON_CARD = ("protocol", "network", "test_images", "seeds", "settings")
 """The keys of a results file that the card repeats."""
 
+MOST_TOLD = 5
+"""The most differences from an earlier comparison that an error names."""
+
 
 def describe_comparison(
     file: str | Path, compact: CompactSet, scorer: Scorer, real: ImagePool | None, training: RetrainSettings
@@ -89,7 +92,8 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
         raise InputError(f"'{path}' is damaged ({error}). Delete it, or set `overwrite` to true.") from error
     teachers = about["teachers"] or earlier["teachers"]  # a trajectory may be left out, or come later
     known = {**earlier, "teachers": earlier["teachers"] or teachers}
-    other = first_difference(under_section(known, "retrain"), under_section({**about, "teachers": teachers}, "retrain"))
+    now = under_section({**about, "teachers": teachers}, "retrain")
+    other = first_difference(under_section(known, "retrain"), now, most=MOST_TOLD)
     if other and overwrite:
         return {}
     if other:
