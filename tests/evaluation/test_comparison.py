@@ -575,7 +575,7 @@ def other_pool(images):
     ("options", "pattern"),
     [
         ({"training": replace(TRAINING, epochs=3)}, "retrain.epochs was 2 and is now 3"),
-        ({"training": replace(TRAINING, seeds=3)}, r"retrain.seeds was 2 and is now 3; seeds was \[4, 5\] and is now \["),
+        ({"training": replace(TRAINING, seeds=3)}, r"retrain.seeds was 2 and is now 3; seeds was \[4, 5\] and is now"),
         ({"seed": 5}, r"seeds was \[4, 5\] and is now \[5, 6\]"),
         ({"test": FLIPPED}, "test_fingerprint was '.*' and is now"),
         ({"test": pool(49, 2)}, "test_images was 50 and is now 49"),
