@@ -20,7 +20,7 @@ class Step(NamedTuple):
 
 STEPS = {
     "run": Step(
-        "record, distill and retrain",
+        "record, distill and retrain, and write a report",
         ("data", "network", "extra_networks", "record", "distill", "retrain", "loggers"),
     ),
     "record": Step(
