@@ -136,6 +136,35 @@ def test_a_plain_loop_records_what_the_callback_records(tmp_path, every, options
         assert ours["metrics"].get("loss/train/total") == (None if loss is None else pytest.approx(loss, rel=1e-6))
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["batch() outside", "batch() inside"])
+def test_a_loop_under_autocast_is_recorded_in_float32(tmp_path, inside):
+    network, features = tiny_network(norm=True), []
+    optimizer = optimizer_of(network)
+    network.fc.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach()))
+    recorder = TrajectoryRecorder(tmp_path)
+    recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0]), network)
+    images, labels = next(iter(loader()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = F.cross_entropy(network(images), labels)
+    loss.backward()
+    optimizer.step()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+        recorder.batch(images, labels, {"loss": loss})
+    recorder.stage(1)
+    recorder.finish()
+    trajectory = Trajectory.open(tmp_path)
+    stage = trajectory.run.stages[-1]
+    means, counts = trajectory.class_means(tmp_path / "run", stage)
+    assert features[0].dtype == torch.bfloat16 and means.dtype == torch.float32
+    wanted = torch.stack([features[0][labels == label].double().mean(0) for label in range(CLASSES)])
+    torch.testing.assert_close(means.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert torch.equal(counts, torch.bincount(labels, minlength=CLASSES).float())
+    assert stage.metrics["loss"] == pytest.approx(float(loss))
+    kept = load_file(tmp_path / "run" / stage.file)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(kept[name], tensor), name
+
+
 @pytest.mark.parametrize("every", [None, 3])
 def test_a_crashed_loop_goes_on_and_ends_with_the_stages_of_an_uninterrupted_one(tmp_path, every):
     plain_loop(tmp_path / "whole", every=every)
