@@ -415,7 +415,7 @@ OPTIONS = {
     ),
     "fewer names": ({"classes": ["a", "b"]}, r"must be in 0..1, got 0 to 11[.] Correct them, or the class names"),
     "more names": ({"classes": [*"abcdefghijklm"]}, "got 0 of class 12"),
-    "a factor that does not divide": ({"factor": 4}, "`factor` must divide both sides of images of 6x8 pixels, got 4"),
+    "a factor that does not divide": ({"factor": 4}, "both sides of the images, 6x8 pixels, got 4. Choose 1 or 2."),
     "no factor": ({"factor": 0}, "`factor` must .* got 0"),
 }
 

@@ -108,8 +108,11 @@ def test_what_ships_packed_are_the_stored_images_rounded(factor):
 
 @pytest.mark.parametrize("factor", [0, 3])
 def test_a_factor_that_does_not_divide_is_refused(factor):
-    with pytest.raises(InputError, match=f"`factor` must divide both sides of images of 8x12 pixels, got {factor}"):
+    wanted = f"`factor` must divide both sides of the images, 8x12 pixels, got {factor}. Choose 1, 2 or 4.$"
+    with pytest.raises(InputError, match=wanted):
         SyntheticImages(torch.rand(SHAPE), factor)
+    with pytest.raises(InputError, match=f"got {factor}. Choose 1.$"):
+        SyntheticImages(torch.rand(1, 1, 3, 7, 8), factor)
     with pytest.raises(InputError, match=f"`factor` .* got {factor}"):
         start_pixels("mix", SHAPE, factor, pool(), torch.Generator())
 

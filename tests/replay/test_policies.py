@@ -332,7 +332,7 @@ def test_real_images_are_not_made_up(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Class 'rows' must have at least 16 images"):
         replay_policy("hybrid", [task], replace(settings, start="herding"), normalization)
     replay_policy("hybrid", [task], replace(settings, images_per_class=1), normalization)  # which keeps no real one
-    with pytest.raises(InputError, match="`factor` must divide both sides of images of 8x8 pixels, got 3"):
+    with pytest.raises(InputError, match="`factor` must divide both sides of the images, 8x8 pixels, got 3"):
         replay_policy("distilled", [task], replace(settings, factor=3), Normalization([0.4], [0.3]))
 
 
