@@ -160,13 +160,13 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("path", help="the file to write, such as my.yaml")
     init.set_defaults(call=_init)
     text = "write a report of a job, or of several beside each other, as one HTML file"
-    of_one = "that of a single .beton is <its name>-report.html beside it, unless --output says otherwise"
-    report = steps.add_parser("report", help=text, description=f"{text}; {of_one}")
+    report = steps.add_parser("report", help=text, description=text)
     report.add_argument(
         "--trajectory", metavar="FOLDER", help="the recording (default: as the recipe says, or trajectory beside a set)"
     )
     report.add_argument("path", nargs="+", help="folder of a job, or .beton")
-    report.add_argument("--output", metavar="HTML", help="a name in .html (default: report.html in the first folder)")
+    where = "<its name>-report.html beside a single .beton, else report.html in the first folder"
+    report.add_argument("--output", metavar="HTML", help=f"a name in .html (default: {where})")
     report.set_defaults(call=_report)
     text = "print the lines that make a shell complete subcommands, recipes and keys"
     completion = steps.add_parser("completion", help=text, description=f"{text}. {COMPLETION}")
