@@ -551,6 +551,27 @@ assert not {"composer", "torch", "ffcv"} & set(sys.modules)
     assert all(f"\n  {status} " in done.stdout for status in (0, 1, 2, 130)), "the exit status"
 
 
+@pytest.mark.parametrize(
+    ("given", "before", "wanted"), [(None, "", "PASSIVE"), ("ACTIVE", "", "ACTIVE"), (None, "import torch", None)]
+)
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(tmp_path, given, before, wanted):
+    script = f"""
+{before}
+import os, sys
+from tgdd_plugin.cli import main
+assert main(["init", "mine.yaml"]) == 0
+assert ("torch" in sys.modules) == bool({before!r}), "torch reads it as it is loaded"
+print("policy", os.environ.get("OMP_WAIT_POLICY"))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment.pop("OMP_WAIT_POLICY", None)
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 100}
+    done = subprocess.run([sys.executable, "-c", script], **options)
+    assert done.returncode == 0, done.stderr
+    assert f"policy {wanted}\n" in done.stdout
+
+
 def test_the_recipe_of_a_run_is_what_the_card_says(job):
     recipe = read_recipe(job[0] / "recipe.yaml")
     method = read_card(job[0] / "out/sets-ipc2.beton").method

@@ -49,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         complete(parser)
     options = _parsed(parser, arguments)
+    if "torch" not in sys.modules:  # which reads it as it is loaded
+        # Threads that wait for each other sleep. By default they spin: where another process has one of two cores, each
+        # layer waits for a thread that does not run, and the demo took five times as long and more.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack the letters of a class name
             stream.reconfigure(errors="backslashreplace")
