@@ -202,9 +202,9 @@ def _compare(
         )
         measure.worked = before != content_of(results)
         print(f"\n{table(rows)}\n")  # before the cost is noted, for which there may be no room
-    if _no_better_than_random(rows):
+    if better := _no_better_than_random(rows):
         print(
-            f"As many random images do as well ({_no_better_than_random(rows)}). More steps (distill.steps), a longer "
+            f"As many random images do as well ({better}). More steps (distill.steps), a longer "
             f"recording or another number of images may help.\n"
         )
     return {"file": recipe.beton, **print_results(results, before), "rows": [row.summary() for row in rows]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from tgdd_plugin.networks.heads import head_candidates
 from tgdd_plugin.recording.first_images import FirstImages
 from tgdd_plugin.recording.head_statistics import HeadStatistics
 from tgdd_plugin.recording.metric_means import MetricMeans
-from tgdd_plugin.recording.run_folder import own_state, run_folder_of, stored_weights, take_over, warn_of_missing_stages
+from tgdd_plugin.recording.run_folder import (
+    own_state,
+    run_folder_of,
+    stored_weights,
+    take_over,
+    under_lock,
+    warn_of_missing_stages,
+)
 from tgdd_plugin.recording.safeguard import Safeguard
 from tgdd_plugin.recording.settings import Dtype, OnError, StageSettings, local_folder
 from tgdd_plugin.trajectory.manifest import Run
@@ -126,7 +134,8 @@ class TrajectoryRecorder:
             self._drop_sums()
         heads = heads or head_candidates(network, run.num_classes, run.head)
         position = self.last_batch, self._due_so_far
-        found = take_over(self.run_folder, run, heads, self.batches, position, self.options, self._lock)
+        work = partial(take_over, self.run_folder, run, heads, self.batches, position, self.options)
+        found = under_lock(self.run_folder, run, self._lock, work)
         self.run, self.network = run, network
         if found[0] != self.last_batch:
             self._drop_sums()  # what the checkpoint had added up is part of the last stage, or of none that is kept

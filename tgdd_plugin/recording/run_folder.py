@@ -81,6 +81,34 @@ def on_rank_0(folder: Path, work: Callable[[], Any]) -> Any:
     return outcome[0]
 
 
+def under_lock(folder: Path, run: Run, lock: ExitStack, work: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """Locks a run's folder for as long as ``lock`` stays open, and does what :func:`take_over` does there. Collective.
+
+    Args:
+        folder: The run's folder.
+        run: The manifest that ``work`` changes, on rank 0; the other ranks get its head.
+        lock: What holds the folder's lock from here on; an earlier recording's is released.
+        work: :func:`take_over` with its arguments.
+
+    Returns:
+        What ``work`` returns.
+
+    Raises:
+        InputError: If another process records into the folder, or ``work`` raises it.
+    """
+
+    def take() -> tuple[Any, ...]:
+        lock.close()  # of an earlier recording by the same recorder
+        with ExitStack() as held:
+            held.enter_context(locked(folder))
+            position = work()
+            lock.push(held.pop_all())
+        return position, run.head, run.num_classes
+
+    position, run.head, run.num_classes = on_rank_0(folder, take)
+    return position
+
+
 def take_over(
     folder: Path,
     run: Run,
@@ -88,11 +116,8 @@ def take_over(
     batch: int,
     position: tuple[int, int],
     options: StageSettings,
-    lock: ExitStack,
 ) -> tuple[int, int]:
-    """Locks a run's folder, and takes over what an earlier part of the same run left in it. Collective.
-
-    What came later than ``batch`` is removed.
+    """Takes over what an earlier part of the same run left in its folder, up to ``batch``; removes what came later.
 
     Args:
         folder: The run's folder.
@@ -102,36 +127,13 @@ def take_over(
         position: Where a checkpoint says that the run stood: the batch of the last stage (-1: none), and how many
             stages were due.
         options: Whether exemplars are kept, and whether a complete recording of the same run is replaced.
-        lock: What holds the folder's lock from here on; an earlier recording's is released.
 
     Returns:
-        Where the run stands, as ``position``.
+        Where the run stands.
 
     Raises:
-        InputError: If another process records into the folder, or the run is already recorded.
+        InputError: If the run is already recorded.
     """
-
-    def take() -> tuple[Any, ...]:
-        lock.close()  # of an earlier recording by the same recorder
-        with ExitStack() as held:
-            held.enter_context(locked(folder))
-            found = _take_over(folder, run, heads, batch, position, options)
-            lock.push(held.pop_all())
-        return found, run.head, run.num_classes
-
-    found, run.head, run.num_classes = on_rank_0(folder, take)
-    return found
-
-
-def _take_over(
-    folder: Path,
-    run: Run,
-    heads: Mapping[str, nn.Linear],
-    batch: int,
-    position: tuple[int, int],
-    options: StageSettings,
-) -> tuple[int, int]:
-    """What :func:`take_over` does in a locked folder, on one rank."""
     if (folder / MANIFEST).is_file() and not (batch == 0 and options.overwrite):
         earlier = Run.read(folder)
         if batch == 0 and earlier.complete:
