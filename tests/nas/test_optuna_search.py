@@ -281,7 +281,7 @@ def test_an_error_that_is_no_candidates_fault_ends_the_work(tmp_path):
 
 @pytest.mark.parametrize("begins", [True, False])
 def test_workers_that_end_too_early_are_told(beton, tmp_path, monkeypatch, begins):
-    """What they may have lacked depends on whether they came as far as a candidate."""
+    """The advice is about memory where a worker began a candidate, and else about how a script must start them."""
 
     def dies(trial):
         raise KeyboardInterrupt
