@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from benchmarks.separation import class_separation
 from tgdd_plugin import DistillSettings, ImagePool, InputError
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.weights import load_weights, weights_content
+from tgdd_plugin.distillation.settings import SizedSettings
 from tgdd_plugin.evaluation.distribution_matching import fresh_networks, matching_settings
 from tgdd_plugin.networks.features import features_of
 from tgdd_plugin.training.train import accuracy
@@ -108,20 +109,28 @@ class Evaluations(Callback):
         self.accuracies = list(state["accuracies"])
 
 
-def cells(settings: DistillSettings, options: argparse.Namespace) -> Iterator[tuple[str, str, DistillSettings]]:
-    """The name, the parts and the settings of each distilled row that is asked for."""
+def cells(
+    settings: DistillSettings, options: argparse.Namespace, sized: Callable[[DistillSettings], SizedSettings]
+) -> Iterator[tuple[str, str, DistillSettings]]:
+    """The name, the parts and the settings of each distilled row that is asked for; ``sized`` fills in the defaults."""
     for count in options.ipc or [settings.images_per_class]:
-        base = replace(settings, images_per_class=count)
-        for factor in options.factor or [settings.factor]:
+        base = sized(replace(settings, images_per_class=count))
+        for factor in options.factor or [base.factor]:
             for source in options.source:
-                yield f"ipc{count}-factor{factor}-{source}", "", replace(base, factor=factor, source=source)
+                yield (
+                    f"ipc{base.images_per_class}-factor{factor}-{source}",
+                    "",
+                    replace(base, factor=factor, source=source),
+                )
 
 
-def ablation(settings: DistillSettings, options: argparse.Namespace) -> Iterator[tuple[str, str, DistillSettings]]:
+def ablation(
+    settings: DistillSettings, options: argparse.Namespace, sized: Callable[[DistillSettings], SizedSettings]
+) -> Iterator[tuple[str, str, DistillSettings]]:
     """The same for the paper's table of parts; without stages, it is the last one of each run that is matched."""
     factor = options.factor[:1] if options.factor else None
     options = argparse.Namespace(ipc=options.ipc, factor=factor, source=["sampled"])
-    for name, _, whole in cells(settings, options):
+    for name, _, whole in cells(settings, options, sized):
         staged = replace(whole, alpha=0.0)
         single = replace(staged, stages="last")
         yield f"{name}-matching", PARTS[0], matching_settings(whole)
@@ -136,7 +145,7 @@ def work(bench: Bench, options: argparse.Namespace) -> None:
     recipe = bench.recipe
     if options.paper_protocol and recipe.retrain.protocol != "paper":
         raise InputError("--paper-protocol scores trainings of the paper's protocol; add retrain.protocol=paper")
-    asked = (ablation if options.ablation else cells)(recipe.distill, options)
+    asked = (ablation if options.ablation else cells)(recipe.distill, options, bench.sized)
     # What cannot work is found out before any work.
     wanted = [(name, parts, bench.resolved(given, recipe.record.runs)) for name, parts, given in asked]
     sizes = set()

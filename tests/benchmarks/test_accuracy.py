@@ -19,6 +19,7 @@ from tgdd_plugin import DistillSettings, read_card, retrain
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.settings import DataSettings
+from tgdd_plugin.distillation.settings import SizedSettings
 from tgdd_plugin.evaluation.scorer import EQUAL_PASSES
 from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.networks import convnet
@@ -190,9 +191,13 @@ def test_bad_input_ends_in_one_line(whole, tmp_path, capsys):
     assert "data.holdout" in refused(capsys, accuracy.main, *held), "held-out images are of other rows"
 
 
+def sized_for_cifar(settings: DistillSettings) -> SizedSettings:
+    return settings.sized(10, 32)
+
+
 def test_ablation_takes_the_parts_away_one_by_one():
     options = argparse.Namespace(ipc=[10], factor=[2, 1], source=["sampled", "recorded"])
-    found = list(accuracy.ablation(DistillSettings(steps=7), options))
+    found = list(accuracy.ablation(DistillSettings(steps=7), options, sized_for_cifar))
     parts = [(part, s.augmentation, s.factor, s.alpha, s.stages, s.source, s.steps) for _, part, s in found]
     assert parts == [
         ("plain distribution matching", None, 1, 0.0, "all", "sampled", 7),
@@ -201,8 +206,18 @@ def test_ablation_takes_the_parts_away_one_by_one():
         ("+ stages", None, 2, 0.0, "all", "sampled", 7),
         ("", None, 2, None, "all", "sampled", 7),
     ]
-    cells = {name for name, _, _ in accuracy.cells(DistillSettings(), options)}
+    cells = {name for name, _, _ in accuracy.cells(DistillSettings(), options, sized_for_cifar)}
     assert found[-1][0] in cells and len(cells) == 4, "the whole is the row of the main table"
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [({}, "ipc10-factor2-sampled"), ({"images_per_class": 1}, "ipc1-factor4-sampled"),
+     ({"budget": 10_000}, "ipc100-factor1-sampled")],
+)  # fmt: skip
+def test_a_row_is_named_by_the_numbers_that_a_recipe_leaves_to_the_defaults(given, name):
+    options = argparse.Namespace(ipc=None, factor=None, source=["sampled"])
+    assert [row for row, _, _ in accuracy.cells(DistillSettings(**given), options, sized_for_cifar)] == [name]
 
 
 def test_ablation_has_a_row_of_plain_matching_and_what_a_judge_says(tmp_path, monkeypatch):
