@@ -37,7 +37,7 @@ numerical: setup
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy tgdd_plugin
+	$(BIN)/mypy tgdd_plugin tests/typed_script.py
 	$(BIN)/lint-imports
 
 # Only asks the index. A version of Python that a pin does not take leaves its users without an installation.

@@ -65,15 +65,41 @@ _HOMES = {
     "retrain": "evaluation.comparison",
     "write_beton": "beton.format",
 }
-__all__ = list(_HOMES)
+__all__ = [
+    "Card",
+    "DistillSettings",
+    "DistilledReplay",
+    "EvaluateSettings",
+    "ImagePool",
+    "InputError",
+    "RandomCutMix",
+    "ReplayMemory",
+    "RetrainSettings",
+    "SiameseAugmentation",
+    "TGDDCallback",
+    "Trajectory",
+    "TrajectoryRecorder",
+    "beton_loader",
+    "describe_run",
+    "distill",
+    "evaluate",
+    "mixed_loader",
+    "rank_networks",
+    "read_beton",
+    "read_card",
+    "retrain",
+    "write_beton",
+]
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def __getattr__(name: str) -> Any:
-    # Composer takes seconds to import and FFCV needs system libraries: each is loaded when first asked for.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tgdd_plugin' has no attribute {name!r}")
-    return getattr(import_module(f"tgdd_plugin.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # which would let a misspelt name pass
+
+    def __getattr__(name: str) -> Any:
+        # Composer takes seconds to import and FFCV needs system libraries: each is loaded when first asked for.
+        if name not in _HOMES:
+            raise AttributeError(f"module 'tgdd_plugin' has no attribute {name!r}")
+        return getattr(import_module(f"tgdd_plugin.{_HOMES[name]}"), name)

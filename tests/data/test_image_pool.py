@@ -183,7 +183,7 @@ def test_a_pool_of_other_tensors_is_refused(images):
 
 def test_labels_may_be_a_list_or_an_array():
     images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
-    for labels in ([1, 0], np.array([1, 0]), torch.tensor([1.0, 0.0])):
+    for labels in ([1, 0], np.array([1, 0]), np.array([1, 0], np.uint16), np.uint64([1, 0]), torch.tensor([1.0, 0.0])):
         assert ImagePool(images, labels).labels.tolist() == [1, 0]
     assert repr(ImagePool(images, [1, 0])) == "ImagePool(2 images of 1x4x4 in 2 classes, on cpu)"
 

@@ -131,3 +131,7 @@ def test_objects_say_what_they_are(trajectory, pool, distilled):
     assert repr(memory) == (
         "ReplayMemory(6 images of 3 of 4 classes from 1 tasks, 1,152 bytes, images_per_class=2, on cpu)"
     )
+
+
+def test_the_public_names_are_those_with_a_home():
+    assert list(tgdd_plugin._HOMES) == tgdd_plugin.__all__, "a literal list for type checkers, see typed_script.py"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -164,12 +165,12 @@ class Card:
         write_whole(card_path(beton), self.text())
 
 
-def card_path(beton: str | Path) -> Path:
+def card_path(beton: str | os.PathLike[str]) -> Path:
     """Returns the path of the card of ``beton``, ``name.beton.yaml`` beside ``name.beton``."""
-    return Path(f"{beton}.yaml")
+    return Path(f"{os.fspath(beton)}.yaml")
 
 
-def read_card(beton: str | Path) -> Card:
+def read_card(beton: str | os.PathLike[str]) -> Card:
     """Reads the card of ``beton``.
 
     Raises:

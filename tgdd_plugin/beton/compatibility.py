@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 
 
-def fitting_pool(images: Any, name: str, file: str | Path, card: Card) -> ImagePool:
+def fitting_pool(images: Any, name: str, file: str | os.PathLike[str], card: Card) -> ImagePool:
     """Returns the images as a pool, if they are of the file's shape and classes.
 
     Args:

@@ -17,6 +17,7 @@ import contextlib
 import functools
 import io
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ SUM_TOLERANCE = 1e-3
 
 
 def write_beton(
-    path: str | Path,
+    path: str | os.PathLike[str],
     images: torch.Tensor,
     labels: torch.Tensor,
     card: Card,
@@ -201,7 +202,7 @@ def _rgb(images: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(images.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy())
 
 
-def read_beton(path: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
+def read_beton(path: str | os.PathLike[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Reads the images and labels of any ``.beton`` with fields ``image`` (raw or JPEG) and ``label``.
 
     Returns:
@@ -218,7 +219,7 @@ def read_beton(path: str | Path) -> tuple[torch.Tensor, torch.Tensor]:
     return images, labels
 
 
-def read_stored(path: str | Path) -> tuple[torch.Tensor, torch.Tensor, Card | None]:
+def read_stored(path: str | os.PathLike[str]) -> tuple[torch.Tensor, torch.Tensor, Card | None]:
     """Reads as :func:`read_beton`, but a packed file's images as stored, and the card, if there is one."""
     if not Path(path).is_file():
         raise InputError(f"There is no file '{path}'. Name a .beton.")

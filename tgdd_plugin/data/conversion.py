@@ -109,7 +109,7 @@ def to_pair(item: Any, position: int | str) -> tuple[torch.Tensor, int]:
     image, label = item
     try:
         number = int(label)
-        whole = bool(number == label)  # neither a fraction nor text
+        whole = bool(number == label) and abs(number) < 2**63  # neither a fraction nor text, and a tensor holds it
     except (TypeError, ValueError, OverflowError):
         whole = False
     if not whole:

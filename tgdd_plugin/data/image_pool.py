@@ -47,7 +47,7 @@ class ImagePool:
             )
         found = torch.as_tensor(labels).cpu()
         labels = found.long()
-        if labels.ndim != 1 or (labels != found).any():
+        if labels.ndim != 1 or (found.is_floating_point() and (labels != found).any()):
             raise InputError(
                 f"`labels` must be one whole number for each image, (N,), got {found.dtype} of shape "
                 f"{tuple(found.shape)}. Give class ids."

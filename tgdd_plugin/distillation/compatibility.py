@@ -97,9 +97,9 @@ def bare_networks(
     found: list[nn.Module] = []
     used: set[int] = set()
     for (folder, run), own in zip(runs.items(), named, strict=True):
-        weights = trajectory.load(folder, run.stages[0])
+        weights, surgery = trajectory.load(folder, run.stages[0]), run.network.get("surgery")
         changed = {
-            n: apply_surgery(copy.deepcopy(each), run.network.get("surgery") or ())
+            n: apply_surgery(copy.deepcopy(each), surgery) if surgery else each
             for n, each in enumerate(networks)
             if n in own | free
         }
@@ -129,13 +129,20 @@ def bare_networks(
 
 
 def _bare(given: NetworkOrFactory) -> nn.Module:
+    """A network of ours alone, of the type of the images, whatever its weights were trained in."""
+    kind = torch.get_default_dtype()
     check_buildable(given)
     network = given if isinstance(given, nn.Module) else given()
+    if any(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()]):
+        raise InputError(
+            f"`network` must have its weights in memory, got a {type(network).__name__} on the meta device. Build it "
+            f"on the CPU."
+        )
     try:
-        return as_classifier(copy.deepcopy(network))
-    except RuntimeError as error:  # as where a layer keeps what it computed, or its weight is computed
+        return as_classifier(copy.deepcopy(network)).to(kind)
+    except Exception as error:  # as where it keeps what it computed, a lock or a module
         if network is not given:
-            return as_classifier(network)
+            return as_classifier(network).to(kind)
         raise InputError(
             f"`network` must be a function that builds it where it cannot be copied ({brief(error)}), got a "
             f"{type(network).__name__}. Give, for example, lambda: {type(network).__name__}(...)."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.networks.chunk_size import chunk_sizes
 from tgdd_plugin.networks.compilation import should_compile
 from tgdd_plugin.networks.feature_network import FeatureNetwork
-from tgdd_plugin.networks.features import features_by, features_of
+from tgdd_plugin.networks.features import features_by
 from tgdd_plugin.networks.heads import find_head
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.shortcomings import warn_of_incomplete
@@ -35,23 +34,15 @@ class FrozenNetworks:
 
     Args:
         modules: The bare networks; their own weights are not used.
-        heads: Name of each one's linear head.
         functional: Each as a function of weights and images.
         bank: The stages on the device.
         first_stages: The weights of each network's first stage, by name.
     """
 
     modules: list[nn.Module]
-    heads: list[str]
     functional: list[FeatureNetwork]
     bank: StageBank
     first_stages: list[dict[str, torch.Tensor]]
-
-    def trained(self) -> nn.Module:
-        """Returns a copy of the first run's network with the weights of its last stage."""
-        network = copy.deepcopy(self.modules[0])
-        network.load_state_dict(self.bank.last, strict=False)
-        return network
 
     def features_of(self, pool: ImagePool, inputs: Inputs, chunk: int) -> torch.Tensor:
         """Computes φ of a pool's images at the last stage of the first run, ``(N, D)`` in float32 on the CPU.
@@ -60,7 +51,7 @@ class FrozenNetworks:
         """
         network, weights = self.functional[0], self.bank.last
         if not network.compiled or not inputs.real_per_class:
-            return features_of(self.trained(), pool, inputs.normalization, self.heads[0])
+            return features_by(network.uncompiled(), weights, pool, inputs.normalization)
         device = next(iter(weights.values())).device
         with torch.autocast(device.type, torch.bfloat16, enabled=inputs.settings.precision == "bf16"):
             return features_by(network, weights, pool, inputs.normalization, chunk * inputs.real_per_class)
@@ -130,7 +121,12 @@ def freeze_networks(
     first_stages = [bank[bank.architecture.index(number)] for number in range(len(modules))]
     for each, weights in zip(functional, first_stages, strict=True):
         each.check(weights, inputs.shape, classes)
-    return FrozenNetworks(modules, heads, functional, bank, first_stages)
+        if not each.passes_gradients(weights, inputs.shape):
+            raise InputError(
+                f"`network` must pass gradients from its features to the images, got {type(each.network).__name__}, "
+                f"which computes them without, as under torch.no_grad(). Build it without that; weights may be frozen."
+            )
+    return FrozenNetworks(modules, functional, bank, first_stages)
 
 
 def _check_means(runs: Sequence[Run], modules: Sequence[nn.Module], heads: Sequence[str], bank: StageBank) -> None:

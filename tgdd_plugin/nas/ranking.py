@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -71,7 +71,7 @@ class Candidate:
 
 def rank_networks(
     networks: Mapping[str, Callable[[], nn.Module]],
-    file: str | Path,
+    file: str | os.PathLike[str],
     validation_images: Any,
     settings: RetrainSettings | Mapping[str, Any] | None = None,
     *,

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["convnet", "densenet121", "described", "resnet10", "resnet18", "resnet_ap10", "vit"]
 
 
-def __getattr__(name: str) -> Any:
-    # Loaded on first use: the settings in this package need no torch.
-    if name not in __all__:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.factory"), name)
+if not TYPE_CHECKING:  # which would let a misspelt name pass
+
+    def __getattr__(name: str) -> Any:
+        # Loaded on first use: the settings in this package need no torch.
+        if name not in __all__:
+            raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+        return getattr(import_module(f"{__name__}.factory"), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -92,6 +93,19 @@ class FeatureNetwork:
                 f"{type(self.network).__name__} must return logits of shape (1, {num_classes}) for one image, got "
                 f"{got}. Return the logits alone."
             )
+
+    def uncompiled(self) -> FeatureNetwork:
+        """Returns the same network with passes that are not compiled."""
+        other = copy.copy(self)
+        other.compiled, other._layout, other._call = False, torch.contiguous_format, other._functional
+        return other
+
+    def passes_gradients(self, weights: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> bool:
+        """Returns whether φ of an image of ``shape`` (C, H, W) has a gradient by its pixels."""
+        device = next(iter(weights.values())).device
+        with torch.enable_grad():
+            image = torch.zeros(1, *shape, device=device, requires_grad=True)
+            return self._functional(_named(weights), image)[0].requires_grad
 
     def _not_called(self, weights: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> InputError:
         """Returns the error of a head that is never called, with the layer that is called in its place."""

@@ -62,7 +62,7 @@ def features_by(
     weights: Mapping[str, torch.Tensor],
     pool: ImagePool,
     normalization: Normalization,
-    batch_size: int,
+    batch_size: int = 512,
 ) -> torch.Tensor:
     """Computes what :func:`features_of` does by a network that is frozen already, under ``weights`` on their device.
 
@@ -75,7 +75,7 @@ def features_by(
         filled = index.repeat(-(-batch_size // len(index)))[:batch_size] if frozen.compiled else index
         part = frozen(weights, normalization(pool.take(filled).to(device)))[0][: len(index)]
         if not len(features):  # all at once, as joining the parts would need room for them twice
-            features = torch.empty(len(pool), part.shape[1])
+            features = torch.empty(len(pool), part.shape[1], dtype=torch.float32)
         features[index] = part.float().cpu()
     return features
 
