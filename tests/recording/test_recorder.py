@@ -383,6 +383,23 @@ def test_unusable_options_are_refused(tmp_path, options, message):
         describe_run("run", network, CLASSES, augmentation="flips")
 
 
+@pytest.mark.parametrize("three", [np.int64(3), torch.tensor(3), np.int32(2) + 1], ids=["NumPy", "torch", "sum"])
+def test_numbers_of_other_libraries_are_recorded_as_plain_ones(tmp_path, three):
+    network = tiny_network()
+    network.tgdd_network = {"factory": "my:network", "arguments": {"classes": three, "rate": torch.tensor(0.5)}}
+    recorder = TrajectoryRecorder(tmp_path)
+    recorder.start(describe_run("run", network, three, mean=np.float32([0]), std=torch.ones(1)), network)
+    images, labels = next(iter(loader()))
+    network(images)
+    recorder.batch(images, labels)
+    recorder.finish(epoch=1)
+    run = Trajectory.open(tmp_path).run
+    assert run.num_classes == 3 and run.network["arguments"] == {"classes": 3, "rate": 0.5}
+    for other in (3.0, None, True):
+        with pytest.raises(InputError, match="`num_classes` must be a whole number, got"):
+            describe_run("run", network, other)
+
+
 @pytest.mark.parametrize("name", ["", ".", ".."])
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
     network = tiny_network()

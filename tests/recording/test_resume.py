@@ -145,6 +145,20 @@ def test_crash_and_autoresume(
         assert_same(stages, {batch: probe.weights[batch] for batch in stages})
 
 
+def test_a_number_of_outputs_of_numpys_is_recorded_and_resumed(tmp_path: Path) -> None:
+    def go(*callbacks: Callback) -> None:
+        torch.manual_seed(0)
+        net = TinyNetwork(1, Pictures().labels.numpy().max() + 1)
+        options = {"save_folder": str(tmp_path / "checkpoints"), "autoresume": True, "max_duration": "2ep"}
+        fit(net, callbacks=[TGDDCallback(str(tmp_path / "trajectory")), *callbacks], **options)
+
+    with pytest.raises(RuntimeError, match="crash"):
+        go(Crash(6))
+    go()
+    run = Trajectory.open(tmp_path / "trajectory").run
+    assert run.num_classes == 3 and [stage.batch for stage in run.stages] == [0, 4, 8]
+
+
 def checkpoint(root: Path, epoch: int) -> str:
     return str(root / f"checkpoints/ep{epoch}-ba{4 * epoch}-rank0.pt")
 

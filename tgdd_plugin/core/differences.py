@@ -52,6 +52,15 @@ def with_later_settings(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> d
 def as_plain(content: Any) -> Any:
     """Returns values as JSON would give them back, so that they can be compared with those of a file.
 
-    What JSON lacks becomes text, and keys that it lacks are left out.
+    What JSON lacks becomes what :func:`for_json` makes of it, and keys that it lacks are left out.
     """
-    return json.loads(json.dumps(content, default=str, skipkeys=True))
+    return json.loads(json.dumps(content, default=for_json, skipkeys=True))
+
+
+def for_json(value: Any) -> Any:
+    """The ``default`` of ``json.dumps``: a number of NumPy or torch as a plain one, anything else as text."""
+    try:
+        plain = value.item()
+    except Exception:  # it has none, or is of several numbers, or of no device
+        return str(value)
+    return plain if isinstance(plain, int | float) else str(value)

@@ -191,7 +191,7 @@ class TGDDCallback(Callback):
             )
             return
         specs = data_specs_of(state.train_dataloader)
-        num_classes = heads[head].out_features
+        num_classes = int(heads[head].out_features)  # which may be NumPy's or torch's
         check_class_names(self.classes, num_classes, f"the head '{head}'")
         names, covers = self._class_names(state, num_classes), self.recorder.safeguard.covers
         run = describe_training(state, head, num_classes, names, self.normalization, specs, covers)

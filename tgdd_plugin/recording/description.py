@@ -11,7 +11,7 @@ from torch import nn
 
 from tgdd_plugin.augmentation.strategy import parse_augmentation
 from tgdd_plugin.core.differences import as_plain
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, whole_number
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.pixel_range import pixel_scale
@@ -66,7 +66,7 @@ def describe_run(
     Args:
         name: The run's name, and that of its folder.
         network: The network that will be trained; it may be wrapped by ``torch.compile`` or for several GPUs.
-        num_classes: K.
+        num_classes: K, a whole number of any library.
         head: Name of the linear layer whose input is matched. Default: the ``nn.Linear`` with K outputs; of several the
             one called last, if ``shape`` is given, and else the last one in the module listing.
         classes: Class names. Default: ``None``, numbers.
@@ -80,7 +80,9 @@ def describe_run(
     Raises:
         InputError: If the network has no such head, or an argument does not fit.
     """
-    check_class_names(classes, num_classes, "the network")
+    if (outputs := whole_number(num_classes)) is None:
+        raise InputError(f"`num_classes` must be a whole number, got {num_classes!r}. Give the number of classes.")
+    check_class_names(classes, outputs, "the network")
     bare = bare_network(network)[0]
     if augmentation is not None:
         parse_augmentation(augmentation)
@@ -88,8 +90,8 @@ def describe_run(
     return Run(
         name=name,
         network=describe_module(bare),
-        head=find_head(bare, num_classes, head, shape),
-        num_classes=num_classes,
+        head=find_head(bare, outputs, head, shape),
+        num_classes=outputs,
         classes=None if classes is None else [str(one) for one in classes],
         mean=list(normalization.mean) if normalization else None,
         std=list(normalization.std) if normalization else None,

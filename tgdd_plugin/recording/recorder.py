@@ -259,7 +259,7 @@ class TrajectoryRecorder:
             return False
         run.head, before = self.features.head, run.num_classes
         if before != layer.out_features:
-            run.num_classes, run.classes = layer.out_features, None
+            run.num_classes, run.classes = int(layer.out_features), None
         self.images.write()
         return before != run.num_classes
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from tgdd_plugin.core.atomic_files import make_folder, sync
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
+from tgdd_plugin.core.differences import for_json
 
 _NAME = re.compile(r"stages-(\d{1,9})\.jsonl")
 
@@ -50,7 +51,7 @@ class Journal:
         Raises:
             OSError: If it cannot be written, or is gone.
         """
-        line = json.dumps({"stage": stage, "drop": dropped}, default=str) + "\n"
+        line = json.dumps({"stage": stage, "drop": dropped}, default=for_json) + "\n"
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)  # never made anew: lines would be lost
         with os.fdopen(handle, "wb") as file:
             file.write(line.encode())

@@ -29,6 +29,7 @@ from tgdd_plugin.core.checked_json import (
     shaped,
 )
 from tgdd_plugin.core.class_names import as_names, number_names
+from tgdd_plugin.core.differences import for_json
 from tgdd_plugin.core.errors import InputError, shown
 from tgdd_plugin.core.network_record import NetworkRecord
 from tgdd_plugin.data.normalization import Normalization
@@ -180,8 +181,8 @@ class Run:
         content |= {**self._fields(), "stages": [_stage_fields(stage) for stage in self.stages]}
         if not self.gaps:
             del content["gaps"]
-        # A network may have been built with arguments that JSON lacks: their names will do, training must go on.
-        write_whole(folder / MANIFEST, json.dumps(content, indent=1, default=str) + "\n", swept=True)
+        # A network may have been built with arguments that JSON lacks: text will do, training must go on.
+        write_whole(folder / MANIFEST, json.dumps(content, indent=1, default=for_json) + "\n", swept=True)
         self.journal = journal
         remove_journals(folder, keep=journal)
 
@@ -212,7 +213,7 @@ class Run:
 
     def _about(self) -> str:
         """What the manifest says beside its stages, to be compared."""
-        return json.dumps({**self._fields(), "stages": None}, default=str)
+        return json.dumps({**self._fields(), "stages": None}, default=for_json)
 
     @classmethod
     def read(cls, folder: Path) -> Run:
