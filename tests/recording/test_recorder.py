@@ -400,6 +400,53 @@ def test_numbers_of_other_libraries_are_recorded_as_plain_ones(tmp_path, three):
             describe_run("run", network, other)
 
 
+def started(folder, network=None, **options):
+    """A recorder of a small network under way, and that network."""
+    network = network or tiny_network()
+    recorder = TrajectoryRecorder(folder, **options)
+    recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0]), network)
+    return recorder, network
+
+
+@pytest.mark.parametrize("epochs", [np.arange(1, 3), torch.arange(1, 3), (1.0, 2.0)], ids=["NumPy", "torch", "floats"])
+def test_epochs_may_be_numbers_of_any_kind(tmp_path, epochs):
+    recorder, network = started(tmp_path)
+    for epoch in epochs:
+        for images, labels, _ in trained(network, optimizer_of(network), loader()):
+            recorder.batch(images, labels)
+        recorder.stage(epoch)
+    recorder.finish()
+    assert recorded_stages(tmp_path) == [(0, 0), (1, 5), (2, 10)]
+
+
+def test_what_is_no_number_of_epochs_and_no_batch_ends_no_training(tmp_path):
+    recorder, network = started(tmp_path)
+    images, labels = next(iter(loader()))
+    with pytest.warns(UserWarning) as told:
+        for epoch in (None, -1, "two"):
+            network(images)
+            recorder.batch(None, labels)
+            recorder.stage(epoch)
+        recorder.finish()
+    assert recorded_stages(tmp_path) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    assert sum("RECORDING FAILED, training goes on" in str(one.message) for one in told) == 1
+    run = Trajectory.open(tmp_path).run
+    assert any("reading the number of epochs failed" in gap["reason"] for gap in run.gaps)
+    with pytest.raises(InputError, match="`interval` must be text, got 1"):
+        describe_run("run", network, CLASSES, interval=1)
+
+
+def test_metrics_of_any_name_leave_the_recording_readable(tmp_path):
+    recorder, network = started(tmp_path)
+    images, labels = next(iter(loader()))
+    network(images)
+    names = ["loss", "\udcfc", "a" * 5000, ("accuracy", "cat"), 7, None]
+    recorder.batch(images, labels, {name: number for number, name in enumerate(names)})
+    recorder.finish(epoch=1)
+    metrics = Trajectory.open(tmp_path).run.stages[-1].metrics
+    assert metrics == {"loss": 0, "\\udcfc": 1, "a" * 4093 + "...": 2, "('accuracy', 'cat')": 3, "7": 4, "None": 5}
+
+
 @pytest.mark.parametrize("name", ["", ".", ".."])
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
     network = tiny_network()

@@ -82,6 +82,8 @@ def describe_run(
     """
     if (outputs := whole_number(num_classes)) is None:
         raise InputError(f"`num_classes` must be a whole number, got {num_classes!r}. Give the number of classes.")
+    if not isinstance(interval, str):
+        raise InputError(f"`interval` must be text, got {interval!r}. Write it like '1ep', or leave it out.")
     check_class_names(classes, outputs, "the network")
     bare = bare_network(network)[0]
     if augmentation is not None:

@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 
+from tgdd_plugin.core.errors import shown
 from tgdd_plugin.trajectory.manifest import MOST_METRICS
+
+LONGEST = 4096
+"""The characters of a metric's name: a manifest that has a longer one cannot be read."""
 
 
 class MetricMeans:
@@ -23,8 +27,12 @@ class MetricMeans:
         self.counts: dict[str, int] = {}
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Adds the numbers, and tensors of one number, of the batch that just ended; other values are left out."""
+        """Adds the numbers, and tensors of one number, of the batch that just ended; other values are left out.
+
+        A name is noted as text that a manifest can hold.
+        """
         for name, value in metrics.items():
+            name = shown(name, LONGEST)
             if isinstance(value, torch.Tensor) and value.numel() == 1:
                 value = value.detach().float()  # a sum in half precision soon stops growing
             elif isinstance(value, Real):  # NumPy's numbers among them, which would add up in their own precision

@@ -30,7 +30,6 @@ from tgdd_plugin.recording.run_folder import (
 from tgdd_plugin.recording.safeguard import Safeguard
 from tgdd_plugin.recording.settings import Dtype, OnError, StageSettings, local_folder
 from tgdd_plugin.trajectory.manifest import Run
-from tgdd_plugin.trajectory.shortcomings import diverged
 from tgdd_plugin.trajectory.writing import add_stage
 
 
@@ -157,7 +156,8 @@ class TrajectoryRecorder:
             metrics: Numbers to average over the batches of a stage, such as the loss. Default: none.
         """
         self._started()
-        self.samples += len(images)
+        with self.safeguard.covers("counting a batch's images"):
+            self.samples += len(images)
         with self.safeguard.covers("looking at a batch"):
             self.look_at(images, targets)
             self.features.begin_pass()
@@ -181,7 +181,10 @@ class TrajectoryRecorder:
             InputError: With ``on_error='raise'``, if the folder cannot be written.
         """
         run, _ = self._started()
-        if epoch > self.images.first_epoch:
+        completed = self.images.first_epoch
+        with self.safeguard.covers("reading the number of epochs"):
+            completed = max(0, int(epoch))
+        if completed > self.images.first_epoch:
             self.end_epoch()
         if self.batches == self.last_batch:
             if self.batches == 0:
@@ -190,8 +193,8 @@ class TrajectoryRecorder:
                 )
             return
         self.last_batch = self.batches
-        with self.safeguard.stage(run, epoch, self.batches):
-            self._stage(epoch, self.samples if sample is None else sample, weights)
+        with self.safeguard.stage(run, completed, self.batches):
+            self._stage(completed, self.samples if sample is None else int(sample), weights)
 
     def _stage(self, epoch: int, sample: int, weights: Callable[[], Mapping[str, torch.Tensor]] | None) -> None:
         run, network = self._started()
@@ -211,13 +214,7 @@ class TrajectoryRecorder:
             add_stage(self.run_folder, run, stored, most, class_means=class_means, index=index, **when)
 
         self.safeguard.write(self.run_folder, run, self.images.exemplars, write)
-        if run.stages and not run.stages[-1].finite:  # on rank 0, which has the manifest
-            self.safeguard.warn_once(
-                "finite", f"{diverged(run)}. Distilling leaves them out; train again at a lower learning rate"
-            )
-        elif self.features.problem:
-            problem = f"no class statistics in the stage at batch {self.last_batch} ({self.features.problem})"
-            self.safeguard.warn_once("statistics", f"{problem}; distillation needs the real images there")
+        self.safeguard.tell_of_stage(run, self.batches, self.features.problem)
 
     def finish(self, epoch: int | None = None) -> None:
         """Training came to its end: notes that the recording is complete. A second call does nothing.
@@ -273,8 +270,8 @@ class TrajectoryRecorder:
             metrics: As in :meth:`batch`.
             batches: Batches trained on so far.
         """
-        self.batches = batches
         with self.safeguard.covers("adding up a batch"):
+            self.batches = int(batches)
             self.images.settle()
             self.features.commit()
             self._metrics.add(metrics)

@@ -14,6 +14,7 @@ from tgdd_plugin.recording.exemplars import Exemplars
 from tgdd_plugin.recording.run_folder import on_rank_0
 from tgdd_plugin.recording.settings import OnError
 from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run
+from tgdd_plugin.trajectory.shortcomings import diverged
 
 PAUSES = (0.05, 0.25)
 """Seconds before a write that failed is tried again, the first and the second time."""
@@ -73,6 +74,16 @@ class Safeguard:
         self.shared = len(self.failures)  # of what fails within a stage, every rank is told
         self._withheld = False
         self._tell()
+
+    def tell_of_stage(self, run: Run, batch: int, problem: str | None) -> None:
+        """Warns of a stage just recorded that is not finite, or else has no class means because of ``problem``."""
+        if run.stages and not run.stages[-1].finite:  # on rank 0, which has the manifest
+            self.warn_once(
+                "finite", f"{diverged(run)}. Distilling leaves them out; train again at a lower learning rate"
+            )
+        elif problem:
+            told = f"no class statistics in the stage at batch {batch} ({problem})"
+            self.warn_once("statistics", f"{told}; distillation needs the real images there")
 
     def share(self) -> None:
         """Tells every rank what failed on the others since the last call. Collective."""
