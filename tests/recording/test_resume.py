@@ -27,6 +27,7 @@ from tests.common import (
     manifest,
     recorded,
     snapshot,
+    statistics,
     tiny_network,
 )
 from tgdd_plugin import TGDDCallback
@@ -157,6 +158,18 @@ def test_a_number_of_outputs_of_numpys_is_recorded_and_resumed(tmp_path: Path) -
     go()
     run = Trajectory.open(tmp_path / "trajectory").run
     assert run.num_classes == 3 and [stage.batch for stage in run.stages] == [0, 4, 8]
+
+
+def test_a_folder_spelt_in_another_way_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    often = {"save_interval": "1ba"}
+    train(tmp_path / "whole", **often)
+    crash(tmp_path / "crashed", 6, tgdd=TGDDCallback("crashed/../crashed/trajectory"), **often)
+    train(tmp_path / "crashed", **often)
+    whole, crashed = (statistics(tmp_path / name / "trajectory/run") for name in ("whole", "crashed"))
+    assert whole[8] and list(whole) == list(crashed)
+    for batch, found in whole.items():
+        torch.testing.assert_close(crashed[batch], found, rtol=0, atol=0)
 
 
 def checkpoint(root: Path, epoch: int) -> str:

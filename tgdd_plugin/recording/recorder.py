@@ -20,6 +20,7 @@ from tgdd_plugin.recording.first_images import FirstImages
 from tgdd_plugin.recording.head_statistics import HeadStatistics
 from tgdd_plugin.recording.metric_means import MetricMeans
 from tgdd_plugin.recording.run_folder import (
+    is_same_folder,
     own_state,
     run_folder_of,
     stored_weights,
@@ -128,7 +129,7 @@ class TrajectoryRecorder:
         self.batches, network = self.batches if batches is None else batches, bare_network(network)[0]
         run = replace(run, stages=[], gaps=[], exemplars=None, complete=False)  # it may begin several recordings
         self.run_folder = run_folder_of(self.folder, run.name)
-        if self._restored_folder not in (None, str(self.run_folder)):  # a checkpoint of other stages than these
+        if self._restored_folder and not is_same_folder(self._restored_folder, self.run_folder):  # of other stages
             self.last_batch, self._due_so_far = -1, 0
             self._drop_sums()
         heads = heads or head_candidates(network, run.num_classes, run.head)

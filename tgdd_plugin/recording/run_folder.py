@@ -37,6 +37,11 @@ def run_folder_of(folder: Path, name: str) -> Path:
     return folder / name.replace("/", "-")
 
 
+def is_same_folder(noted: str, folder: Path) -> bool:
+    """Whether a checkpoint's note of its run's folder, from here or absolute, names ``folder``."""
+    return Path(noted).resolve() == folder.resolve()
+
+
 def own_state(state: Any) -> Mapping[str, Any]:
     """Returns the state of a recording, if it is one.
 
