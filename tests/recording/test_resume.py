@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from composer import Callback, Logger, State
-from composer.algorithms import EMA
+from composer.algorithms import EMA, SWA
 from torch.utils.data import DataLoader
 
 from tests.common import (
@@ -267,6 +267,66 @@ def test_resume_under_another_name(tmp_path: Path, algorithms: Any) -> None:
         saved = torch.load(checkpoint(tmp_path, 1), weights_only=False)["state"]["model"]
         averaged = {name.removeprefix("module."): tensor for name, tensor in saved.items()}
         assert differ(averaged, first.weights[4]), "EMA's weights were expected in the checkpoint"
+
+
+@pytest.mark.parametrize("ignored", [None, ["state/callbacks/*"]], ids=["whole checkpoint", "without callbacks"])
+def test_a_checkpoint_of_another_training_mixes_no_stages(tmp_path: Path, ignored: list[str] | None) -> None:
+    """A complete recording is refused to it, one that was cut short is replaced with a warning."""
+    train(tmp_path / "one", autoresume=False, tgdd=TGDDCallback(str(tmp_path / "both")))
+    train(tmp_path / "two", autoresume=False, start=1)
+    how = {"autoresume": False, "load_path": checkpoint(tmp_path / "two", 2), "load_ignore_keys": ignored}
+    how["save_overwrite"] = True
+    before = snapshot(tmp_path / "both")
+    with pytest.raises(InputError, match="Run 'run' is already recorded in .*, by another training than the checkp"):
+        train(tmp_path / "two", tgdd=TGDDCallback(str(tmp_path / "both")), **how)
+    assert snapshot(tmp_path / "both") == before
+    text = (tmp_path / "both/run/manifest.json").read_text().replace('"complete": true', '"complete": false')
+    (tmp_path / "both/run/manifest.json").write_text(text)
+    with pytest.warns(UserWarning) as told:
+        probe = train(tmp_path / "two", tgdd=TGDDCallback(str(tmp_path / "both")), **how)
+    assert_same(recorded(tmp_path / "both/run"), {batch: probe.weights[batch] for batch in (8, 12)})
+    texts = [str(one.message) for one in told]
+    assert any("its 4 stages" in one and "(they are of another training than what was loaded)" in one for one in texts)
+    assert any("training resumes at batch 8 but" in one for one in texts)
+
+
+def test_another_network_keeps_no_stages_of_an_earlier_one(tmp_path: Path) -> None:
+    """Also where no stage is of the checkpoint's batch."""
+    crash(tmp_path / "one", 11, tgdd=TGDDCallback(str(tmp_path / "both"), interval="3ba"))
+    data = Pictures(shape=(2, 8, 8))
+    fit(TinyNetwork(2), data, save_folder=str(tmp_path / "two"))
+    loaded = str(tmp_path / "two/ep2-ba8-rank0.pt")
+    with pytest.warns(UserWarning) as told:
+        fit(TinyNetwork(2), data, load_path=loaded, callbacks=[TGDDCallback(str(tmp_path / "both"))])
+    assert any("run 'run' begins anew: its 4 stages" in str(one.message) for one in told)
+    assert list(recorded(tmp_path / "both/run")) == [8, 12]
+
+
+def test_weights_that_change_between_two_fits_are_still_of_one_run(tmp_path: Path) -> None:
+    """As where the best weights so far are loaded."""
+    net = network()
+    trainer = make_trainer(net, callbacks=[TGDDCallback(str(tmp_path))], max_duration="1ep")
+    trainer.fit()
+    net.load_state_dict(network(5).state_dict())
+    trainer.fit(duration="1ep")
+    trainer.close()
+    assert list(recorded(tmp_path / "run")) == [0, 4, 8]
+
+
+@pytest.mark.parametrize("interval", ["1ep", "2ba"])
+def test_averaged_stages_are_gone_on_with(tmp_path: Path, interval: str) -> None:
+    """Those of SWA are other weights than the checkpoint's, or than the network's at its end."""
+
+    def go(crash_at: int | None) -> None:
+        swa = SWA(swa_start="1ep", swa_end="2ep", update_interval="1ep", schedule_swa_lr=False)
+        options: dict[str, Any] = {"algorithms": [swa], "save_interval": "2ba", "tgdd": {"interval": interval}}
+        train(tmp_path, crash_at, **options)
+
+    with pytest.raises(RuntimeError, match="crash"):
+        go(9)
+    go(None)
+    batches = range(0, 13, 4 if interval == "1ep" else 2)
+    assert list(recorded(tmp_path / "trajectory/run")) == list(batches)
 
 
 def test_weights_of_a_checkpoint_start_a_new_run(tmp_path: Path) -> None:

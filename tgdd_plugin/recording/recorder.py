@@ -133,8 +133,10 @@ class TrajectoryRecorder:
             self.last_batch, self._due_so_far = -1, 0
             self._drop_sums()
         heads = heads or head_candidates(network, run.num_classes, run.head)
-        position = self.last_batch, self._due_so_far
-        work = partial(take_over, self.run_folder, run, heads, self.batches, position, self.options)
+        position, present = (self.last_batch, self._due_so_far), None
+        if self.batches > 0 and (self.run is None or self._restored_folder):  # else this recorder knows that it goes on
+            present = on_all_ranks(weights or network.state_dict)
+        work = partial(take_over, self.run_folder, run, heads, self.batches, position, self.options, present)
         found = under_lock(self.run_folder, run, self._lock, work)
         self.run, self.network = run, network
         if found[0] != self.last_batch:

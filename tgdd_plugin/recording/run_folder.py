@@ -15,7 +15,7 @@ from torch import nn
 from tgdd_plugin.core.errors import InputError, brief, shown
 from tgdd_plugin.core.locks import locked
 from tgdd_plugin.core.ranks import rank, share_from_rank_0
-from tgdd_plugin.core.weights import only_tensors
+from tgdd_plugin.core.weights import load_weights, only_tensors
 from tgdd_plugin.recording.description import normalization_fits
 from tgdd_plugin.recording.settings import Dtype, StageSettings
 from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run
@@ -121,6 +121,7 @@ def take_over(
     batch: int,
     position: tuple[int, int],
     options: StageSettings,
+    weights: Mapping[str, Any] | None = None,
 ) -> tuple[int, int]:
     """Takes over what an earlier part of the same run left in its folder, up to ``batch``; removes what came later.
 
@@ -132,6 +133,8 @@ def take_over(
         position: Where a checkpoint says that the run stood: the batch of the last stage (-1: none), and how many
             stages were due.
         options: Whether exemplars are kept, and whether a complete recording of the same run is replaced.
+        weights: The network's weights as they are, to tell whether the folder is of this training. Default: ``None``,
+            it is.
 
     Returns:
         Where the run stands.
@@ -141,30 +144,23 @@ def take_over(
     """
     if (folder / MANIFEST).is_file() and not (batch == 0 and options.overwrite):
         earlier = Run.read(folder)
-        if batch == 0 and earlier.complete:
+        goes_on = batch > 0 and _is_same_training(folder, earlier, run, batch, weights)
+        if earlier.complete and not goes_on and not options.overwrite:
+            another = f", by another training than the checkpoint at batch {batch}" if batch else ""
             raise InputError(
-                f"Run '{run.name}' is already recorded in '{folder}'. Give the run another name (run_name), record "
-                f"into another folder, or set overwrite=True."
+                f"Run '{run.name}' is already recorded in '{folder}'{another}. Give the run another name (run_name), "
+                f"record into another folder, or set overwrite=True."
             )
-        if batch == 0 and len(earlier.stages) > 1:
+        if len(earlier.stages) > 1 and not goes_on:
+            why = "it was cut short and no checkpoint" if batch == 0 else "they are of another training than what"
             warnings.warn(
                 f"run '{run.name}' begins anew: its {len(earlier.stages)} stages in '{folder}', up to batch "
-                f"{earlier.stages[-1].batch}, are replaced (it was cut short and no checkpoint was loaded)",
+                f"{earlier.stages[-1].batch}, are replaced ({why} was loaded)",
                 stacklevel=2,
             )
         # A run that starts anew keeps nothing, not even initial weights: they may be of another seed.
-        if batch > 0:
-            run.stages = [stage for stage in earlier.stages if stage.batch <= batch]
-            run.input = earlier.input
-            if earlier.head in heads and heads[earlier.head].out_features == earlier.num_classes:
-                run.head, run.num_classes = earlier.head, earlier.num_classes
-            run.gaps = [gap for gap in earlier.gaps if gap["batch"] <= batch]
-            if options.exemplars > 0 and (folder / EXEMPLARS).is_file():
-                run.exemplars = earlier.exemplars
-            if earlier.augmentation is None:  # as the first batch may have shown
-                run.augmentation = None
-            if run.mean is None or not normalization_fits(run):
-                run.mean, run.std = earlier.mean, earlier.std
+        if goes_on:
+            _keep_earlier(folder, run, earlier, heads, batch, options)
     write_manifest_and_prune(folder, run)
     if not run.stages:
         return -1, 0
@@ -173,6 +169,49 @@ def take_over(
         # The checkpoint was loaded without callbacks, or saved before the stage of the same moment was recorded.
         return last.batch, last.index + 1
     return position
+
+
+def _keep_earlier(
+    folder: Path, run: Run, earlier: Run, heads: Mapping[str, nn.Linear], batch: int, options: StageSettings
+) -> None:
+    """Gives ``run`` what an earlier part of it noted up to ``batch``; the arguments are those of :func:`take_over`."""
+    run.stages = [stage for stage in earlier.stages if stage.batch <= batch]
+    run.input = earlier.input
+    if earlier.head in heads and heads[earlier.head].out_features == earlier.num_classes:
+        run.head, run.num_classes = earlier.head, earlier.num_classes
+    run.gaps = [gap for gap in earlier.gaps if gap["batch"] <= batch]
+    if options.exemplars > 0 and (folder / EXEMPLARS).is_file():
+        run.exemplars = earlier.exemplars
+    if earlier.augmentation is None:  # as the first batch may have shown
+        run.augmentation = None
+    if run.mean is None or not normalization_fits(run):
+        run.mean, run.std = earlier.mean, earlier.std
+
+
+def _is_same_training(folder: Path, earlier: Run, run: Run, batch: int, weights: Mapping[str, Any] | None) -> bool:
+    """Whether the beginning of a run in ``folder`` is of the training that goes on at ``batch`` with ``weights``.
+
+    Told by the stage of that batch, if there is one, else by the number of parameters. A stage may have been averaged,
+    and a network changed in part since its stage: one matrix that is bit for bit the same is enough, and after
+    Composer's SWA none need be.
+    """
+    if weights is None or "SWA" in run.network.get("algorithms", ()):
+        return True
+    stage = next((stage for stage in earlier.stages if stage.batch == batch), None)
+    if stage is None:
+        return earlier.network.get("parameters") == run.network.get("parameters")
+    try:
+        recorded = load_weights(folder / stage.file)
+    except Exception:  # what cannot be read tells nothing
+        return True
+    ours = {name: tensor for name, tensor in only_tensors(weights).items() if tensor.is_floating_point()}
+    return any(_agree(recorded[name], tensor) for name, tensor in ours.items() if name in recorded and tensor.ndim > 1)
+
+
+def _agree(recorded: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Whether a tensor is what was recorded, bit for bit in the precision of that."""
+    ours = tensor.detach().cpu().to(recorded.dtype)
+    return torch.equal(recorded.nan_to_num(), ours.nan_to_num())
 
 
 def complete_at_end(folder: Path, batch: int) -> None:
