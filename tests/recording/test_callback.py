@@ -225,6 +225,18 @@ def test_swa(tmp_path: Path) -> None:
     assert manifest(tmp_path / "run")["network"]["algorithms"] == ["SWA"]
 
 
+@pytest.mark.parametrize(("interval", "duration"), [("4ba", "3ep"), ("1ba", "3ep"), ("0.1dur", "3ep"), ("1ep", "12ba")])
+def test_swa_that_ends_with_the_training(tmp_path: Path, interval: str, duration: str) -> None:
+    """The last stage is the averaged network that ``fit()`` leaves, also where its batch is due for itself."""
+    start, end = ("1ep", "3ep") if duration == "3ep" else ("0.3dur", "0.97dur")
+    swa = SWA(swa_start=start, swa_end=end, update_interval="1ep", schedule_swa_lr=False)
+    network = tiny_network()
+    probe = record(tmp_path, network, {"algorithms": [swa], "max_duration": duration}, interval=interval)
+    stages = recorded(tmp_path / "run")
+    assert list(stages)[-1] == 12 and len(stages) == {"1ba": 13, "0.1dur": 7}.get(interval, 4)
+    assert not differ(stages[12], network.state_dict()) and differ(stages[12], probe.weights[12])
+
+
 # When a stage is due.
 
 

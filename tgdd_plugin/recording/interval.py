@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from composer.algorithms import SWA
 from composer.core import Event, State, Time, TimeUnit
 from composer.utils import create_interval_scheduler
 
@@ -24,8 +25,21 @@ def schedule(
         raise InputError(
             f"`interval` must be a Composer time above zero, got {interval!r}. Write it like '1ep', '50ba' or '0.1dur'."
         ) from error
-    due = create_interval_scheduler(time, checkpoint_events=False, final_events={Event.BATCH_END, Event.EPOCH_END})
+    asked = create_interval_scheduler(time, checkpoint_events=False, final_events={Event.BATCH_END, Event.EPOCH_END})
+
+    def due(state: State, event: Event) -> bool:
+        # SWA puts the averaged weights in at the end of the epoch, which is the last moment then.
+        return not (event == Event.BATCH_END and _swa_comes_last(state)) and asked(state, event)
+
     return due, time.to_timestring(), time
+
+
+def _swa_comes_last(state: State) -> bool:
+    """Whether, at the end of a batch, the end of an epoch follows that is the training's, and SWA acts there."""
+    length, longest = state.dataloader_len, state.max_duration
+    if longest is None or length is None or not any(isinstance(each, SWA) for each in state.algorithms):
+        return False
+    return state.timestamp.batch_in_epoch == length and state.timestamp.to_next_epoch() >= longest
 
 
 def check_loader(time: Time | None, state: State) -> None:
