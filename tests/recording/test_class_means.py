@@ -358,7 +358,7 @@ def mapping() -> dict[str, Any]:
     ("made", "reason"),
     [
         (mapping, "the batches are not .images, one label for each"),
-        (lambda: {"network": Twice()}, "the batches are not .images, one label for each"),
+        (lambda: {"network": Twice()}, "the head got 4 images last, and there are 8 labels"),
         (lambda: {"network": Unused()}, "the head was not seen once for each batch"),
     ],
 )

@@ -167,6 +167,12 @@ def test_batches_that_are_none(images: Any, targets: Any, problem: str) -> None:
 # Several runs, resumed runs.
 
 
+def test_what_are_no_images_is_told_before_that_a_normalization_is_missing() -> None:
+    """As of batches of (number, image, label): to give the normalization would not help."""
+    kept = Exemplars(CLASSES, 1)
+    assert "floating-point images" in str(kept.add(torch.arange(4), torch.zeros(4, 3, 8, 8), None)) and kept.done
+
+
 @pytest.mark.parametrize(("exemplars", "save"), [(3, "2ba"), (40, "1ep")])
 def test_resumed_run_keeps_them(tmp_path: Path, exemplars: int, save: str) -> None:
     """Whether they were complete when it crashed or with the epoch, before the first stage in both cases."""

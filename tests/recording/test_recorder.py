@@ -352,6 +352,19 @@ def test_microbatches_add_up_to_the_batch(tmp_path):
     assert torch.equal(ours["tgdd/class_counts"], theirs["tgdd/class_counts"])
 
 
+def test_parts_of_a_batch_that_are_not_told_are_named_as_the_reason(tmp_path):
+    recorder, network = started(tmp_path)
+    for images, labels in loader():
+        for part in images.split(2):
+            network(part)
+        recorder.batch(images, labels)
+    with pytest.warns(
+        UserWarning, match=r"the head got 2 images last, and there are 4 labels: .* calls features.add\(\) after each"
+    ):
+        recorder.stage(1)
+    recorder.finish()
+
+
 def test_a_run_that_is_recorded_is_not_replaced_unless_asked(tmp_path):
     plain_loop(tmp_path, epochs=1)
     with pytest.raises(InputError, match="Run 'run' is already recorded in .* or set overwrite=True"):

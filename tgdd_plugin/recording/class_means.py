@@ -73,6 +73,11 @@ class ClassMeans:
                 "the head was not seen once for each batch: it is another layer than the one named, or the network was "
                 "in evaluation mode, or compiled and run before the recording began"
             )
+        elif isinstance(targets, torch.Tensor) and targets.ndim and len(targets) != len(features):
+            self.problem = (
+                f"the head got {len(features)} images last, and there are {len(targets)} labels: a loop that splits "
+                f"its batches calls features.add() after each forward pass, see TrajectoryRecorder.end_batch"
+            )
         elif not are_class_targets(targets, len(features), num_classes):
             self.problem = "the batches are not (images, one label for each)"
         else:

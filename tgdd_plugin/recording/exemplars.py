@@ -57,12 +57,12 @@ class Exemplars:
         Returns:
             Why fewer than ``per_class`` can be kept of each class, or none at all; ``None`` if nothing is in the way.
         """
+        if not _are_images(images) or (normalization and normalization.channels not in (1, images.shape[1])):
+            self.done = True
+            return "the batches are not (floating-point images of 1 or 3 channels, labels)"
         if normalization is None:
             self.done = True
             return "their normalization is not known: give mean= and std="
-        if not _are_images(images) or normalization.channels not in (1, images.shape[1]):
-            self.done = True
-            return "the batches are not (floating-point images of 1 or 3 channels, labels)"
         if not are_class_targets(targets, len(images), self.num_classes):
             self.done = True
             return "the batches are not (images, one label for each)"
