@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 
 import tgdd_plugin.recording.exemplars
 from tests.common import CLASSES, Crash, Pictures, fit, manifest, refusal, tiny_network
-from tgdd_plugin import TGDDCallback, Trajectory
+from tgdd_plugin import TGDDCallback, Trajectory, TrajectoryRecorder, describe_run
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader
@@ -165,6 +165,23 @@ def test_batches_that_are_none(images: Any, targets: Any, problem: str) -> None:
 
 
 # Several runs, resumed runs.
+
+
+@pytest.mark.parametrize("first_epoch", [0, 1])
+def test_epochs_counted_from_0_keep_no_image_twice(tmp_path: Path, first_epoch: int) -> None:
+    images, labels = pictures(24)
+    normalization, network = Normalization(MEAN, STD), tiny_network(channels=3)
+    recorder = TrajectoryRecorder(tmp_path)
+    recorder.start(describe_run("run", network, CLASSES, mean=MEAN, std=STD), network)
+    for epoch in range(first_epoch, first_epoch + 3):
+        for part in torch.randperm(24, generator=torch.Generator().manual_seed(epoch)).split(8):
+            network(normalization(images[part]))
+            recorder.batch(normalization(images[part]), labels[part])
+        recorder.stage(epoch)
+    recorder.finish()
+    kept = load_file(tmp_path / "run" / FILE)
+    assert {image.numpy().tobytes() for image in kept["images"]} == {image.numpy().tobytes() for image in images}
+    assert len(kept["images"]) == 24 and torch.equal(kept["labels"], labels.sort().values)
 
 
 def test_what_are_no_images_is_told_before_that_a_normalization_is_missing() -> None:

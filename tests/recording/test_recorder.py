@@ -352,6 +352,23 @@ def test_microbatches_add_up_to_the_batch(tmp_path):
     assert torch.equal(ours["tgdd/class_counts"], theirs["tgdd/class_counts"])
 
 
+def test_of_several_forward_passes_the_one_before_end_forward_counts(tmp_path):
+    """As in semi-supervised training, where other images pass through the network in the same step."""
+    recorder, network = started(tmp_path / "twice")
+    once, twin = started(tmp_path / "once")
+    for images, labels in loader():
+        recorder.features.begin_forward()
+        network(images)
+        recorder.features.end_forward()
+        network(1 - images)
+        recorder.batch(images, labels)
+        twin(images)
+        once.batch(images, labels)
+    for each in (recorder, once):
+        each.finish(epoch=1)
+    assert_equal_files(files(tmp_path / "twice"), files(tmp_path / "once"))
+
+
 def test_parts_of_a_batch_that_are_not_told_are_named_as_the_reason(tmp_path):
     recorder, network = started(tmp_path)
     for images, labels in loader():

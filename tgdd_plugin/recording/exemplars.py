@@ -41,6 +41,7 @@ class Exemplars:
         self._wanted = [per_class] * num_classes
         self._images: list[torch.Tensor] = []
         self._labels: list[int] = []
+        self._seen: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -73,24 +74,36 @@ class Exemplars:
         if self.done:
             return problem
         labels, alone = single_class_targets(targets, self.num_classes)
-        chosen = []
+        chosen: list[tuple[int, int]] = []
         for position, (label, counted) in enumerate(zip(labels.tolist(), alone.tolist(), strict=True)):
             if counted and self._wanted[label] > 0:
                 self._wanted[label] -= 1
-                self._labels.append(label)
-                chosen.append(position)
+                chosen.append((position, label))
         if chosen:
-            kept = images[torch.tensor(chosen, device=images.device)].float().cpu()
+            kept = images[torch.tensor([position for position, _ in chosen], device=images.device)].float().cpu()
             pixels = normalization.denormalize(kept).contiguous()  # also where batches are channels_last
             if not self._images and ((pixels - 0.5).abs() > 0.5 + SLACK).float().mean() > OUTSIDE:
-                self._labels, self.done = [], True
+                self.done = True
                 return (
                     f"with {normalization} the batches become pixels from {pixels.min():.3g} to {pixels.max():.3g}, "
                     f"outside [0, 1]: give the mean and std that they were normalized with"
                 )
-            self._images.append((pixels.clamp(0, 1) * 255).round().to(torch.uint8))
+            self._keep((pixels.clamp(0, 1) * 255).round().to(torch.uint8), [label for _, label in chosen])
         self.done = not any(self._wanted)
         return problem
+
+    def _keep(self, images: torch.Tensor, labels: list[int]) -> None:
+        """Keeps what is not kept yet: a loop that counts its epochs from 0 shows those of the first one twice."""
+        fresh = []
+        for position, label in enumerate(labels):
+            seen = hash((label, images[position].numpy().tobytes()))
+            if seen in self._seen:
+                self._wanted[label] += 1
+            else:
+                self._seen.add(seen)
+                self._labels.append(label)
+                fresh.append(position)
+        self._images.append(images[fresh])
 
     def keep(self, folder: Path, run: Run) -> None:
         """Writes the exemplars as soon as there will be no more of them, so that a resumed run finds them.

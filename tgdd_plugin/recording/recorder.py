@@ -145,13 +145,15 @@ class TrajectoryRecorder:
         self.features.attach(heads, run.head, device or heads[run.head].weight.device)
         self.images.start(run, self.run_folder, epoch, settled=len(heads) == 1)
         if self.last_batch < 0:
-            if self.batches > 0:
-                warn_of_missing_stages(self.run_folder, self.batches, self._restored_folder)
+            warn_of_missing_stages(self.run_folder, self.batches, self._restored_folder)
             self.stage(epoch, sample=sample, weights=weights)
         self._restored_folder = None
 
     def batch(self, images: torch.Tensor, targets: torch.Tensor, metrics: Mapping[str, Any] | None = None) -> None:
         """One batch was trained on: to be called after each optimizer step.
+
+        Of several forward passes in training mode the last one counts. Where another should, call
+        ``features.end_forward()`` after it, and ``features.begin_forward()`` before the next batch.
 
         Args:
             images: As the network got them: normalized, ``(N, C, H, W)``.
@@ -176,7 +178,7 @@ class TrajectoryRecorder:
         Collective where training is distributed.
 
         Args:
-            epoch: Epochs completed.
+            epoch: Epochs completed: 1 after the first.
             sample: Samples seen. Default: as counted by :meth:`batch` in this process.
             weights: As in :meth:`start`.
 

@@ -239,9 +239,11 @@ def warn_of_missing_stages(folder: Path, batches: int, restored: str | None) -> 
 
     Args:
         folder: The run's folder.
-        batches: Batches trained on before.
+        batches: Batches trained on before; with none, it does not resume.
         restored: The run's folder when the checkpoint was saved, if one was loaded.
     """
+    if batches == 0:
+        return
     earlier = f" (the checkpoint's stages are in '{restored}')" if restored else ""
     warnings.warn(
         f"training resumes at batch {batches} but '{folder}' has no stage from before; recording starts here{earlier}",
