@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from tests.common import CLASSES, Pictures, TinyNetwork, make_trainer, manifest, statistics, tiny_network
-from tgdd_plugin import TGDDCallback, Trajectory
+from tgdd_plugin import TGDDCallback, Trajectory, TrajectoryRecorder, describe_run
 from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentation
 from tgdd_plugin.data.targets import are_class_targets, single_class_targets
 from tgdd_plugin.recording.class_means import ClassMeans
@@ -282,6 +282,38 @@ def test_compiled(tmp_path: Path, fullgraph: bool) -> None:
     torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-6)
 
 
+class TwoHeads(TinyNetwork):
+    """An output that is made beside the network's answer, by a layer that is listed last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = nn.Linear(16, CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.features(images)
+        self.made = self.beside(features)
+        return self.fc(features)
+
+
+def test_a_head_that_could_not_be_seen_is_told(tmp_path: Path) -> None:
+    """torch.compile goes on with the graph of an earlier, unrecorded training of that class, which calls no hook."""
+
+    def go(*callbacks: Callback) -> None:
+        trainer = make_trainer(TwoHeads(), max_duration="2ep", compile_config={"backend": "eager"}, callbacks=callbacks)
+        trainer.fit()
+        trainer.close()
+
+    torch._dynamo.reset()
+    go()
+    with pytest.warns(UserWarning) as told:
+        go(TGDDCallback(str(tmp_path / "unseen")))
+    texts = [str(one.message) for one in told]
+    assert sum("which of the layers fc, beside is the network's head could not be seen" in one for one in texts) == 1
+    torch._dynamo.reset()
+    go(TGDDCallback(str(tmp_path / "seen")))
+    assert [manifest(tmp_path / name / "run")["head"] for name in ("unseen", "seen")] == ["beside", "fc"]
+
+
 def test_several_fits(tmp_path: Path) -> None:
     """The network is left without a hook between them."""
     network = tiny_network()
@@ -308,6 +340,21 @@ def test_no_hook_after_an_error(tmp_path: Path) -> None:
     trainer.close()
     assert not network.fc._forward_pre_hooks
     pickle.dumps(network)
+
+
+def test_a_recording_that_broke_off_leaves_no_hook_beside_the_next_ones(tmp_path: Path) -> None:
+    """As of a notebook's cell that was interrupted and is run again."""
+    network, kept = tiny_network(), []
+    for name in ("first", "second"):
+        recorder = TrajectoryRecorder(tmp_path)
+        recorder.start(describe_run(name, network, CLASSES, mean=[0.0], std=[1.0]), network)
+        network(Pictures().images)
+        kept.append(recorder)
+    assert len(network.fc._forward_pre_hooks) == 1
+    kept[1].batch(Pictures().images, Pictures().labels)
+    kept[1].finish(epoch=1)
+    kept[0].detach()
+    assert not network.fc._forward_pre_hooks and statistics(tmp_path / "second")[1]["counts"].sum() == 32
 
 
 def test_training_is_left_as_it_is(tmp_path: Path) -> None:

@@ -45,8 +45,12 @@ class HeadInput:
         self._handles: list[RemovableHandle] = []
 
     def attach(self, layers: Mapping[str, nn.Module]) -> None:
-        """Watches some layers from now on, and no others."""
+        """Watches some layers from now on, and no others; earlier recordings, which may have broken off, do no more."""
         self.detach()
+        for layer in layers.values():
+            for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
+                for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), _Watch)]:
+                    del hooks[key]
         self._layers = dict(layers)
         self._watches = {name: _Watch(name, self) for name in layers}
         self.resume()

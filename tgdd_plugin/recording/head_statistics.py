@@ -40,6 +40,16 @@ class HeadStatistics:
         """Why there are no means for the last stage, or ``None``."""
         return self._means.problem
 
+    @property
+    def doubt(self) -> str | None:
+        """What there is to tell of the head, where several layers can be it and none was seen to be called."""
+        if self._settled:
+            return None
+        return (
+            f"which of the layers {', '.join(self._layers)} is the network's head could not be seen, as where it was "
+            f"compiled and run before the recording began: '{self.head}' is taken for it. Name it by head="
+        )
+
     def attach(self, layers: Mapping[str, nn.Linear], head: str, device: torch.device | str) -> None:
         """Watches a head from now on; sums so far are kept if they are of its shape.
 

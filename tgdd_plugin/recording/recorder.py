@@ -152,8 +152,8 @@ class TrajectoryRecorder:
     def batch(self, images: torch.Tensor, targets: torch.Tensor, metrics: Mapping[str, Any] | None = None) -> None:
         """One batch was trained on: to be called after each optimizer step.
 
-        Of several forward passes in training mode the last one counts. Where another should, call
-        ``features.end_forward()`` after it, and ``features.begin_forward()`` before the next batch.
+        Of several forward passes in training mode the last one counts, or that before ``features.end_forward()``, if
+        that is called; then call ``features.begin_forward()`` before the next batch.
 
         Args:
             images: As the network got them: normalized, ``(N, C, H, W)``.
@@ -219,7 +219,7 @@ class TrajectoryRecorder:
             add_stage(self.run_folder, run, stored, most, class_means=class_means, index=index, **when)
 
         self.safeguard.write(self.run_folder, run, self.images.exemplars, write)
-        self.safeguard.tell_of_stage(run, self.batches, self.features.problem)
+        self.safeguard.tell_of_stage(run, self.batches, self.features)
 
     def finish(self, epoch: int | None = None) -> None:
         """Training came to its end: notes that the recording is complete. A second call does nothing.
@@ -291,15 +291,8 @@ class TrajectoryRecorder:
         sums: dict[str, Any] = {"metrics": {}, "class_means": {"batches": 0}}
         with self.safeguard.covers("saving the sums since the last stage in a checkpoint"):
             sums = {"class_means": self.features.state_dict(), "metrics": self._metrics.state_dict()}
-        return {
-            "version": 1,
-            "folder": str(self.run_folder),
-            "batches": self.batches,
-            "samples": self.samples,
-            "last_batch": self.last_batch,
-            "due_so_far": self._due_so_far,
-            **sums,
-        }
+        where = {"folder": str(self.run_folder), "last_batch": self.last_batch, "due_so_far": self._due_so_far}
+        return {"version": 1, "batches": self.batches, "samples": self.samples, **where, **sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from :meth:`state_dict`; to be called before :meth:`start`."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from tgdd_plugin.core.errors import reason_of, shown
 from tgdd_plugin.core.ranks import LostRankError, gather_over_ranks, rank
 from tgdd_plugin.recording.exemplars import Exemplars
+from tgdd_plugin.recording.head_statistics import HeadStatistics
 from tgdd_plugin.recording.run_folder import on_rank_0
 from tgdd_plugin.recording.settings import OnError
 from tgdd_plugin.trajectory.manifest import EXEMPLARS, MANIFEST, Run
@@ -75,14 +76,16 @@ class Safeguard:
         self._withheld = False
         self._tell()
 
-    def tell_of_stage(self, run: Run, batch: int, problem: str | None) -> None:
-        """Warns of a stage just recorded that is not finite, or else has no class means because of ``problem``."""
+    def tell_of_stage(self, run: Run, batch: int, features: HeadStatistics) -> None:
+        """Warns of a stage just recorded that is not finite, or else has no class means, and of a head in doubt."""
+        if len(run.stages) > 1 and features.doubt:
+            self.warn_once("head", features.doubt)
         if run.stages and not run.stages[-1].finite:  # on rank 0, which has the manifest
             self.warn_once(
                 "finite", f"{diverged(run)}. Distilling leaves them out; train again at a lower learning rate"
             )
-        elif problem:
-            told = f"no class statistics in the stage at batch {batch} ({problem})"
+        elif features.problem:
+            told = f"no class statistics in the stage at batch {batch} ({features.problem})"
             self.warn_once("statistics", f"{told}; distillation needs the real images there")
 
     def share(self) -> None:
