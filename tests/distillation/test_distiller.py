@@ -30,6 +30,7 @@ from tgdd_plugin.distillation.model import DistillationModel
 from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
+from tgdd_plugin.logs.log_file import read_log
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.networks.feature_network import FeatureNetwork
 from tgdd_plugin.pipeline.recipe import read_recipe
@@ -99,15 +100,18 @@ def test_equals_a_plain_loop_without_composer(trajectory, pool, tmp_path, factor
     model = DistillationModel(
         synthetic, [FeatureNetwork(network, "classifier")], bank, pool, normalization=normalization, alpha=2.5
     )
+    rates = []
     for step in range(5):
         batch = draws(step)
         (gradient,) = torch.autograd.grad(model.loss(model(batch), batch)["total"], synthetic.pixels)
         left = 1 - max(step - 1, 0) / 5 if schedule == "linear" else 1.0  # Composer's schedulers lag a step behind
-        synthetic.pixels.data.sub_(settings.learning_rate * left * gradient).clamp_(0, 1)
+        rates.append(settings.learning_rate * left)
+        synthetic.pixels.data.sub_(rates[-1] * gradient).clamp_(0, 1)
     images, labels = synthetic.to_uint8()
     written, written_labels = read_beton(path)
     assert torch.equal(written_labels, labels)
     assert (written.int() - images.int()).abs().max() <= 1, "as far as the order of float additions goes"
+    assert read_log(tmp_path / "a-log.csv")["learning_rate"] == pytest.approx(rates)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(trajectory, pool, tmp_path):

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from composer import Callback
+from composer.loggers import InMemoryLogger
 from PIL import Image
 
 from tests.patterned import SETTINGS, Crash, run, tiny
@@ -161,6 +163,30 @@ def test_a_logger_that_cannot_be_set_up_is_left_out(trajectory, pool, tmp_path, 
     with pytest.warns(UserWarning, match="mlflow cannot be set up, and is left out.*ConnectionError: no server there"):
         path = run(trajectory, pool, tmp_path / "a.beton", loggers={"mlflow": "http://localhost:1"})
     assert path.read_bytes() == bare and (tmp_path / "a-log.csv").is_file()
+
+
+class Rates(Callback):
+    """Keeps the learning rate of each step of the optimizer."""
+
+    def __init__(self):
+        self.used = []
+
+    def fit_start(self, state, logger):
+        state.optimizers[0].register_step_post_hook(
+            lambda optimizer, *_: self.used.append(optimizer.param_groups[0]["lr"])
+        )
+
+
+@pytest.mark.parametrize("schedule", ["steps", "one-cycle"])
+def test_a_training_logs_the_rates_that_its_steps_were_made_at(pool, tmp_path, schedule):
+    rates, logger = Rates(), InMemoryLogger()
+    options = {"device": "cpu", "progress_bar": False, "trainer_options": {"callbacks": [rates]}}
+    record(tmp_path / "t", pool, tiny, {**HOW, "schedule": schedule}, loggers=[logger], **options)
+    rows = rows_of(tmp_path / "t" / "seed0-log.csv")
+    assert len(set(rates.used)) > 2
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(rates.used, rel=1e-6)
+    logged = {name: [int(at.batch) for at, _ in logger.data[name]] for name in ("lr-SGD/group0", "loss/train/total")}
+    assert logged["lr-SGD/group0"] == logged["loss/train/total"] == list(range(len(rows)))
 
 
 def test_recordings_have_a_log_for_each_run(pool, tmp_path):

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 from composer import Callback, DataSpec, Trainer
 from composer.algorithms import EMA
-from composer.callbacks import LRMonitor
 from composer.core import Time
 from composer.loggers import LoggerDestination
 from composer.optim import LinearScheduler
@@ -29,6 +28,7 @@ from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 from tgdd_plugin.logs.csv_logger import CSVLogger
 from tgdd_plugin.logs.destinations import make_loggers
 from tgdd_plugin.logs.guarding import guarded
+from tgdd_plugin.logs.learning_rate import UsedLearningRate
 from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.training.resuming import last_checkpoint, remove_if_unusable
@@ -107,7 +107,7 @@ def trainer_arguments(
     ]
 
     def arguments(chunk: int) -> dict[str, Any]:
-        monitors: list[Callback] = [DistillationMonitor(model, settings.steps), log, LRMonitor()]
+        monitors: list[Callback] = [DistillationMonitor(model, settings.steps), log, UsedLearningRate()]
         if options.progress_bar:
             monitors.append(ProgressBar("distilling"))
         return {

@@ -64,7 +64,8 @@ class DistillSettings:
     """Optimizer steps on the pixels. null: 1,000, a tenth of the paper's, or 50 for a budget."""
     schedule: Schedule | None = None
     """How the learning rate goes on. constant: as published; linear: in a straight line down to 0, from a rate five
-    times as high unless you give one, which learns more from a few hundred steps. null: linear."""
+    times as high unless you give one, which learns more from a few hundred steps; the first rate counts for two
+    steps. null: linear."""
     learning_rate: NonNegative | Auto | None = None
     """Learning rate of SGD on the pixels, the first one where the schedule is linear. auto: such that the first steps
     move the pixels as far as the published rate does with ConvNets, or five times as far. null: for ConvNets of this

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from composer import Callback, Logger, Trainer
-from composer.callbacks import LRMonitor
 from composer.core import Algorithm, State
 from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
@@ -22,6 +21,7 @@ from tgdd_plugin.core.progress_bar import ProgressBar
 from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.logs.destinations import Hyperparameters
 from tgdd_plugin.logs.guarding import guarded
+from tgdd_plugin.logs.learning_rate import UsedLearningRate
 from tgdd_plugin.training.classifier import Float32Fallback
 from tgdd_plugin.training.engine import Engine
 from tgdd_plugin.training.resuming import Checkpoints, DueEveryMinute, last_checkpoint, remove_if_unusable
@@ -98,7 +98,8 @@ def fit(
         "one-cycle": one_cycle,
     }
     all_loggers = [*logs, *ensure_tuple(loggers)]
-    telling: list[Callback] = [MeanLoss(model), LRMonitor(), Hyperparameters(asdict(settings))] if all_loggers else []
+    observers = [MeanLoss(model), UsedLearningRate(), Hyperparameters(asdict(settings))]
+    telling: list[Callback] = observers if all_loggers else []
     shown = [ProgressBar(title)] if title else []
     ours: dict[str, Any] = {
         "optimizers": optimizer,
@@ -157,7 +158,9 @@ class MeanLoss(Callback):
 def one_cycle(state: State, ssr: float = 1.0) -> float:
     """The share of the highest learning rate by the middle of a batch, never 0 (L. N. Smith, arXiv 1803.09820).
 
-    Composer's own, LinearWithWarmupScheduler, gives the first batches a rate of 0, and warns where there are few.
+    Composer sets a rate after each batch, from how many there were before that one: the first rate counts for two
+    batches, and each later one comes a batch late. Its own LinearWithWarmupScheduler gives the first batches a rate of
+    0, and warns where there are few.
     """
     assert state.max_duration is not None  # in batches
     done = (state.timestamp.batch.value + 0.5) / state.max_duration.value
