@@ -128,6 +128,18 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(trajectory, pool, tmp
     assert path.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize("more", [{"progress_bar": True}, {"picture": "a.svg"}, {"loggers": [InMemoryLogger()]}])
+def test_a_resumed_run_may_show_more_than_the_first_without_a_warning(trajectory, pool, tmp_path, more):
+    path, settings = tmp_path / "a.beton", replace(SETTINGS, steps=3)
+    with pytest.raises(KeyboardInterrupt):
+        run(trajectory, pool, path, settings, callbacks=[Crash(2)], checkpoint_interval="1ba")
+    if "picture" in more:
+        more = {"picture": tmp_path / more["picture"]}
+    resumed = Steps()
+    run(trajectory, pool, path, settings, callbacks=[resumed], **more)  # a warning is an error
+    assert resumed.seen == [2, 3]
+
+
 @pytest.mark.parametrize("left", [0, 1000], ids=["empty", "cut"])
 def test_a_damaged_checkpoint_is_left_out(trajectory, pool, tmp_path, left):
     whole = run(trajectory, pool, tmp_path / "whole" / "a.beton")

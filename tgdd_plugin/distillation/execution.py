@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from composer import Callback, DataSpec, Trainer
+from composer import Callback, DataSpec
 from composer.algorithms import EMA
 from composer.core import Time
 from composer.loggers import LoggerDestination
 from composer.optim import LinearScheduler
-from composer.utils import dist, ensure_tuple
+from composer.utils import dist
 
-from tgdd_plugin.core.closing import close
 from tgdd_plugin.core.device import Device
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.progress_bar import ProgressBar
@@ -27,11 +26,11 @@ from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages
 from tgdd_plugin.logs.csv_logger import CSVLogger
 from tgdd_plugin.logs.destinations import make_loggers
-from tgdd_plugin.logs.guarding import guarded
 from tgdd_plugin.logs.learning_rate import UsedLearningRate
 from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.training.resuming import last_checkpoint, remove_if_unusable
+from tgdd_plugin.training.running import run
 
 T = TypeVar("T")
 
@@ -157,19 +156,12 @@ def fit(arguments: Callable[[int], dict[str, Any]], chunk: int, synthetic: Synth
     """
     start = synthetic.pixels.detach().clone()
 
-    def run(chunk: int) -> None:
+    def attempt(chunk: int) -> None:
         with torch.no_grad():
             synthetic.pixels.copy_(start)
-        trainer = Trainer(**arguments(chunk))
-        try:
-            # A run that broke off after its last step, as on a full disk, has none left to make.
-            if trainer.state.max_duration is None or trainer.state.timestamp.batch < trainer.state.max_duration:
-                trainer.fit()
-        finally:
-            close(trainer)
+        run(**arguments(chunk))
 
-    with guarded(ensure_tuple(arguments(chunk)["loggers"])):
-        halving(run, chunk)
+    halving(attempt, chunk)
 
 
 def halving(attempt: Callable[[int], T], chunk: int) -> tuple[T, int]:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Callback, Logger, Trainer
+from composer import Callback, Logger
 from composer.core import Algorithm, State
 from composer.loggers import LoggerDestination
 from composer.models import ComposerModel
 from composer.optim import ComposerScheduler, MultiStepScheduler
 from composer.utils import ensure_tuple
 
-from tgdd_plugin.core.closing import close
 from tgdd_plugin.core.progress_bar import ProgressBar
 from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.logs.destinations import Hyperparameters
-from tgdd_plugin.logs.guarding import guarded
 from tgdd_plugin.logs.learning_rate import UsedLearningRate
 from tgdd_plugin.training.classifier import Float32Fallback
 from tgdd_plugin.training.engine import Engine
 from tgdd_plugin.training.resuming import Checkpoints, DueEveryMinute, last_checkpoint, remove_if_unusable
+from tgdd_plugin.training.running import run
 from tgdd_plugin.training.settings import Schedule, TrainSettings
-from tgdd_plugin.training.vectorized import SLOWER, Population
+from tgdd_plugin.training.vectorized import Population
 
 WARM_UP = 0.3
 """Share of a one-cycle training in which the learning rate rises."""
@@ -116,28 +114,8 @@ def fit(
         ours["load_path"] = last_checkpoint(checkpoints)
     in_batches = settings.passes is not None or settings.schedule == "one-cycle"
     duration = f"{count_batches(settings, loader)}ba" if in_batches else f"{settings.epochs}ep"
-    with forked_streams(), guarded(all_loggers):  # the Trainer seeds the global ones
-        trainer = Trainer(model=model, train_dataloader=loader, max_duration=duration, **{**ours, **trainer_options})
-        return _run(trainer)
-
-
-def _run(trainer: Trainer) -> float:
-    earlier = trainer.state.timestamp.total_wct.total_seconds()
-    try:
-        with warnings.catch_warnings():
-            # Composer warns of every last batch that is smaller than the others.
-            warnings.filterwarnings("ignore", message="Cannot split tensor of length")
-            # It also warns when the two shares of a CutMix label add up to 0.9999999.
-            warnings.filterwarnings("ignore", message="Some targets have less than 1 total probability")
-            # A short epoch may have only mixed batches; distillation refuses a run with no other stages.
-            warnings.filterwarnings("ignore", message="no class statistics.*mix every batch")
-            warnings.filterwarnings("ignore", message=SLOWER)
-            assert trainer.state.max_duration is not None
-            if trainer.state.timestamp < trainer.state.max_duration:  # it may have ended before it was resumed
-                trainer.fit()
-    finally:
-        close(trainer)
-    return earlier
+    with forked_streams():  # the Trainer seeds the global ones
+        return run(model=model, train_dataloader=loader, max_duration=duration, **{**ours, **trainer_options})
 
 
 class MeanLoss(Callback):
