@@ -86,6 +86,25 @@ def test_the_callers_random_streams_go_on_as_if_there_had_been_no_distillation(t
     assert streams() == before
 
 
+def test_in_inference_mode_all_is_as_outside(pool, tmp_path):
+    def made(folder):
+        options = {"device": "cpu", "progress_bar": False}
+        training = {"epochs": 1, "batch_size": 8, "precision": "fp32", "compile": False}
+        recorded = record(folder, pool, tiny, RecordSettings(**training), **options)
+        path = run(recorded, pool, folder / "a.beton", replace(SETTINGS, steps=2, learning_rate="auto"))
+        rows = [
+            retrain(
+                path, pool, {"protocol": "paper", **training, "seeds": 2, "full_epochs": 0, "at_once": way}, **options
+            )
+            for way in (False, True)
+        ]
+        return path.read_bytes(), [row.accuracies for each in rows for row in each]
+
+    with torch.inference_mode():
+        inside = made(tmp_path / "inside")
+    assert inside == made(tmp_path / "outside")
+
+
 @pytest.mark.parametrize(("factor", "schedule"), [(1, "constant"), (2, "constant"), (2, "linear")])
 def test_equals_a_plain_loop_without_composer(trajectory, pool, tmp_path, factor, schedule):
     """The run itself (Trainer, draws, clamp, decoding, uint8) adds nothing to SGD on the model's loss."""

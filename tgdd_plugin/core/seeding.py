@@ -27,13 +27,14 @@ def forked_streams(seed: int | None = None) -> Iterator[None]:
 
     Of torch as ``torch.random.fork_rng()`` on the CPU and all GPUs, which warns where there is more than one GPU unless
     they are named. A user's network or data set may draw from the other two, and Composer's ``Trainer`` seeds them all.
+    Within, torch's inference mode is off: what is built and trained there needs gradients.
 
     Args:
         seed: What the streams start from within. Default: ``None``, they go on from where they are.
     """
     before = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with torch.random.fork_rng(range(torch.cuda.device_count())), torch.inference_mode(False):
             if seed is not None:
                 torch.manual_seed(seed)
                 np.random.seed(seed % 2**32)  # all that it takes

@@ -145,6 +145,7 @@ def _engine(settings: TrainSettings, loader: Any, repeats: int, options: Mapping
     return Engine(precision, compile, steps, tell)
 
 
+@torch.inference_mode(False)  # a Population is made of new parameters
 def train_each(
     networks: Sequence[nn.Module],
     loaders: Sequence[DeviceLoader],
