@@ -105,6 +105,29 @@ def test_in_inference_mode_all_is_as_outside(pool, tmp_path):
     assert inside == made(tmp_path / "outside")
 
 
+class DrawingNetwork(nn.Module):
+    """Dropout in evaluation mode, too, as Monte Carlo dropout has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(3 * 8 * 8, 3)
+
+    def forward(self, images):
+        return self.classifier(nn.functional.dropout(images.flatten(1), 0.5, training=True))
+
+
+def test_a_network_that_draws_in_evaluation_makes_the_same_bytes_whatever_was_drawn_before(pool, tmp_path):
+    options = {"device": "cpu", "progress_bar": False}
+    training = RecordSettings(epochs=1, batch_size=8, precision="fp32", compile=False)
+    recorded = record(tmp_path / "t", pool, DrawingNetwork, training, **options)
+    settings = replace(SETTINGS, steps=2, start="herding", learning_rate="auto", alpha="auto")
+    files = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        files.append(run(recorded, pool, tmp_path / f"{seed}.beton", settings, network=DrawingNetwork).read_bytes())
+    assert files[0] == files[1]
+
+
 @pytest.mark.parametrize(("factor", "schedule"), [(1, "constant"), (2, "constant"), (2, "linear")])
 def test_equals_a_plain_loop_without_composer(trajectory, pool, tmp_path, factor, schedule):
     """The run itself (Trainer, draws, clamp, decoding, uint8) adds nothing to SGD on the model's loss."""

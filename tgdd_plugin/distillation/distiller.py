@@ -134,7 +134,7 @@ def distill(
     )
     torch_device(device)  # a GPU that is not there is told first
     dist.initialize_dist(device)
-    with forked_streams(), locked_on_rank_0(output):  # the Trainer seeds the global ones
+    with forked_streams(settings.seed), locked_on_rank_0(output):  # some networks draw in evaluation, too
         check_settings(output, settings, overwrite=overwrite)
         trajectory = trajectory if isinstance(trajectory, Trajectory) else Trajectory.open(Path(trajectory))
         if network is None:
