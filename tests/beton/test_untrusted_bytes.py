@@ -65,7 +65,10 @@ def beyond(data: bytes) -> bytes:
 
 
 class Encoded:
-    """Bytes that are written in hexadecimal digits again and again: 2^n times as many."""
+    """Bytes that are written in hexadecimal digits again and again: 2^n times as many.
+
+    A few times are refused as many are, and take no memory where they are not.
+    """
 
     def __init__(self, times: int) -> None:
         self.times = times
@@ -102,7 +105,7 @@ PT = {
         ),
         "not a .pt that torch.save wrote, or is damaged",
     ),
-    "a text that grows": (lambda: pickled_in_zip(Encoded(40)), "holds a _codecs.encode"),
+    "a text that grows": (lambda: pickled_in_zip(Encoded(8)), "holds a _codecs.encode"),
     "a bytearray of zeros": (
         lambda: with_pickle(lambda _: b"\x80\x02cbuiltins\nbytearray\nJ\0\0\0\x7f\x85R."),
         "bytearray",
