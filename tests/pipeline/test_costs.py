@@ -26,12 +26,14 @@ def test_time_and_memory_are_noted(tmp_path: Path) -> None:
 
 def test_other_steps_stay_and_nothing_is_noted_of_no_work(tmp_path: Path) -> None:
     path = tmp_path / "a-costs.json"
-    first = {"record": {"seconds": 1.0, "memory_mib": 2.0, "gpu_memory_mib": 3.0}}
-    path.write_text(json.dumps(first))
+    noted = {"record": {"seconds": 1.0, "memory_mib": 2.0, "gpu_memory_mib": 3.0}}
+    path.write_text(json.dumps(noted))
     with measured(path, "distill"):
         pass
     costs = read_costs(path)
     assert [*costs] == ["record", "distill"] and costs["record"] == Cost(1.0, 2.0, 3.0)
+    noted["distill"] = {"seconds": 9.0, "memory_mib": 2.0, "gpu_memory_mib": 3.0}
+    path.write_text(json.dumps(noted))
     before = path.read_bytes()
     with measured(path, "distill") as measure:
         measure.worked = False
