@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.patterned import patterned
+from tests.patterned import learner_pools, patterned
 from tgdd_plugin import DistillSettings, InputError, cli, distill, read_beton
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
@@ -160,6 +160,18 @@ def test_a_reservoir_of_other_tasks_than_those_learned_is_refused(tmp_path: Path
     with pytest.raises(InputError, match=r"`tasks` of reservoir\(\) must be the tasks that are learned, got 2 without"):
         policy(result)
     assert isinstance(policy(replace(result, task=ours[0])), ReplayMemory)
+
+
+@pytest.mark.parametrize("name", ["random", "reservoir"])
+def test_the_seed_of_the_learner_is_that_of_the_draw(tmp_path: Path, name: PolicyName) -> None:
+    tasks = split_classes(*learner_pools(), ReplaySettings(tasks=1))
+    policy = replay_policy(name, tasks, DistillSettings(images_per_class=COUNT), Normalization([0.4], [0.3]))
+    kept = []
+    for seed in (0, 3):
+        memory: Any = policy(TaskResult(tasks[0], build(3), tmp_path, tmp_path / "trajectory", seed))
+        kept.append(content(memory))
+        assert kept[-1] == (drawn(tasks[0], seed) if name == "random" else sampled(tasks, COUNT * 3, seed))
+    assert kept[0] != kept[1]
 
 
 @pytest.mark.parametrize("policy", NAMES)
