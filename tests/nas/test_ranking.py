@@ -136,6 +136,11 @@ def test_the_front_can_be_of_latency_and_has_nothing_that_failed():
     assert [one.name for one in ranked(every)] == ["slow", "fast", "pruned", "failed"]
 
 
+def test_of_equally_accurate_ones_the_smaller_comes_first():
+    every = [candidate("large", 0.9, 30), candidate("small", 0.9, 10), candidate("middle", 0.9, 20)]
+    assert [one.name for one in ranked(every)] == ["small", "middle", "large"]
+
+
 def test_several_things_rank_by_the_mean_of_their_ranks():
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(0, 6, (20, 3), generator=generator).tolist()
