@@ -78,12 +78,19 @@ def test_steps_that_moved_nothing_are_counted(trajectory, tmp_path):
     assert read_beton(path)[0].shape == (6, 3, 8, 8)
 
 
-def test_a_stage_that_had_all_but_diverged_is_named(tmp_path):
-    """Its weights are finite, but so large that nothing that comes out of them is."""
+@pytest.mark.parametrize(
+    ("part", "enlarged"),
+    [("features", lambda t: t * 1e30), ("classifier", lambda t: torch.full_like(t, 3e38))],
+    ids=["features", "logits"],
+)
+def test_a_stage_that_had_all_but_diverged_is_named(tmp_path, part, enlarged):
+    """Its weights are finite, but so large that nothing that comes out of them is: no logits, or no features either."""
     trajectory = recorded(tmp_path / "t")
     folder = tmp_path / "t" / "seed0"
     path = folder / trajectory.run.stages[-1].file
-    save_file({n: t * 1e30 if "features" in n else t for n, t in load_file(path).items()}, path)
+    weights = {n: enlarged(t) if part in n else t for n, t in load_file(path).items()}
+    assert all(t.isfinite().all() for t in weights.values())
+    save_file(weights, path)
     content = manifest(folder)
     content["stages"][-1]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(content))
