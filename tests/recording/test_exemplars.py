@@ -78,6 +78,18 @@ def test_batches_in_channels_last_and_those_of_another_normalization(tmp_path: P
     assert raw.done and not len(raw)
 
 
+@pytest.mark.parametrize(
+    ("value", "percent", "kept"), [(1.6, 9, 1), (1.6, 11, 0), (1.4, 11, 1), (-0.6, 9, 1), (-0.6, 11, 0), (-0.4, 11, 1)]
+)
+def test_some_pixels_may_lie_outside_and_few_far_outside(value: float, percent: int, kept: int) -> None:
+    """As augmentation moves them: all by half of [0, 1], and a tenth by more."""
+    images = torch.full((1, 1, 10, 10), 0.5)
+    images.view(-1)[:percent] = value
+    exemplars = Exemplars(1, 1)
+    message = exemplars.add(images, torch.tensor([0]), Normalization([0.0], [1.0]))
+    assert len(exemplars) == kept and (message is None) == (kept == 1)
+
+
 def check(folder: Path, wanted: tuple[torch.Tensor, torch.Tensor]) -> None:
     kept = load_file(folder / "run" / FILE)
     assert set(kept) == {"images", "labels"} and kept["images"].dtype == torch.uint8
