@@ -112,6 +112,10 @@ PT = {
     ),
     "a command": (lambda: with_pickle(lambda _: b"\x80\x02cposix\nsystem\nX\x01\0\0\0:\x85R."), "holds a posix.system"),
     "another archive": (lambda: zipped({"a.txt": b"x"}), "must have one data.pkl"),
+    "very many entries": (
+        lambda: zipped({f"archive/{number}": b"" for number in range(10_001)}),
+        "more than 10,000 entries",
+    ),
     "not an archive": (lambda: b"PK\x03\x04" + b"\0" * 100, "is not a zip archive"),
     "not much": (lambda: b"\x80", "not a .pt"),
 }

@@ -12,7 +12,9 @@ from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.mixing import mixed_images
 
 
-@pytest.mark.parametrize(("share", "passes", "own"), [(0.25, 40, 10), (1.0, 7, 7), (0.0, 40, 0), (0.5, 90, 45)])
+@pytest.mark.parametrize(
+    ("share", "passes", "own"), [(0.25, 40, 10), (1.0, 7, 7), (0.0, 40, 0), (0.5, 90, 45), (0.29, 100, 29)]
+)
 def test_a_mixture_has_its_share_and_uses_every_image_alike(share: float, passes: int, own: int) -> None:
     """Images of the set are 0 to 3, real ones 100 to 131."""
     compact = torch.arange(4).view(4, 1, 1, 1).to(torch.uint8), torch.arange(4)

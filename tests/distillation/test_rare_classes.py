@@ -21,6 +21,7 @@ from tgdd_plugin import (
 )
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.distillation.rare_classes import warn_of_rare_classes
 from tgdd_plugin.distillation.sampling import Draws
 from tgdd_plugin.distillation.stage_bank import StageBank
 from tgdd_plugin.distillation.synthetic_images import SyntheticImages, start_pixels
@@ -62,6 +63,15 @@ def test_distilling_names_them_once(trajectory, tmp_path):
         "images, fewer than the 5 that start 'mix' takes: the others start from noise"
     ]
     assert read_beton(path)[1].bincount().tolist() == [5, 5, 5]
+
+
+def test_where_no_class_has_enough_those_with_fewer_than_half_are_named():
+    """Half of 7 is 3.5: 3 are fewer, 4 are not."""
+    settings, whole = replace(SETTINGS, real_per_class=7).resolved(8), patterned(per_class=7)
+    few, enough = (ImagePool(whole.images[:count], whole.labels[:count], whole.classes) for count in (17, 18))
+    with pytest.warns(UserWarning, match="^class 'chess': 3 real images, fewer than real_per_class=7: each step rep"):
+        warn_of_rare_classes(settings, few, None, [0, 1, 2])
+    warn_of_rare_classes(settings, enough, None, [0, 1, 2])  # warnings are errors
 
 
 def test_where_no_class_has_enough_a_step_takes_all_of_the_largest(trajectory, tmp_path):
