@@ -240,3 +240,31 @@ def test_a_plain_loop_goes_on_too(tmp_path, monkeypatch):
         recorder.finish()
     with pytest.raises(InputError, match="`on_error` must be one of warn, raise, got 'ignore'"):
         TrajectoryRecorder(tmp_path, on_error="ignore")
+
+
+@pytest.mark.parametrize(("fails", "left"), [((4,), []), ((2, 4), [1])])
+def test_a_gap_that_a_resumed_run_fills_is_no_longer_noted(tmp_path, monkeypatch, fails, left):
+    """Of four epochs of a batch each; the checkpoint is of the second. Gaps of before it stay."""
+    Disk(monkeypatch, lambda call: call in fails, RuntimeError("anything"))
+    network = tiny_network()
+    run = describe_run("run", network, CLASSES, mean=[0.0], std=[1.0])
+
+    def train_epochs(recorder, epochs):
+        recorder.start(run, network)
+        for epoch in epochs:
+            network(torch.zeros(1, 1, 8, 8))
+            recorder.batch(torch.zeros(1, 1, 8, 8), torch.tensor([0]))
+            recorder.stage(epoch)
+            yield recorder.state_dict()
+
+    recorder = TrajectoryRecorder(tmp_path)
+    with pytest.warns(UserWarning, match="RECORDING FAILED"):
+        states = list(train_epochs(recorder, range(1, 5)))
+    recorder.detach()
+    assert [gap["batch"] for gap in Run.read(tmp_path / "run").gaps] == [*left, 3]
+    resumed = TrajectoryRecorder(tmp_path)
+    resumed.load_state_dict(states[1])
+    list(train_epochs(resumed, range(3, 5)))
+    resumed.finish()
+    assert epochs_of(tmp_path) == [epoch for epoch in range(5) if epoch not in left]
+    assert [gap["batch"] for gap in Run.read(tmp_path / "run").gaps] == left
