@@ -1,9 +1,8 @@
 """The jobs that the harnesses disturb: everything that this package does, each in a second or two.
 
 A job works in the current folder, in which :func:`prepare` has put what it needs, and goes on where an earlier call
-was broken off. Its images are 8x8 noise with a class in it.
-
-    python -m benchmarks.small_jobs distill     # one job, in the current folder
+was broken off. Its images are 8x8 noise with a class in it. The harnesses run ``python -m benchmarks.small_jobs JOB``
+in such a folder.
 """
 
 from __future__ import annotations

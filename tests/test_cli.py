@@ -661,3 +661,9 @@ cli.main(["run", "digits"])
     options = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 100}
     done = subprocess.run([sys.executable, "-c", script], **options)
     assert (done.returncode, done.stderr) == (130, cli.INTERRUPTED + "\n")
+
+
+def test_an_error_is_not_printed_into_the_output_where_standard_error_is_closed(tmp_path):
+    command = f"{sys.executable} -m tgdd_plugin.cli show nope --json 2>&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")

@@ -62,12 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        print(f"tgdd: {printable(' '.join(_told(error).split()))}", file=sys.stderr)
+        _tell(f"tgdd: {printable(' '.join(_told(error).split()))}")
         return 2
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
+        _tell(INTERRUPTED)
         return 130
     return 0
+
+
+def _tell(line: str) -> None:
+    """Prints a line on standard error; where that is closed, print() would write it into the output."""
+    if sys.stderr is not None:
+        print(line, file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -541,3 +542,13 @@ def test_a_browser_shows_it_without_complaint(tmp_path: Path, width: int, dark: 
     assert (opened, tiles, name, large, drawn) == (True, 4, "Distilled images of cat", True, True), "the zoom"
     assert not still, "a click beside the images closes it"
     assert page.stat().st_size < 3 * 2**20
+
+
+def test_a_report_of_what_is_no_set_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("distill: {steps: 5}\n")
+    script = (
+        "import sys; from tgdd_plugin import cli; code = cli.main(['report', 'job.yaml']); "
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "2 False\n" and "its name does not end in .beton. Name a .beton file." in done.stderr

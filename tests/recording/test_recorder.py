@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from composer import Trainer
 from composer.models import ComposerClassifier
 from safetensors.torch import load_file
+from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
@@ -648,3 +649,45 @@ def test_losses_in_half_precision_are_added_up_in_float32(dtype: torch.dtype) ->
     for _ in range(2000):
         means.add({"loss": torch.tensor(400.0, dtype=dtype)})
     assert means.take() == {"loss": 400.0}
+
+
+class Unpacking(nn.Linear):
+    """A head that takes a tuple."""
+
+    def forward(self, inputs):
+        return super().forward(inputs[0])
+
+
+class TwoParts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 8), Unpacking(8, CLASSES)
+
+    def forward(self, images):
+        return self.head((self.body(images.flatten(1)).relu(), None))
+
+
+def test_a_head_that_takes_no_tensor_ends_no_training(tmp_path):
+    def train(record):
+        torch.manual_seed(0)
+        network = TwoParts()
+        optimizer, recorder = optimizer_of(network), TrajectoryRecorder(tmp_path)
+        if record:
+            recorder.start(describe_run("run", network, CLASSES, mean=[0.0], std=[1.0], shape=(1, 8, 8)), network)
+        for images, labels in loader():
+            loss = F.cross_entropy(network(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if record:
+                recorder.batch(images, labels)
+        if record:
+            with pytest.warns(UserWarning, match="no class statistics in the stage"):
+                recorder.stage(1)
+            recorder.finish()
+        return network.state_dict()
+
+    recorded, plain = train(True), train(False)
+    assert all(torch.equal(recorded[name], tensor) for name, tensor in plain.items())
+    stages = Trajectory.open(tmp_path).runs[tmp_path / "run"].stages
+    assert [stage.epoch for stage in stages] == [0, 1]

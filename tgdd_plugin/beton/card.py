@@ -107,7 +107,7 @@ def accuracy_cells(entry: Mapping[str, Any], text: Callable[[Any], str]) -> list
     return cells
 
 
-@dataclass
+@dataclass(repr=False)
 class Card:
     """What one must know to use a compact set, and where it comes from.
 
@@ -154,6 +154,10 @@ class Card:
     def parts(self) -> int:
         """The number of images that one of the file's images decodes to: factor² if it is packed, else 1."""
         return self.factor**2 if self.packed else 1
+
+    def __repr__(self) -> str:
+        shape = "x".join(str(side) for side in self.shape)
+        return f"Card({self.images} images of {shape} in {len(self.classes)} classes; all of it: print(card.text()))"
 
     def text(self) -> str:
         """Returns the card as YAML."""

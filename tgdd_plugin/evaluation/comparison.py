@@ -85,7 +85,9 @@ def retrain(
 
     Returns:
         Rows for ``distilled``, ``random`` (as many stored images), with a factor ``random, decoded number`` (as many
-        as the file has once decoded), and ``full data``; and for the soft labels of the file, if it has any.
+        as the file has once decoded), ``full data, equal passes`` (for as many image passes as the set), with
+        ``settings.mix`` such as ``50% distilled, rest real``, and ``full data``; and for the soft labels of the file,
+        if it has any.
 
     Raises:
         InputError: If the file, its card, the images or the network do not fit each other, or ``results`` are of

@@ -71,9 +71,10 @@ def find_sets(path: Path) -> list[Path]:
     """The files of which a report tells: ``.beton`` files, or one to be where a job was cut off before it was there.
 
     Raises:
-        InputError: If there is neither.
+        InputError: If there is neither, or a file has no card.
     """
     if path.is_file():
+        read_card(path)
         return [path]
     if path.is_dir():
         betons = [file for file in sorted(path.glob("*.beton")) if not file.name.startswith(".")]

@@ -22,12 +22,12 @@ class _Watch:
     # switches off. Both are simple enough for torch.compile to trace, without a graph break: values are set, none read.
 
     def keep(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if layer.training and inputs:
+        if layer.training and inputs and isinstance(inputs[0], torch.Tensor):
             self.features = inputs[0].detach()
             self.owner.last = self.name
 
-    def keep_output(self, layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        if layer.training:
+    def keep_output(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if layer.training and isinstance(output, torch.Tensor):
             self.output = output.detach()
 
 
