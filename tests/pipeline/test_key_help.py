@@ -1,6 +1,7 @@
 """The help of every step and the JSON schema: both follow from the settings' declarations."""
 
 import dataclasses
+import inspect
 import json
 import subprocess
 import sys
@@ -10,11 +11,15 @@ import pytest
 import yaml
 
 from tgdd_plugin import cli
+from tgdd_plugin.distillation.settings import DistillSettings
+from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
+from tgdd_plugin.logs.settings import LoggerSettings
 from tgdd_plugin.networks.settings import NetworkSettings
 from tgdd_plugin.pipeline.key_help import json_schema, schema_text
 from tgdd_plugin.pipeline.recipe import SECTIONS
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.pipeline.step_table import STEPS
+from tgdd_plugin.recording.settings import RecordSettings
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "tgdd_plugin" / "pipeline" / "recipe.schema.json"
@@ -55,6 +60,17 @@ def test_every_key_is_documented():
     check(schema, "recipe")
     for name, section in schema["$defs"].items():
         check(section, name)
+
+
+@pytest.mark.parametrize(
+    "settings", [DistillSettings, RetrainSettings, EvaluateSettings, RecordSettings, LoggerSettings]
+)
+def test_pythons_help_tells_of_every_key(settings):
+    described = json_schema()["$defs"][settings.__name__]["properties"]
+    told = " ".join((inspect.getdoc(settings) or "").split())
+    assert described and all(
+        f"{name}: {' '.join(key['description'].split())}" in told for name, key in described.items()
+    )
 
 
 def test_the_shipped_schema_is_the_settings_own(capsys):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
@@ -28,6 +30,10 @@ Settings = TypeVar("Settings")
 
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 """Values are not converted where the types below say ``Strict``; sections may be mappings, and lists tuples."""
+
+
+KEYS = "\n\nKeys:"
+"""What stands between a class' docstring and its keys in ``help()``."""
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field, Field))
@@ -52,11 +58,26 @@ def settings_class(cls: Class) -> Class:
             raise InputError(explain(error, built, constructor=True)) from None
 
     built.__init__ = __init__
+    built.__doc__ = _with_keys(built)
     return built  # type: ignore[no-any-return]
+
+
+def _with_keys(cls: Any) -> str:
+    """The docstring of a class with those of its keys below it, for ``help()``."""
+    told: dict[str, str] = {}
+    for base in reversed(cls.__mro__):  # a class that gives an inherited key another default need not describe it again
+        for name, field in vars(base).get("__pydantic_fields__", {}).items():
+            told[name] = field.description or told.get(name, "")
+    keys = [
+        textwrap.fill(f"{name}: {text}", width=112, initial_indent=" " * 4, subsequent_indent=" " * 8)
+        for name, text in told.items()
+    ]
+    return inspect.cleandoc(cls.__doc__ or "") + "\n".join([KEYS, *keys])
 
 
 def _complete_schema(cls: Any, schema: dict[str, Any]) -> None:
     """Adds what pydantic leaves out of a JSON schema: descriptions of inherited keys, and defaults that are made."""
+    schema["description"] = schema["description"].partition(KEYS)[0]  # each key has its own there
     for base in cls.__mro__:
         for name, field in getattr(base, "__pydantic_fields__", {}).items():
             if field.description:
