@@ -24,7 +24,6 @@ from tgdd_plugin import (
     read_card,
     retrain,
 )
-from tgdd_plugin.beton.card import card_path
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.distillation.distilled import Distilled
 from tgdd_plugin.recording.runs import record
@@ -136,7 +135,6 @@ def test_objects_say_what_they_are(trajectory, pool, distilled):
 
 def test_a_card_is_shown_in_one_line(distilled):
     assert repr(distilled.card).startswith(f"Card({distilled.card.images} images of 3x8x8 in 3 classes;")
-    assert distilled.card.text() in card_path(distilled).read_text()
 
 
 def test_the_public_names_are_those_with_a_home():
