@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import errno
 import io
 import os
 import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from tgdd_plugin import __version__
+from tgdd_plugin.core.console import error_text, plain_warnings, tell
 from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.pipeline.exchange import add_exchange
 from tgdd_plugin.pipeline.step_table import STEPS
@@ -57,50 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack the letters of a class name
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _plain_warnings():
+        with plain_warnings():
             options.call(options)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        _tell(f"tgdd: {printable(' '.join(_told(error).split()))}")
+        tell(f"tgdd: {printable(' '.join(error_text(error).split()))}")
         return 2
     except KeyboardInterrupt:
-        _tell(INTERRUPTED)
+        tell(INTERRUPTED)
         return 130
     return 0
-
-
-def _tell(line: str) -> None:
-    """Prints a line on standard error; where that is closed, print() would write it into the output."""
-    if sys.stderr is not None:
-        print(line, file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Prints warnings to the user as one line each, without the file and line of the code that gives them."""
-    usual = warnings.formatwarning
-
-    def plain(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
-        if category is not UserWarning:  # one for developers
-            return usual(message, category, *place, **line)
-        return f"tgdd: warning: {printable(' '.join(str(message).split()))}\n"
-
-    warnings.formatwarning = plain
-    try:
-        yield
-    finally:
-        warnings.formatwarning = usual
-
-
-def _told(error: Exception) -> str:
-    """The text of an error; of a full disk, or one about a file that it does not name, with how to go on."""
-    if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError):
-        return str(error)
-    if error.errno is None or (error.filename is not None and error.errno != errno.ENOSPC):
-        return str(error)
-    text = f"[Errno {error.errno}] {error.strerror}"  # without the name of a temporary file
-    return f"{text}: a file could not be read or written. Once it can, the same command goes on where it was."
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:

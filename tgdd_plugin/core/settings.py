@@ -11,7 +11,6 @@ import functools
 import inspect
 import math
 import re
-import textwrap
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
@@ -68,10 +67,7 @@ def _with_keys(cls: Any) -> str:
     for base in reversed(cls.__mro__):  # a class that gives an inherited key another default need not describe it again
         for name, field in vars(base).get("__pydantic_fields__", {}).items():
             told[name] = field.description or told.get(name, "")
-    keys = [
-        textwrap.fill(f"{name}: {text}", width=112, initial_indent=" " * 4, subsequent_indent=" " * 8)
-        for name, text in told.items()
-    ]
+    keys = [f"    {name}: {text}".replace("\n", "\n" + " " * 8) for name, text in told.items()]
     return inspect.cleandoc(cls.__doc__ or "") + "\n".join([KEYS, *keys])
 
 
