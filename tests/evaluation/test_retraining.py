@@ -273,9 +273,9 @@ def test_what_each_row_is_trained_on(file, trained):
             wanted = replace(wanted, passes=2 * 24)
         assert settings == wanted
         if name == "distilled":
-            assert torch.equal(images, shipped) and torch.equal(own, labels)
+            assert torch.equal(images.cpu(), shipped) and torch.equal(own.cpu(), labels)
             continue
-        places = [positions[image.numpy().tobytes()] for image in images]  # real training images, no other
+        places = [positions[image.numpy().tobytes()] for image in images.cpu()]  # real training images, no other
         assert own.tolist() == [int(REAL.labels[i]) for i in places]
         assert len(set(places)) == len(places) and torch.bincount(own).tolist() == [len(places) // K] * K
         chosen[name].append(set(places))
@@ -334,7 +334,7 @@ def test_soft_labels_of_the_file_are_a_row_of_their_own(tmp_path, trained):
     row = rows[-1]
     assert (row.name, row.labels, row.images) == ("distilled, soft labels of the file", "soft", K * IPC)
     for hard, call in zip(trained[: QUICK.seeds], trained[-QUICK.seeds :], strict=True):
-        assert torch.equal(call[0], images) and torch.equal(call[1], soft)
+        assert torch.equal(call[0].cpu(), images) and torch.equal(call[1].cpu(), soft)
         assert call[2] == hard[2] and call[3] == hard[3] and torch.equal(call[4], hard[4]), (
             "all else is as for hard ones"
         )
@@ -384,7 +384,7 @@ class Oracle(nn.Module):
     def forward(self, images):
         mean, std = REAL.statistics()
         brightness = (images * std[0] + mean[0]).mean((1, 2, 3)) * 255
-        centres = torch.tensor([40.0, 120.0, 200.0])
+        centres = torch.tensor([40.0, 120.0, 200.0], device=images.device)
         return -(brightness[:, None] - centres).abs() + 0 * self.weight
 
 
