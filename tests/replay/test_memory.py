@@ -21,6 +21,7 @@ from tgdd_plugin.beton.format import read_beton, write_beton
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
+from tgdd_plugin.replay import memory as memory_module
 from tgdd_plugin.replay.avalanche import AvalancheBuffer
 from tgdd_plugin.replay.budget import Budget
 from tgdd_plugin.replay.memory import ReplayMemory
@@ -332,6 +333,32 @@ def test_what_cannot_be_added_changes_nothing(tmp_path: Path) -> None:
     ):
         AvalancheBuffer(memory).resize(None, 2)
     assert state(memory) == before
+
+
+def test_where_there_is_no_memory_left_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding takes the most memory; the images that are stored then fit those that were decoded."""
+    memory = ReplayMemory(images_per_class=3)
+    memory.add(beton(tmp_path / "a.beton", NAMES[:2], 3, 1, factor=2, packed=True))
+    before, fresh = state(memory), ReplayMemory(images_per_class=3)
+    empty = state(fresh)
+
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memory_module, "unpack", full)
+        for act in (
+            lambda: memory.add(beton(tmp_path / "b.beton", NAMES[2:3], 3, 2, factor=2, packed=True)),
+            lambda: memory.set_budget(Budget.of(images_per_class=1)),
+        ):
+            with pytest.raises(torch.OutOfMemoryError):
+                act()
+            assert state(memory) == before
+        with pytest.raises(torch.OutOfMemoryError):
+            fresh.add(tmp_path / "a.beton")
+        assert state(fresh) == empty
+    memory.add(tmp_path / "b.beton", name="later")
+    assert [task.name for task in memory.tasks] == ["task 0", "later"] and memory.counts.tolist() == [3] * 3
 
 
 def test_a_budget_below_one_image_of_each_class() -> None:

@@ -174,11 +174,12 @@ class ReplayMemory:
         share, remainder = self.budget.share(count, size), self.budget.remainder(count, size)
         best = most_representative(offered.pool, share + (remainder > 0), features, offered.factor)
         images, labels = offered.pool.take(best).to(self.device), ids[offered.pool.labels[best]]
-        self.classes, self.factor, self._normalization = names, offered.factor, normalization
-        self.tasks.append(MemoryTask(name, label))
-        sources = torch.full_like(labels, len(self.tasks) - 1)
+        sources = torch.full_like(labels, len(self.tasks))
         images = torch.cat([self.images, images]) if len(self) else images
-        self._keep(images, torch.cat([self.labels, labels]), torch.cat([self.sources, sources]), share, remainder)
+        both = torch.cat([self.labels, labels]), torch.cat([self.sources, sources])
+        self._keep(images, *both, share, remainder, offered.factor)
+        self.classes, self._normalization = names, normalization
+        self.tasks.append(MemoryTask(name, label))
 
     def set_budget(self, budget: Budget) -> None:
         """Changes the budget, and drops what exceeds it.
@@ -191,8 +192,8 @@ class ReplayMemory:
         size = self.images[0].numel() if len(self) else 1
         count = int((self.counts > 0).sum())
         share, remainder = budget.share(count, size), budget.remainder(count, size)
+        self._keep(self.images, self.labels, self.sources, share, remainder, self.factor)
         self.budget = budget
-        self._keep(self.images, self.labels, self.sources, share, remainder)
 
     def sample(
         self, count: int, generator: torch.Generator, balanced: bool = True
@@ -258,21 +259,22 @@ class ReplayMemory:
         saved = read_memory(path)
         named, mean, std = None if saved.growing else saved.classes, saved.normalization.mean, saved.normalization.std
         memory = cls(named, mean=mean, std=std, device=device, **saved.budget)
-        memory.classes, memory.tasks, memory.factor = saved.classes, saved.tasks, saved.factor
-        memory._hold(saved.images, saved.labels, saved.sources)
+        memory.classes, memory.tasks = saved.classes, saved.tasks
+        memory._hold(saved.images, saved.labels, saved.sources, saved.factor)
         return memory
 
     def _keep(
-        self, images: torch.Tensor, labels: torch.Tensor, sources: torch.Tensor, share: int, remainder: int
+        self, images: torch.Tensor, labels: torch.Tensor, sources: torch.Tensor, share: int, remainder: int, factor: int
     ) -> None:
         kept = arrange(labels, sources, share, remainder)
-        self._hold(images[kept.to(images.device)], labels[kept], sources[kept])
+        self._hold(images[kept.to(images.device)], labels[kept], sources[kept], factor)
 
-    def _hold(self, images: torch.Tensor, labels: torch.Tensor, sources: torch.Tensor) -> None:
-        self.images, self.labels, self.sources = images.to(self.device), labels, sources
-        # Decoded now, as every step of training samples from them.
-        self.decoded = self.images if self.factor == 1 else unpack(self.images, self.factor).to(self.device)
-        self.decoded_labels = labels.repeat_interleave(self.factor**2)
+    def _hold(self, images: torch.Tensor, labels: torch.Tensor, sources: torch.Tensor, factor: int) -> None:
+        images = images.to(self.device)
+        # Decoded now, as every step of training samples from them; first, as there may be no memory for it.
+        self.decoded = images if factor == 1 else unpack(images, factor).to(self.device)
+        self.decoded_labels = labels.repeat_interleave(factor**2)
+        self.images, self.labels, self.sources, self.factor = images, labels, sources, factor
 
     def __getattr__(self, name: str) -> Any:
         if name not in AVALANCHE:
