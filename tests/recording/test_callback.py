@@ -44,7 +44,7 @@ from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
-from tgdd_plugin.recording.data_introspection import find_augmentation, find_normalization
+from tgdd_plugin.recording.data_introspection import find_augmentation, find_classes, find_normalization
 
 EPOCH = 4  # batches, see make_trainer
 
@@ -424,8 +424,10 @@ BYTES = transforms.Compose(
         Subset(coloured(V1), range(24)),
         Subset(Subset(coloured(V2), range(28)), range(24)),
         Wrapped(Subset(coloured(), range(24)), V1),
+        ConcatDataset([Subset(coloured(V1), range(12)), Wrapped(coloured(), V2)]),
+        Wrapped(ConcatDataset([coloured(), coloured()]), V1),
     ],
-    ids=["v1", "v2", "scripted", "bytes", "subset", "subset of subset", "wrapped"],
+    ids=["v1", "v2", "scripted", "bytes", "subset", "subset of subset", "wrapped", "joined", "wrapped and joined"],
 )
 def test_normalisation_and_classes_are_found(tmp_path: Path, dataset: Dataset) -> None:
     record(tmp_path, tiny_network(channels=3), {"dataset": dataset, "max_duration": "1ba"})
@@ -457,6 +459,20 @@ def test_one_value_for_all_channels_is_enough(tmp_path: Path, given: Any, noted:
     assert again.card.mean == [0.45] * 3
     with pytest.raises(InputError, match="must be those that the trajectory was recorded with"):
         distill(trajectory, coloured(), tmp_path / "other.beton", settings, mean=[0.5], std=[0.25], **how)
+
+
+def test_what_the_parts_of_joined_data_do_not_agree_on_is_not_noted() -> None:
+    """A guess would be of one part alone."""
+    other, several = transforms.Normalize([0.5] * 3, [0.5] * 3), ("owl", "cat", "dog")
+    for parts in ([coloured(V1), coloured(other)], [coloured(V1), coloured()], [coloured(), coloured(V1)]):
+        loader = DataLoader(Subset(ConcatDataset(parts), range(9)))
+        assert find_normalization(loader) is find_normalization(loader, other) is None
+        assert find_classes(loader, 3) == ["cat", "dog", "owl"]
+    for other_names in (several, several[:2], None):
+        loader = DataLoader(ConcatDataset([coloured(V1), coloured(V1, classes=other_names)]))
+        assert find_classes(loader, 3) is None and find_normalization(loader) == Normalization(MEAN, STD)
+    plain = DataLoader(ConcatDataset([coloured(), coloured()]))
+    assert find_normalization(plain) is None and find_normalization(plain, other) == Normalization([0.5] * 3, [0.5] * 3)
 
 
 def test_bytes_that_are_only_divided() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from composer.algorithms import AugMix, ColOut, CutOut, ProgressiveResizing, RandAugment
 from composer.core import Algorithm
@@ -15,6 +15,8 @@ from tgdd_plugin.augmentation.algorithms import SiameseAugmentation
 from tgdd_plugin.augmentation.strategy import OPERATIONS, parse_augmentation
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.normalization import Normalization
+
+Found = TypeVar("Found")
 
 PLAIN = {
     *("Normalize", "ToTensor", "PILToTensor", "ToPILImage", "ToImage", "ToDtype", "ToPureTensor", "ConvertImageDtype"),
@@ -38,22 +40,34 @@ TRANSFORMS = {
 """Those that augment, as operations of this package."""
 
 
-def dataset_layers(loader: Any) -> list[Any]:
-    """The data set of a loader and, out of any number of ``Subset``-like wrappers, those inside it; outermost first."""
-    layers = [getattr(loader, "dataset", loader)]
-    while hasattr(layers[-1], "dataset") and all(layers[-1].dataset is not layer for layer in layers):
-        layers.append(layers[-1].dataset)
-    return layers
+def _of_parts(dataset: Any, look: Callable[[Any], Found | None], outer: Sequence[Any] = ()) -> list[Found | None]:
+    """What ``look`` finds on a data set or, out of ``Subset``-like wrappers, inside it: the outermost that there is.
+
+    Of a ``ConcatDataset`` that is found for each part on its own; ``None`` stands for a part where there is nothing.
+    """
+    if (found := look(dataset)) is not None:
+        return [found]
+    parts, inner = getattr(dataset, "datasets", None), getattr(dataset, "dataset", None)
+    parts = parts if isinstance(parts, (list, tuple)) else [] if inner is None else [inner]
+    outer = [*outer, dataset]  # as a data set may name itself
+    parts = [part for part in parts if all(part is not one for one in outer)]
+    return [found for part in parts for found in _of_parts(part, look, outer)] or [None]
 
 
 def find_classes(loader: Any, num_classes: int) -> list[str] | None:
-    """Names of the ``num_classes`` classes: ``classes`` of the data set, or ``None`` if it has no such list."""
-    for dataset in dataset_layers(loader):
+    """Names of the ``num_classes`` classes: ``classes`` of the data set, or ``None`` if it has no such list.
+
+    The parts of a ``ConcatDataset`` must have the same ones.
+    """
+
+    def names(dataset: Any) -> list[str] | None:
         classes = getattr(dataset, "classes", None)
         # Others may mean something else by this name: a number, a mapping, the classes of a larger set.
-        if isinstance(classes, (list, tuple)) and len(classes) == num_classes:
-            return [str(name) for name in classes]
-    return None
+        usable = isinstance(classes, (list, tuple)) and len(classes) == num_classes
+        return [str(name) for name in classes] if usable else None
+
+    first, *others = _of_parts(getattr(loader, "dataset", loader), names)
+    return first if all(other == first for other in others) else None
 
 
 def find_normalization(loader: Any, *others: Any) -> Normalization | None:
@@ -69,13 +83,21 @@ def find_normalization(loader: Any, *others: Any) -> Normalization | None:
             ``NormalizationFn``).
 
     Returns:
-        The normalization; ``None`` if nothing was found.
+        The normalization; ``None`` if nothing was found, or not the same in all parts of a ``ConcatDataset``.
     """
-    transforms: list[Any] = []
-    for dataset in dataset_layers(loader):
+    first, *further = _of_parts(
+        getattr(loader, "dataset", loader),
         # VisionDataset keeps its transform twice: as `transform` and inside `transforms`.
-        transforms += [getattr(dataset, "transform", None), getattr(dataset, "transforms", None)]
-    transforms += [getattr(loader, "normalization", None), loader, *others]
+        lambda dataset: _among(getattr(dataset, "transform", None), getattr(dataset, "transforms", None)),
+    )
+    if any(other != first for other in further):
+        return None
+    return first or _among(getattr(loader, "normalization", None), loader, *others)
+
+
+def _among(*given: Any) -> Normalization | None:
+    """The normalization that one of some transforms is, or of those inside them."""
+    transforms = list(given)
     while transforms:
         transform = transforms.pop(0)
         if found := _normalization(transform):
