@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import statistics
 from dataclasses import replace
 
@@ -575,9 +576,28 @@ def test_rows_that_came_meanwhile_stay_and_a_replaced_file_gets_none(file, tmp_p
 
     monkeypatch.setattr(scorer, "train_each", replaced)
     (tmp_path / "results.json").write_text("earlier")
-    with pytest.raises(InputError, match="was replaced during training"):
+    untouched = f"the card '{card_path(file)}' did not get the accuracies: '{file}' was replaced during training"
+    with pytest.warns(UserWarning, match=re.escape(untouched)):
         retrain(file, TEST, one, results=tmp_path / "results.json", progress_bar=False, overwrite=True)
     assert read_card(file).accuracy == []
+
+
+@pytest.mark.parametrize("lost", ["card", "file", "damaged"])
+def test_rows_outlast_a_card_that_is_gone_or_damaged_meanwhile(file, monkeypatch, lost):
+    """As where somebody moves them; without a results file nobody else has the rows."""
+
+    def meanwhile(*_, **__):
+        if lost == "damaged":
+            card_path(file).write_text("{")
+        else:
+            (card_path(file) if lost == "card" else file).unlink()
+        return [NOT_TRAINED]
+
+    monkeypatch.setattr(scorer, "train_each", meanwhile)
+    reason = {"card": "has no card", "file": "There is no file", "damaged": "is damaged"}[lost]
+    with pytest.warns(UserWarning, match=f"did not get the accuracies: .*{reason}"):
+        rows = retrain(file, TEST, RetrainSettings(protocol="paper", seeds=1), progress_bar=False)
+    assert [row.name for row in rows] == ["distilled"]
 
 
 def test_rows_outlast_a_card_that_cannot_be_written(file, tmp_path, trained, monkeypatch):

@@ -14,7 +14,7 @@ from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.checked_json import build_checked
 from tgdd_plugin.core.differences import as_plain, first_difference, under_section
-from tgdd_plugin.core.errors import InputError, brief
+from tgdd_plugin.core.errors import InputError, reason_of
 from tgdd_plugin.core.locks import locked
 from tgdd_plugin.core.versions import installed_versions
 from tgdd_plugin.data.image_pool import ImagePool
@@ -107,7 +107,8 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
 def add_to_card(file: str | Path, card: Card, about: dict[str, Any], rows: Sequence[Row], scorer: Scorer) -> None:
     """Adds accuracies to the card of ``file``, once: a comparison that has more rows than before takes its own place.
 
-    Where the card cannot be written, as in a folder that may only be read, a warning says so.
+    Where the card cannot be written, as in a folder that may only be read, or the file is not the one any more that
+    ``card`` was read from, a warning says so.
 
     Args:
         file: The ``.beton``.
@@ -115,23 +116,18 @@ def add_to_card(file: str | Path, card: Card, about: dict[str, Any], rows: Seque
         about: See :func:`describe_comparison`.
         rows: The rows that the card gets.
         scorer: The scorer of the rows.
-
-    Raises:
-        InputError: If the file is not the one that ``card`` was read from.
     """
     entry = {key: about[key] for key in ON_CARD} | {"rows": [row.summary() for row in rows], **_origin(scorer)}
     try:
         with locked(card_path(file), wait=60):
             latest = read_card(file)  # another call may have added its rows meanwhile
             if latest.sha256 != card.sha256:
-                raise InputError(
-                    f"'{file}' was replaced during training, so its card gets no accuracies. Retrain on it again."
-                )
+                raise InputError(f"'{file}' was replaced during training. Retrain on it again.")
             if not any(_is_part(entry, noted) for noted in latest.accuracy):  # the same evaluation may be called again
                 latest.accuracy = [*(noted for noted in latest.accuracy if not _is_part(noted, entry)), entry]
                 latest.write(Path(file))
-    except OSError as error:  # the rows took long to train, and go back to the caller
-        reason = error.strerror or brief(error)
+    except (OSError, InputError) as error:  # the rows took long to train, and go back to the caller
+        reason = getattr(error, "strerror", None) or reason_of(error)
         warnings.warn(f"the card '{card_path(file)}' did not get the accuracies: {reason}", stacklevel=3)
 
 
