@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from tgdd_plugin.networks.resnet_ap import BasicBlockAP, resnet_ap10
 from tgdd_plugin.networks.resnets import RESNET_NORMS, resnet10, resnet18
 from tgdd_plugin.networks.settings import OWN as NAMES
 from tgdd_plugin.networks.vision_transformers import vit
+from tgdd_plugin.recording.description import describe_module
 
 NARROW: dict[Callable[..., nn.Module], dict[str, Any]] = {
     convnet: {"width": 8},
@@ -231,6 +233,7 @@ def test_vit_takes_other_patches() -> None:
         (convnet, {"image_size": 1, "pooling": "none"}, "constant"),
         (convnet, {"image_size": (32, 32)}, r"`image_size` must be a whole number of at least 1, got \(32, 32\)"),
         (convnet, {"depth": 0}, "`depth` must be .*, got 0"),
+        (convnet, {"depth": True}, "`depth` must be .*, got True"),
         (convnet, {"width": 6, "norm": "group"}, "multiple of 4"),
         (resnet18, {"norm": "none"}, "`norm` must be one of 'batch', .* got 'none'"),
         (resnet10, {"image_size": 8, "norm": "instance"}, "constant"),
@@ -265,6 +268,17 @@ def test_refused(factory: Callable[..., nn.Module], arguments: dict[str, Any], m
 def test_manifests_note_classes_by_the_names_of_the_first_release(name: str, noted: str) -> None:
     assert class_name(OWN[name](3, 3, 16)) == noted
     assert class_name(nn.Linear(1, 1)) == "torch.nn.modules.linear:Linear"
+
+
+def test_sizes_may_be_numbers_of_any_library() -> None:
+    torch.manual_seed(3)
+    wanted = convnet(3, 1, 8, width=4, depth=2)
+    torch.manual_seed(3)
+    found = convnet(np.int64(3), np.uint8(1), torch.tensor(8), width=np.int32(4), depth=np.int64(2))  # type: ignore
+    assert all(torch.equal(tensor, found.state_dict()[key]) for key, tensor in wanted.state_dict().items())
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.equal(found(images), wanted(images))
+    assert describe_module(found)["arguments"] == describe_module(wanted)["arguments"]
 
 
 def test_what_a_manifest_notes_of_a_convnet() -> None:

@@ -72,7 +72,8 @@ def reason_of(error: BaseException) -> str:
 
 def check_whole_number(key: str, value: Any, least: int, most: int | None = None) -> None:
     """Raises an InputError if ``value``, given as ``key``, is not a whole number from ``least`` to ``most``."""
-    if not hasattr(value, "__index__") or value < least or (most is not None and value > most):
+    number = whole_number(value)
+    if number is None or number < least or (most is not None and number > most):
         limit = "" if most is None else f" and of at most {most}"
         raise InputError(f"`{key}` must be a whole number of at least {least}{limit}, got {value!r}. Give another one.")
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, check_whole_number
 
 Option = TypeVar("Option")
 
@@ -46,8 +46,7 @@ def choose(name: str, came: str, options: Mapping[str, Option]) -> Option:
 def check_counts(**counts: int) -> None:
     """Raises InputError unless every argument is a whole number of at least 1."""
     for name, came in counts.items():
-        if not isinstance(came, int) or isinstance(came, bool) or came < 1:
-            raise InputError(f"`{name}` must be a whole number of at least 1, got {came!r}. Give another number.")
+        check_whole_number(name, came, 1)
 
 
 def check_norm(norm: str, width: int, image_size: int, last_size: int) -> None:
