@@ -96,8 +96,15 @@ def test_a_list_of_numbers():
         read_recipe(None, ["data.mean=0.5"])
     with pytest.raises(InputError, match=r"`data.mean\[1\]` must be a finite number, got 'x'"):
         read_recipe(None, ["data.mean=[0, x]"])
-    with pytest.raises(InputError, match="Give both or neither"):
-        read_recipe(None, ["data.mean=[0, 0]", "data.std=[1]"])
+    for mean, std, message in (
+        ("[0, 0]", "[1]", "must be equally many finite values"),
+        ("[0]", "[0]", "with each std above 0"),
+        ("[]", "[]", "must be equally many"),
+        ("[0]", "null", r"must be given together, got mean \[0.0\] and std None"),
+        ("[125]", "[60]", r"must be for pixels in \[0, 1\]"),
+    ):
+        with pytest.raises(InputError, match=f"^`data.mean` and `std` .*{message}"):
+            read_recipe(None, [f"data.mean={mean}", f"data.std={std}"])
 
 
 def test_defaults_are_the_dataclasses_own(tmp_path):

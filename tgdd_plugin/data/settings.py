@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.settings import Count, Flag, Holdout, Number, settings_class
+from tgdd_plugin.data.normalization import Normalization
 
 TORCHVISION = ("cifar10", "cifar100", "mnist", "fashion_mnist", "svhn")
 NAMES = ("digits", *TORCHVISION, "image_folder", "beton")
@@ -99,13 +100,7 @@ class DataSettings:
                 f"`name` must be one of {', '.join(NAMES)}, or module:function, got '{self.name}'. Choose one, "
                 f"or name a function of your own that returns two data sets, train and test."
             )
-        if (self.mean is None) != (self.std is None) or len(self.mean or []) != len(self.std or []):
-            raise InputError(
-                f"`mean` must be given together with std, one value of each per channel, got mean {self.mean} and std "
-                f"{self.std}. Give both or neither."
-            )
-        if self.std is not None and min(self.std, default=0) <= 0:
-            raise InputError(f"`std` must be a list of values above 0, got {self.std}. Correct it, or leave it out.")
+        Normalization.of(self.mean, self.std)
         for key, takers in _TAKERS.items():
             if getattr(self, key) and self.name not in takers:
                 raise InputError(
