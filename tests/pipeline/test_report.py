@@ -155,6 +155,17 @@ def test_a_job_in_one_file(tmp_path: Path) -> None:
     assert "not shown" not in page.text and "There is no" not in page.text
 
 
+def test_the_card_is_shown_but_for_what_stands_elsewhere(tmp_path: Path) -> None:
+    path = job(tmp_path)
+    content = yaml.safe_load(card_path(path).read_text())
+    for elsewhere in ("format", "accuracy", "method"):
+        del content[elsewhere]
+    content["trajectory"]["stages"] = "6 checksums"
+    found = gather(path, tmp_path / "trajectory")
+    assert yaml.safe_load(found.card_text) == content == yaml.safe_load(found.card_text)
+    assert found.card == read_card(path), "the card itself stays as it was"
+
+
 def test_real_images_stand_beside_the_distilled_ones_of_their_class(tmp_path: Path) -> None:
     page = Page(write_report([job(tmp_path)], tmp_path / "report.html"))
     images, real = (torch.arange(8 * 75) % 251).to(torch.uint8).view(8, 3, 5, 5), real_images()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class SetReport:
     @property
     def card_text(self) -> str:
         """What the card says beyond what the report shows otherwise, as YAML."""
-        content = yaml.safe_load(self.card.text()) if self.card else {}
+        content = asdict(self.card) if self.card else {}
         content = {name: value for name, value in content.items() if name not in ("accuracy", "method")}
         if "stages" in (trajectory := content.get("trajectory") or {}):
             trajectory["stages"] = f"{len(trajectory['stages'])} checksums"
