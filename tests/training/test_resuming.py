@@ -1,7 +1,9 @@
 """A training that is cut short goes on from its last checkpoint, and ends as an uninterrupted one."""
 
 import collections
+import errno
 import functools
+import os
 import pickle
 import re
 import shutil
@@ -15,6 +17,7 @@ from composer import Callback
 
 from tests.common import Crash, TinyNetwork
 from tests.nas.shades import pool
+from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import forked_streams
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
@@ -181,6 +184,30 @@ def test_a_checkpoint_that_cannot_be_used_is_left_out(tmp_path, how):
     with pytest.warns(UserWarning, match=r"the checkpoint in '.*seed5' cannot be used, and work begins anew: "):
         resumed, _ = train(tmp_path, rest)
     assert rest.seen == list(range(1, 13)) and not (tmp_path / "harmed").exists()
+    assert_same(resumed, whole)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES])
+def test_a_checkpoint_that_cannot_be_read_for_a_while_stays(tmp_path, monkeypatch, number):
+    """As of a network drive; hours of work would be lost with it."""
+    whole, _ = train(None)
+    with pytest.raises(RuntimeError, match="crash"):
+        train(tmp_path, Crash(7))
+    (latest,) = tmp_path.rglob(LATEST)
+    before = latest.read_bytes()
+
+    def away(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resuming.zipfile, "ZipFile", away)
+        reason = rf"The checkpoint in '.*seed5' cannot be read \({os.strerror(number)}\). Give the same command once"
+        with pytest.raises(InputError, match=reason):
+            train(tmp_path)
+    assert latest.read_bytes() == before
+    rest = Batches()
+    resumed, _ = train(tmp_path, rest)
+    assert rest.seen == list(range(8, 13))
     assert_same(resumed, whole)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import glob
 import hashlib
 import json
@@ -41,6 +42,8 @@ PLAIN: list[Any] = [
     np.empty(0).__reduce__()[0],  # a function of numpy's whose module differs between its versions
 ]
 """What Composer's checkpoints hold beside tensors and plain values: none of it runs code when it is read."""
+DAMAGE = (None, errno.EINVAL, errno.EISDIR, errno.ENOENT)
+"""The numbers of an OSError that tell of a damaged file, as in seeking what it lacks; others may pass."""
 
 
 class DueEveryMinute:
@@ -172,20 +175,32 @@ def remove_if_unusable(folder: Path, *, only_plain: bool = False) -> None:
         folder: The folder of the checkpoint.
         only_plain: Whether one that holds anything but :data:`PLAIN`, which might run code when it is read, is removed,
             too. Default: ``False``, as a user's own callbacks may keep what they like.
+
+    Raises:
+        InputError: On every rank, if it cannot be read at the moment, as from a network drive that is away.
     """
-    path = folder / LATEST
-    if dist.get_global_rank() != 0 or not os.path.lexists(path):
-        return
+    first = dist.get_global_rank() == 0
+    if problem := on_all_ranks(lambda: _unusable(folder / LATEST, only_plain) if first else None):
+        shutil.rmtree(folder, ignore_errors=True)
+        warnings.warn(f"the checkpoint in '{folder}' cannot be used, and work begins anew: {problem}", stacklevel=2)
+
+
+def _unusable(path: Path, only_plain: bool) -> str | None:
+    """Why a checkpoint can never be used; ``None`` if it can be, or there is none."""
+    if not os.path.lexists(path):
+        return None
     try:
         with zipfile.ZipFile(path) as content:
             if damaged := content.testzip():
-                raise ValueError(f"'{damaged}' in it is damaged")
-        if only_plain and (problem := _unreadable(path)):
-            raise InputError(problem)
+                return f"'{damaged}' in it is damaged"
+        return _unreadable(path) if only_plain else None
     except Exception as error:  # what is wrong with a file shows in many ways
-        shutil.rmtree(folder, ignore_errors=True)
-        reason = reason_of(error)
-        warnings.warn(f"the checkpoint in '{folder}' cannot be used, and work begins anew: {reason}", stacklevel=2)
+        if isinstance(error, OSError) and error.errno not in DAMAGE:
+            raise InputError(
+                f"The checkpoint in '{path.parent}' cannot be read ({error.strerror}). Give the same command once it "
+                f"can be, or delete that folder to begin anew."
+            ) from None
+        return reason_of(error)
 
 
 def _unreadable(path: Path) -> str | None:
