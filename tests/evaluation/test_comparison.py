@@ -24,7 +24,7 @@ from tgdd_plugin.beton.format import read_beton, write_beton
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
-from tgdd_plugin.evaluation import distribution_matching, scorer
+from tgdd_plugin.evaluation import comparison, distribution_matching, scorer
 from tgdd_plugin.evaluation.baselines import Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.comparison import _tells_apart, evaluate, retrain
@@ -167,6 +167,21 @@ def strict(path):
 
 
 # A whole evaluation.
+
+
+@pytest.mark.parametrize("call", [retrain, evaluate])
+def test_ranks_know_their_number_before_anything_is_told(tmp_path, monkeypatch, call):
+    """Each of them would print it, as all are rank 0 before."""
+
+    class Ranks(Exception):
+        pass
+
+    def asked(device):
+        raise Ranks
+
+    monkeypatch.setattr(comparison.dist, "initialize_dist", asked)
+    with pytest.raises(Ranks):
+        call(tmp_path / "none.beton", None, {"unknown": 1})
 
 
 def test_rows_results_table_and_card_agree(done):

@@ -94,6 +94,8 @@ def retrain(
             another comparison, or another process works on them.
     """
     check_seed(seed)
+    torch_device(device)  # one that is not there, or of another name, is told before anything is trained
+    dist.initialize_dist(device)
     file = Path(file)
     compact = CompactSet.open(file, network)
     settings = as_settings(RetrainSettings, settings).made_for(compact.card.method.get("budget"), compact.card.images)
@@ -107,7 +109,6 @@ def retrain(
     logs = _logs(loggers, results, file)
     scorer = _scorer(compact, test, settings, seed, device, progress_bar, trainer_options, logs, results)
     about = describe_comparison(file, compact, scorer, real, settings)
-    dist.initialize_dist(device)
     with locked_on_rank_0(results) if results else nullcontext():
         done = read_results(results, about, overwrite=overwrite) if results else {}
 
@@ -170,6 +171,8 @@ def evaluate(
             another evaluation, or another process works on them.
     """
     check_seed(seed)
+    torch_device(device)  # one that is not there, or of another name, is told before anything is trained
+    dist.initialize_dist(device)
     file = Path(file)
     settings, results = as_settings(EvaluateSettings, settings), _results_file(results, file)
     compact = CompactSet.open(file, network)
@@ -199,7 +202,6 @@ def evaluate(
         real, held_out = real.split(0.1, torch.Generator().manual_seed(1))
     baselines = Baselines(compact, real, results.with_suffix(""), device, progress_bar, confidences)
     jobs = plan_rows(compact, baselines, settings, training, softened if settings.soft_labels else None, seed)
-    dist.initialize_dist(device)
     with locked_on_rank_0(check_writable(results)):
         sweep(results.with_suffix(""))
         done = read_results(results, about, overwrite=overwrite)
@@ -235,7 +237,6 @@ def _scorer(
     logs: TrainingLogs,
     results: Path | None,
 ) -> Scorer:
-    torch_device(device)  # one that is not there, or of another name, is told before anything is trained
     card, seeds = compact.card, range(seed, seed + training.seeds)
     checkpoints = results and results.with_name(f".{results.stem}-checkpoints")  # without results nothing goes on
     seen: dict[str, Any] = {"progress_bar": progress_bar, "trainer_options": trainer_options, "logs": logs}
