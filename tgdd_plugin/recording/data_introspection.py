@@ -63,8 +63,9 @@ def find_classes(loader: Any, num_classes: int) -> list[str] | None:
     def names(dataset: Any) -> list[str] | None:
         classes = getattr(dataset, "classes", None)
         # Others may mean something else by this name: a number, a mapping, the classes of a larger set.
-        usable = isinstance(classes, (list, tuple)) and len(classes) == num_classes
-        return [str(name) for name in classes] if usable else None
+        if isinstance(classes, (list, tuple)) and len(classes) == num_classes:
+            return [str(name) for name in classes]
+        return None
 
     first, *others = _of_parts(getattr(loader, "dataset", loader), names)
     return first if all(other == first for other in others) else None
