@@ -9,7 +9,7 @@ import pytest
 from tests.nas.shades import RECIPE, SPACE, accuracies, search, states, write_few
 from tgdd_plugin import cli
 from tgdd_plugin.core.errors import InputError
-from tgdd_plugin.nas import workers
+from tgdd_plugin.nas import search_job
 from tgdd_plugin.nas.search_space import name_of
 from tgdd_plugin.nas.settings import SearchSpace
 
@@ -32,8 +32,8 @@ def begun(three, tmp_path):
 @pytest.mark.parametrize("sampler", ["grid", "tpe"])
 def test_an_extended_search_is_one_of_that_size_at_once(beton, tmp_path, monkeypatch, sampler):
     trained = []
-    measure = workers.measure
-    monkeypatch.setattr(workers, "measure", lambda *given: trained.append(given[0].name) or measure(*given))
+    measure = search_job.measure
+    monkeypatch.setattr(search_job, "measure", lambda *given: trained.append(given[0].name) or measure(*given))
     how = {"choices": CHOICES, "sampler": sampler}
     (tmp_path / "once").mkdir()
     once = search(beton, tmp_path / "once", candidates=6, **how)
@@ -55,7 +55,7 @@ def test_the_same_choices_in_another_order_are_the_same_search(beton, tmp_path, 
         candidate.accuracies = [0.9 - candidate.arguments["dropout"] / 2 + candidate.arguments["norm"] / 20]
         return candidate
 
-    monkeypatch.setattr(workers, "measure", rated)
+    monkeypatch.setattr(search_job, "measure", rated)
     (tmp_path / "once").mkdir()
     once = search(beton, tmp_path / "once", choices=CHOICES, candidates=8, sampler=sampler)
     search(beton, tmp_path, choices=CHOICES, candidates=3, sampler=sampler)
@@ -73,17 +73,17 @@ def test_workers_extend_a_search_to_the_whole_space(three, begun):
 
 
 def test_who_was_asked_for_fewer_helps_and_leaves_the_results_to_the_others(begun, monkeypatch):
-    work = workers.SearchJob.work
+    work = search_job.SearchJob.work
 
     def extended_meanwhile(job, queue, done):
         replace(job, settings=replace(job.settings, candidates=7)).queue().slots()  # as another process does
         work(job, queue, done)
 
-    monkeypatch.setattr(workers.SearchJob, "work", extended_meanwhile)
+    monkeypatch.setattr(search_job.SearchJob, "work", extended_meanwhile)
     with pytest.raises(InputError, match="`nas.candidates` must be at least 7, as many as the study 'nas' has, got 4"):
         search(begun / "few.beton", begun, choices=CHOICES, candidates=4)
     assert states(begun) == {"COMPLETE": 7}
-    monkeypatch.setattr(workers, "measure", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(search_job, "measure", lambda *_: pytest.fail("trained again"))
     assert len(search(begun / "few.beton", begun, choices=CHOICES, candidates=7)) == 7
 
 
@@ -94,7 +94,7 @@ def test_a_process_that_asked_for_fewer_at_the_same_moment_does_not_shrink_the_s
         def slots(count, _):
             return [{"x": number} for number in range(count)]
 
-        opened.append(workers.Queue(str(begun / "nas.db"), "other", count, slots, {}))
+        opened.append(search_job.Queue(str(begun / "nas.db"), "other", count, slots, {}))
         return opened[-1]
 
     few, many = opens(2), opens(5)
@@ -106,7 +106,7 @@ def test_a_process_that_asked_for_fewer_at_the_same_moment_does_not_shrink_the_s
 def test_a_study_of_an_earlier_version_keeps_its_sample(begun, tmp_path, monkeypatch):
     shutil.copy(begun / "few.beton", tmp_path)
     shutil.copy(begun / "few.beton.yaml", tmp_path)
-    space, queue = SearchSpace(choices=CHOICES), workers.Queue
+    space, queue = SearchSpace(choices=CHOICES), search_job.Queue
 
     def earlier(storage, name, count, slots, about, pruner):
         made = queue(storage, name, count, lambda count, _: space.sample(count), about, pruner)
@@ -114,7 +114,7 @@ def test_a_study_of_an_earlier_version_keeps_its_sample(begun, tmp_path, monkeyp
         return made
 
     tried = []
-    measure = workers.measure
+    measure = search_job.measure
 
     def broken_off(candidate, *rest):
         if len(tried) == 2:
@@ -123,8 +123,8 @@ def test_a_study_of_an_earlier_version_keeps_its_sample(begun, tmp_path, monkeyp
         return measure(candidate, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "Queue", earlier)
-        patch.setattr(workers, "measure", broken_off)
+        patch.setattr(search_job, "Queue", earlier)
+        patch.setattr(search_job, "measure", broken_off)
         with pytest.raises(KeyboardInterrupt):
             search(tmp_path / "few.beton", tmp_path, choices=CHOICES, candidates=3)
     sample = {name_of(each) for each in space.sample(3)}

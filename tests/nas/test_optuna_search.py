@@ -26,7 +26,7 @@ from tests.nas.shades import REAL, RECIPE, SETTINGS, SPACE, TRAINING, K, accurac
 from tgdd_plugin import cli
 from tgdd_plugin.core.errors import InputError, without_password
 from tgdd_plugin.evaluation.settings import RetrainSettings
-from tgdd_plugin.nas import final_training, optuna_search, trial_queue, workers
+from tgdd_plugin.nas import final_training, optuna_search, search_job, trial_queue, workers
 from tgdd_plugin.nas.ranking import Candidate
 from tgdd_plugin.nas.search_space import candidate_builder, name_of
 from tgdd_plugin.nas.settings import NasSettings
@@ -46,15 +46,15 @@ def test_every_candidate_is_tried_once_and_a_second_call_trains_nothing(beton, w
     assert {each.name for each in found} == {name_of(arguments) for arguments in NasSettings(**SETTINGS).grid()}
     assert [each.row.mean for each in found] == sorted((each.row.mean for each in found), reverse=True)
     assert all(len(each.accuracies) == 2 and not each.problem for each in found)
-    monkeypatch.setattr(workers, "measure", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(search_job, "measure", lambda *_: pytest.fail("trained again"))
     assert search(beton, folder) == found
     assert states(folder) == {"COMPLETE": 6}
 
 
 def test_candidates_are_judged_by_held_out_training_images(beton, tmp_path, monkeypatch):
     judged = []
-    measure = workers.measure
-    monkeypatch.setattr(workers, "measure", lambda *given: judged.append(given[2].test) or measure(*given))
+    measure = search_job.measure
+    monkeypatch.setattr(search_job, "measure", lambda *given: judged.append(given[2].test) or measure(*given))
     search(beton, tmp_path, candidates=1)
     expected = REAL.split(0.3, torch.Generator().manual_seed(0))[1]
     assert torch.equal(judged[0].images, expected.images) and len(judged[0]) == 18
@@ -63,7 +63,7 @@ def test_candidates_are_judged_by_held_out_training_images(beton, tmp_path, monk
 def test_a_search_that_was_broken_off_goes_on(beton, tmp_path, monkeypatch, whole):
     expected = accuracies(whole[1])
     tried = []
-    measure = workers.measure
+    measure = search_job.measure
 
     def interrupted(candidate, *rest):
         tried.append(candidate.name)
@@ -71,19 +71,19 @@ def test_a_search_that_was_broken_off_goes_on(beton, tmp_path, monkeypatch, whol
             raise KeyboardInterrupt
         return measure(candidate, *rest)
 
-    monkeypatch.setattr(workers, "measure", interrupted)
+    monkeypatch.setattr(search_job, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt):
         search(beton, tmp_path)
     assert accuracies(search(beton, tmp_path)) == expected
     assert Counter(tried) == {**dict.fromkeys(expected, 1), tried[2]: 2}
 
 
-DEATHS = ["workers.measure", "trial_queue.RDBStorage.record_heartbeat"]  # at work, or before it began
+DEATHS = ["search_job.measure", "trial_queue.RDBStorage.record_heartbeat"]  # at work, or before it began
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.nas import shades
-from tgdd_plugin.nas import trial_queue, workers
+from tgdd_plugin.nas import search_job, trial_queue
 
 trial_queue.HEARTBEAT, trial_queue.GRACE = 1, 3
 for dies in sys.argv[1:]:
@@ -198,8 +198,8 @@ def test_pruning_needs_a_second_seed(beton, tmp_path):
 
 def test_a_sampler_chooses_and_comes_back_at_no_cost(beton, tmp_path, monkeypatch):
     trained = []
-    measure = workers.measure
-    monkeypatch.setattr(workers, "measure", lambda *given: trained.append(given[0].name) or measure(*given))
+    measure = search_job.measure
+    monkeypatch.setattr(search_job, "measure", lambda *given: trained.append(given[0].name) or measure(*given))
     found = search(beton, tmp_path, sampler="tpe", candidates=6)
     assert sum(states(tmp_path).values()) == 6
     assert sorted(trained) == sorted(each.name for each in found) and len(set(trained)) == len(trained)
@@ -254,7 +254,7 @@ def test_a_study_left_half_made_is_taken_up(beton, tmp_path):
 
 def test_a_process_that_was_taken_for_dead_goes_on(beton, tmp_path, monkeypatch):
     """As after an hour's sleep: the others have failed its trial, and its result comes too late."""
-    measure, slept = workers.measure, []
+    measure, slept = search_job.measure, []
 
     def sleepy(candidate, *rest):
         found = measure(candidate, *rest)
@@ -268,7 +268,7 @@ def test_a_process_that_was_taken_for_dead_goes_on(beton, tmp_path, monkeypatch)
             slept.append(candidate.name)
         return found
 
-    monkeypatch.setattr(workers, "measure", sleepy)
+    monkeypatch.setattr(search_job, "measure", sleepy)
     assert len(search(beton, tmp_path)) == 6
     assert states(tmp_path) == {"COMPLETE": 6}
 

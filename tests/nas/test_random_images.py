@@ -12,7 +12,7 @@ from tgdd_plugin import cli
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.scorer import random_images
-from tgdd_plugin.nas import workers
+from tgdd_plugin.nas import search_job
 from tgdd_plugin.nas.costs import flops
 from tgdd_plugin.nas.search_space import candidate_builder
 from tgdd_plugin.nas.settings import NasSettings
@@ -24,8 +24,8 @@ def as_set(images):
 
 def test_candidates_are_trained_on_as_many_random_images_other_ones_for_each_seed(beton, tmp_path, monkeypatch):
     given = []
-    measure = workers.measure
-    monkeypatch.setattr(workers, "measure", lambda *every: given.append(every[3]) or measure(*every))
+    measure = search_job.measure
+    monkeypatch.setattr(search_job, "measure", lambda *every: given.append(every[3]) or measure(*every))
     found = search(beton, tmp_path, candidates=2, images="random")
     assert all(len(each.accuracies) == 2 and not each.problem for each in found)
     judge = as_set(REAL.split(0.3, torch.Generator().manual_seed(0))[1].images)
@@ -39,7 +39,7 @@ def test_candidates_are_trained_on_as_many_random_images_other_ones_for_each_see
         assert [real[tuple(image.flatten().tolist())] for image in images] == labels.tolist()
     assert as_set(of_seed[0][0]) != as_set(of_seed[1][0])
     assert all(torch.equal(given[0](0)[0], other(0)[0]) for other in given)  # the same for every candidate
-    monkeypatch.setattr(workers, "measure", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(search_job, "measure", lambda *_: pytest.fail("trained again"))
     assert search(beton, tmp_path, candidates=2, images="random") == found
 
 
@@ -52,7 +52,7 @@ def test_a_study_of_other_images_is_refused(beton, tmp_path):
 def test_a_job_brings_its_images_to_another_process(beton):
     images, labels = random_images(REAL, 2, 5)
     arrays = REAL.images.numpy(), REAL.labels.numpy(), REAL.classes
-    job = workers.SearchJob("", beton, arrays, {5: [images.numpy(), labels.numpy()]}, NasSettings(), None, "cpu", 5)
+    job = search_job.SearchJob("", beton, arrays, {5: [images.numpy(), labels.numpy()]}, NasSettings(), None, "cpu", 5)
     there = pickle.loads(pickle.dumps(job)).training_images(5)
     assert torch.equal(there[0], images) and torch.equal(there[1], labels)
 
@@ -70,14 +70,14 @@ def test_random_images_of_a_number_for_each_class():
 
 
 def test_a_study_without_costs_gets_them_where_they_rank(beton, tmp_path, monkeypatch):
-    measure = workers.measure
+    measure = search_job.measure
 
     def earlier(*given):
         found = measure(*given)
         found.flops = found.synflow = None
         return found
 
-    monkeypatch.setattr(workers, "measure", earlier)
+    monkeypatch.setattr(search_job, "measure", earlier)
     first = search(beton, tmp_path, candidates=2)
     assert all(each.flops is None for each in first)
     found = search(beton, tmp_path, candidates=2, rank_by=["flops", "accuracy"])

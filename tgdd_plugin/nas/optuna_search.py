@@ -22,10 +22,11 @@ from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.scorer import random_images
 from tgdd_plugin.evaluation.settings import RetrainSettings
 from tgdd_plugin.nas.ranking import Candidate, note_costs, ranked
+from tgdd_plugin.nas.search_job import SearchJob, candidate_of
 from tgdd_plugin.nas.search_space import candidate_builder, check_factory
 from tgdd_plugin.nas.settings import NasSettings
 from tgdd_plugin.nas.trial_queue import Queue
-from tgdd_plugin.nas.workers import SearchJob, candidate_of, run_workers, show_progress
+from tgdd_plugin.nas.workers import run_workers, show_progress
 
 
 def search(
