@@ -822,11 +822,6 @@ def test_second_callback(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_deepspeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(State, "deepspeed_enabled", True, raising=False)
-    assert "cannot record under DeepSpeed" in refusal(record, tmp_path)
-
-
 def test_no_head(tmp_path: Path) -> None:
     class Headless(nn.Module):
         def __init__(self) -> None:

@@ -8,7 +8,7 @@ from composer import Trainer
 
 HEAVY = (
     *("model", "batch", "outputs", "loss", "_optimizers", "_schedulers", "_algorithms"),
-    *("_train_dataloader", "_dataloader", "_evaluators", "train_metrics", "eval_metrics", "scaler", "deepspeed_config"),
+    *("_train_dataloader", "_dataloader", "_evaluators", "train_metrics", "eval_metrics", "scaler"),
 )
 """The attributes of a State that hold networks, images and the optimizer's moments."""
 

@@ -88,8 +88,8 @@ class TGDDCallback(Callback):
 
     Raises:
         InputError: From the constructor for an unusable argument; at the start of training for what it cannot record: a
-            second instance, DeepSpeed, sharded state without a full gather, a network without a linear head, a run that
-            is already recorded, a folder that cannot be written.
+            second instance, sharded state without a full gather, a network without a linear head, a run that is already
+            recorded, a folder that cannot be written.
 
     Example::
 
@@ -134,8 +134,6 @@ class TGDDCallback(Callback):
             raise InputError(
                 "`callbacks` must hold one TGDDCallback, got two. One records everything: leave the other out."
             )
-        if getattr(state, "deepspeed_enabled", False):
-            raise InputError("TGDDCallback cannot record under DeepSpeed, which shards the weights. Use DDP or FSDP.")
         self._refused = False  # an earlier Trainer's model may have been
         try:
             folder = format_name_with_dist(self.folder, state.run_name)
