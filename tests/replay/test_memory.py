@@ -500,7 +500,7 @@ class Normalised:
         self.images, self.labels, self.task, self.training = images, labels, task, training
 
     def eval(self) -> Normalised:
-        return Normalised(self.images, self.labels, self.task, training=False)
+        return type(self)(self.images, self.labels, self.task, training=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -553,6 +553,26 @@ def test_reading_an_experience_leaves_the_random_streams_as_they_were() -> None:
         AvalancheBuffer(ReplayMemory(images_per_class=2, **SCALE), collect).post_adapt(None, experience)
         assert torch.equal(torch.get_rng_state(), before[0]) and np.random.get_state()[1].tolist() == before[1]
     assert len(set(drawn[:4])) == 4, "each image has draws of its own"
+
+
+def test_an_experience_that_cannot_be_read_is_told_in_one_line() -> None:
+    class Unequal(Normalised):
+        def __getitem__(self, index: int) -> tuple[Any, ...]:
+            image, *rest = super().__getitem__(index)
+            return (image[:, : 4 - index], *rest)
+
+    class Unreadable(Normalised):
+        def __getitem__(self, index: int) -> tuple[Any, ...]:
+            raise OSError("its file is gone")
+
+    buffer = AvalancheBuffer(ReplayMemory(total_images=4, **SCALE))
+    for data, pattern in (
+        (Unequal(pictures(2), [0, 1], None), "All images must have one size, got image 1 of 3x6 .* first of 4x6"),
+        (Unreadable(pictures(2), [0, 1], None), "Item 0 of the data set cannot be read .*its file is gone"),
+        (Normalised(pictures(2)[:0], [], None), "The data set Experience is empty. Give at least one"),
+    ):
+        with pytest.raises(InputError, match=pattern):
+            buffer.post_adapt(None, SimpleNamespace(dataset=data))
 
 
 def test_a_transform_takes_the_place_of_the_normalization() -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import forked_streams
-from tgdd_plugin.data.conversion import to_pair
+from tgdd_plugin.data.conversion import read_items
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.budget import Budget
@@ -171,16 +171,24 @@ def experience_pool(dataset: Any, normalization: Normalization) -> ImagePool:
         InputError: If an item is something else, or was normalized otherwise.
     """
     dataset = dataset.eval() if hasattr(dataset, "eval") else dataset  # the transforms for training augment
-    images, labels = [], []
     with forked_streams():  # a transform may draw
-        for position in range(len(dataset)):
-            image, label, *_ = dataset[position]
-            if isinstance(image, torch.Tensor) and image.is_floating_point():
-                pixels = normalization.denormalize(image.cpu())
-                image = pixels.clamp(0, 1)
-                if (pixels - image).abs().max() > 1e-3:  # more than rounding
-                    image = pixels
-            image, label = to_pair((image, label), position)
-            images.append(image)
-            labels.append(label)
-    return ImagePool(torch.stack(images), torch.tensor(labels))
+        return ImagePool(*read_items(Experience(dataset, normalization), progress=False))
+
+
+class Experience:
+    """The items (image, class id) of a data set, with normalized images as pixels in [0, 1]."""
+
+    def __init__(self, dataset: Any, normalization: Normalization) -> None:
+        self.dataset, self.normalization = dataset, normalization
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, position: int) -> tuple[Any, Any]:
+        image, label, *_ = self.dataset[position]
+        if isinstance(image, torch.Tensor) and image.is_floating_point():
+            pixels = self.normalization.denormalize(image.cpu())
+            image = pixels.clamp(0, 1)
+            if (pixels - image).abs().max() > 1e-3:  # more than rounding, which is told of the item
+                image = pixels
+        return image, label
