@@ -84,6 +84,20 @@ def test_the_card_says_what_it_is_and_leaves_the_licence_open(tmp_path: Path) ->
         assert wanted in text, wanted
 
 
+def test_the_card_is_utf_8_whatever_the_locale_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the Hub reads it; a folder could not be written under LANG=C, or had other letters than its names."""
+    path, write = made(tmp_path, classes=["čáp", "cat", "猫"]), Path.write_text
+
+    def of_locale(self: Path, data: str, encoding: str | None = None, *rest: Any, **options: Any) -> int:
+        return write(self, data, encoding or "ascii", *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", of_locale)
+        folder = export_hub(path, tmp_path / "hub")
+    text = (folder / "README.md").read_bytes().decode("utf-8")
+    assert "čáp" in text and "猫" in text and "3 × 4 × 6" in text
+
+
 def test_the_figure_shows_the_set_and_none_of_the_images_that_it_started_from(tmp_path: Path) -> None:
     path = made(tmp_path)
     images, labels = read_beton(path)

@@ -55,7 +55,7 @@ def export_hub(beton: str | Path, folder: str | Path) -> Path:
         for file in (beton, card_path(beton)):
             shutil.copyfile(file, temporary / file.name)
         draw_set(temporary / picture, images, labels, card.classes)
-        (temporary / "README.md").write_text(_readme(beton, card, labels, picture))
+        (temporary / "README.md").write_text(_readme(beton, card, labels, picture), encoding="utf-8")
     return Path(folder)
 
 
