@@ -34,8 +34,8 @@ def existing_card(output: Path, *, overwrite: bool) -> Card | None:
         ) from error
 
 
-def is_same(output: Path, difference: str | None, *, overwrite: bool) -> bool:
-    """Whether a file that is there is the one to be written; a file of something else must not be replaced unasked.
+def check_replaceable(output: Path, difference: str | None, *, overwrite: bool) -> None:
+    """Raises an InputError if a file that is there is of something else, and must not be replaced unasked.
 
     Args:
         output: The file.
@@ -49,4 +49,3 @@ def is_same(output: Path, difference: str | None, *, overwrite: bool) -> bool:
         raise InputError(
             f"'{output}' is of another job ({difference}). Choose another output file, or {REPLACE} to replace it."
         )
-    return difference is None

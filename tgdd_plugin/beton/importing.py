@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from tgdd_plugin.beton.card import Card
-from tgdd_plugin.beton.existing import existing_card, is_same
+from tgdd_plugin.beton.existing import check_replaceable, existing_card
 from tgdd_plugin.beton.factors import check_factor
 from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.beton.multi_formation import decode
@@ -131,7 +131,9 @@ def import_tensors(
     if earlier is not None:
         with tempfile.TemporaryDirectory() as folder:
             write_beton(Path(folder) / "again.beton", decoded, labels.ids[order], card, soft)
-        if is_same(Path(output), first_difference(_set_of(earlier), _set_of(card)), overwrite=overwrite):
+        difference = first_difference(_set_of(earlier), _set_of(card))
+        check_replaceable(Path(output), difference, overwrite=overwrite)
+        if difference is None:
             return Path(output)
     return write_beton(check_writable(Path(output)), decoded, labels.ids[order], card, soft)
 

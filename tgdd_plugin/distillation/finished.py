@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tgdd_plugin.beton.card import Card, read_card
-from tgdd_plugin.beton.existing import existing_card, is_same
+from tgdd_plugin.beton.existing import check_replaceable, existing_card
 from tgdd_plugin.core.differences import as_plain, first_difference
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.distillation.settings import EARLIER, DistillSettings
@@ -50,7 +50,9 @@ def is_finished(output: Path, job: Card, *, overwrite: bool) -> bool:
     earlier = existing_card(output, overwrite=overwrite)
     if earlier is None:
         return False
-    return is_same(output, first_difference(_job_of(earlier), _job_of(job)), overwrite=overwrite)
+    difference = first_difference(_job_of(earlier), _job_of(job))
+    check_replaceable(output, difference, overwrite=overwrite)
+    return difference is None
 
 
 def check_settings(output: Path, settings: DistillSettings, *, overwrite: bool) -> None:
@@ -73,7 +75,7 @@ def check_settings(output: Path, settings: DistillSettings, *, overwrite: bool) 
     if isinstance(had := earlier.get("real_per_class"), int):
         # A step takes at most as many as there are of a class, which only the images tell.
         known["real_per_class"] = min(settings.real_per_class, had)
-    is_same(output, first_difference({"distill": earlier}, {"distill": known}), overwrite=overwrite)
+    check_replaceable(output, first_difference({"distill": earlier}, {"distill": known}), overwrite=overwrite)
 
 
 def free_name(output: Path, job: Card) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tgdd_plugin.beton.card import MEMORY, Card
-from tgdd_plugin.beton.existing import existing_card, is_same
+from tgdd_plugin.beton.existing import check_replaceable, existing_card
 from tgdd_plugin.beton.format import read_stored, write_beton
 from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError, brief
@@ -52,7 +52,7 @@ def write_memory(memory: SavedMemory, path: str | Path, *, overwrite: bool) -> P
     """Writes a memory that is not empty; see :meth:`tgdd_plugin.replay.memory.ReplayMemory.save`."""
     earlier = existing_card(Path(path), overwrite=overwrite)
     if earlier is not None:
-        is_same(Path(path), _difference(earlier, memory), overwrite=overwrite)
+        check_replaceable(Path(path), _difference(earlier, memory), overwrite=overwrite)
     ((kind, amount),) = memory.budget.items()
     tasks = []
     for i, task in enumerate(memory.tasks):
