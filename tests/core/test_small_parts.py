@@ -30,7 +30,7 @@ def test_the_first_difference_is_named_by_its_key() -> None:
     assert first_difference({"a": {"b": [1]}}, {"a": {"b": [1]}}) is None
     assert first_difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == "a.c was 2 and is now 3"
     assert first_difference({"a": 1}, {"a": 1, "b": 2}) == "b was None and is now 2"
-    assert first_difference({"a": 1}, {}, "x") == "x.a was 1 and is now None"
+    assert first_difference({"a": 1}, {}) == "a was 1 and is now None"
 
 
 def test_several_differences_are_named_and_the_others_counted() -> None:

@@ -13,15 +13,14 @@ LONGEST = 200
 """The characters of a key or value that are shown: what a file from elsewhere says may be long."""
 
 
-def first_difference(earlier: Any, now: Any, where: str = "", most: int = 1) -> str | None:
+def first_difference(earlier: Any, now: Any, most: int = 1) -> str | None:
     """Returns the first difference between two nested mappings in words, or ``None``.
 
     Args:
         earlier, now: The mappings.
-        where: The key of both. Default: none.
         most: How many differences are told at most, with the number of those that are not. Default: ``1``, alone.
     """
-    found = list(_differences(earlier, now, where))
+    found = list(_differences(earlier, now, ""))
     more = [f"{len(found) - most} more"] if 1 < most < len(found) else []
     return "; ".join(found[:most] + more) or None
 

@@ -23,8 +23,9 @@ class DeviceLoader:
     """Batches of (normalized images, labels) from uint8 images that stay where they are, in a new order each epoch.
 
     The last batch may be smaller, and a set smaller than ``batch_size`` is one batch. Where a single image would be
-    left for the last one, which batch normalization may refuse, it gets one of the batch before. With several ranks,
-    each gets a share of every epoch; all shares have the same size, so a few images may be used twice.
+    left for the last one, which batch normalization may refuse, it gets one of the batch before, unless that has two.
+    With several ranks, each gets a share of every epoch; all shares have the same size, so a few images may be used
+    twice.
 
     Args:
         images: uint8 images ``(N, C, H, W)``.

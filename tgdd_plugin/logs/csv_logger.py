@@ -28,7 +28,7 @@ class CSVLogger(LoggerDestination):
         columns: The name of each column's metric, by the name of the column.
         about: What the rows are about, by the name of the column, which stands first: rows that are about something
             else are kept. Default: none, and the file has no other rows.
-        most: Of how many rows there are no more: of a longer run every second, third, ... step has one. Default:
+        most: The most rows: of a longer run every second, third, ... step has one. Default:
             ``10_000``.
 
     Raises:
