@@ -380,6 +380,9 @@ def test_the_command_writes_table_results_and_weights(beton, tmp_path, capsys):
     )
     assert cli.main(["nas", str(recipe), "nas.rank_by=[parameters]"]) == 0  # another one has no best yet
     assert json.loads((tmp_path / "few-nas.json").read_text())["best"] is None
+    (tmp_path / "few-nas.json").write_text("[" * 200_000)  # nothing of ours, and too deep to be read
+    assert cli.main(["nas", str(recipe), "nas.rank_by=[parameters]"]) == 0
+    assert json.loads((tmp_path / "few-nas.json").read_text())["file"] == "few.beton"
     capsys.readouterr()
     assert cli.main(["nas", str(recipe), "nas.choices.norm=[]"]) == 2
     assert "`nas.choices.norm` must be a non-empty list" in capsys.readouterr().err

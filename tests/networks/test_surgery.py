@@ -175,17 +175,20 @@ GOOD = {"replace_convs": True, "replace_maxpools": True, "blur_first": True, "mi
         ({"name": "os.system", "arguments": {}}, "must be among BlurPool, .*, got 'os.system'"),
         ({"arguments": GOOD}, "must be among BlurPool, .*, got 'None'"),
         ({"name": "BlurPool"}, "arguments of BlurPool in the manifest must be those of Composer's algorithm"),
-        ({"name": "BlurPool", "arguments": {**GOOD, "min_channels": "16"}}, "got a wrong 'min_channels'"),
-        ({"name": "BlurPool", "arguments": {**GOOD, "model": 1}}, "got a wrong 'model'"),
+        (
+            {"name": "BlurPool", "arguments": {**GOOD, "min_channels": "16"}},
+            "`min_channels` must be a whole number",
+        ),
+        ({"name": "BlurPool", "arguments": {**GOOD, "model": 1}}, "but `model` is not known[.]"),
         (
             {"name": "SqueezeExcite", "arguments": {"latent_channels": 1e12, "min_channels": 1}},
-            "wrong 'latent_channels",
+            "`latent_channels` must be less than",
         ),
         (
             {"name": "SqueezeExcite", "arguments": {"latent_channels": float("nan"), "min_channels": 1}},
-            "latent_channels",
+            "`latent_channels` must be a finite number",
         ),
-        ({"name": "GhostBatchNorm", "arguments": {"ghost_batch_size": 0}}, "wrong 'ghost_batch_size'"),
+        ({"name": "GhostBatchNorm", "arguments": {"ghost_batch_size": 0}}, "`ghost_batch_size` must be greater"),
     ],
 )
 def test_a_note_from_elsewhere_chooses_from_the_table_alone(noted, message):

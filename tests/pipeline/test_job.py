@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from tests.patterned import patterned, tiny
 from tgdd_plugin import InputError, Trajectory, distill
@@ -22,6 +23,7 @@ from tgdd_plugin.evaluation import comparison
 from tgdd_plugin.evaluation.scorer import Row
 from tgdd_plugin.pipeline import steps
 from tgdd_plugin.pipeline.datasets import load_data
+from tgdd_plugin.pipeline.file_checks import PICTURES
 from tgdd_plugin.pipeline.job import read_job
 from tgdd_plugin.pipeline.settings import Recipe
 from tgdd_plugin.pipeline.steps import work
@@ -390,3 +392,7 @@ def test_a_path_may_have_any_letters(folder: str, tmp_path: Path, monkeypatch: p
     card = Card(["a", "b"], 0, 1, [], [0.5] * 3, [0.5] * 3)
     write_beton(Path(folder) / "a.beton", torch.zeros(2, 3, 8, 8).byte(), torch.arange(2), card)
     assert read_job("retrain", f"{folder}/a.beton", ["data.name=digits"]).beton == Path(folder) / "a.beton"
+
+
+def test_pictures_are_what_torchvision_reads() -> None:
+    assert PICTURES == IMG_EXTENSIONS

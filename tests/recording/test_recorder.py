@@ -414,6 +414,17 @@ def test_unusable_options_are_refused(tmp_path, options, message):
         describe_run("run", network, CLASSES, augmentation="flips")
 
 
+def test_a_class_may_have_a_name_of_any_length(tmp_path):
+    network = tiny_network()
+    recorder = TrajectoryRecorder(tmp_path)
+    recorder.start(describe_run("run", network, CLASSES, classes=["a" * 5000, "b", "c"]), network)
+    images, labels = next(iter(loader()))
+    network(images)
+    recorder.batch(images, labels)
+    recorder.finish(epoch=1)
+    assert Trajectory.open(tmp_path).run.classes == ["a" * 4096, "b", "c"]
+
+
 @pytest.mark.parametrize("three", [np.int64(3), torch.tensor(3), np.int32(2) + 1], ids=["NumPy", "torch", "sum"])
 def test_numbers_of_other_libraries_are_recorded_as_plain_ones(tmp_path, three):
     network = tiny_network()

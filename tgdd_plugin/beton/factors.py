@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from tgdd_plugin.core.errors import InputError
 
+MOST_PACKED = 10
+"""The highest factor of packed images."""
+
 LARGEST = 8
 """The largest factor that is offered in place of one that does not fit."""
 

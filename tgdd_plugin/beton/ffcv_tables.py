@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tgdd_plugin.beton.card import Card, find_mismatch
+from tgdd_plugin.beton.factors import MOST_PACKED
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.core.bounded_reading import open_regular
 from tgdd_plugin.core.errors import InputError, brief
@@ -21,7 +22,7 @@ RAW = 1
 """FFCV's mode of an image stored as plain pixels; 0 is JPEG."""
 
 
-MOST_EXPANSION = 100
+MOST_EXPANSION = MOST_PACKED**2
 """The most bytes of decoded images for each stored byte; JPEGs of photographs have 10 to 30, packed images the
 square of their factor. To this, :data:`ALWAYS` is added."""
 

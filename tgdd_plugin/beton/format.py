@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -29,7 +28,8 @@ import torch
 from PIL import Image
 
 from tgdd_plugin.beton.card import Card, card_path, find_mismatch, read_card
-from tgdd_plugin.beton.ffcv_tables import MIN_PAGE, MOST_EXPANSION, check_beton
+from tgdd_plugin.beton.factors import MOST_PACKED
+from tgdd_plugin.beton.ffcv_tables import MIN_PAGE, check_beton
 from tgdd_plugin.beton.ffcv_threads import restored_threads
 from tgdd_plugin.beton.multi_formation import unpack
 from tgdd_plugin.core.atomic_files import sha256, whole_file, write_whole
@@ -105,10 +105,9 @@ def _checked_arrays(
             f"The card's mean and std must have {images.shape[1]} value(s) each, one for each channel of the images, "
             f"got mean {card.mean} and std {card.std}. Correct the card."
         )
-    if card.parts > MOST_EXPANSION:
+    if card.packed and card.factor > MOST_PACKED:
         raise InputError(
-            f"The card's factor must be at most {math.isqrt(MOST_EXPANSION)} for packed images, got {card.factor}. "
-            f"Write them decoded."
+            f"The card's factor must be at most {MOST_PACKED} for packed images, got {card.factor}. Write them decoded."
         )
     card.images, card.shape = len(images) * card.parts, list(images.shape[1:])
     if mismatch := find_mismatch(card, arrays[1], *images.shape[2:]):

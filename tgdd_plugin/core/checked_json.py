@@ -28,7 +28,10 @@ MOST_CLASSES = 10**6
 MOST_SIDE = 65_535
 """The largest height or width of an image, which is the largest that FFCV can store."""
 
-Text = Annotated[str, Strict(), Field(max_length=4096)]
+MOST_TEXT = 4096
+"""The most characters of a name or other text that a file may hold."""
+
+Text = Annotated[str, Strict(), Field(max_length=MOST_TEXT)]
 Whole = Annotated[int, Strict(), Field(ge=0, le=MOST_COUNT)]
 Count = Annotated[int, Strict(), Field(ge=1, le=MOST_COUNT)]
 Flag = Annotated[bool, Strict()]
@@ -78,6 +81,8 @@ def _in_words(error: ValidationError) -> str:
     key = shown(dotted(first["loc"]), 120)
     if first["type"] in ("missing", "missing_argument"):
         return f"`{key}` is missing"
+    if first["type"] == "extra_forbidden":
+        return f"`{key}` is not known"
     kind = _KINDS.get(first["type"])
     must = f"must be {kind}" if kind else re.sub(r"^\w+ should ", "must ", first["msg"])
     return f"`{key}` {must}, got {shown(_repr(first['input']))}" if key else f"{must}, got {_repr(first['input'])}"

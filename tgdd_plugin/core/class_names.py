@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from tgdd_plugin.core.checked_json import MOST_TEXT
 from tgdd_plugin.core.errors import printable
 
 MOST = 10
@@ -13,9 +14,10 @@ MOST = 10
 def as_names(names: Iterable[object]) -> list[str]:
     r"""Returns names of classes as text that files can hold.
 
-    A folder may be named in another encoding than UTF-8; such bytes are written as escapes, such as ``\\udcdc``.
+    A folder may be named in another encoding than UTF-8; such bytes are written as escapes, such as ``\\udcdc``. A name
+    has at most :data:`tgdd_plugin.core.checked_json.MOST_TEXT` characters.
     """
-    return [str(name).encode(errors="backslashreplace").decode() for name in names]
+    return [str(name).encode(errors="backslashreplace").decode()[:MOST_TEXT] for name in names]
 
 
 def number_names(count: int) -> list[str]:

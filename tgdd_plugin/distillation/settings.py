@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tgdd_plugin.augmentation.strategy import parse_augmentation
+from tgdd_plugin.beton.factors import MOST_PACKED
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.settings import Count, Flag, Name, NonNegative, Seed, check_once, check_time, settings_class
 from tgdd_plugin.distillation.budgets import sized, usual_factor
@@ -20,9 +21,6 @@ Schedule = Literal["constant", "linear"]
 
 EARLIER: Mapping[str, Any] = {"schedule": "constant"}
 """What versions without a key for it did."""
-
-MOST_PACKED = 10
-"""The highest factor of packed images."""
 
 FASTER = 5
 """A learning rate that falls to zero starts from this many times the published one."""

@@ -13,11 +13,11 @@ from types import MethodType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, Strict, with_config
 from torch import nn
 from typing_extensions import TypedDict
 
-from tgdd_plugin.core.checked_json import Flag
+from tgdd_plugin.core.checked_json import Flag, build_checked
 from tgdd_plugin.core.errors import InputError, shown
 
 Amount = Annotated[int, Strict(), Field(ge=0, le=65_536)]
@@ -174,13 +174,11 @@ def _checked(noted: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             f"the trajectory again, or update tgdd_plugin."
         )
     try:
-        arguments: dict[str, Any] = TypeAdapter(_KNOWN[name].arguments).validate_python(noted.get("arguments"))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        arguments: dict[str, Any] = build_checked(_KNOWN[name].arguments, noted.get("arguments"))
+    except ValueError as error:
         raise InputError(
-            f"The arguments of {name} in the manifest must be those of Composer's algorithm, got a wrong "
-            f"'{shown('.'.join(map(str, first['loc'])), 80)}' ({shown(first['msg'], 120)}). Copy the trajectory again, "
-            f"or update tgdd_plugin."
+            f"The arguments of {name} in the manifest must be those of Composer's algorithm, but {error}. "
+            f"Copy the trajectory again, or update tgdd_plugin."
         ) from None
     return name, arguments
 

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import pydantic
 import torch
 
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.bounded_reading import MIB, parse_json, read_bounded
-from tgdd_plugin.core.checked_json import Finite
+from tgdd_plugin.core.checked_json import Finite, build_checked
 from tgdd_plugin.core.usage import peak_memory
 
 COSTS_SIZE = 1 * MIB
@@ -50,7 +49,7 @@ def read_costs(path: Path) -> dict[str, Cost]:
     """Reads the costs by the names of their steps; there are none if there is no such file, or it is damaged."""
     try:
         content = parse_json(read_bounded(path, COSTS_SIZE, "file"))
-        return pydantic.TypeAdapter(dict[str, Cost]).validate_python(content)
+        return build_checked(dict[str, Cost], content)
     except (OSError, ValueError):
         return {}
 

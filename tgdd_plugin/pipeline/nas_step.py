@@ -12,6 +12,7 @@ from typing import Any
 from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.core.atomic_files import write_whole
+from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.tables import text_table
 from tgdd_plugin.data.image_pool import ImagePool
@@ -108,7 +109,7 @@ def _write_candidates(
 def _trained_before(results: Path, content: dict[str, Any]) -> bool:
     """Whether an earlier call had found the same and trained the best of it, too, which is not to be lost."""
     try:
-        earlier, now = json.loads(results.read_bytes()), json.loads(json.dumps(content))
+        earlier, now = parse_json(read_bounded(results, JSON_SIZE, "results file")), json.loads(json.dumps(content))
         earlier["settings"]["train_best"] = now["settings"]["train_best"]
         return bool(earlier["best"]) and {**earlier, "best": None} == now
     except (OSError, ValueError, KeyError, TypeError):

@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 
+from tgdd_plugin.core.checked_json import MOST_TEXT
 from tgdd_plugin.core.errors import shown
 from tgdd_plugin.trajectory.manifest import MOST_METRICS
-
-LONGEST = 4096
-"""The characters of a metric's name: a manifest that has a longer one cannot be read."""
 
 
 class MetricMeans:
@@ -32,7 +30,7 @@ class MetricMeans:
         A name is noted as text that a manifest can hold.
         """
         for name, value in metrics.items():
-            name = shown(name, LONGEST)
+            name = shown(name, MOST_TEXT)
             if isinstance(value, torch.Tensor) and value.numel() == 1:
                 value = value.detach().float()  # a sum in half precision soon stops growing
             elif isinstance(value, Real):  # NumPy's numbers among them, which would add up in their own precision
