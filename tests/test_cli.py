@@ -319,6 +319,18 @@ def test_the_steps_one_by_one_and_the_shortcuts(here, capfd):
     assert len(read_card("again.beton").accuracy) == 1
 
 
+def test_held_out_images_serve_to_choose_and_stand_on_no_card(here, capfd):
+    few = ["retrain.epochs=1", "retrain.seeds=1", "retrain.full_epochs=0", "data.holdout=0.2"]
+    assert cli.main(["run", "recipe.yaml", "output=held", "distill.steps=1", *few]) == 0
+    out, err = capfd.readouterr()
+    line = "These are accuracies on held-out training images, to choose settings by; the card does not get them."
+    assert line in out and "held out now" not in err
+    results = json.loads(Path("held/sets-ipc2-retrain.json").read_text())
+    assert (results["scored_on"], results["test_images"]) == ("held-out training images", 12)
+    assert read_card("held/sets-ipc2.beton").accuracy == []
+    assert "No comparison on test images has ended" in Path("held/sets-ipc2-report.html").read_text()
+
+
 def test_images_are_read_once_for_a_whole_run(here, monkeypatch):
     calls = []
     monkeypatch.setattr("tgdd_plugin.pipeline.steps.load_data", lambda *a, **k: calls.append(a) or load_data(*a, **k))

@@ -620,6 +620,18 @@ def test_another_trajectory_or_file_is_refused(finished, trained, trajectory, tm
     refused(trained, r"is of another evaluation \(sha256 was", finished, trajectory=trajectory)
 
 
+def test_held_out_images_are_named_in_the_table_and_stand_on_no_card(file, trained):
+    trained.fake = True
+    kept, held = REAL.split(0.2, torch.Generator().manual_seed(1))
+    before = card_path(file).read_bytes()
+    with pytest.warns(UserWarning, match="may have been made from images that are held out now"):
+        run(file, held, kept, replace(ALL, baselines=["random"], networks=[]), held_out=True)
+    assert json.loads(file.with_name("set-evaluation.json").read_text())["scored_on"] == "held-out training images"
+    table = file.with_name("set-evaluation.md").read_text()
+    assert table.endswith("|\n\nScored on held-out training images.\n")
+    assert card_path(file).read_bytes() == before
+
+
 def test_results_of_an_earlier_version_have_no_word_of_the_architecture(finished, trained, trajectory):
     results = finished.with_name("set-evaluation.json")
     content = json.loads(results.read_text())

@@ -1,6 +1,7 @@
 """Retraining: the figures are what was measured, of every seed, and nothing is chosen on the test images."""
 
 import errno
+import functools
 import json
 import math
 import os
@@ -659,3 +660,40 @@ class Watcher(Callback):
     def fit_start(self, state, logger):
         self.precisions.append(state.precision)
         self.algorithms = state.algorithms
+
+
+def test_the_card_gets_no_accuracies_on_held_out_training_images(file, tmp_path, trained):
+    kept, held = REAL.split(0.2, torch.Generator().manual_seed(1))
+    made_of(file, kept)
+    before, results = card_path(file).read_bytes(), tmp_path / "held.json"
+    rows = retrain(file, held, QUICK, real=kept, held_out=True, results=results, progress_bar=False)
+    content = json.loads(results.read_text())
+    assert (content["scored_on"], content["test_images"]) == ("held-out training images", 12)
+    assert len(content["rows"]) == len(rows) == 5 and card_path(file).read_bytes() == before
+    with pytest.raises(InputError, match=r"\(scored_on was 'held-out training images' and is now 'test images'; test_"):
+        retrain(file, TEST, QUICK, real=REAL, results=results, progress_bar=False)
+    # An earlier version did not write what it scored on.
+    results.write_text(json.dumps({key: value for key, value in content.items() if key != "scored_on"}))
+    trained.clear()
+    retrain(file, held, QUICK, real=kept, held_out=True, results=results, progress_bar=False)
+    assert not trained and card_path(file).read_bytes() == before
+    retrain(file, TEST, QUICK, real=REAL, progress_bar=False)
+    assert [entry["test_images"] for entry in read_card(file).accuracy] == [50]
+
+
+def made_of(file, real):
+    replace(read_card(file), real={"images": len(real), "fingerprint": real.fingerprint()}).write(file)
+
+
+def test_a_set_that_may_have_seen_the_held_out_images_is_told(file, trained, recwarn):
+    kept, held = REAL.split(0.2, torch.Generator().manual_seed(1))
+    score = functools.partial(retrain, file, held, QUICK, held_out=True, progress_bar=False)
+    made_of(file, kept)
+    score(real=kept)
+    assert not recwarn
+    made_of(file, REAL)  # all of them, and below a set of which nothing is known
+    with pytest.warns(UserWarning, match="set.beton' may have been made from images that are held out now.* other 48;"):
+        score(real=kept)
+    replace(read_card(file), real={}).write(file)
+    with pytest.warns(UserWarning, match="may have been made from images that are held out now"):
+        score(real=kept)

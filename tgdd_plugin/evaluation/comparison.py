@@ -22,13 +22,22 @@ from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.core.atomic_files import check_writable, sweep, write_whole
 from tgdd_plugin.core.class_names import number_names
 from tgdd_plugin.core.device import Device, torch_device
-from tgdd_plugin.core.errors import InputError, check_seed
+from tgdd_plugin.core.errors import check_seed
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.settings import as_settings
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.baselines import CONFIDENCE, Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
-from tgdd_plugin.evaluation.results import add_to_card, describe_comparison, read_results, write_results
+from tgdd_plugin.evaluation.results import (
+    HELD_OUT,
+    add_to_card,
+    describe_comparison,
+    read_results,
+    results_file,
+    usual_results,
+    warn_if_seen,
+    write_results,
+)
 from tgdd_plugin.evaluation.row_jobs import RowJob, plan_rows
 from tgdd_plugin.evaluation.scorer import FULL_DATA, Key, Row, Scorer
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
@@ -51,6 +60,7 @@ def retrain(
     settings: RetrainSettings | Mapping[str, Any] | None = None,
     *,
     real: Any = None,
+    held_out: bool = False,
     network: Callable[[], nn.Module] | None = None,
     results: str | os.PathLike[str] | None = None,
     device: Device | None = None,
@@ -68,6 +78,8 @@ def retrain(
         settings: How networks are trained, and how many. Default: ``RetrainSettings()``;
             a mapping of its keys will do.
         real: The real training images, for the rows of random and full data. Default: those rows are left out.
+        held_out: Whether ``test`` are training images that were held out, to choose settings by: the card gets no
+            accuracies then, and a warning tells if ``file`` may have been made from them. Default: ``False``.
         network: A function that builds a fresh network, or a ``ComposerModel`` with one in it. Default: for this
             package's networks, as the card says.
         device: ``'cpu'`` or ``'gpu'``. Default: a GPU if there is one.
@@ -101,13 +113,15 @@ def retrain(
     settings = as_settings(RetrainSettings, settings).made_for(compact.card.method.get("budget"), compact.card.images)
     test = fitting_pool(test, "test", file, compact.card)
     real = None if real is None else fitting_pool(real, "real", file, compact.card)
+    if held_out:
+        warn_if_seen(file, compact.card, real)
     results = check_writable(Path(results)) if results else None
     baselines = None
     if real is not None:
-        baselines = Baselines(compact, real, _usual_results(file).with_suffix(""), device, progress_bar)
+        baselines = Baselines(compact, real, usual_results(file).with_suffix(""), device, progress_bar)
     jobs = plan_rows(compact, baselines, RETRAIN_ROWS, settings, seed=seed)
     logs = _logs(loggers, results, file)
-    scorer = _scorer(compact, test, settings, seed, device, progress_bar, trainer_options, logs, results)
+    scorer = _scorer(compact, test, held_out, settings, seed, device, progress_bar, trainer_options, logs, results)
     about = describe_comparison(file, compact, scorer, real, settings)
     with locked_on_rank_0(results) if results else nullcontext():
         done = read_results(results, about, overwrite=overwrite) if results else {}
@@ -129,6 +143,7 @@ def evaluate(
     settings: EvaluateSettings | Mapping[str, Any] | None = None,
     training: RetrainSettings | Mapping[str, Any] | None = None,
     *,
+    held_out: bool = False,
     trajectory: Trajectory | str | os.PathLike[str] | None = None,
     network: Callable[[], nn.Module] | None = None,
     others: Sequence[Callable[[], nn.Module]] = (),
@@ -148,6 +163,7 @@ def evaluate(
         real: The real training images, in the same form.
         settings: Which rows the table has. Default: ``EvaluateSettings()``; a mapping of its keys will do.
         training: How networks are trained, and how many. Default: ``RetrainSettings()``; likewise.
+        held_out: As in :func:`retrain`.
         trajectory: The trajectory whose last stages give soft labels, and whose networks' confidence chooses images.
             Default: none, and no such rows.
         network: A function that builds a fresh network of the set's own architecture. Default: for this package's
@@ -174,10 +190,12 @@ def evaluate(
     torch_device(device)  # one that is not there, or of another name, is told before anything is trained
     dist.initialize_dist(device)
     file = Path(file)
-    settings, results = as_settings(EvaluateSettings, settings), _results_file(results, file)
+    settings, results = as_settings(EvaluateSettings, settings), results_file(results, file)
     compact = CompactSet.open(file, network)
     training = as_settings(RetrainSettings, training).made_for(compact.card.method.get("budget"), compact.card.images)
     test, real = fitting_pool(test, "test", file, compact.card), fitting_pool(real, "real", file, compact.card)
+    if held_out:
+        warn_if_seen(file, compact.card, real)
     trajectory = Trajectory.open(Path(trajectory)) if isinstance(trajectory, str | os.PathLike) else trajectory
     teacher = trajectory if settings.soft_labels or CONFIDENCE in settings.baselines else None
     if teacher is not None and not _tells_apart(teacher.run.class_names, compact.card.classes):
@@ -193,13 +211,13 @@ def evaluate(
             how: dict[str, Any] = {"normalization": compact.card.normalization, "device": on}
             confidences = functools.partial(predict_confidences, teacher, networks, **how, progress_bar=progress_bar)
     logs = _logs(loggers, results, file)
-    scorer = _scorer(compact, test, training, seed, device, progress_bar, trainer_options, logs, results)
+    scorer = _scorer(compact, test, held_out, training, seed, device, progress_bar, trainer_options, logs, results)
     about = describe_comparison(file, compact, scorer, real, training)
     about["learning_rates"] = settings.learning_rates and list(settings.learning_rates)
     about["teachers"] = teacher and [stage.sha256 for stage in find_teachers(teacher)]
-    held_out = None
+    tuned_on = None
     if settings.learning_rates:
-        real, held_out = real.split(0.1, torch.Generator().manual_seed(1))
+        real, tuned_on = real.split(0.1, torch.Generator().manual_seed(1))
     baselines = Baselines(compact, real, results.with_suffix(""), device, progress_bar, confidences)
     jobs = plan_rows(compact, baselines, settings, training, softened if settings.soft_labels else None, seed)
     with locked_on_rank_0(check_writable(results)):
@@ -212,9 +230,11 @@ def evaluate(
             if dist.get_global_rank() == 0:
                 write_results(results, about, list(done.values()), scorer)
 
-        rows = _score(jobs, scorer, done, keep, settings.learning_rates or [], held_out)
+        rows = _score(jobs, scorer, done, keep, settings.learning_rates or [], tuned_on)
         if dist.get_global_rank() == 0:
-            write_whole(results.with_suffix(".md"), evaluate_table(rows) + "\n")
+            write_whole(
+                results.with_suffix(".md"), evaluate_table(rows) + "\n" + f"\nScored on {HELD_OUT}.\n" * held_out
+            )
             add_to_card(file, compact.card, about, [row for row in rows if row.network == compact.network], scorer)
         dist.barrier()
     return rows
@@ -229,6 +249,7 @@ def _tells_apart(recorded: Sequence[str], classes: Sequence[str]) -> bool:
 def _scorer(
     compact: CompactSet,
     test: ImagePool,
+    held_out: bool,
     training: RetrainSettings,
     seed: int,
     device: Device | None,
@@ -241,7 +262,7 @@ def _scorer(
     checkpoints = results and results.with_name(f".{results.stem}-checkpoints")  # without results nothing goes on
     seen: dict[str, Any] = {"progress_bar": progress_bar, "trainer_options": trainer_options, "logs": logs}
     how: dict[str, Any] = {"device": device, "at_once": training.at_once, "checkpoints": checkpoints}
-    return Scorer(test, card.normalization, seeds, len(card.classes), **how, **seen)
+    return Scorer(test, card.normalization, seeds, len(card.classes), held_out=held_out, **how, **seen)
 
 
 def _logs(
@@ -287,15 +308,3 @@ def _score(
         rows.append(done[job.row.key])
     scorer.remove_checkpoints()
     return rows
-
-
-def _usual_results(file: Path) -> Path:
-    return file.with_name(f"{file.stem}-evaluation.json")
-
-
-def _results_file(results: str | os.PathLike[str] | None, file: Path) -> Path:
-    usual = _usual_results(file)
-    results = Path(results) if results else usual
-    if results.suffix != ".json" or results.with_suffix("").is_file():
-        raise InputError(f"`results` must be the name of a JSON file, got '{results}'. Give a name such as '{usual}'.")
-    return results

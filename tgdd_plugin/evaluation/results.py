@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -25,6 +26,9 @@ from tgdd_plugin.evaluation.settings import RetrainSettings
 ON_CARD = ("protocol", "network", "test_images", "seeds", "settings")
 """The keys of a results file that the card repeats."""
 
+HELD_OUT = "held-out training images"
+"""What a comparison is scored on that serves to choose settings: the card, which is published, gets none of it."""
+
 MOST_TOLD = 5
 """The most differences from an earlier comparison that an error names."""
 
@@ -43,6 +47,7 @@ def describe_comparison(
     """
     fresh = compact.fresh()
     return {
+        "scored_on": HELD_OUT if scorer.held_out else "test images",
         "file": Path(file).name,
         "sha256": compact.card.sha256,
         "protocol": PROTOCOL,
@@ -57,6 +62,16 @@ def describe_comparison(
         "learning_rates": None,
         "teachers": None,
     }
+
+
+def warn_if_seen(file: Path, card: Card, real: ImagePool | None) -> None:
+    """Warns where a card does not say that its set was made from ``real``, the images that were not held out."""
+    if real is not None and card.real.get("fingerprint") != real.fingerprint():
+        warnings.warn(
+            f"'{file}' may have been made from images that are held out now, as its card does not say that it was made "
+            f"from the other {len(real)}; give the same data.holdout to tgdd record and tgdd distill, or to tgdd run",
+            stacklevel=3,
+        )
 
 
 def write_results(path: Path, about: dict[str, Any], rows: Sequence[Row], scorer: Scorer) -> None:
@@ -83,8 +98,8 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
         content = parse_json(text)
         rows = [build_checked(Row, row) for row in content["rows"]]
         earlier = {key: content.get(key) for key in about}
-        if "architecture" not in content:  # as an earlier version wrote it
-            earlier["architecture"] = about["architecture"]
+        for key in ("architecture", "scored_on"):
+            earlier[key] = content.get(key, about[key])  # an earlier version did not write it
         earlier["settings"] = RetrainSettings.completed(earlier["settings"] or {}, about["settings"])
     except (ValueError, TypeError, KeyError) as error:
         if overwrite:
@@ -107,6 +122,7 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
 def add_to_card(file: str | Path, card: Card, about: dict[str, Any], rows: Sequence[Row], scorer: Scorer) -> None:
     """Adds accuracies to the card of ``file``, once: a comparison that has more rows than before takes its own place.
 
+    Those of held-out training images are not added, as settings were chosen by them, and a card is published.
     Where the card cannot be written, as in a folder that may only be read, or the file is not the one any more that
     ``card`` was read from, a warning says so.
 
@@ -117,6 +133,8 @@ def add_to_card(file: str | Path, card: Card, about: dict[str, Any], rows: Seque
         rows: The rows that the card gets.
         scorer: The scorer of the rows.
     """
+    if scorer.held_out:
+        return
     entry = {key: about[key] for key in ON_CARD} | {"rows": [row.summary() for row in rows], **_origin(scorer)}
     try:
         with locked(card_path(file), wait=60):
@@ -146,3 +164,21 @@ def _without_time(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _origin(scorer: Scorer) -> dict[str, Any]:
     return {"device": scorer.where(), "versions": installed_versions("mosaicml", "ffcv", "numpy")}
+
+
+def usual_results(file: Path) -> Path:
+    """The results file of an evaluation of ``file`` where none is named."""
+    return file.with_name(f"{file.stem}-evaluation.json")
+
+
+def results_file(results: str | os.PathLike[str] | None, file: Path) -> Path:
+    """The results file that was named, or :func:`usual_results`.
+
+    Raises:
+        InputError: If its name is none of a JSON file, or the folder of its name cannot be.
+    """
+    usual = usual_results(file)
+    results = Path(results) if results else usual
+    if results.suffix != ".json" or results.with_suffix("").is_file():
+        raise InputError(f"`results` must be the name of a JSON file, got '{results}'. Give a name such as '{usual}'.")
+    return results

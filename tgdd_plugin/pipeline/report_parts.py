@@ -137,7 +137,8 @@ def gather(file: Path, trajectory: str | Path | None = None) -> SetReport:
     if file.is_file():
         report.card, report.size = read_card(file), file.stat().st_size
         if not report.card.accuracy:
-            report.missing.append("No comparison has ended, so no accuracy is shown; tgdd retrain makes one.")
+            text = "No comparison on test images has ended, so no accuracy is shown; tgdd retrain makes one."
+            report.missing.append(text)
     else:
         unfinished = bool(checkpoint_folders(file))
         how = "and goes on from the last checkpoint of the distillation" if unfinished else "and goes on where it was"

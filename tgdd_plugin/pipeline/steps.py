@@ -21,6 +21,7 @@ from tgdd_plugin.distillation.compatibility import input_shape
 from tgdd_plugin.distillation.distiller import distill
 from tgdd_plugin.distillation.inputs import check_before_recording
 from tgdd_plugin.evaluation import comparison, tables
+from tgdd_plugin.evaluation.results import HELD_OUT
 from tgdd_plugin.evaluation.scorer import RANDOM, Row
 from tgdd_plugin.networks.factory import network_factory, recorded_factory
 from tgdd_plugin.networks.settings import NetworkSettings
@@ -190,7 +191,7 @@ def _compare(
 ) -> dict[str, Any]:
     """Makes the rows of a comparison, kept in ``<name>-<ending>.json``, and prints their table and where they are."""
     results = recipe.beton.with_name(f"{recipe.beton.stem}-{ending}.json")
-    before = content_of(results)
+    before, held_out = content_of(results), recipe.data.holdout > 0
     with measured(costs_path(recipe.beton), step) as measure:
         rows = score(
             network=_network(recipe, real),
@@ -199,9 +200,12 @@ def _compare(
             seed=recipe.seed,
             results=results,
             overwrite=recipe.overwrite,
+            held_out=held_out,
         )
         measure.worked = before != content_of(results)
         print(f"\n{table(rows)}\n")  # before the cost is noted, for which there may be no room
+    if held_out:
+        print(f"These are accuracies on {HELD_OUT}, to choose settings by; the card does not get them.\n")
     if better := _no_better_than_random(rows):
         print(
             f"As many random images do as well ({better}). More steps (distill.steps), a longer "
