@@ -104,6 +104,8 @@ def test_rows_table_results_and_card_agree(file, tmp_path):
     (entry,) = read_card(file).accuracy
     assert {key: content[key] for key in entry} == entry
     assert (entry["seeds"], entry["test_images"], entry["network"]) == ([4, 5, 6], 50, "ConvNet")
+    assert entry["architecture"]["arguments"]["width"] == ARGUMENTS["width"]
+    assert entry["parameters"] == sum(p.numel() for p in convnet(K, 1, 8, **ARGUMENTS).parameters())
     assert entry["settings"]["augmentation"] == "crop" and "last epoch" in entry["protocol"]
     printed = retrain_table(rows).splitlines()
     full = 100 * statistics.mean(rows[-1].accuracies)
@@ -237,11 +239,12 @@ def test_a_figure_is_the_same_wherever_it_is_printed():
 
 
 def test_rows_that_an_earlier_version_noted_are_not_noted_again(file, trained):
-    """It rounded their figures to two digits."""
+    """It rounded their figures to two digits, and noted no architecture."""
     retrain(file, TEST, QUICK, real=REAL, progress_bar=False)
     card = read_card(file)
     for row in card.accuracy[0]["rows"]:
         row["mean_percent"], row["std_points"] = round(row["mean_percent"], 2), round(row["std_points"], 2)
+    del card.accuracy[0]["architecture"], card.accuracy[0]["parameters"]
     card.write(file)
     retrain(file, TEST, QUICK, real=REAL, progress_bar=False)
     assert read_card(file).accuracy == card.accuracy
@@ -670,7 +673,8 @@ def test_the_card_gets_no_accuracies_on_held_out_training_images(file, tmp_path,
     content = json.loads(results.read_text())
     assert (content["scored_on"], content["test_images"]) == ("held-out training images", 12)
     assert len(content["rows"]) == len(rows) == 5 and card_path(file).read_bytes() == before
-    with pytest.raises(InputError, match=r"\(scored_on was 'held-out training images' and is now 'test images'; test_"):
+    named = r"\(scored_on was 'held-out training images' and is now 'test images'"
+    with pytest.raises(InputError, match=named + r"; test_images was 12 and is now 50\)"):
         retrain(file, TEST, QUICK, real=REAL, results=results, progress_bar=False)
     # An earlier version did not write what it scored on.
     results.write_text(json.dumps({key: value for key, value in content.items() if key != "scored_on"}))

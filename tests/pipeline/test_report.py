@@ -260,6 +260,30 @@ def test_a_line_runs_from_few_passes_to_many_and_not_between_equal_ones(tmp_path
     assert not lines([(400, 10.0, 60.0, 1.0), (400, 9.0, 70.0, 1.0)])
 
 
+def test_other_networks_and_scorings_have_no_points_in_the_line_of_the_latest(tmp_path: Path) -> None:
+    path = job(tmp_path)
+    card = read_card(path)
+
+    def entry(percent: float, width: int | None = 8, **about: Any) -> dict[str, Any]:
+        rows = [row("distilled", percent, passes=int(10 * percent))]
+        architecture = {"factory": "tgdd_plugin.networks:convnet", "arguments": {"width": width}}
+        named = {"architecture": architecture, "parameters": 100 * width} if width else {}
+        return {**card.accuracy[0], **named, "protocol": "last epoch", "rows": rows, **about}
+
+    others = [entry(11, 4), entry(12, network="MLP"), entry(13, test_images=54), entry(14, protocol="best epoch")]
+    card.accuracy = [
+        *others,
+        entry(60, None),
+        entry(70),
+        entry(80),
+    ]  # the first of these as an earlier version wrote it
+    card.write(path)
+    assert sorted(point[2] for point in gather(path).series()["distilled"]) == [60, 70, 80]
+    text = Page(write_report([path], tmp_path / "report.html")).text
+    assert "convnet(width=8), 800 parameters, mean" in text and "convnet(width=4), 400 parameters, mean" in text
+    assert "ConvNet, mean" in text
+
+
 def test_rows_of_soft_labels_do_not_stand_for_those_of_hard_ones(tmp_path: Path) -> None:
     path = job(tmp_path)
     card = read_card(path)

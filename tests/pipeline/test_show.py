@@ -45,6 +45,11 @@ def test_a_card_in_words(tmp_path):
     lines = [line.split() for line in text.splitlines()]
     assert ["distilled", "8", "40", "42.5", "±", "1.2"] in lines  # noted without passes: images x epochs
     assert ["random", "8", "37", "42.5"] in lines
+    assert "accuracy    ConvNet, seeds [0, 1], 540 test images\n" in text  # as an earlier version noted it
+    architecture = {"factory": "tgdd_plugin.networks:convnet", "arguments": {"width": 4}}
+    card.accuracy[0] |= {"architecture": architecture, "parameters": 1234}
+    words = "accuracy    tgdd_plugin.networks:convnet(width=4), 1,234 parameters, seeds [0, 1], 540 test images\n"
+    assert words in describe_beton(path, card)
     assert len(text) < 3000  # a trajectory has a thousand checksums
     bare = Card([str(i) for i in range(100)], 8, 4, [1, 5, 7], [0.0], [1.0], sha256="0")
     assert "100: 0, 1" in describe_beton(path, bare) and "network     not recorded\n" in describe_beton(path, bare)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +31,7 @@ from tgdd_plugin.core.checked_json import (
     shaped,
 )
 from tgdd_plugin.core.errors import InputError, shown
-from tgdd_plugin.core.network_record import PartialNetworkRecord
+from tgdd_plugin.core.network_record import PartialNetworkRecord, network_in_words
 from tgdd_plugin.data.normalization import Normalization
 
 if TYPE_CHECKING:
@@ -76,9 +76,24 @@ class _Row(TypedDict):
 @with_config(OPEN)
 class _Accuracy(TypedDict):
     network: Text
+    architecture: NotRequired[Annotated[dict[str, Any], shaped(PartialNetworkRecord)] | None]
+    parameters: NotRequired[Whole]
     seeds: list[Whole]
     test_images: Whole
     rows: list[_Row]
+
+
+def scored_network(entry: Mapping[str, Any]) -> str:
+    """The network of an entry of ``accuracy`` in words, with arguments and size, which earlier versions left out."""
+    architecture, parameters = entry.get("architecture"), entry.get("parameters")
+    words = network_in_words(architecture) if architecture else shown(entry["network"], 120)
+    return words if parameters is None else f"{words}, {parameters:,} parameters"
+
+
+def entries_agree(one: Mapping[str, Any], other: Mapping[str, Any], keys: Iterable[str]) -> bool:
+    """Whether two entries of ``accuracy`` have the same of some keys; an earlier version noted no architecture."""
+    later = ("architecture", "parameters")
+    return all(one.get(key) == other.get(key) for key in keys if key not in later or (key in one and key in other))
 
 
 def passes_of(row: Mapping[str, Any]) -> int:

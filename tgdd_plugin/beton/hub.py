@@ -11,7 +11,7 @@ import torch
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tgdd_plugin.beton.card import Card, accuracy_cells, card_path
+from tgdd_plugin.beton.card import Card, accuracy_cells, card_path, scored_network
 from tgdd_plugin.beton.exporting import folder_names, read_decoded, write_pictures
 from tgdd_plugin.core.atomic_files import whole_folder
 from tgdd_plugin.core.errors import printable, shown
@@ -63,7 +63,7 @@ def _readme(beton: Path, card: Card, labels: torch.Tensor, picture: str) -> str:
     environment = Environment(
         loader=PackageLoader("tgdd_plugin.beton", "."), undefined=StrictUndefined, trim_blocks=True, autoescape=False
     )
-    environment.filters["plain"] = _plain
+    environment.filters |= {"plain": _plain, "network": scored_network}
     return environment.get_template("dataset_card.md").render(
         name=beton.stem,
         file=beton.name,

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tgdd_plugin.beton.card import Card, card_path, read_card
+from tgdd_plugin.beton.card import Card, card_path, entries_agree, read_card
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
 from tgdd_plugin.core.checked_json import build_checked
@@ -23,7 +23,7 @@ from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.scorer import PROTOCOL, Key, Row, Scorer
 from tgdd_plugin.evaluation.settings import RetrainSettings
 
-ON_CARD = ("protocol", "network", "test_images", "seeds", "settings")
+ON_CARD = ("protocol", "network", "architecture", "parameters", "test_images", "seeds", "settings")
 """The keys of a results file that the card repeats."""
 
 HELD_OUT = "held-out training images"
@@ -108,7 +108,10 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
     teachers = about["teachers"] or earlier["teachers"]  # a trajectory may be left out, or come later
     known = {**earlier, "teachers": earlier["teachers"] or teachers}
     now = under_section({**about, "teachers": teachers}, "retrain")
-    other = first_difference(under_section(known, "retrain"), now, most=MOST_TOLD)
+    before = under_section(known, "retrain")
+    images = ("test_fingerprint", "real_fingerprint")  # of which nobody can tell what to give in their place
+    other = first_difference(*({**each, **dict.fromkeys(images)} for each in (before, now)), most=MOST_TOLD)
+    other = other or first_difference(before, now, most=MOST_TOLD)
     if other and overwrite:
         return {}
     if other:
@@ -152,7 +155,7 @@ def add_to_card(file: str | Path, card: Card, about: dict[str, Any], rows: Seque
 def _is_part(entry: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether an entry of a card says nothing that another does not say, but for the time that it took, and where."""
     rows = _without_time(other)
-    return all(entry.get(key) == other.get(key) for key in ON_CARD) and all(row in rows for row in _without_time(entry))
+    return entries_agree(entry, other, ON_CARD) and all(row in rows for row in _without_time(entry))
 
 
 def _without_time(entry: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tgdd_plugin.beton.card import ending_of_name, passes_of
+from tgdd_plugin.beton.card import ending_of_name, passes_of, scored_network
 from tgdd_plugin.core.atomic_files import check_writable, write_whole
 from tgdd_plugin.core.errors import printable
 from tgdd_plugin.core.usage import in_words
@@ -48,6 +48,7 @@ def write_report(paths: Sequence[str | Path], output: str | Path, trajectory: st
         "printable": lambda value: printable(str(value)),
         "passes": passes_of,
         "ending": ending_of_name,
+        "network": scored_network,
     }
     environment.filters["time"] = functools.partial(in_words, digits=1)
     warnings = _differences(sets)

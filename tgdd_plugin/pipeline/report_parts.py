@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tgdd_plugin.beton.card import Card, ending_of_name, passes_of, read_card
+from tgdd_plugin.beton.card import Card, ending_of_name, entries_agree, passes_of, read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.bounded_reading import RECIPE_SIZE, read_bounded
 from tgdd_plugin.core.bounded_yaml import parse_yaml
@@ -26,6 +26,9 @@ from tgdd_plugin.pipeline.report_images import ClassRow, Labelled, class_rows, d
 from tgdd_plugin.trajectory.folders import run_folders
 from tgdd_plugin.trajectory.manifest import Run
 from tgdd_plugin.trajectory.tensor_files import read_exemplars
+
+COMPARABLE = ("network", "architecture", "parameters", "protocol", "test_images")
+"""What the comparisons of a card must have in common for their accuracies to be points of one line."""
 
 
 @dataclass
@@ -72,15 +75,18 @@ class SetReport:
         return {row["name"]: row for row in rows if row.get("labels") != "soft"}
 
     def series(self, distilled: str = "distilled") -> dict[str, list[Point]]:
-        """Passes, seconds, accuracy and spread of the rows of all comparisons, by the names of the rows.
+        """Passes, seconds, accuracy and spread of the rows of comparisons of one network, by the names of the rows.
 
-        Of the rows with one name and equally many passes, the latest counts.
+        Comparisons that differ from the latest in network, protocol or the number of test images are left out. Of the
+        rows with one name and equally many passes, the latest counts.
 
         Args:
             distilled: What the set itself is called in the names of rows.
         """
         found: dict[str, dict[int, Point]] = {}
         for entry in self.entries:
+            if not entries_agree(entry, self.entries[0], COMPARABLE):
+                continue
             for row in entry["rows"]:
                 seconds = row.get("seconds")
                 if isinstance(seconds, list) and seconds and all(isinstance(each, int | float) for each in seconds):

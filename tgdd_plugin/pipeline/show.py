@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tgdd_plugin.beton.card import Card, accuracy_cells
+from tgdd_plugin.beton.card import Card, accuracy_cells, scored_network
 from tgdd_plugin.core.atomic_files import check_writable
 from tgdd_plugin.core.errors import printable, shown
 from tgdd_plugin.core.network_record import network_in_words
@@ -48,10 +48,8 @@ def describe_beton(path: Path, card: Card) -> str:
     ]
     lines = [printable(line) for line in lines]
     for entry in card.accuracy:
-        head = (
-            f"accuracy    {shown(entry['network'])}, seeds {shown(entry['seeds'])}, {entry['test_images']} test images"
-        )
-        lines += ["", head, _accuracy_table(entry)]
+        seeds, images = shown(entry["seeds"]), f"{entry['test_images']} test images"
+        lines += ["", f"accuracy    {scored_network(entry)}, seeds {seeds}, {images}", _accuracy_table(entry)]
     return "\n".join(lines)
 
 
