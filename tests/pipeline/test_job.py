@@ -120,6 +120,13 @@ MISTAKES = [
     ),
     ("run", DIGITS, ["file=eight.beton"], "'eight.beton' is of another job"),
     ("retrain", DIGITS, ["file=eight.beton", "data.name=cifar10"], "must be the data that 'eight.beton' was made from"),
+    (
+        "retrain",
+        DIGITS,
+        ["file=eight.beton", "data.mean=[0.9]", "data.std=[0.01]"],
+        "`data.mean` and `data.std` must be those of 'eight.beton', mean [0.5] and std [0.5], with which",
+    ),
+    ("evaluate", DIGITS, ["file=eight.beton", "data.mean=[0.5]", "data.std=[0.6]"], "Leave them out."),
     ("evaluate", DIGITS, ["file=eight.beton", "trajectory=nowhere"], "There is no trajectory folder 'nowhere'"),
     ("evaluate", DIGITS, ["file=eight.beton", "evaluate.networks=[lenet]"], "`evaluate.networks` must be one of"),
     ("nas", DIGITS, ["file=eight.beton", "nas.factory=lenet"], "`nas.factory` must be one of convnet"),
@@ -199,6 +206,13 @@ def test_what_may_be_enough_is_not_refused(
     Path("elsewhere").mkdir()
     Path("my.yaml").write_text(text)
     assert read_job("run", "my.yaml", overrides).distill.source == "recorded"
+
+
+def test_the_normalization_of_the_card_may_be_given_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    recipe = read_job("retrain", "eight.beton", ["data.name=digits", "data.mean=[0.504]", "data.std=[0.5]"])  # rounded
+    assert recipe.data.mean == [0.504]
 
 
 SCRIPT = """

@@ -70,7 +70,7 @@ class DataSettings:
     """Use only so many training images of each class, drawn with seed 0. null: all."""
     mean: list[Number] | None = None
     """Per-channel mean for normalization, for pixels in [0, 1]. null: as the trajectory says; for recording, the
-    training images' own."""
+    training images' own. What takes a .beton has its card's, and refuses another."""
     std: list[Number] | None = None
     """Per-channel standard deviation for normalization; given together with mean."""
     holdout: Holdout = 0.0

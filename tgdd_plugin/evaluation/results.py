@@ -110,8 +110,8 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
     now = under_section({**about, "teachers": teachers}, "retrain")
     before = under_section(known, "retrain")
     images = ("test_fingerprint", "real_fingerprint")  # of which nobody can tell what to give in their place
-    other = first_difference(*({**each, **dict.fromkeys(images)} for each in (before, now)), most=MOST_TOLD)
-    other = other or first_difference(before, now, most=MOST_TOLD)
+    plain, plainly = ({**each, **dict.fromkeys(images)} for each in (before, now))
+    other = first_difference(plain, plainly, most=MOST_TOLD) or first_difference(before, now, most=MOST_TOLD)
     if other and overwrite:
         return {}
     if other:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tgdd_plugin.beton.card import card_path, read_card
 from tgdd_plugin.core.errors import InputError, shown
+from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.data.settings import DataSettings
 from tgdd_plugin.pipeline.step_table import BETON, TRAJECTORY
 from tgdd_plugin.trajectory.folders import run_folders
@@ -54,16 +55,23 @@ def check_data(data: DataSettings) -> None:
 
 
 def check_fit(data: DataSettings, beton: Path) -> None:
-    """Checks the size of the images of a ``.beton`` against what is known of the data by its name.
+    """Checks the size of the images of a ``.beton`` against what is known of the data by its name, and its
+    normalization, with which networks are trained on it, against a given one.
 
     Raises:
-        InputError: If it is another one, or its card cannot be used.
+        InputError: If one of them is another one, or the card cannot be used.
     """
     card = read_card(beton)
     if data.known is not None and card.shape[1:] != [data.known.side, data.known.side]:
         raise InputError(
             f"`data.name` must be the data that '{beton}' was made from, whose images are of {card.shape}, got "
             f"{data.name}, of {data.known.side} pixels a side. Name that data set in data.name."
+        )
+    given = Normalization.of(data.mean, data.std)
+    if given is not None and not given.of_channels(card.shape[0]).is_close(card.normalization):
+        raise InputError(
+            f"`data.mean` and `data.std` must be those of '{beton}', {card.normalization}, with which its images are "
+            f"used, got {given}. Leave them out."
         )
 
 
