@@ -340,6 +340,19 @@ def test_soft_labels_are_kept_and_come_back(tmp_path, kind, factor):
     assert torch.equal(torch.load(again / "data.pt", weights_only=True)[0], read_beton(back)[0].float() / 255)
 
 
+def test_soft_labels_stay_with_their_images_where_a_file_is_in_no_order(tmp_path):
+    images, labels = made()
+    shares = torch.rand(len(labels), K, generator=torch.Generator().manual_seed(3)).softmax(1)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    path = write_beton(tmp_path / "set.beton", images[order], labels[order], card(), shares[order])
+    folder = export_tensors(path, tmp_path / "out")
+    data, soft = (torch.load(folder / name, weights_only=True) for name in ("data.pt", "soft_labels.pt"))
+    assert len(data[0]) == len(soft) == len(labels)
+    for pixels, share in zip((data[0] * 255).round(), soft.softmax(1), strict=True):
+        (place,) = [i for i in range(len(images)) if torch.equal(images[i], pixels)]
+        torch.testing.assert_close(share, shares[place])
+
+
 def test_soft_labels_of_other_classes_in_a_file_are_refused(tmp_path):
     images, labels = made()
     path = write_beton(tmp_path / "set.beton", images, labels, card(), torch.full((len(labels), K), 1 / K))

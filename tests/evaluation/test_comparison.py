@@ -294,6 +294,16 @@ def test_what_the_file_has_counts_where_the_card_says_another_number(tmp_path, t
     assert set(images.values()) == {K * IPC}
 
 
+def test_a_stored_image_of_which_not_all_is_decoded_counts_whole(tmp_path):
+    """A set of another tool may have any number of images beside its card's factor."""
+    compact = pool(60, 3)
+    kept = compact.subset(torch.cat([(compact.labels == k).nonzero()[:n, 0] for k, n in enumerate([5, 4, 3])]))
+    network = {"factory": "tgdd_plugin.networks:convnet", "arguments": ARGUMENTS}
+    card = Card(REAL.classes, 0, 1, [], MEAN, STD, factor=2, network=network)
+    found = CompactSet.open(write_beton(tmp_path / "set.beton", kept.images, kept.labels, card))
+    assert (found.decoded, found.stored) == ([5, 4, 3], [2, 1, 1])
+
+
 def by_brute_force(name, weights):
     network = build()
     network.load_state_dict(load_file(weights))

@@ -136,6 +136,12 @@ def test_protocols_fill_in_what_is_not_given(given: dict[str, Any], images: int,
     assert {name: getattr(how, name) for name in wanted} == wanted
 
 
+def test_the_full_training_is_made_for_all_of_its_passes() -> None:
+    """Of 20 x 1,257 passes the protocol's batch is 32; of 1,257 it would be 8."""
+    full = RetrainSettings(full_epochs=20).full_training(1257)
+    assert (full.epochs, full.batch_size) == (20, 32)
+
+
 def test_paper_protocol_is_the_one_that_was_the_only_one() -> None:
     how = RetrainSettings(protocol="paper").training(100)
     assert how == TrainSettings(epochs=1500)

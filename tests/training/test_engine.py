@@ -308,6 +308,33 @@ def test_outputs_that_are_not_finite_in_bf16_are_computed_again_in_float32(monke
         trained(replace(settings, precision="fp32"), Overflow(3))
 
 
+class Momenta(Callback):
+    """The momentum of the optimizer after each batch, and before each step."""
+
+    def __init__(self) -> None:
+        self.after_batch: dict[int, torch.Tensor] = {}
+        self.before_step: dict[int, torch.Tensor] = {}
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        if states := state.optimizers[0].state.values():
+            self.before_step[state.timestamp.batch.value] = torch.cat([s["momentum_buffer"].flatten() for s in states])
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        states = state.optimizers[0].state.values()
+        self.after_batch[state.timestamp.batch.value] = torch.cat([s["momentum_buffer"].flatten() for s in states])
+
+
+def test_training_in_float32_goes_on_with_the_momentum_that_belongs_to_the_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tgdd_plugin.training.classifier.KEPT_EVERY", 2)
+    noted = Momenta()
+    with pytest.warns(UserWarning, match="at batch 3 .* with the weights of batch 2"):
+        trained(replace(PLAIN, precision="bf16", compile=False), Overflow(3), callbacks=[noted])
+    assert torch.equal(noted.before_step[3], noted.after_batch[2])
+    assert not torch.equal(noted.after_batch[3], noted.after_batch[2])
+
+
 def test_several_ranks_and_the_users_own_precision_measure_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     monkeypatch.setattr(training, "fit", lambda model, engine, *_, **__: found.append(engine) or 0.0)
