@@ -28,6 +28,7 @@ from tgdd_plugin.augmentation.algorithms import RandomCutMix, SiameseAugmentatio
 from tgdd_plugin.core.errors import InputError
 from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.data.device_loader import DeviceLoader
+from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.replay.algorithm import DistilledReplay
 from tgdd_plugin.replay.functional import replay_batch, replay_factors, replay_loss
@@ -558,6 +559,11 @@ def test_a_memory_that_does_not_fit_the_training() -> None:
         made.add((torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([0])), classes=[names[1]])
         return made
 
+    class Folders(Pictures):
+        classes = ["0", "2", "1"]  # in an order that is not that of the numbers
+
+    growing = ReplayMemory(images_per_class=1, mean=[0.0], std=[1.0])
+    growing.add(ImagePool(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([0]), ["2"]))
     many = memory()
     many.add((torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([3])))
     unknown = ReplayMemory(images_per_class=1)
@@ -588,13 +594,19 @@ def test_a_memory_that_does_not_fit_the_training() -> None:
         ),
         (unknown, {}, "`mean` and `std` must be known to the memory, got neither. Give ReplayMemory those"),
         (named("dog", "cat", "ship"), {"dataset": Named()}, "Class 1 is 'dog' for the loader and 'cat' for the memory"),
+        (
+            growing,
+            {"dataset": Folders()},
+            "Class 2 is '1' for the loader and '2' for the memory. Give ReplayMemory the",
+        ),
     ):
         with pytest.raises(InputError, match=pattern):
             fit(algorithms=[DistilledReplay(made)], **options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="`algorithms` must have one DistilledReplay, got two"):
         fit(algorithms=[DistilledReplay(memory()), DistilledReplay(memory())])
     fit(algorithms=[DistilledReplay(memory())], train_dataloader=device_loader(0.005), max_duration="1ba")
-    fit(algorithms=[DistilledReplay(named("cat", "dog", "ship"))], dataset=Named(), max_duration="1ba")
+    for made in (named("cat", "dog", "ship"), memory()):  # by the loader's names, and by ids alone
+        fit(algorithms=[DistilledReplay(made)], dataset=Named(), max_duration="1ba")
 
 
 # Two processes on gloo. This file is also the script that they run.

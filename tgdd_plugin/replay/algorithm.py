@@ -192,9 +192,11 @@ class DistilledReplay(Algorithm):
             )
         names = find_classes(state.train_dataloader, outputs) if isinstance(outputs, int) else None
         for one in present if names else ():
-            if names and memory.classes[one] not in (names[one], str(one)):
+            name = memory.classes[one]
+            # Its own number is what a class without a name bears, unless the loader calls another class so.
+            if names and name != names[one] and (name != str(one) or name in names):
                 raise InputError(
-                    f"Class {one} is '{names[one]}' for the loader and '{memory.classes[one]}' for the memory. Give "
+                    f"Class {one} is '{names[one]}' for the loader and '{name}' for the memory. Give "
                     f"ReplayMemory the loader's classes, in their order."
                 )
 
