@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import io
 import os
 import tempfile
 from collections import Counter
@@ -38,6 +39,13 @@ def palette_image() -> Image.Image:
     image = Image.frombytes("P", (7, 5), RANDOM.integers(0, 4, 35, dtype=np.uint8).tobytes())
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
     return image
+
+
+def truncated_image() -> Image.Image:
+    """An image that PIL opens, and cannot load."""
+    whole = io.BytesIO()
+    Image.fromarray(COLOUR).save(whole, "PNG")
+    return Image.open(io.BytesIO(whole.getvalue()[:60]))
 
 
 PALETTE = palette_image()
@@ -139,6 +147,10 @@ BAD = {
     "16 bits": (
         [(Image.fromarray(GRAYSCALE.astype(np.uint16) * 200), 0)],
         "must have 8 bits a channel, .* mode 'I;16'",
+    ),
+    "truncated": (
+        [(COLOUR, 0), (truncated_image(), 1)],
+        r"Item 1 of the data set cannot be read \(.+\)\. Fix or remove",
     ),
     "32 bits": ([(Image.fromarray(GRAYSCALE.astype(np.float32)), 0)], "must have 8 bits a channel, .* mode 'F'"),
     "integers": ([(torch.zeros(1, 4, 4, dtype=torch.int64), 0)], r"Image 0 must be \(C, H, W\) .* got torch.int64"),

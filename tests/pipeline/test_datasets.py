@@ -8,6 +8,7 @@ import struct
 import sys
 import urllib.error
 import urllib.request
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,6 +254,25 @@ def test_images_of_16_bits_are_refused(tmp_path, grayscale, suffix):
     Image.fromarray(RANDOM.integers(0, 2**16, (6, 6), dtype=np.uint16)).save(deep)
     with pytest.raises(InputError, match=f"Image '{deep}' must have 8 bits a channel, got a PIL image of mode 'I;16'"):
         load_data(DataSettings("image_folder", root=str(tmp_path), grayscale=grayscale))
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (6, 4), (4, 2)], ids=["colour", "colour, alpha", "gray, alpha"])
+def test_images_of_16_bits_in_several_channels_are_refused(tmp_path, kind, channels):
+    """PIL opens them as images of 8 bits, of which 12-bit values fill a sixteenth."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    write_folder(tmp_path, {"train": {"a": 2, "b": 2}, "val": {"a": 1, "b": 1}})
+    deep = tmp_path / "train/b/001.png"
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 6, 16, kind, 0, 0, 0))
+    rows = b"".join(b"\0" + RANDOM.integers(0, 2**12, (6, channels)).astype(">u2").tobytes() for _ in range(6))
+    deep.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    message = "must have 8 bits a channel, got a PIL image of mode '[RGBLA]+;16B'"
+    with pytest.raises(InputError, match=f"Image '{deep}' {message}"):
+        load_data(DataSettings("image_folder", root=str(tmp_path)))
+    with Image.open(deep) as opened, pytest.raises(InputError, match=f"Image 0 {message}"):
+        ImagePool.from_dataset([(opened, 0)])
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

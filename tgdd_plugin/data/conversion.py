@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,13 @@ def read_items(dataset: Any, *, progress: bool) -> tuple[torch.Tensor, torch.Ten
     images: torch.Tensor | None = None
     for i in tqdm(range(count), desc="reading images", unit="img", disable=hidden, leave=False):
         try:
-            item = dataset[i]
+            image, labels[i] = to_pair(dataset[i], item_name(dataset, i))  # which may read what was opened only
         except InputError:  # which says itself what is wrong with the item
             raise
         except Exception as error:  # the user's files and code can fail in any way
             raise InputError(
                 f"Item {item_name(dataset, i)} of the data set cannot be read ({brief(error)}). Fix or remove it."
             ) from error
-        image, labels[i] = to_pair(item, item_name(dataset, i))
         if images is None:
             images = allocate((count, *image.shape))
         if image.shape != images.shape[1:]:
@@ -121,17 +121,27 @@ def to_pair(item: Any, position: int | str) -> tuple[torch.Tensor, int]:
 
 
 def check_depth(image: Image.Image, position: int | str) -> None:
-    """Raises an InputError if a PIL image has more than 8 bits a channel, which PIL would clip and not scale.
+    """Raises an InputError if a PIL image has more than 8 bits a channel, which PIL would clip or cut off.
+
+    PIL makes 8 bits of the channels of a colour image as it loads it: those of the file are known until then.
 
     Args:
         image: The image.
         position: Which one it is, for the error message.
     """
-    if image.mode == "F" or image.mode.startswith("I"):
+    modes = [image.mode] if image.mode == "F" or image.mode.startswith("I") else _deep_modes(image)
+    if modes:
         raise InputError(
-            f"Image {position} must have 8 bits a channel, got a PIL image of mode '{image.mode}'. Scale it to "
-            f"0..255 first: PIL itself would clip the values."
+            f"Image {position} must have 8 bits a channel, got a PIL image of mode '{modes[0]}'. Scale it to "
+            f"0..255 first: PIL itself would clip the values, or keep the upper 8 bits of them."
         )
+
+
+def _deep_modes(image: Image.Image) -> list[str]:
+    """The modes of 16 bits a channel, such as 'RGB;16B', in which the file of an image has pixels not loaded yet."""
+    arguments = [tile[3] for tile in getattr(image, "tile", None) or ()]
+    modes = [each[0] if isinstance(each, tuple) and each else each for each in arguments]
+    return [mode for mode in modes if isinstance(mode, str) and re.search(";16[BLN]", mode)]
 
 
 def _to_uint8(image: Any, position: int | str) -> torch.Tensor:
