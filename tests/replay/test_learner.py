@@ -26,6 +26,7 @@ from torch import nn
 from tests.common import Crash, recorded, snapshot
 from tests.patterned import learner_pools
 from tgdd_plugin import DistillSettings, ImagePool, InputError, Trajectory, cli, distill, read_beton
+from tgdd_plugin.core.seeding import keyed_generator
 from tgdd_plugin.core.tables import text_table
 from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
@@ -339,6 +340,23 @@ def test_later_tasks_leave_the_files_of_earlier_ones_alone(whole: Path) -> None:
         assert not (whole / f"before{number}" / f"task{number}").exists()
 
 
+def test_the_memorys_images_are_not_augmented_apart(tmp_path: Path) -> None:
+    """They come into a batch as they are drawn, and what augments it is for both."""
+    batches = []
+
+    class Keep(Callback):
+        def before_forward(self, state: State, logger: Logger) -> None:
+            batches.append([tensor.clone() for tensor in state.batch])
+
+    with training(lambda place: {"callbacks": [Keep()]} if place == "task1" else {}):
+        settings = replace(THREE, tasks=(2, 1))
+        run(tmp_path, keep(), three(settings), settings=settings, training=replace(TRAINING, augmentation="none"))
+    memory = ReplayMemory.load(tmp_path / "task0" / "memory.beton")
+    for number, (images, labels) in enumerate(batches[:4]):  # of 5 images of the task each, and as many of the memory
+        old, meant = memory.sample(5, keyed_generator(0, 0, number, 2, 1))
+        assert torch.equal(images[5:], NORMALIZATION(old)) and torch.equal(labels[5:], meant)
+
+
 def test_the_memory_holds_the_distilled_images_of_every_class_seen(whole: Path) -> None:
     for number in range(3):
         memory = ReplayMemory.load(whole / "done" / f"task{number}" / "memory.beton")
@@ -502,9 +520,25 @@ def test_a_finished_job_is_not_touched(whole: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "job").rglob("*")} == before
 
 
+def test_a_job_of_an_earlier_version_noted_no_test_images(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "done", tmp_path / "job")
+    path = tmp_path / "job" / "scores.json"
+    content = json.loads(path.read_text())
+    del content["about"]["tested_on"]
+    path.write_text(json.dumps(content))
+    assert run(tmp_path / "job", stop).rows == Scores.read(whole / "done" / "scores.json").rows
+
+
+def corrected() -> list[Task]:
+    """Tasks of the same training images, and as many test images, of which some are others."""
+    *others, last = three()
+    return [*others, replace(last, test=ImagePool(255 - last.test.images, last.test.labels, last.test.classes))]
+
+
 @pytest.mark.parametrize(
     ("change", "pattern"),
     [
+        ({"tasks": corrected()}, "tested_on was"),
         ({"images_per_class": 3}, "images_per_class was 2 and is now 3"),
         ({"seed": 1}, "seed was 0 and is now 1"),
         ({"settings": replace(THREE, ratio=2.0)}, "replay.ratio was 1.0 and is now 2.0"),
@@ -716,6 +750,35 @@ def test_told_the_task_a_network_chooses_within_it(tmp_path: Path) -> None:
         outputs = network(NORMALIZATION(tasks[0].test.images))[:, :2]
     assert scores.rows[1][0] == pytest.approx((outputs.argmax(1) == tasks[0].test.labels).double().mean().item())
     assert run(tmp_path, stop, tasks, settings=settings).rows == scores.rows, "a finished job"
+
+
+def test_one_value_normalizes_all_channels(tmp_path: Path) -> None:
+    def colour(pool: ImagePool) -> ImagePool:
+        return ImagePool(pool.images.repeat(1, 3, 1, 1), pool.labels, pool.classes)
+
+    settings = ReplaySettings(tasks=(2, 1))
+    tasks = [Task(colour(task.train), colour(task.test), task.new) for task in three(settings)]
+
+    def run_with(count: int) -> Scores:
+        mean, std = MEAN * count, STD * count
+        policy = policies.herding_exemplars(1, Normalization(mean, std))
+        return learn(
+            tasks,
+            lambda classes: convnet(classes, 3, 8, depth=1, width=4),
+            tmp_path / str(count),
+            policy,
+            1,
+            TRAINING,
+            settings,
+            mean=mean,
+            std=std,
+            **OPTIONS,
+        )
+
+    assert run_with(1).rows == run_with(3).rows
+    with pytest.raises(InputError, match="`mean` and `std` must have one value for each channel .* which have 3, got"):
+        run_with(2)
+    assert not (tmp_path / "2").exists(), "before anything is trained"
 
 
 def test_heads_need_classes_of_one_task_each(tmp_path: Path) -> None:

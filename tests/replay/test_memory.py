@@ -388,8 +388,13 @@ def test_a_budget_below_one_image_of_each_class() -> None:
         ReplayMemory(["a", "a"], images_per_class=1)
     with pytest.raises(InputError, match=r"`mean` and `std` must be given together, got mean \[0.5\] and std None"):
         ReplayMemory(images_per_class=1, mean=[0.5])
-    with pytest.raises(InputError, match=r"channel of the images, which have 3, got mean .0.5. and std .0.5."):
-        ReplayMemory(images_per_class=1, mean=[0.5], std=[0.5]).add(pool(["cat"]))
+    with pytest.raises(
+        InputError, match=r"channel of the images, which have 3, got mean .0.5, 0.5. and std .0.5, 0.5."
+    ):
+        ReplayMemory(images_per_class=1, mean=[0.5] * 2, std=[0.5] * 2).add(pool(["cat"]))
+    single = ReplayMemory(images_per_class=1, mean=[0.5], std=[0.25])
+    single.add(pool(["cat"]))
+    assert (single.mean, single.std) == ([0.5] * 3, [0.25] * 3), "one value is for all channels"
 
 
 @pytest.mark.parametrize("growing", [True, False])

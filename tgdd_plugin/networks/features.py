@@ -46,7 +46,7 @@ def features_of(
         InputError: If the network has no such head or does not take these images, or if the normalization does not fit
             their channels.
     """
-    normalization.check_channels(pool.shape[0])
+    normalization = normalization.of_channels(pool.shape[0])
     frozen = FeatureNetwork(copy.deepcopy(network), find_head(network, pool.num_classes, head, pool.shape))
     weights = only_tensors(network.state_dict())
     frozen.check(weights, pool.shape, pool.num_classes)

@@ -179,6 +179,8 @@ class DistilledReplay(Algorithm):
             )
         memory, present = self.memory.to(device_of(state)), self.memory.counts.nonzero().flatten().tolist()
         normalization, found = memory.normalization(), find_normalization(state.train_dataloader)
+        if found and found.channels == 1:  # one value for all channels, as torchvision takes it
+            found = found.of_channels(normalization.channels)
         if found and not normalization.is_close(found):
             raise InputError(
                 f"The loader normalizes with {found}, the memory with {normalization}. Train all tasks with the same "

@@ -94,7 +94,7 @@ def learn(
             effect. Default: ``RecordSettings()``; a mapping of its keys will do.
         settings: How the memory is replayed; ``policy`` and ``real_share`` have no effect here. Default:
             ``ReplaySettings()``.
-        mean, std: The per-channel normalization, for pixels in [0, 1].
+        mean, std: The per-channel normalization, for pixels in [0, 1]; one value is for all channels.
         head: The name of the network's linear head, see :class:`TGDDCallback`.
         job: Whatever else the scores depend on, such as the settings of ``select_exemplars``, as plain values. They are
             noted in ``scores.json``, and compared when it exists. Default: ``None``.
@@ -115,6 +115,7 @@ def learn(
     normalization, on = Normalization(mean, std), torch_device(device)
     training = replace(training, runs=1)
     check_tasks(tasks)
+    normalization.of_channels(tasks[0].train.shape[0])  # which checks how many values there are
     check_policy(select_exemplars, "select_exemplars")
     build = classifiers(build)
     if settings.heads == "task":
@@ -193,6 +194,7 @@ class _Learner:
             "tasks": [task.new for task in self.tasks],
             "images": [task.train.fingerprint() for task in self.tasks],
             "test_images": [len(task.test) for task in self.tasks],
+            "tested_on": [task.test.fingerprint() for task in self.tasks],
         }
 
     def grown_network(self, number: int, earlier: nn.Module | None) -> nn.Module:

@@ -86,14 +86,14 @@ class Source:
             )
 
     def agreed_normalization(self, memory: Normalization | None) -> Normalization | None:
-        """Returns the memory's normalization or, if it has none, the card's.
+        """Returns the memory's normalization or, if it has none, the card's; it has a value for each channel.
 
         Raises:
             InputError: If the two differ, or do not have as many channels as the images.
         """
         if memory is None:
             return self.normalization
-        memory.check_channels(self.pool.shape[0])
+        memory = memory.of_channels(self.pool.shape[0])
         if self.normalization and not self.normalization.is_close(memory):
             raise InputError(
                 f"`source` must have the normalization of the memory, {memory}, got {self.normalization}. Distill all "

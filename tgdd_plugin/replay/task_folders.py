@@ -53,7 +53,8 @@ def open_scores(folder: Path, about: dict[str, Any]) -> Scores:
         known = {name: value for name, value in EARLIER.items() if name in about["distill"]}
         earlier["distill"] = known | earlier["distill"]
     earlier["replay"] = WITHOUT | (earlier.get("replay") or {})
-    earlier.setdefault("architecture", about["architecture"])  # before it was noted
+    for name in ("architecture", "tested_on"):  # before they were noted
+        earlier.setdefault(name, about[name])
     other = first_difference(earlier, with_current_keys(about))
     # A job that failed before it had trained anything binds nobody.
     if other and path.is_file() and (scores.rows or (folder / "task0" / NETWORK).is_file()):
