@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.patterned import SETTINGS, Crash, run, tiny
-from tgdd_plugin import DistillSettings, ImagePool, InputError, read_card
+from tgdd_plugin import DistillSettings, ImagePool, InputError, TrajectoryRecorder, describe_run, read_card
 from tgdd_plugin.beton.format import read_beton
 from tgdd_plugin.core.atomic_files import sha256
 from tgdd_plugin.core.seeding import keyed_generator
@@ -91,6 +91,32 @@ def test_without_the_constraint_the_matching_alone_counts(trajectory, pool, tmp_
     assert rates[0]["learning_rate"] == pytest.approx(rates[1]["learning_rate"]) and rates[0]["alpha"] == 0
     with pytest.raises(InputError, match="`learning_rate` and `alpha` must be given in .* 0 .constraint."):
         run(zeroed, pool, tmp_path / "c.beton", AUTO)
+
+
+def test_a_single_class_has_no_constraint(pool, tmp_path):
+    """Its cross-entropy is 0 whatever the images; the rate is that without the constraint."""
+
+    def build() -> nn.Module:
+        network = Scaled(1.0)
+        network.head = nn.Linear(54, 1)
+        return network
+
+    single = ImagePool(pool.images[pool.labels == 0], torch.zeros(20, dtype=torch.int64), ["rows"])
+    network, recorder = build(), TrajectoryRecorder(tmp_path / "t", statistics=False)
+    recorder.start(describe_run("run0", network, num_classes=1, mean=[0.5] * 3, std=[0.5] * 3), network)
+    for epoch in (1, 2):
+        images = (single.images.float() / 255 - 0.5) / 0.5
+        network(images)
+        recorder.batch(images, single.labels)
+        recorder.stage(epoch)
+    recorder.finish()
+    recorded = Trajectory.open(tmp_path / "t")
+    paths = [
+        run(recorded, single, tmp_path / f"{alpha}.beton", replace(AUTO, alpha=alpha, steps=1), network=build)
+        for alpha in ("auto", 0.0)
+    ]
+    found, without = (read_card(path).method["calibrated"] for path in paths)
+    assert found == without and found["alpha"] == 0
 
 
 def test_the_size_of_the_features_is_of_no_matter(pool, tmp_path):

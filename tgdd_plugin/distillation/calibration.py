@@ -50,7 +50,7 @@ class Rates:
 
 
 def calibrate(
-    settings: SizedSettings, model: DistillationModel, draws: Draws, chunk: int, device: torch.device
+    settings: SizedSettings, model: DistillationModel, draws: Draws, chunk: int, device: torch.device, num_classes: int
 ) -> Rates:
     """Fills in the rates that the settings leave to the network (``'auto'``); the pixels stay as they are.
 
@@ -60,12 +60,16 @@ def calibrate(
         draws: The batches of its steps; the first rank's are taken, so that all ranks find the same.
         chunk: The number of classes in one pass.
         device: The device that the networks run on.
+        num_classes: The number of the networks' outputs. Of a single one, the constraint is the same for all images,
+            and alpha is found to be 0.
 
     Raises:
         InputError: If no gradient reaches the pixels, or it is not finite, or the last stage's features are the same
             for all images.
     """
     rate, alpha = settings.learning_rate, settings.alpha
+    if alpha == "auto" and num_classes == 1:
+        alpha = 0.0
     if rate != "auto" and alpha != "auto":
         return Rates(rate or 0.0, alpha or 0.0)
     model.to(device)

@@ -185,7 +185,8 @@ def _distill(
         bf16=inputs.settings.precision == "bf16",
     )
     checkpoints = checkpoint_folder(output, inputs, frozen.modules, card)
-    rates, chunk = halving(lambda chunk: calibrate(inputs.settings, model, draws, chunk, on), chunk)
+    outputs = inputs.trajectory.run.num_classes
+    rates, chunk = halving(lambda chunk: calibrate(inputs.settings, model, draws, chunk, on, outputs), chunk)
     model.alpha = rates.alpha
     probe = Probe(inputs, frozen, options.device) if options.logs.probe_interval else None
     noted = {**asdict(inputs.settings), **asdict(rates)}
