@@ -96,6 +96,10 @@ def test_nothing_to_rank_is_refused(beton):
         rank_networks({}, beton, pool(30, 2))
     with pytest.raises(InputError, match="`networks` must be functions .* got a list[.] Give a mapping"):
         rank_networks([lambda: None], beton, pool(30, 2))
+    begun = []
+    with pytest.raises(InputError, match="got 'resnet18'"):
+        rank_networks({"first": lambda: begun.append(1), "second": "resnet18"}, beton, pool(30, 2))
+    assert not begun, "refused before the first is built"
     with pytest.raises(InputError, match="validation images must be of .* got 3 classes of"):
         other = ImagePool(torch.zeros(3, 1, 9, 9, dtype=torch.uint8), torch.arange(3))
         rank_networks({"tiny": TinyNetwork}, beton, other)

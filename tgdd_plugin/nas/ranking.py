@@ -115,9 +115,9 @@ def rank_networks(
     classes = len(card.classes)
     scorer = Scorer(pool, card.normalization, seeds, classes, device, settings.at_once, progress_bar, trainer_options)
     training = settings.made_for(card.method.get("budget"), card.images).training(len(images[0]))
+    factories = {name: classifiers(build) for name, build in networks.items()}  # all, before the first is trained
     every = [
-        measure(Candidate(name), classifiers(build), scorer, lambda seed: images, training)
-        for name, build in networks.items()
+        measure(Candidate(name), build, scorer, lambda seed: images, training) for name, build in factories.items()
     ]
     return ranked(every)
 
