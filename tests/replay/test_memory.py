@@ -171,6 +171,20 @@ def test_ids_of_a_head_that_grows(tmp_path: Path) -> None:
         numbers.normalization()
 
 
+def test_a_number_that_is_no_id_of_the_class_is_refused() -> None:
+    memory = ReplayMemory(total_images=100)
+    memory.add(pool(["cat", "dog"]))
+    for name, message in (
+        ("0", "got '0' where class 0 is 'cat'. Give other names or ids"),
+        ("05", "got '05' where class 5 is '5'."),
+    ):
+        with pytest.raises(InputError, match=f"`classes` must have a number for a name only where .*{message}"):
+            memory.add(pool(["ship", name]), domain=True)
+    assert memory.classes == ["cat", "dog"] and memory.counts.tolist() == [8, 8]
+    memory.add(pool(["0", "3"]), classes=["zero", "3"])
+    assert memory.classes == ["cat", "dog", "zero", "3"]
+
+
 def test_domains_share_a_class() -> None:
     """A prefix of a class has as many of each domain, and each domain's best ones."""
     memory = ReplayMemory(NAMES[:2], total_images=10)
@@ -262,6 +276,20 @@ def test_a_saved_memory_goes_on_as_it_was(tmp_path: Path, growing: bool) -> None
     taken = ReplayMemory(images_per_class=1)
     taken.add(tmp_path / "memory.beton")
     assert taken.classes == NAMES[:3] and len(taken) == 3
+
+
+def test_a_memory_of_an_earlier_version_noted_no_fingerprints(tmp_path: Path) -> None:
+    path = filled().save(tmp_path / "memory.beton")
+    card = read_card(path)
+    tasks = [{key: value for key, value in task.items() if key != "fingerprint"} for task in card.method["tasks"]]
+    replace(card, method={**card.method, "tasks": tasks}).write(path)
+    again = ReplayMemory.load(path)
+    assert [task.fingerprint for task in again.tasks] == [None] * 3
+    again.add(pool(["tree"], 9, 4))
+    again.save(path)
+    memory = filled()
+    memory.save(path)
+    assert state(ReplayMemory.load(path)) == state(memory)
 
 
 def test_a_damaged_memory_is_not_loaded(tmp_path: Path) -> None:
@@ -777,6 +805,12 @@ def test_a_memory_saved_again_replaces_itself_alone(tmp_path: Path) -> None:
     darker = ReplayMemory(NAMES, total_images=11, mean=[0.1] * 3, std=[0.2] * 3)
     darker.add((pictures(2), torch.tensor([0, 1])), name="first")
     for each, words in ((other, r"tasks was \['first'\] and is now \['another'\]"), (darker, r"mean was .* is now .*")):
+        with pytest.raises(InputError, match=rf"'.*memory.beton' is of another job \({words}\). Choose another"):
+            each.save(path)
+    larger, images = filled(), ReplayMemory(NAMES, total_images=11, **SCALE)
+    larger.set_budget(Budget("total_images", 12))
+    images.add(pool(["ship", "cat"], 4, 9), name="first", label=7)
+    for each, words in ((larger, "budget.total_images was 11 and is now 12"), (images, "images was .* is now .*")):
         with pytest.raises(InputError, match=rf"'.*memory.beton' is of another job \({words}\). Choose another"):
             each.save(path)
     assert path.read_bytes() == before

@@ -179,7 +179,7 @@ class ReplayMemory:
         both = torch.cat([self.labels, labels]), torch.cat([self.sources, sources])
         self._keep(images, *both, share, remainder, offered.factor)
         self.classes, self._normalization = names, normalization
-        self.tasks.append(MemoryTask(name, label))
+        self.tasks.append(MemoryTask(name, label, offered.pool.fingerprint()))
 
     def set_budget(self, budget: Budget) -> None:
         """Changes the budget, and drops what exceeds it.
@@ -224,7 +224,8 @@ class ReplayMemory:
         """Writes a ``.beton`` and its card, packed if what was added is; see :mod:`tgdd_plugin.replay.storage`.
 
         Args:
-            path: The file. This memory as it was saved there before, with fewer tasks or more, is replaced.
+            path: The file. This memory as it was saved there before, with fewer tasks or more, is replaced: one of the
+                same budget, to which the same images were added.
             overwrite: Whether anything else is replaced, too. Default: ``False``.
 
         Raises:

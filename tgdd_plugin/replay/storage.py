@@ -27,10 +27,13 @@ class MemoryTask:
     Args:
         name: The name of the task, which no other one has.
         label: Avalanche's task label, where its data sets have them. Default: ``None``.
+        fingerprint: That of the images as they were added, see :meth:`ImagePool.fingerprint`. Default: ``None``, of a
+            memory that an earlier version saved.
     """
 
     name: str
     label: int | None = None
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def write_memory(memory: SavedMemory, path: str | Path, *, overwrite: bool) -> P
     tasks = []
     for i, task in enumerate(memory.tasks):
         counts = torch.bincount(memory.labels[memory.sources == i], minlength=len(memory.classes))
-        tasks.append({"name": task.name, "label": task.label, "images": counts.tolist()})
+        noted = {"name": task.name, "label": task.label, "images": counts.tolist()}
+        tasks.append(noted | ({"fingerprint": task.fingerprint} if task.fingerprint else {}))
     card = Card(
         classes=memory.classes,
         images=0,
@@ -76,24 +80,29 @@ def write_memory(memory: SavedMemory, path: str | Path, *, overwrite: bool) -> P
 def _difference(earlier: Card, memory: SavedMemory) -> str | None:
     """Says what in a card shows that its file is not a memory saved before, with fewer tasks and classes or more."""
     tasks = earlier.method.get("tasks")
-    known = [task.get("name") if isinstance(task, dict) else None for task in tasks] if isinstance(tasks, list) else []
-    names, normalization = [task.name for task in memory.tasks], memory.normalization
-    several, kinds = min(len(known), len(names)), min(len(earlier.classes), len(memory.classes))
+    known = [task if isinstance(task, dict) else {} for task in tasks] if isinstance(tasks, list) else []
+    pairs, normalization = list(zip(known, memory.tasks, strict=False)), memory.normalization
+    added = [(one["fingerprint"], two.fingerprint) for one, two in pairs if one.get("fingerprint") and two.fingerprint]
+    kinds = min(len(earlier.classes), len(memory.classes))
     was: dict[str, Any] = {
         "method": earlier.method.get("name"),
         "factor": earlier.factor,
         "mean": earlier.mean,
         "std": earlier.std,
-        "tasks": known[:several],
+        "tasks": [one.get("name") for one, _ in pairs],
         "classes": earlier.classes[:kinds],
+        "budget": {kind: earlier.method[kind] for kind in KINDS if kind in earlier.method},
+        "images": [one for one, _ in added],
     }
     now: dict[str, Any] = {
         "method": MEMORY,
         "factor": memory.factor,
         "mean": list(normalization.mean),
         "std": list(normalization.std),
-        "tasks": names[:several],
+        "tasks": [two.name for _, two in pairs],
         "classes": memory.classes[:kinds],
+        "budget": memory.budget,
+        "images": [two for _, two in added],
     }
     return first_difference(was, now)
 
@@ -113,7 +122,7 @@ def read_memory(path: str | Path) -> SavedMemory:
             f"memory is packed from factor 2 on. Copy both files again."
         )
     try:
-        tasks = [MemoryTask(str(task["name"]), task["label"]) for task in card.method["tasks"]]
+        tasks = [MemoryTask(str(one["name"]), one["label"], one.get("fingerprint")) for one in card.method["tasks"]]
         growing = bool(card.method["growing"])
         counts = [count for task in card.method["tasks"] for count in task["images"]]
         if any(type(count) is not int or count < 0 for count in counts):
