@@ -21,6 +21,7 @@ import torch
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
+from tests.nas import shades
 from tests.nas.interrupted import loses_the_first_interrupt
 from tests.nas.shades import REAL, RECIPE, SETTINGS, SPACE, TRAINING, K, accuracies, pool, search, states, write_few
 from tgdd_plugin import cli
@@ -177,6 +178,17 @@ def test_a_search_in_which_all_fail_is_an_error(beton, tmp_path):
         match="None of the 2 candidates could be trained; 'channels=[23]' failed: .*[^.][.] Correct the factory or its",
     ):
         search(beton, tmp_path, choices={"channels": [2, 3]})
+
+
+def test_once_the_factory_is_corrected_all_are_tried_again(beton, tmp_path, monkeypatch):
+    settings = {"factory": "tests.nas.shades:build", "choices": {"width": [2, 3]}}
+    training = replace(TRAINING, epochs=1, seeds=1)
+    with pytest.raises(InputError, match="None of the 2 candidates could be trained"):
+        search(beton, tmp_path, training, **settings)
+    monkeypatch.setattr(shades, "CORRECT", [True])
+    found = search(beton, tmp_path, training, **settings)
+    assert len(found) == 2 and not any(each.problem for each in found)
+    assert states(tmp_path) == {"FAIL": 2, "COMPLETE": 2}
 
 
 def test_what_is_below_the_median_gets_one_seed_when_pruned(beton, tmp_path, monkeypatch):

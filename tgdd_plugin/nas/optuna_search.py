@@ -44,7 +44,8 @@ def search(
 
     The same call made in several processes, on this machine or others that reach the storage, shares the work: each
     candidate is trained once. Another process takes over the candidate of a killed one after a minute. A sampler that
-    draws the same candidate again gets its result, if that is known by then.
+    draws the same candidate again gets its result, if that is known by then. Where an earlier call ended as all
+    candidates failed, they are tried again.
 
     A call with more candidates extends the search: what was tried stays, and the whole is what it would have been at
     once. Processes that were asked for fewer try the new ones, too, and leave the results to the one that extended it.
@@ -100,6 +101,9 @@ def search(
     try:
         queue = job.queue()
         _check_count(queue, settings)
+        tried = [candidate_of(trial) for trial in queue.tried()]
+        if len(tried) == settings.count and all(candidate.problem for candidate in tried):
+            queue.try_again()  # as the factory may have been corrected since
         with tqdm(total=settings.count, desc="candidates", disable=None if progress_bar else True, leave=False) as bar:
             if settings.workers == 1 or len(queue.tried()) == settings.count:
                 job.work(queue, lambda: show_progress(bar, queue))

@@ -33,7 +33,7 @@ TRIES = 4
 """How often a database is tried to be opened, and a candidate whose process is killed each time."""
 
 _ABOUT, _COUNT, _SLOT, _BEGUN, _NOTED, _STOPPED = "about", "candidates", "slot", "begun", "noted", "stopped"
-_AGAIN, _SECOND = "given back", "second try"
+_AGAIN, _SECOND, _FIRST = "given back", "second try", "first trial"
 
 
 class Failed(Exception):
@@ -168,6 +168,10 @@ class Queue:
         first = {trial.user_attrs[_SLOT]: trial for trial in reversed(self._trials()) if has_result(trial)}
         return [first[slot] for slot in sorted(first)]
 
+    def try_again(self) -> None:
+        """Has every slot tried again; the trials so far stay in the study, and count no more."""
+        self.study.set_user_attr(_FIRST, 1 + max(trial.number for trial in self._trials()))
+
     def work(self, attempt: Callable[[Trial], float], done: Callable[[], None] = lambda: None) -> None:
         """Tries slots until none is left, here or in another process.
 
@@ -237,7 +241,8 @@ class Queue:
         return [other for other in self._trials() if other.user_attrs[_SLOT] == trial.user_attrs[_SLOT]]
 
     def _trials(self) -> list[FrozenTrial]:
-        return [trial for trial in self.study.get_trials(deepcopy=False) if _SLOT in trial.user_attrs]
+        trials = self.study.get_trials(deepcopy=False)[self.study.user_attrs.get(_FIRST, 0) :]
+        return [trial for trial in trials if _SLOT in trial.user_attrs]
 
     def _try_one(self, attempt: Callable[[Trial], float]) -> None:
         taken: list[int] = []
