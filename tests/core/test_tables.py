@@ -42,6 +42,15 @@ def test_cells_are_printed_as_they_are() -> None:
     assert markdown_table(["a", "b"], [["x", None], [None, "y"]]).splitlines()[2:] == ["| x |  |", "|  | y |"]
 
 
+def test_an_edge_within_a_cell_is_none() -> None:
+    assert markdown_table(["a|b", "c"], [["x|y", r"z\|z"]]).splitlines() == [
+        r"| a\|b | c |",
+        "|---|---|",
+        r"| x\|y | z\|z |",
+    ]
+    assert text_table(["a|b"], [["x|y"]]).splitlines()[2] == "x|y"
+
+
 def test_markdown_says_how_columns_are_aligned_where_asked() -> None:
     assert markdown_table(["a", "b", "c"], [["x", 1, "z"]], "lr-").splitlines() == [
         "| a | b | c |",

@@ -400,6 +400,16 @@ def test_the_command_writes_table_results_and_weights(beton, tmp_path, capsys):
     assert "`nas.choices.norm` must be a non-empty list" in capsys.readouterr().err
 
 
+def test_reasons_stand_below_the_printed_table(beton, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(output=tmp_path, file=beton))
+    assert cli.main(["nas", str(recipe), "nas.choices.channels=[1,2]", "nas.choices.norm=[false]"]) == 0
+    table, reasons = capsys.readouterr().out.strip().split("\n\n")[:2]
+    assert max(map(len, table.splitlines())) < 100 and re.search("channels=2 norm=False +failed$", table)
+    assert reasons.startswith("channels=2 norm=False failed: `network` must return logits")
+    assert "| failed: `network` must return logits" in (tmp_path / "few-nas.md").read_text()
+
+
 def test_each_study_has_results_of_its_own(beton, tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(output=tmp_path, file=beton))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,7 +48,8 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], align:
 
     Args:
         headers: One for each column.
-        rows: Cells, printed as they are (a number keeps its digits); ``None`` leaves a cell empty.
+        rows: Cells, printed as they are (a number keeps its digits), a ``|`` of theirs escaped; ``None`` leaves a cell
+            empty.
         align: A letter for each column, ``'l'`` for left, ``'r'`` for right, ``'-'`` for the reader's choice. Default:
             ``None``, the reader's choice for all.
 
@@ -63,9 +65,13 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], align:
     rule = "|" + "|".join(_RULES[letter] for letter in align or "-" * len(headers)) + "|"
     line = DataRow("|", "|", "|")
     style = TableFormat(None, lambda *_: rule, None, None, line, line, padding=1, with_header_hide=None)
-    cells = [[_plain(cell) for cell in row] for row in rows]
-    names = [printable(name) for name in headers]
+    names, *cells = ([_escaped(cell) for cell in row] for row in (headers, *rows))
     return tabulate(cells, names, style, disable_numparse=True, stralign=None, numalign=None)
+
+
+def _escaped(cell: Any) -> Any:
+    """A cell that Markdown does not take for several; a ``|`` that is escaped already stays so."""
+    return re.sub(r"(?<!\\)\|", r"\\|", printable(cell)) if isinstance(cell, str) else cell
 
 
 def _plain(cell: Any) -> Any:

@@ -242,6 +242,8 @@ def table(
     cost: str = "parameters",
     by: Sequence[str] = (ACCURACY,),
     draw: DrawTable = markdown_table,
+    *,
+    reasons: bool = True,
 ) -> str:
     """Returns the candidates, in the order given, as a table in which ``*`` marks the Pareto front.
 
@@ -250,6 +252,7 @@ def table(
         cost: The cost of the Pareto front, ``'parameters'`` or ``'latency'``. Default: ``'parameters'``.
         by: What they were ranked by; if that is not accuracy alone, the mean ranks are a column. Default: accuracy.
         draw: How the table is drawn. Default: in Markdown.
+        reasons: Whether the cells of those that failed say why. Default: ``True``.
     """
     front = [id(each) for each in pareto_front(candidates, cost)]
     ranks = {} if list(by) == [ACCURACY] else _ranks_of_sound(candidates, by)
@@ -259,7 +262,7 @@ def table(
     for rank, each in enumerate(candidates, 1):
         place, mark = "", ""
         if each.problem:  # it may have no accuracy at all
-            accuracy = f"failed: {each.problem}".replace("|", "/")
+            accuracy = f"failed: {each.problem}" if reasons else "failed"
         elif each.pruned:
             accuracy = f"{each.row.spread} (given up)"
         else:

@@ -13,7 +13,7 @@ from tgdd_plugin.beton.card import read_card
 from tgdd_plugin.beton.compatibility import fitting_pool
 from tgdd_plugin.core.atomic_files import write_whole
 from tgdd_plugin.core.bounded_reading import JSON_SIZE, parse_json, read_bounded
-from tgdd_plugin.core.errors import InputError
+from tgdd_plugin.core.errors import InputError, printable
 from tgdd_plugin.core.tables import text_table
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.scorer import Row
@@ -66,7 +66,9 @@ def search_and_train(recipe: Recipe, real: ImagePool, test: ImagePool) -> dict[s
     )
     table = ranking.table(candidates, recipe.nas.cost, recipe.nas.rank_by)
     _write_candidates(results, recipe, candidates, table)
-    print(f"\n{ranking.table(candidates, recipe.nas.cost, recipe.nas.rank_by, _aligned)}\n")
+    print(f"\n{ranking.table(candidates, recipe.nas.cost, recipe.nas.rank_by, _aligned, reasons=False)}\n")
+    if failed := [f"{each.name} failed: {each.problem}" for each in candidates if each.problem]:
+        print("\n".join(map(printable, failed)) + "\n")
     made = {"file": recipe.beton, "candidates": [each.summary() for each in candidates]}
     if not recipe.nas.train_best:
         return {**made, **print_results(results, before)}
