@@ -37,6 +37,7 @@ def launch(script: str, what: str, root: Path) -> tuple[int, list[str]]:
             status = launcher.wait(LIMIT)
         except subprocess.TimeoutExpired:
             os.killpg(launcher.pid, signal.SIGKILL)  # the ranks too
+            launcher.wait()  # or a later test fails, of the warning that it was not
             pytest.fail(f"two ranks still hang after {LIMIT} s")
     return status, [(root / f"{what}-{rank}.err").read_text() for rank in (0, 1)]
 
