@@ -17,6 +17,7 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from tgdd_plugin.core.differences import first_difference
 from tgdd_plugin.core.errors import InputError, brief, without_password
@@ -72,17 +73,14 @@ def open_storage(where: str) -> RDBStorage:
     if "://" not in where:  # whatever characters its name has
         url = URL.create("sqlite", database=where).render_as_string()
     local = url.startswith("sqlite")
+    # A file is quick to open, so that a connection is kept for one transaction alone, and none stays behind a search.
+    arguments = {"connect_args": {"timeout": GRACE}, "poolclass": NullPool} if local else None
     for left in reversed(range(TRIES)):
         try:
             if "://" not in where:
                 Path(where).parent.mkdir(parents=True, exist_ok=True)
             with _quiet():
-                storage = RDBStorage(
-                    url,
-                    {"connect_args": {"timeout": GRACE}} if local else None,
-                    heartbeat_interval=HEARTBEAT,
-                    grace_period=GRACE,
-                )
+                storage = RDBStorage(url, arguments, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
             break
         except (SQLAlchemyError, OptunaError, ImportError, RuntimeError, OSError, ValueError) as error:
             if not left:
