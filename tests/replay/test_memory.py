@@ -174,15 +174,14 @@ def test_ids_of_a_head_that_grows(tmp_path: Path) -> None:
 def test_a_number_that_is_no_id_of_the_class_is_refused() -> None:
     memory = ReplayMemory(total_images=100)
     memory.add(pool(["cat", "dog"]))
-    for name, message in (
-        ("0", "got '0' where class 0 is 'cat'. Give other names or ids"),
-        ("05", "got '05' where class 5 is '5'."),
-    ):
-        with pytest.raises(InputError, match=f"`classes` must have a number for a name only where .*{message}"):
-            memory.add(pool(["ship", name]), domain=True)
+    with pytest.raises(InputError, match="number for a name only where .* got '0' where class 0 is 'cat'. Give other"):
+        memory.add(pool(["ship", "0"]), domain=True)
     assert memory.classes == ["cat", "dog"] and memory.counts.tolist() == [8, 8]
     memory.add(pool(["0", "3"]), classes=["zero", "3"])
     assert memory.classes == ["cat", "dog", "zero", "3"]
+    folders = ReplayMemory(total_images=100)
+    folders.add(pool(["00", "01"]))  # names, as they are written otherwise than the ids
+    assert folders.classes == ["00", "01"] and folders.counts.tolist() == [8, 8]
 
 
 def test_domains_share_a_class() -> None:

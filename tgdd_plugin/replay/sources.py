@@ -123,8 +123,8 @@ def identify(source: Source, classes: list[str], growing: bool) -> tuple[list[st
     Args:
         source: The images; a class without images is passed over.
         classes: The names of the memory's classes, by id.
-        growing: Whether there may be further classes. A new name gets the next id; a name that is a number gets that
-            number, unless it is of a class with another name.
+        growing: Whether there may be further classes. A new name gets the next id; a name that is a number, such as
+            "7" and not "07", gets that number, unless it is of a class with another name.
 
     Returns:
         The names including the new ones, and the id of each label, ``(K,)``.
@@ -137,7 +137,7 @@ def identify(source: Source, classes: list[str], growing: bool) -> tuple[list[st
         one = source.meanings[label]
         if isinstance(one, str) and one in names:
             one = names.index(one)
-        elif isinstance(one, str) and growing and one.isdecimal():
+        elif isinstance(one, str) and growing and one.isdecimal() and str(int(one)) == one:
             one = _id_by_name(one, names)
         elif isinstance(one, str) and growing:
             names.append(one)
@@ -162,14 +162,13 @@ def _id_by_name(name: str, names: Sequence[str]) -> int:
     """Returns the id that a new class's name is, such as 7 for '7'.
 
     Raises:
-        InputError: If the class of this id has another name, or would be written otherwise.
+        InputError: If the class of this id has another name.
     """
     number = int(name)
-    known = names[number] if number < len(names) else str(number)
-    if known != name:
+    if number < len(names) and names[number] != name:
         raise InputError(
             f"`classes` must have a number for a name only where it is the id of that class, got '{name}' where class "
-            f"{number} is '{known}'. Give other names or ids of the labels as `classes`."
+            f"{number} is '{names[number]}'. Give other names or ids of the labels as `classes`."
         )
     return number
 
