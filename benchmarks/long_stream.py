@@ -23,7 +23,7 @@ from tgdd_plugin import DistillSettings, ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.recording.settings import RecordSettings
-from tgdd_plugin.replay import learner
+from tgdd_plugin.replay import learner, task_steps
 from tgdd_plugin.replay.policies import Policy, TaskResult, replay_policy
 from tgdd_plugin.replay.settings import ReplaySettings
 from tgdd_plugin.replay.tasks import split_classes
@@ -56,7 +56,7 @@ def main() -> None:
     )
     keep = replay_policy(options.policy, tasks, settings, Normalization(MEAN, STD), "cpu")
     began, lines, evaluating = [time.process_time()], [], [0.0]
-    measure = learner.accuracy
+    measure = task_steps.accuracy
 
     def timed(*arguments: object) -> float:
         start = time.process_time()
@@ -73,7 +73,7 @@ def main() -> None:
         return keep(result)
 
     wrapped: Policy = policy  # type: ignore[assignment]
-    learner.accuracy = timed  # type: ignore[assignment]
+    task_steps.accuracy = timed  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         training = RecordSettings(epochs=1, cutmix=0.0, exemplars=2, precision="fp32", compile=False)
         learner.learn(

@@ -30,7 +30,7 @@ from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.distillation.settings import DistillSettings
-from tgdd_plugin.nas import trial_queue
+from tgdd_plugin.nas import study_storage
 from tgdd_plugin.networks import convnet
 
 MEAN, STD = [0.5], [0.25]
@@ -188,7 +188,7 @@ def _tgdd(*arguments: str) -> Callable[[], None]:
 
 def _search() -> None:
     # What a killed process was trying is taken up by another one a minute after its last sign of life.
-    trial_queue.HEARTBEAT, trial_queue.GRACE = 1, 2
+    study_storage.HEARTBEAT, study_storage.GRACE = 1, 2
     _tgdd("nas", "recipe.yaml", "file=set.beton")()
 
 

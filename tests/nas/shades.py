@@ -11,7 +11,7 @@ from tgdd_plugin.beton.card import Card
 from tgdd_plugin.beton.format import write_beton
 from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.settings import RetrainSettings
-from tgdd_plugin.nas import optuna_search, trial_queue
+from tgdd_plugin.nas import optuna_search, study_storage, trial_queue
 from tgdd_plugin.nas.settings import NasSettings
 
 K = 3
@@ -74,8 +74,8 @@ def accuracies(found):
 
 def states(folder, name="nas", file="nas.db"):
     """How many trials there are of each state, of those that tell what came of them or are not over yet."""
-    with trial_queue._quiet():
-        found = optuna.load_study(study_name=name, storage=trial_queue.open_storage(str(folder / file)))
+    with study_storage.quiet():
+        found = optuna.load_study(study_name=name, storage=study_storage.open_storage(str(folder / file)))
     return Counter(trial.state.name for trial in found.get_trials(deepcopy=False) if trial_queue.is_claimed(trial))
 
 

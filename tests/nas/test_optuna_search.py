@@ -27,7 +27,7 @@ from tests.nas.shades import REAL, RECIPE, SETTINGS, SPACE, TRAINING, K, accurac
 from tgdd_plugin import cli
 from tgdd_plugin.core.errors import InputError, without_password
 from tgdd_plugin.evaluation.settings import RetrainSettings
-from tgdd_plugin.nas import final_training, optuna_search, search_job, trial_queue, workers
+from tgdd_plugin.nas import final_training, optuna_search, search_job, study_storage, trial_queue, workers
 from tgdd_plugin.nas.ranking import Candidate
 from tgdd_plugin.nas.search_space import candidate_builder, name_of
 from tgdd_plugin.nas.settings import NasSettings
@@ -79,14 +79,14 @@ def test_a_search_that_was_broken_off_goes_on(beton, tmp_path, monkeypatch, whol
     assert Counter(tried) == {**dict.fromkeys(expected, 1), tried[2]: 2}
 
 
-DEATHS = ["search_job.measure", "trial_queue.RDBStorage.record_heartbeat"]  # at work, or before it began
+DEATHS = ["search_job.measure", "study_storage.RDBStorage.record_heartbeat"]  # at work, or before it began
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tests.nas import shades
-from tgdd_plugin.nas import search_job, trial_queue
+from tgdd_plugin.nas import search_job, study_storage
 
-trial_queue.HEARTBEAT, trial_queue.GRACE = 1, 3
+study_storage.HEARTBEAT, study_storage.GRACE = 1, 3
 for dies in sys.argv[1:]:
     if not (child := os.fork()):
         exec(f"{dies} = lambda *_: os.kill(os.getpid(), signal.SIGKILL)")
@@ -110,8 +110,8 @@ def killed(tmp_path_factory):
 
 @pytest.mark.parametrize("dies", DEATHS)
 def test_what_a_killed_process_was_trying_is_taken_up(beton, killed, monkeypatch, dies):
-    monkeypatch.setattr(trial_queue, "HEARTBEAT", 1)
-    monkeypatch.setattr(trial_queue, "GRACE", 3)
+    monkeypatch.setattr(study_storage, "HEARTBEAT", 1)
+    monkeypatch.setattr(study_storage, "GRACE", 3)
     folder = killed / dies
     assert states(folder) == {"RUNNING": 1}
     assert len(search(beton, folder)) == 6
@@ -119,8 +119,8 @@ def test_what_a_killed_process_was_trying_is_taken_up(beton, killed, monkeypatch
 
 
 def test_a_candidate_that_kills_its_process_is_given_up(beton, tmp_path, monkeypatch):
-    monkeypatch.setattr(trial_queue, "HEARTBEAT", 1)
-    monkeypatch.setattr(trial_queue, "GRACE", 2)
+    monkeypatch.setattr(study_storage, "HEARTBEAT", 1)
+    monkeypatch.setattr(study_storage, "GRACE", 2)
     queue = trial_queue.Queue(str(tmp_path / "q.db"), "q", 1, lambda count, _: [{"x": 1}] * count, {})
     tried = []
 
@@ -260,8 +260,8 @@ def test_a_place_that_is_none_is_refused(beton, tmp_path, monkeypatch, where):
 
 
 def test_a_study_left_half_made_is_taken_up(beton, tmp_path):
-    with trial_queue._quiet():
-        optuna.create_study(storage=trial_queue.open_storage(str(tmp_path / "nas.db")), study_name="nas")
+    with study_storage.quiet():
+        optuna.create_study(storage=study_storage.open_storage(str(tmp_path / "nas.db")), study_name="nas")
     assert len(search(beton, tmp_path)) == 6
 
 
@@ -280,8 +280,8 @@ def test_a_process_that_was_taken_for_dead_goes_on(beton, tmp_path, monkeypatch)
     def sleepy(candidate, *rest):
         found = measure(candidate, *rest)
         if not slept:
-            storage = trial_queue.open_storage(str(tmp_path / "nas.db"))
-            with trial_queue._quiet():
+            storage = study_storage.open_storage(str(tmp_path / "nas.db"))
+            with study_storage.quiet():
                 (running,) = optuna.load_study(study_name="nas", storage=storage).get_trials(
                     states=(TrialState.RUNNING,)
                 )
@@ -345,8 +345,8 @@ def test_a_storage_that_breaks_is_one_clear_line(beton, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["what?now", "run%3A1", "100%20", "a+b c#d&e@é"])
 def test_a_study_lies_in_the_folder_that_was_named_whatever_its_name(tmp_path, name):
     (tmp_path / name).mkdir()
-    with trial_queue._quiet():
-        optuna.create_study(study_name="x", storage=trial_queue.open_storage(str(tmp_path / name / "nas.db")))
+    with study_storage.quiet():
+        optuna.create_study(study_name="x", storage=study_storage.open_storage(str(tmp_path / name / "nas.db")))
     assert (tmp_path / name / "nas.db").is_file() and [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -431,8 +431,8 @@ def test_each_study_has_results_of_its_own(beton, tmp_path, capsys):
     assert states(tmp_path, "wider", "few-nas.db") == {"COMPLETE": 4} and states(tmp_path, file="few-nas.db")
     files = [results_file(read_recipe(recipe, [f"nas.study={name}"])).name for name in ("a-b", "a/b", "nas", "'///'")]
     assert files[0] == "few-nas-a-b.json" and files[2] == "few-nas.json" and len(set(files)) == 4
-    with trial_queue._quiet():
-        study = optuna.load_study(study_name="wider", storage=trial_queue.open_storage(str(tmp_path / "few-nas.db")))
+    with study_storage.quiet():
+        study = optuna.load_study(study_name="wider", storage=study_storage.open_storage(str(tmp_path / "few-nas.db")))
     for trial in study.get_trials():  # what Optuna's dashboard shows
         matching = next(one for one in other["candidates"] if one["arguments"] == trial.params)
         assert (trial.user_attrs["parameters"], trial.user_attrs["latency"]) == (
@@ -444,7 +444,7 @@ def test_each_study_has_results_of_its_own(beton, tmp_path, capsys):
 @pytest.mark.parametrize("place", ["record_heartbeat", "set_trial_state_values"])
 def test_ctrl_c_while_the_study_is_written_leaves_no_candidate_running(beton, tmp_path, monkeypatch, place):
     """Before a candidate's training, and as its result is written; the first of three times."""
-    original, calls = getattr(trial_queue.RDBStorage, place), []
+    original, calls = getattr(study_storage.RDBStorage, place), []
 
     def interrupted(*arguments, **named):
         if not calls:
@@ -452,12 +452,12 @@ def test_ctrl_c_while_the_study_is_written_leaves_no_candidate_running(beton, tm
             os.kill(os.getpid(), signal.SIGINT)
         return original(*arguments, **named)
 
-    monkeypatch.setattr(trial_queue.RDBStorage, place, interrupted)
+    monkeypatch.setattr(study_storage.RDBStorage, place, interrupted)
     with pytest.raises(KeyboardInterrupt):
         search(beton, tmp_path)
     assert calls and "RUNNING" not in states(tmp_path)
     start = time.monotonic()
-    assert len(search(beton, tmp_path)) == 6 and time.monotonic() - start < trial_queue.GRACE
+    assert len(search(beton, tmp_path)) == 6 and time.monotonic() - start < study_storage.GRACE
     assert states(tmp_path) == {"COMPLETE": 6}
 
 

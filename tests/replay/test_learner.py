@@ -32,7 +32,7 @@ from tgdd_plugin.data.device_loader import DeviceLoader
 from tgdd_plugin.data.normalization import Normalization
 from tgdd_plugin.networks import convnet
 from tgdd_plugin.recording.settings import RecordSettings
-from tgdd_plugin.replay import learner, network_growth, policies
+from tgdd_plugin.replay import network_growth, policies, task_steps
 from tgdd_plugin.replay.heads import separate_heads
 from tgdd_plugin.replay.learner import learn
 from tgdd_plugin.replay.memory import ReplayMemory
@@ -106,7 +106,7 @@ def training(act: Callable[[str], dict[str, Any]]) -> Iterator[list[str]]:
         return train_network(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner, "train_network", spied)
+        patch.setattr(task_steps, "train_network", spied)
         yield trained
 
 
@@ -405,11 +405,11 @@ def test_broken_off_anywhere_the_same_call_ends_with_the_same_files(
     ):
         policy = distilled(DISTILL, callbacks=[StopAt(3)], checkpoint_interval="2ba", **OPTIONS)
         if where == "between two tasks":
-            patch.setattr(learner, "train_network", stop)
+            patch.setattr(task_steps, "train_network", stop)
         if where == "in writing the memory":
             patch.setattr(ReplayMemory, "save", stop)
         if where == "in scoring":
-            patch.setattr(learner, "accuracy", stop)
+            patch.setattr(task_steps, "accuracy", stop)
         with pytest.raises(RuntimeError if where == "in a training" else KeyboardInterrupt):
             run(folder, policy if where == "in a distillation" else None)
     assert len(Scores.read(folder / "scores.json").rows) == (1 if where == "between two tasks" else 2)
@@ -562,7 +562,7 @@ def test_another_job_in_the_same_folder_is_refused(
 
 def test_a_job_that_came_to_nothing_binds_nobody(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(learner, "train_network", stop)
+        patch.setattr(task_steps, "train_network", stop)
         run(tmp_path, nothing)
     assert run(tmp_path, nothing, seed=1).about["seed"] == 1
 

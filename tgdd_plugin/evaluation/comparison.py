@@ -25,7 +25,6 @@ from tgdd_plugin.core.device import Device, torch_device
 from tgdd_plugin.core.errors import check_seed
 from tgdd_plugin.core.ranks import locked_on_rank_0
 from tgdd_plugin.core.settings import as_settings
-from tgdd_plugin.data.image_pool import ImagePool
 from tgdd_plugin.evaluation.baselines import CONFIDENCE, Baselines
 from tgdd_plugin.evaluation.compact_set import CompactSet
 from tgdd_plugin.evaluation.results import (
@@ -38,16 +37,14 @@ from tgdd_plugin.evaluation.results import (
     warn_if_seen,
     write_results,
 )
-from tgdd_plugin.evaluation.row_jobs import RowJob, plan_rows
-from tgdd_plugin.evaluation.scorer import FULL_DATA, Key, Row, Scorer
+from tgdd_plugin.evaluation.row_jobs import plan_rows
+from tgdd_plugin.evaluation.row_scoring import logs_of, score_rows, scorer_of
+from tgdd_plugin.evaluation.scorer import FULL_DATA, Row
 from tgdd_plugin.evaluation.settings import EvaluateSettings, RetrainSettings
 from tgdd_plugin.evaluation.soft_labels import find_teachers
 from tgdd_plugin.evaluation.stage_outputs import predict_confidences
 from tgdd_plugin.evaluation.tables import evaluate_table
-from tgdd_plugin.logs.destinations import TrainingLogs, as_log_settings
-from tgdd_plugin.logs.log_file import log_path
 from tgdd_plugin.logs.settings import LoggerSettings
-from tgdd_plugin.training.fitting import LOGGED
 from tgdd_plugin.trajectory.store import Trajectory
 
 RETRAIN_ROWS = EvaluateSettings(baselines=["random"], networks=[], soft_labels=False, worth=False)
@@ -120,9 +117,9 @@ def retrain(
     if real is not None:
         baselines = Baselines(compact, real, usual_results(file).with_suffix(""), device, progress_bar)
     jobs = plan_rows(compact, baselines, RETRAIN_ROWS, settings, seed=seed)
-    logs = _logs(loggers, results, file)
-    scorer = _scorer(compact, test, held_out, settings, seed, device, progress_bar, trainer_options, logs, results)
-    about = describe_comparison(file, compact, scorer, real, settings)
+    logs = logs_of(loggers, results, file)
+    scorer = scorer_of(compact, test, settings, seed, device, progress_bar, trainer_options, logs, results)
+    about = describe_comparison(file, compact, scorer, real, settings, held_out=held_out)
     with locked_on_rank_0(results) if results else nullcontext():
         done = read_results(results, about, overwrite=overwrite) if results else {}
 
@@ -130,7 +127,7 @@ def retrain(
             if results and dist.get_global_rank() == 0:
                 write_results(results, about, list(done.values()), scorer)
 
-        rows = _score(jobs, scorer, done, keep)
+        rows = score_rows(jobs, scorer, done, keep)
         if dist.get_global_rank() == 0:
             add_to_card(file, compact.card, about, rows, scorer)
     return rows
@@ -210,9 +207,9 @@ def evaluate(
         if CONFIDENCE in settings.baselines and len(teacher.finite_stages) > 1:
             how: dict[str, Any] = {"normalization": compact.card.normalization, "device": on}
             confidences = functools.partial(predict_confidences, teacher, networks, **how, progress_bar=progress_bar)
-    logs = _logs(loggers, results, file)
-    scorer = _scorer(compact, test, held_out, training, seed, device, progress_bar, trainer_options, logs, results)
-    about = describe_comparison(file, compact, scorer, real, training)
+    logs = logs_of(loggers, results, file)
+    scorer = scorer_of(compact, test, training, seed, device, progress_bar, trainer_options, logs, results)
+    about = describe_comparison(file, compact, scorer, real, training, held_out=held_out)
     about["learning_rates"] = settings.learning_rates and list(settings.learning_rates)
     about["teachers"] = teacher and [stage.sha256 for stage in find_teachers(teacher)]
     tuned_on = None
@@ -230,7 +227,7 @@ def evaluate(
             if dist.get_global_rank() == 0:
                 write_results(results, about, list(done.values()), scorer)
 
-        rows = _score(jobs, scorer, done, keep, settings.learning_rates or [], tuned_on)
+        rows = score_rows(jobs, scorer, done, keep, settings.learning_rates or [], tuned_on)
         if dist.get_global_rank() == 0:
             write_whole(
                 results.with_suffix(".md"), evaluate_table(rows) + "\n" + f"\nScored on {HELD_OUT}.\n" * held_out
@@ -244,67 +241,3 @@ def _tells_apart(recorded: Sequence[str], classes: Sequence[str]) -> bool:
     """Whether a recorded network's outputs are a set's classes, in order; either may have numbers for names."""
     numbers = number_names(len(classes))
     return list(recorded) == list(classes) or (len(recorded) == len(classes) and numbers in (recorded, classes))
-
-
-def _scorer(
-    compact: CompactSet,
-    test: ImagePool,
-    held_out: bool,
-    training: RetrainSettings,
-    seed: int,
-    device: Device | None,
-    progress_bar: bool,
-    trainer_options: Mapping[str, Any] | None,
-    logs: TrainingLogs,
-    results: Path | None,
-) -> Scorer:
-    card, seeds = compact.card, range(seed, seed + training.seeds)
-    checkpoints = results and results.with_name(f".{results.stem}-checkpoints")  # without results nothing goes on
-    seen: dict[str, Any] = {"progress_bar": progress_bar, "trainer_options": trainer_options, "logs": logs}
-    how: dict[str, Any] = {"device": device, "at_once": training.at_once, "checkpoints": checkpoints}
-    return Scorer(test, card.normalization, seeds, len(card.classes), held_out=held_out, **how, **seen)
-
-
-def _logs(
-    loggers: Sequence[LoggerDestination] | LoggerSettings | Mapping[str, Any], results: Path | None, file: Path
-) -> TrainingLogs:
-    """The logs of a comparison's trainings, beside its results."""
-    settings, own = as_log_settings(loggers)
-    return TrainingLogs(settings, (results or file).stem, results and log_path(results), LOGGED, own)
-
-
-def _score(
-    jobs: Sequence[RowJob],
-    scorer: Scorer,
-    done: dict[Key, Row],
-    keep: Callable[[Row, list[nn.Module]], None],
-    learning_rates: Sequence[float] = (),
-    held_out: ImagePool | None = None,
-) -> list[Row]:
-    """Trains and scores the networks of all rows, one row after another.
-
-    Args:
-        jobs: The rows to be.
-        scorer: Trains and scores their networks.
-        done: Finished rows by key, which are not trained again; each new one is added.
-        keep: Called with each new row and its trained networks.
-        learning_rates: The learning rates to choose from, for each row.
-        held_out: The images they are chosen on. Default: ``None``, and each job's own learning rate.
-
-    Returns:
-        The rows, in the order of the jobs.
-    """
-    rows: list[Row] = []
-    for job in jobs:
-        if job.row.key not in done:
-            if not job.wanted(rows):
-                continue
-            settings = job.settings
-            if held_out is not None:
-                settings = scorer.tune_learning_rate(learning_rates, held_out, job.row, job.build, job.images, settings)
-            networks = scorer.score(job.row, job.build, job.images, settings)
-            done[job.row.key] = job.row
-            keep(job.row, networks)
-        rows.append(done[job.row.key])
-    scorer.remove_checkpoints()
-    return rows

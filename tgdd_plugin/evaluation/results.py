@@ -29,12 +29,21 @@ ON_CARD = ("protocol", "network", "architecture", "parameters", "test_images", "
 HELD_OUT = "held-out training images"
 """What a comparison is scored on that serves to choose settings: the card, which is published, gets none of it."""
 
+FINGERPRINTS = ("test_fingerprint", "real_fingerprint")
+"""The keys that are named only where nothing else differs: nobody can tell what to give in their place."""
+
 MOST_TOLD = 5
 """The most differences from an earlier comparison that an error names."""
 
 
 def describe_comparison(
-    file: str | Path, compact: CompactSet, scorer: Scorer, real: ImagePool | None, training: RetrainSettings
+    file: str | Path,
+    compact: CompactSet,
+    scorer: Scorer,
+    real: ImagePool | None,
+    training: RetrainSettings,
+    *,
+    held_out: bool,
 ) -> dict[str, Any]:
     """Returns what the rows of a comparison depend on, as plain values.
 
@@ -44,10 +53,11 @@ def describe_comparison(
         scorer: The scorer of the networks.
         real: All real training images, with those that are held out; ``None`` if there are none.
         training: How networks are trained.
+        held_out: Whether the scorer's images are training images that were held out.
     """
     fresh = compact.fresh()
     return {
-        "scored_on": HELD_OUT if scorer.held_out else "test images",
+        "scored_on": HELD_OUT if held_out else "test images",
         "file": Path(file).name,
         "sha256": compact.card.sha256,
         "protocol": PROTOCOL,
@@ -106,12 +116,10 @@ def read_results(path: Path, about: dict[str, Any], *, overwrite: bool = False) 
             return {}
         raise InputError(f"'{path}' is damaged ({error}). Delete it, or set `overwrite` to true.") from error
     teachers = about["teachers"] or earlier["teachers"]  # a trajectory may be left out, or come later
-    known = {**earlier, "teachers": earlier["teachers"] or teachers}
+    before = under_section({**earlier, "teachers": earlier["teachers"] or teachers}, "retrain")
     now = under_section({**about, "teachers": teachers}, "retrain")
-    before = under_section(known, "retrain")
-    images = ("test_fingerprint", "real_fingerprint")  # of which nobody can tell what to give in their place
-    plain, plainly = ({**each, **dict.fromkeys(images)} for each in (before, now))
-    other = first_difference(plain, plainly, most=MOST_TOLD) or first_difference(before, now, most=MOST_TOLD)
+    named_before, named_now = ({**each, **dict.fromkeys(FINGERPRINTS)} for each in (before, now))
+    other = first_difference(named_before, named_now, most=MOST_TOLD) or first_difference(before, now, most=MOST_TOLD)
     if other and overwrite:
         return {}
     if other:
@@ -136,7 +144,7 @@ def add_to_card(file: str | Path, card: Card, about: dict[str, Any], rows: Seque
         rows: The rows that the card gets.
         scorer: The scorer of the rows.
     """
-    if scorer.held_out:
+    if about["scored_on"] == HELD_OUT:
         return
     entry = {key: about[key] for key in ON_CARD} | {"rows": [row.summary() for row in rows], **_origin(scorer)}
     try:

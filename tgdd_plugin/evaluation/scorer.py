@@ -143,7 +143,6 @@ class Scorer:
         logs: The logs of the trainings. Default: none.
         checkpoints: The folder for the checkpoints of trainings that take minutes, which go on from there where they
             were cut short, see :meth:`remove_checkpoints`. Default: ``None``, none.
-        held_out: Whether ``test`` are training images that were held out. Default: ``False``.
     """
 
     test: ImagePool
@@ -156,7 +155,6 @@ class Scorer:
     trainer_options: Mapping[str, Any] | None = None
     logs: TrainingLogs | None = None
     checkpoints: Path | None = None
-    held_out: bool = False
 
     def score(
         self, row: Row, build: Callable[[], nn.Module], images: Callable[[int], Images], settings: TrainSettings

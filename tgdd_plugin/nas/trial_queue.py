@@ -5,33 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
-import sqlalchemy
-from optuna.exceptions import ExperimentalWarning, OptunaError, UpdateFinishedTrialError
-from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import URL
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
 from tgdd_plugin.core.differences import first_difference
-from tgdd_plugin.core.errors import InputError, brief, without_password
+from tgdd_plugin.core.errors import InputError, without_password
 from tgdd_plugin.core.interrupts import HeldInterrupts
 from tgdd_plugin.evaluation.settings import RetrainSettings
-
-HEARTBEAT, GRACE = 10, 60
-"""Seconds between a worker's signs of life, and after the last of them until another takes up what it was doing."""
+from tgdd_plugin.nas import study_storage
+from tgdd_plugin.nas.study_storage import open_storage, quiet
 
 POLL = 0.5
 """Seconds between looks at what others are doing."""
 
 TRIES = 4
-"""How often a database is tried to be opened, and a candidate whose process is killed each time."""
+"""How often a candidate is tried whose process is killed each time."""
 
 _ABOUT, _COUNT, _SLOT, _BEGUN, _NOTED, _STOPPED = "about", "candidates", "slot", "begun", "noted", "stopped"
 _AGAIN, _SECOND, _FIRST = "given back", "second try", "first trial"
@@ -45,57 +38,6 @@ class GivenBack(Failed):
     """A candidate could not be trained now, and is to be tried again: with the same arguments, last, and alone."""
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences Optuna's line about every trial, and its warning that heartbeats are experimental."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
-def open_storage(where: str) -> RDBStorage:
-    """Opens a database for studies.
-
-    Args:
-        where: A file for SQLite, which the processes of one machine can share and whose folder is made if there is
-            none, or the URL of a database as SQLAlchemy writes it (``'postgresql://...'``), which workers on many
-            machines can share.
-
-    Raises:
-        InputError: If it cannot be opened.
-    """
-    url = where
-    if "://" not in where:  # whatever characters its name has
-        url = URL.create("sqlite", database=where).render_as_string()
-    local = url.startswith("sqlite")
-    # A file is quick to open, so that a connection is kept for one transaction alone, and none stays behind a search.
-    arguments = {"connect_args": {"timeout": GRACE}, "poolclass": NullPool} if local else None
-    for left in reversed(range(TRIES)):
-        try:
-            if "://" not in where:
-                Path(where).parent.mkdir(parents=True, exist_ok=True)
-            with _quiet():
-                storage = RDBStorage(url, arguments, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
-            break
-        except (SQLAlchemyError, OptunaError, ImportError, RuntimeError, OSError, ValueError) as error:
-            if not left:
-                raise InputError(
-                    f"'{without_password(where)}' cannot be used for a study ({brief(error)}). Name a new file, or the "
-                    f"URL of a database."
-                ) from error
-            time.sleep(POLL)  # of processes that make the same tables at once, one succeeds
-    if local:
-        # SQLite has no row locks, so that two processes could take the same candidate: each transaction has the whole
-        # file for itself. (SQLAlchemy, SQLite dialect: "Serializable isolation / Savepoints / Transactional DDL".)
-        sqlalchemy.event.listen(storage.engine, "begin", lambda c: c.exec_driver_sql("BEGIN IMMEDIATE"))
-    return storage
-
-
 class Queue:
     """A study in which each of a list of slots is tried once. A free process gives an open slot a trial.
 
@@ -106,7 +48,7 @@ class Queue:
     A study has as many slots as the process that asked for most of them; the others take part in all of these.
 
     Args:
-        where: The file or URL of the study, see :func:`open_storage`.
+        where: The file or URL of the study, see :func:`tgdd_plugin.nas.study_storage.open_storage`.
         name: The name of the study.
         count: How many slots this process asks for.
         slots: Returns the arguments to try in each of so many slots; an empty mapping leaves the choice to the sampler.
@@ -131,7 +73,7 @@ class Queue:
         about: dict[str, Any],
         pruner: optuna.pruners.BasePruner | None = None,
     ) -> None:
-        with _quiet():
+        with quiet():
             self.storage = open_storage(where)
             self.study = optuna.create_study(
                 storage=self.storage, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
@@ -174,14 +116,15 @@ class Queue:
         """Tries slots until none is left, here or in another process.
 
         While others are still trying some it waits for them, and takes over the slots of processes that gave no sign
-        of life for :data:`GRACE` seconds. A slot whose processes were killed :data:`TRIES` times is given up.
+        of life for :data:`tgdd_plugin.nas.study_storage.GRACE` seconds. A slot whose processes were killed
+        :data:`TRIES` times is given up.
 
         Args:
             attempt: Takes a trial and returns the value to maximise. It calls :meth:`note`, and may then raise
                 :class:`Failed` or ``optuna.TrialPruned``. Without a note it may raise :class:`GivenBack`.
             done: Called after each trial. Default: nothing.
         """
-        with _quiet():
+        with quiet():
             while True:
                 slots, trials = self.slots(), self._trials()
                 settled = {trial.user_attrs[_SLOT] for trial in trials if is_claimed(trial)}
@@ -281,7 +224,7 @@ class Queue:
         for trial in trials:
             if trial.state != TrialState.RUNNING or trial.user_attrs.get(_BEGUN):
                 continue
-            if time.monotonic() > self._silent.setdefault(trial.number, time.monotonic()) + GRACE:
+            if time.monotonic() > self._silent.setdefault(trial.number, time.monotonic()) + study_storage.GRACE:
                 with contextlib.suppress(UpdateFinishedTrialError):  # another process did it
                     self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 

@@ -47,10 +47,8 @@ def _of_parts(dataset: Any, look: Callable[[Any], Found | None], outer: Sequence
     """
     if (found := look(dataset)) is not None:
         return [found]
-    parts, inner = getattr(dataset, "datasets", None), getattr(dataset, "dataset", None)
-    parts = parts if isinstance(parts, (list, tuple)) else [] if inner is None else [inner]
     outer = [*outer, dataset]  # as a data set may name itself
-    parts = [part for part in parts if all(part is not one for one in outer)]
+    parts = [part for part in _inside(dataset) if all(part is not one for one in outer)]
     return [found for part in parts for found in _of_parts(part, look, outer)] or [None]
 
 
@@ -171,10 +169,15 @@ def _all_datasets(dataset: Any) -> list[Any]:
     """A data set and all those inside it, out of ``Subset`` and ``ConcatDataset`` alike."""
     found = [dataset]
     for outer in found:  # grows on the way
-        datasets = getattr(outer, "datasets", None)
-        inner = [getattr(outer, "dataset", None), *(datasets if isinstance(datasets, (list, tuple)) else ())]
-        found += [one for one in inner if one is not None and all(one is not other for other in found)]
+        found += [one for one in _inside(outer) if all(one is not other for other in found)]
     return found
+
+
+def _inside(dataset: Any) -> list[Any]:
+    """The data sets directly inside one, such as that of a ``Subset`` and those of a ``ConcatDataset``."""
+    parts = getattr(dataset, "datasets", None)
+    inner = [getattr(dataset, "dataset", None), *(parts if isinstance(parts, (list, tuple)) else ())]
+    return [one for one in inner if one is not None]
 
 
 def _transform_operations(transform: Any) -> set[str] | None:
